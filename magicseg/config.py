@@ -1,0 +1,229 @@
+"""The configuration of a run: validated settings, presets, dotted overrides, YAML in and out."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from magicseg.errors import ConfigError
+from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.settings import Settings
+from magicseg.train.settings import TrainSettings
+
+
+class LabelSettings(Settings):
+    """Which classes the data set is about."""
+
+    vocabulary: str = Field(description="a shipped name, or a path to a .txt or .yaml list")
+
+
+class PlanSettings(Settings):
+    """How many samples, and how they are cut into shards."""
+
+    samples: int = Field(ge=1, le=1_000_000_000)
+    shard_size: int = Field(64, ge=1, le=65_536, description="samples in a shard: the unit of work and commit")
+    min_labels: int = Field(1, ge=1, le=8, description="least number of different classes in a sample")
+    max_labels: int = Field(2, ge=1, le=8, description="greatest number of different classes in a sample")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min_labels > self.max_labels:
+            raise ValueError(f"min_labels is {self.min_labels}, above max_labels {self.max_labels}")
+        return self
+
+
+class StoreSettings(Settings):
+    """How images are kept."""
+
+    image_codec: Literal["lossless", "jpeg"] = "lossless"
+    jpeg_quality: int = Field(95, ge=1, le=100)
+
+
+class StageSettings(Settings):
+    """What the array stages share."""
+
+    backend: str = Field(description="an installed back end's name")
+    batch_size: int = Field(16, ge=1, description="samples in one call of the back end; part of the fingerprint")
+    options: dict[str, Any] = Field(default_factory=dict, description="the back end's own settings")
+
+
+class DescribeSettings(StageSettings):
+    """Labels to captions."""
+
+
+class GenerateSettings(StageSettings):
+    """Captions to pairs of images."""
+
+    size: int = Field(512, ge=8, le=8192, description="height and width of the images in pixels")
+
+
+class MaskSettings(StageSettings):
+    """Pairs of images to class maps."""
+
+
+class Config(Settings):
+    """One run's whole configuration."""
+
+    preset: str | None = Field(None, description="the preset that this configuration began with")
+    seed: int = Field(0, ge=0, lt=2**63)
+    labels: LabelSettings
+    plan: PlanSettings
+    store: StoreSettings = StoreSettings()
+    describe: DescribeSettings
+    generate: GenerateSettings
+    mask: MaskSettings
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    def to_yaml(self) -> str:
+        """The configuration with every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def preset_names() -> list[str]:
+    """The shipped presets."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in files("magicseg.presets").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def json_schema() -> str:
+    """The JSON schema of `Config`."""
+    return json.dumps(Config.model_json_schema(), indent=2)
+
+
+def load_config(
+    *, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()
+) -> Config:
+    """A preset, then a file's values over it, then ``key.path=value`` overrides.
+
+    Raises: ConfigError naming the key, with the nearest valid one for an unknown key.
+    """
+    data: dict[str, Any] = {}
+    if file is not None:
+        data = _read_yaml(file)
+    preset = preset or data.get("preset")
+    if preset is not None:
+        names = preset_names()
+        if preset not in names:
+            raise ConfigError(f"there is no preset {preset!r}", hint=f"presets: {', '.join(names)}")
+        text = files("magicseg.presets").joinpath(f"{preset}.yaml").read_text(encoding="utf-8")
+        data = _merged(yaml.safe_load(text), data) | {"preset": preset}
+    for override in overrides:
+        _apply_override(data, override)
+    return validate_config(data, source=str(file) if file else "the settings")
+
+
+def validate_config(data: Mapping[str, Any], *, source: str) -> Config:
+    """Check plain data against `Config`. Raises: ConfigError naming the first offending key."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        raise _explain(error, source) from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of settings")
+    return data
+
+
+def read_config(path: Path) -> Config:
+    """A run's own, complete configuration file."""
+    return validate_config(_read_yaml(path), source=str(path))
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), dict):
+            result[key] = _merged(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def _apply_override(data: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise ConfigError(f"--set {override!r} is not of the form key.path=value", hint="--set plan.samples=256")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
+    parts = key.strip().split(".")
+    node = data
+    for depth, part in enumerate(parts[:-1]):
+        child = node.setdefault(part, {})
+        if not isinstance(child, dict):
+            where = ".".join(parts[: depth + 1])
+            raise ConfigError(f"--set {override!r}: {where} is a value, not a group of settings")
+        node = child
+    node[parts[-1]] = value
+
+
+def _explain(error: ValidationError, source: str) -> ConfigError:
+    first = error.errors(include_url=False)[0]
+    location = [part for part in first["loc"] if isinstance(part, str)]
+    key = ".".join(location) or "settings"
+    if first["type"] == "extra_forbidden":
+        known = _keys_at(Config, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        everywhere = [path for path in _all_keys(Config) if path.rsplit(".", 1)[-1] == location[-1]]
+        prefix = ".".join(location[:-1])
+        if near:
+            hint = f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
+        elif everywhere:
+            hint = f"did you mean {everywhere[0]}?"
+        else:
+            hint = f"known here: {', '.join(known)}"
+        return ConfigError(f"{source}: {key} is not a setting", hint=hint)
+    if first["type"] == "missing":
+        return ConfigError(
+            f"{source}: {key} is missing", hint=f"start from a preset: --preset {preset_names()[0]}"
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{source}: {key}: {message} (got {first['input']!r})", hint="magicseg schema")
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is not None:
+        return next((model for arg in get_args(annotation) if (model := _model_of(arg))), None)
+    return None
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(part)
+        inner = _model_of(field.annotation) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        inner = _model_of(field.annotation)
+        if inner is not None:
+            keys += _all_keys(inner, f"{prefix}{name}.")
+    return keys

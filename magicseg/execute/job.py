@@ -1,0 +1,75 @@
+"""A job: a list of shards done one after another in this process, with one load of the back end.
+
+This is what a local worker process and a task of a Slurm array both run.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from magicseg.errors import MagicsegError, PlanMismatch, StoreError
+from magicseg.execute.shard import Stopped, execute_shard, load_backend
+from magicseg.run.claims import try_claim
+from magicseg.run.directory import Run
+from magicseg.run.files import storage_errors
+
+
+@dataclass(frozen=True)
+class ShardEvent:
+    """What became of a shard: ``committed``, ``busy`` (somebody else has it), ``failed`` or ``abandoned``."""
+
+    shard: int
+    outcome: str
+    samples: int = 0
+    detail: str = ""
+
+
+def _never() -> bool:
+    return False
+
+
+def run_shards(
+    run: Run,
+    stage: str,
+    shards: Iterable[int],
+    *,
+    report: Callable[[ShardEvent], None],
+    should_stop: Callable[[], bool] = _never,
+) -> None:
+    """Do those of ``shards`` that are not committed; report each.
+
+    A shard that fails is noted in the ledger and does not stop the others. Storage that refuses, or settings that
+    do not fit, stop the job. Raises: StoreError, PlanMismatch, BackendError, IncompleteError.
+    """
+    ledger = run.ledger(stage)
+    with storage_errors(run.path, f"mend it, then: magicseg {stage} {run.path}"):
+        ledger.create()
+        committed = ledger.commits().keys()
+        backend = None
+        for shard in shards:
+            if should_stop():
+                report(ShardEvent(shard, "abandoned"))
+                return
+            if shard in committed:
+                continue
+            claim = try_claim(ledger.claim_path(shard))
+            if claim is None:
+                report(ShardEvent(shard, "busy"))
+                continue
+            with claim:
+                done = ledger.committed(shard)
+                if done is not None:  # by somebody who held the claim a moment ago
+                    report(ShardEvent(shard, "committed", done.samples))
+                    continue
+                backend = backend or load_backend(run, stage)
+                try:
+                    record = execute_shard(run, stage, shard, backend, should_stop)
+                except Stopped:
+                    report(ShardEvent(shard, "abandoned"))
+                    return
+                except (StoreError, PlanMismatch):
+                    raise
+                except MagicsegError as error:
+                    ledger.fail(shard, type(error).__name__, error.message)
+                    report(ShardEvent(shard, "failed", detail=error.message))
+                else:
+                    report(ShardEvent(shard, "committed", record.samples))

@@ -1,0 +1,159 @@
+"""One shard of one stage: read, call the back end in fixed batches, write, commit."""
+
+import datetime
+import os
+import platform
+import resource
+import socket
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from magicseg.backends import Rejection, find_backend
+from magicseg.errors import IncompleteError, MagicsegError
+from magicseg.execute.stages import STAGE_CODE, Stage
+from magicseg.run.directory import Run
+from magicseg.run.files import storage_errors, to_json
+from magicseg.run.fingerprint import BACKEND_KINDS, STAGES, stage_settings
+from magicseg.run.ledger import CommitRecord
+from magicseg.run.ranges import format_ranges
+
+
+class Stopped(Exception):  # noqa: N818 -- not an error: somebody asked
+    """The shard was abandoned at a batch boundary because a stop was asked for."""
+
+
+class ShardFailed(MagicsegError):
+    """A shard as a whole could not be done; the others go on."""
+
+    exit_code = 1
+
+
+def load_backend(run: Run, stage: str) -> Any:  # noqa: ANN401 -- one of the protocols in magicseg.backends
+    """Make a stage's back end, as configured: weights are loaded here, once per job."""
+    settings = stage_settings(run.config, stage)
+    backend: Any = find_backend(BACKEND_KINDS[stage], settings.backend)
+    return backend(settings, backend.Options.model_validate(settings.options))
+
+
+def execute_shard(
+    run: Run, stage: str, shard: int, backend: Any, should_stop: Callable[[], bool]  # noqa: ANN401
+) -> CommitRecord:
+    """Do and commit one shard.
+
+    Raises: Stopped when asked to; ShardFailed if every sample of it failed; StoreError if storage refuses;
+    IncompleteError if the stage before has not done this shard.
+    """
+    began = time.monotonic()
+    code = STAGE_CODE[stage]
+    samples = run.plan.shard_range(shard)
+    todo = _kept_upstream(run, stage, shard, samples)
+    answers: dict[int, Any] = {}
+    batch_size = stage_settings(run.config, stage).batch_size
+    with storage_errors(run.path, f"magicseg verify {run.path}"):
+        requests = code.requests(run, todo) if todo else []
+    for start in range(0, len(requests), batch_size):
+        if should_stop():
+            raise Stopped
+        batch = requests[start : start + batch_size]
+        for request, answer in zip(batch, _answers(run, code, backend, batch), strict=True):
+            answers[request.index] = answer
+    _refuse_total_failure(stage, shard, answers)
+    kept = {index: answer for index, answer in answers.items() if not isinstance(answer, Rejection)}
+    values = code.arrays(run, samples, kept)
+    values[f"{stage}/quality"] = _quality(samples, answers)
+    files = run.store.write_shard(shard, samples, values)
+    dropped: dict[str, int] = {}
+    for answer in answers.values():
+        if isinstance(answer, Rejection):
+            dropped[answer.reason] = dropped.get(answer.reason, 0) + 1
+    record = CommitRecord(
+        shard=shard,
+        fingerprint=run.fingerprints[stage].digest,
+        samples=len(samples),
+        kept=format_ranges(index - samples.start for index in kept),
+        dropped=dropped,
+        files=files,
+        seconds=round(time.monotonic() - began, 4),
+        peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        host=socket.gethostname(),
+        job=os.environ.get("SLURM_JOB_ID", ""),
+        versions=library_versions(),
+    )
+    with storage_errors(run.path, f"free some space, then: magicseg {stage} {run.path}"):
+        run.ledger(stage).commit(record, run.fingerprints[stage])
+    return record
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what decides bytes."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("magicseg", "numpy", "pillow", "zarr", "torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int]:
+    position = STAGES.index(stage)
+    if position == 0:
+        return list(samples)
+    above = STAGES[position - 1]
+    record = run.ledger(above).committed(shard)
+    if record is None:
+        raise IncompleteError(
+            f"shard {shard} of {stage} needs {above}, which has not done it", hint=f"magicseg {above} {run.path}"
+        )
+    run.refuse_stale(above, {shard: record})
+    return [samples.start + offset for offset in record.kept_offsets()]
+
+
+def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[Any]:  # noqa: ANN401
+    """A batch's answers. If the batch as a whole fails, its samples are tried alone, to find the bad one."""
+    try:
+        answers = list(code.call(backend, batch))
+        if len(answers) != len(batch):
+            raise ValueError(f"the back end gave {len(answers)} answers to {len(batch)} requests")
+    except MagicsegError:
+        raise
+    except Exception as error:  # a back end is foreign code: whatever it raises is recorded, per sample
+        if len(batch) == 1:
+            return [_rejection(error)]
+        return [_answers(run, code, backend, [request])[0] for request in batch]
+    for position, answer in enumerate(answers):
+        if not isinstance(answer, Rejection):
+            try:
+                code.check(run, answer)
+            except ValueError as error:
+                answers[position] = _rejection(error)
+    return answers
+
+
+def _rejection(error: Exception) -> Rejection:
+    return Rejection(reason="error", detail=f"{type(error).__name__}: {error}"[:500])
+
+
+def _refuse_total_failure(stage: str, shard: int, answers: dict[int, Any]) -> None:
+    errors = [answer for answer in answers.values() if isinstance(answer, Rejection) and answer.reason == "error"]
+    if errors and len(errors) == len(answers):
+        raise ShardFailed(f"{stage} of shard {shard}: all {len(errors)} samples failed: {errors[0].detail}")
+
+
+def _quality(samples: range, answers: dict[int, Any]) -> Any:  # noqa: ANN401 -- object array of JSON texts
+    texts = np.empty(len(samples), dtype=object)
+    for position, index in enumerate(samples):
+        answer = answers.get(index)
+        if answer is None:
+            entry: dict[str, Any] = {"status": "dropped", "reason": "upstream"}
+        elif isinstance(answer, Rejection):
+            entry = {"status": "dropped", "reason": answer.reason, "detail": answer.detail}
+        else:
+            entry = {"status": "kept", **answer.quality}
+        texts[position] = to_json(entry).decode()
+    return texts

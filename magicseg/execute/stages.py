@@ -1,0 +1,26 @@
+"""The array stages, by name."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from magicseg.describe.stage import DescribeStage
+from magicseg.generate.stage import GenerateStage
+from magicseg.mask.stage import MaskStage
+from magicseg.run.directory import Run
+
+
+class Stage(Protocol):
+    """How a stage turns samples into requests, and answers into arrays."""
+
+    name: str
+
+    def requests(self, run: Run, samples: Sequence[int]) -> list[Any]: ...
+
+    def call(self, backend: Any, requests: Sequence[Any]) -> Sequence[Any]: ...  # noqa: ANN401
+
+    def check(self, run: Run, answer: Any) -> None: ...  # noqa: ANN401
+
+    def arrays(self, run: Run, samples: range, answers: Mapping[int, Any]) -> dict[str, Any]: ...
+
+
+STAGE_CODE: Mapping[str, Stage] = {stage.name: stage for stage in (DescribeStage(), GenerateStage(), MaskStage())}

@@ -1,0 +1,52 @@
+"""The generate stage: a sample's captions to its two images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from magicseg.backends import GenerateRequest, Generator, ImagePair, Rejection
+from magicseg.run.directory import Run
+from magicseg.run.randomness import sample_seed
+
+
+class GenerateStage:
+    """Needs the captions."""
+
+    name = "generate"
+
+    def requests(self, run: Run, samples: Sequence[int]) -> list[GenerateRequest]:
+        """One request per sample."""
+        first = samples[0]
+        captions = run.store.read("describe/captions", first, samples[-1] + 1)
+        return [
+            GenerateRequest(
+                index=index,
+                labels=tuple(run.vocabulary.by_id(id_) for id_ in run.plan.label_ids(index)),
+                caption=str(captions[index - first][0]),
+                counterfactual=str(captions[index - first][1]),
+                seed=sample_seed(run.config.seed, self.name, index),
+            )
+            for index in samples
+        ]
+
+    def call(self, backend: Generator, requests: Sequence[GenerateRequest]) -> Sequence[ImagePair | Rejection]:
+        """One batch."""
+        return backend.generate(requests)
+
+    def check(self, run: Run, answer: ImagePair) -> None:
+        """Raises: ValueError if a back end returned what it must not."""
+        size = run.config.generate.size
+        for name, image in (("image", answer.image), ("counterfactual", answer.counterfactual)):
+            if image.shape != (size, size, 3) or image.dtype != np.uint8:
+                raise ValueError(f"{name} is {image.dtype} {image.shape}, not uint8 {(size, size, 3)}")
+
+    def arrays(self, run: Run, samples: range, answers: Mapping[int, ImagePair]) -> dict[str, Any]:
+        """The shard's images: uint8 (samples, size, size, 3) or JPEG streams; zeros or nothing for dropped ones."""
+        pairs = [answers.get(index) for index in samples]
+        return {
+            "generate/image": run.store.pack_images([pair and pair.image for pair in pairs], run.config),
+            "generate/counterfactual": run.store.pack_images(
+                [pair and pair.counterfactual for pair in pairs], run.config
+            ),
+        }

@@ -1,0 +1,15 @@
+"""Labels: vocabularies of classes (shipped or a user's file), surface forms of labels, prompt templates."""
+
+from magicseg.labels.reading import load_vocabulary, vocabulary_names
+from magicseg.labels.templates import load_templates
+from magicseg.labels.vocabulary import BACKGROUND, IGNORE, Label, Vocabulary
+
+__all__ = [
+    "BACKGROUND",
+    "IGNORE",
+    "Label",
+    "Vocabulary",
+    "load_templates",
+    "load_vocabulary",
+    "vocabulary_names",
+]

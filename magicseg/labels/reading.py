@@ -1,0 +1,268 @@
+"""Reading vocabularies: the shipped ones by name, a user's from a .txt or .yaml file.
+
+A .txt file has one label per line, its synonyms after commas (commas in parentheses do not count); blank
+lines and lines that start with # are skipped. A .yaml file is a list whose items are strings, read like such
+lines, or mappings with ``name`` and ``synonyms``; or it is a mapping with ``labels`` (such a list),
+``background`` (the names of the background class) and ``source``. Two labels may share a synonym, but not
+a name.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import NoReturn
+
+import yaml
+
+from magicseg.errors import LabelError
+from magicseg.labels.vocabulary import MAX_LABELS, Label, Vocabulary, name_key, split_qualifier
+
+MAX_NAME = 200
+SUFFIXES = (".txt", ".yaml", ".yml")
+
+# Name of the vocabulary: (data file, whether its background counts as a class).
+_SHIPPED = {
+    "voc20": ("voc", False),
+    "voc21": ("voc", True),
+    "context59": ("context", False),
+    "context60": ("context", True),
+    "coco80": ("coco", False),
+    "coco-object": ("coco", True),
+    "lvis1203": ("lvis", False),
+    "miniature": ("miniature", False),
+}
+
+_COMMA = re.compile(r",(?![^()]*\))")
+_JOINERS = "\u200c\u200d"  # part of the spelling of some languages
+_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def vocabulary_names() -> tuple[str, ...]:
+    """The names of the shipped vocabularies."""
+    return tuple(_SHIPPED)
+
+
+def load_vocabulary(ref: str, *, base: Path | None = None) -> Vocabulary:
+    """The vocabulary that ``ref`` names: a shipped one, or a .txt or .yaml file, relative to ``base``.
+
+    Raises: LabelError that names what is unknown, or the file and line of what is malformed.
+    """
+    if ref in _SHIPPED:
+        return _load_shipped(ref)
+    path = Path(ref).expanduser()
+    if path.suffix.lower() not in SUFFIXES:
+        nearest = get_close_matches(ref.lower(), _SHIPPED, n=1)
+        raise LabelError(
+            f"there is no vocabulary {ref!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
+            hint=f"shipped: {', '.join(_SHIPPED)}; or give the path of a file ({', '.join(SUFFIXES)})",
+        )
+    if base is not None:
+        path = base / path
+    try:
+        content = path.read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise LabelError(
+            f"{path}: the label list cannot be read: {reason}",
+            hint=f"shipped vocabularies need no file: {', '.join(_SHIPPED)}",
+        ) from error
+    return _parse(content, path=str(path), name=path.stem, source=ref)
+
+
+@cache
+def _load_shipped(name: str) -> Vocabulary:
+    stem, with_background = _SHIPPED[name]
+    resource = files("magicseg.labels") / "data" / f"{stem}.yaml"
+    vocabulary = _parse(resource.read_bytes(), path=f"{stem}.yaml", name=name, source="")
+    return Vocabulary(
+        name=name,
+        labels=vocabulary.labels,
+        background=vocabulary.background if with_background else None,
+        source=vocabulary.source,
+    )
+
+
+def _parse(content: bytes, *, path: str, name: str, source: str) -> Vocabulary:
+    """Parse a label list, in the format that the suffix of ``path`` says."""
+    lists = _Lists(path=path, source=source)
+    text = _decode(content, lists)
+    if path.lower().endswith(".txt"):
+        _read_lines(text, lists)
+    else:
+        _read_yaml(text, lists)
+    if not lists.labels:
+        raise LabelError(f"{path}: there are no labels in it", hint="write one label per line")
+    background = tuple(lists.background) if lists.background else None
+    return Vocabulary(name=name, labels=tuple(lists.labels), background=background, source=lists.source)
+
+
+@dataclass(kw_only=True)
+class _Lists:
+    """What was read so far, and the checks on every name, whatever the format of the file."""
+
+    path: str
+    source: str
+    labels: list[Label] = field(default_factory=list)
+    background: list[str] = field(default_factory=list)
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def fail(self, line: int, message: str, hint: str | None = None) -> NoReturn:
+        raise LabelError(f"{self.path}:{line}: {message}", hint=hint)
+
+    def clean(self, raw: str, line: int, what: str) -> str:
+        """A name in normal form: composed letters, single spaces."""
+        for character in raw.strip(" \t"):
+            if _is_control(character):
+                self.fail(line, f"{what} has the control character {_code(character)}", "remove it")
+        name = " ".join(unicodedata.normalize("NFC", raw).split())
+        if not name:
+            self.fail(line, f"{what} is empty", "remove the item or the surplus comma")
+        if len(name) > MAX_NAME:
+            self.fail(
+                line,
+                f"{what} {name[:40]!r}... has {len(name)} characters; at most {MAX_NAME} are allowed",
+                "write one label per line",
+            )
+        return name
+
+    def add(self, raw_name: str, raw_synonyms: list[tuple[str, int]], line: int) -> None:
+        """Check a label and append it. ``raw_synonyms`` come with their own lines."""
+        name = self.clean(raw_name, line, "a name")
+        key = name_key(name)
+        if key in self.lines:
+            self.fail(
+                line,
+                f"label {name!r} is already on line {self.lines[key]}",
+                f"remove one, or tell them apart with a qualifier: {name} (...)",
+            )
+        if len(self.labels) == MAX_LABELS:
+            self.fail(line, f"there are more than {MAX_LABELS} labels", "pixels hold 16 bits; split the list")
+        self.lines[key] = line
+        synonyms = {key: name}
+        for raw, synonym_line in raw_synonyms:
+            synonym = self.clean(raw, synonym_line, f"a synonym of {name!r}")
+            synonyms.setdefault(name_key(synonym), synonym)
+        self.labels.append(
+            Label(
+                id=len(self.labels) + 1,
+                name=name,
+                synonyms=tuple(synonyms.values())[1:],
+                qualifier=split_qualifier(name)[1],
+            )
+        )
+
+
+def _decode(content: bytes, lists: _Lists) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        lists.fail(
+            content.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text", "save the list as UTF-8"
+        )
+    for line, row in _rows(text):
+        for character in row if not row.isprintable() else "":
+            if character != "\t" and _is_control(character):
+                lists.fail(line, f"there is a control character {_code(character)}", "remove it")
+    return text
+
+
+def _rows(text: str) -> Iterator[tuple[int, str]]:
+    """Numbered lines; only line feeds (after an optional carriage return) part them."""
+    for line, row in enumerate(text.split("\n"), start=1):
+        yield line, row.removesuffix("\r")
+
+
+def _is_control(character: str) -> bool:
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS
+
+
+def _code(character: str) -> str:
+    return f"U+{ord(character):04X}"
+
+
+def _read_lines(text: str, lists: _Lists) -> None:
+    for line, row in _rows(text):
+        if row.strip() and not row.lstrip().startswith("#"):
+            _add_row(row, line, lists)
+
+
+def _add_row(row: str, line: int, lists: _Lists) -> None:
+    name, *synonyms = _COMMA.split(row)
+    lists.add(name, [(synonym, line) for synonym in synonyms], line)
+
+
+def _read_yaml(text: str, lists: _Lists) -> None:
+    try:
+        root = yaml.compose(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        lists.fail(
+            mark.line + 1 if mark else 1, f"this is not YAML: {problem}", "quote names with punctuation"
+        )
+    except RecursionError:
+        lists.fail(1, "this YAML is nested too deeply for a list of labels")
+    if root is None:
+        return
+    if isinstance(root, yaml.MappingNode):
+        items = _mapping(root, ("labels", "background", "source"), "labels", lists)
+        if "source" in items:
+            lists.source = _string(items["source"], lists)
+        if "background" in items:
+            for node in _sequence(items["background"], lists):
+                lists.background.append(
+                    lists.clean(_string(node, lists), _line(node), "a name of the background")
+                )
+        root = items["labels"]
+    for node in _sequence(root, lists):
+        if isinstance(node, yaml.MappingNode):
+            items = _mapping(node, ("name", "synonyms"), "name", lists)
+            synonyms = _sequence(items["synonyms"], lists) if "synonyms" in items else []
+            lists.add(
+                _string(items["name"], lists),
+                [(_string(synonym, lists), _line(synonym)) for synonym in synonyms],
+                _line(node),
+            )
+        else:
+            _add_row(_string(node, lists), _line(node), lists)
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _string(node: yaml.Node, lists: _Lists) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        lists.fail(_line(node), "there is a list or a mapping where a name is expected")
+    if not node.tag.endswith(":str"):
+        kind = node.tag.rpartition(":")[2]
+        lists.fail(
+            _line(node), f"YAML reads {node.value!r} as {kind}, not as text", f'quote it: "{node.value}"'
+        )
+    return str(node.value)
+
+
+def _sequence(node: yaml.Node, lists: _Lists) -> list[yaml.Node]:
+    if not isinstance(node, yaml.SequenceNode):
+        lists.fail(_line(node), "a list is expected here", "begin each item with '- '")
+    return list(node.value)
+
+
+def _mapping(
+    node: yaml.MappingNode, known: tuple[str, ...], required: str, lists: _Lists
+) -> dict[str, yaml.Node]:
+    items: dict[str, yaml.Node] = {}
+    for key_node, value in node.value:
+        key = _string(key_node, lists)
+        if key not in known or key in items:
+            problem = "twice" if key in items else "unknown"
+            lists.fail(_line(key_node), f"the key {key!r} is {problem}", f"known keys: {', '.join(known)}")
+        items[key] = value
+    if required not in items:
+        lists.fail(_line(node), f"the key {required!r} is missing")
+    return items

@@ -1,0 +1,1 @@
+"""Pairs of images to class maps."""

@@ -1,0 +1,223 @@
+"""The miniature's image generator: paints what a caption says, and knows exactly where it painted it."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.random import Generator, Philox
+from numpy.typing import NDArray
+from pydantic import Field
+
+from magicseg.backends import ClassMap, GenerateRequest, Image, ImagePair, Rejection
+from magicseg.describe.words import COLOURS, PLACES
+from magicseg.errors import LabelError
+from magicseg.labels import BACKGROUND, Label
+from magicseg.miniature.caption import NOUNS, ObjectSpec, SceneSpec, UnreadableCaption, parse
+from magicseg.miniature.objects import OBJECTS, PALETTE, Colour, Pen
+from magicseg.miniature.scenes import paint_scene
+from magicseg.settings import Settings
+
+RECIPE = 1  # goes up whenever the same seed and caption give other pixels
+
+NOISE = 4.0
+SUPERSAMPLING = 4
+
+_SPANS = {"small": (0.30, 0.38), "medium-sized": (0.42, 0.52), "large": (0.58, 0.72)}  # share of the image
+_CROWDED = 0.72  # factor on the spans where there are several objects
+_CENTRES = {"left": 0.26, "middle": 0.5, "right": 0.74}
+_TINTS = {  # factors on red, green, blue
+    "dawn": (0.98, 0.84, 0.86),
+    "noon": (1.0, 1.0, 1.0),
+    "dusk": (0.92, 0.72, 0.58),
+    "night": (0.48, 0.52, 0.72),
+    "fog": (1.0, 1.0, 1.0),
+}
+_FOG, _FOG_SHARE = 205.0, 0.4
+_SHADOW = 0.45
+_LYING = frozenset({"car", "house", "tree", "boat", "flower", "mushroom", "cup", "umbrella"})  # cast a shadow
+
+Plane = NDArray[np.float32]  # (height, width)
+Colours = NDArray[np.float32]  # (height, width, 3), 0 to 255
+
+
+class HasSize(Protocol):
+    """What the painter needs of the stage's settings."""
+
+    @property
+    def size(self) -> int:
+        """Side of the square images in pixels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Painted:
+    """A picture, the same picture without its objects, and the class of each pixel."""
+
+    image: Image
+    empty: Image
+    mask: ClassMap
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One object alone: its colours times its cover, its cover (0 to 1), and the shadow it casts (0 to 1)."""
+
+    colours: Colours
+    cover: Plane
+    shadow: Plane
+
+
+def paint(
+    scene: SceneSpec | str,
+    *,
+    seed: int,
+    size: int = 64,
+    labels: Sequence[Label],
+    noise: float = NOISE,
+    supersampling: int = SUPERSAMPLING,
+) -> Painted:
+    """Paints a scene; equal arguments give equal pixels.
+
+    Args: scene: a caption, or what `parse` made of it. seed: of everything that the caption leaves open;
+    pictures with one seed share the sensor noise, and their backdrop if their scene is the same. size: side
+    in pixels. labels: give the ids in the mask. noise: standard deviation, in 0 to 255. supersampling:
+    pixels painted per pixel given, along each side.
+    Raises: UnreadableCaption, or LabelError if an object has no label.
+    """
+    spec = parse(scene) if isinstance(scene, str) else scene
+    ids = {label.name: label.id for label in labels}
+    for item in spec.objects:
+        if item.noun not in ids:
+            raise LabelError(f"the scene shows {item.noun!r}, which is not among the {len(ids)} labels")
+    image, empty, covers = _render(spec, seed, size, noise, supersampling)
+    mask = np.full((size, size), BACKGROUND, dtype=np.uint16)
+    if covers:
+        stack = np.stack(covers)
+        front = np.array([ids[item.noun] for item in spec.objects], dtype=np.uint16)[stack.argmax(axis=0)]
+        mask = np.where(stack.sum(axis=0) >= 0.5, front, mask)
+    return Painted(image=image, empty=empty, mask=mask)
+
+
+def _render(
+    spec: SceneSpec, seed: int, size: int, noise: float, supersampling: int
+) -> tuple[Image, Image, list[Plane]]:
+    """The picture, the empty picture, and for each object the share of each pixel where it is visible."""
+    rng = Generator(Philox(seed))
+    # In this order, so that the picture with objects and the one without share noise and backdrop.
+    grain = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(noise)
+    backdrop = paint_scene(spec.scene, rng, size=size, supersampling=supersampling)
+    picture = backdrop
+    covers: list[Plane] = []
+    for item in _decide(spec.objects, rng):
+        layer = _draw(item, rng, size, supersampling, factor=_CROWDED if len(spec.objects) > 1 else 1.0)
+        covers = [cover * (1 - layer.cover) for cover in covers] + [layer.cover]
+        picture = picture * (1 - _SHADOW * layer.shadow[..., None])
+        picture = picture * (1 - layer.cover[..., None]) + layer.colours
+    return _expose(picture, spec.light, grain), _expose(backdrop, spec.light, grain), covers
+
+
+def _expose(picture: Colours, light: str | None, grain: Colours) -> Image:
+    """Light of the day and sensor noise, to 8 bits."""
+    if light is not None:
+        picture = picture * np.array(_TINTS[light], dtype=np.float32)
+    if light == "fog":
+        picture = picture * np.float32(1 - _FOG_SHARE) + np.float32(_FOG * _FOG_SHARE)
+    return np.clip(np.rint(picture + grain), 0, 255).astype(np.uint8)
+
+
+def _decide(objects: Sequence[ObjectSpec], rng: Generator) -> list[ObjectSpec]:
+    """Fills in what the caption left open; places that nobody asked for go round without repeats."""
+    free = [place.word for place in PLACES if all(item.place != place.word for item in objects)]
+    free = [free[number] for number in rng.permutation(len(free))]
+    sizes = tuple(_SPANS)
+    return [
+        ObjectSpec(
+            noun=item.noun,
+            colour=item.colour or COLOURS[rng.integers(len(COLOURS))],
+            size=item.size or sizes[rng.integers(len(sizes))],
+            place=item.place or (free.pop() if free else PLACES[rng.integers(len(PLACES))].word),
+        )
+        for item in objects
+    ]
+
+
+def _draw(item: ObjectSpec, rng: Generator, size: int, supersampling: int, *, factor: float) -> _Layer:
+    """One object whose looks are all decided, at its place in an image of ``size`` pixels."""
+    assert item.colour is not None
+    assert item.size is not None
+    assert item.place is not None
+    span = rng.uniform(*_SPANS[item.size]) * factor
+    x = _CENTRES[item.place] + rng.uniform(-0.06, 0.06)
+    x = min(max(x, 0.46 * span), 1 - 0.46 * span)
+    low, high = (0.25, 0.5) if item.noun == "kite" else (0.4, 0.72)
+    y = min(max(rng.uniform(low, high), 0.52 * span), 1 - 0.52 * span)
+    turn = rng.normal(0, math.radians(18 if item.noun in {"kite", "fish", "umbrella"} else 5))
+    canvas = size * supersampling
+    pen = Pen(
+        canvas,
+        centre=(x * canvas, y * canvas),
+        scale=span * canvas,
+        turn=turn,
+        flip=bool(rng.random() < 0.5),
+    )
+    OBJECTS[item.noun](pen, _vary(PALETTE[item.colour], rng), rng)
+    colours = np.asarray(pen.colours.reduce(supersampling), dtype=np.float32)
+    cover = np.asarray(pen.cover.reduce(supersampling), dtype=np.float32) / np.float32(255)
+    steps = np.arange(size, dtype=np.float32) / np.float32(size)
+    tilt = rng.uniform(-0.25, 0.25)
+    light = 1.0 + tilt * (steps - x) / span - 0.2 * (steps[:, None] - y) / span  # brighter towards the sky
+    colours = np.minimum(colours * np.clip(light, 0.7, 1.2).astype(np.float32)[..., None], 255 * cover[..., None])
+    shadow = np.zeros_like(cover)
+    if item.noun in _LYING:
+        across = (steps - x) / np.float32(span * 0.42)
+        down = (steps - pen.lowest / canvas) / np.float32(span * 0.07)
+        shadow = np.exp(-(across**2) - (down**2)[:, None]).astype(np.float32)
+    return _Layer(colours=colours, cover=cover, shadow=shadow)
+
+
+def _vary(colour: Colour, rng: Generator) -> Colour:
+    red, green, blue = np.clip(np.add(colour, rng.integers(-18, 19, 3)), 0, 255)
+    return (int(red), int(green), int(blue))
+
+
+class Painter:
+    """Back end of the generate stage that paints with a few polygons instead of a diffusion model."""
+
+    class Options(Settings):
+        """How the painter paints."""
+
+        noise: float = Field(NOISE, ge=0, le=50, description="sensor noise, standard deviation in 0 to 255")
+        supersampling: int = Field(SUPERSAMPLING, ge=1, le=8, description="pixels painted per pixel and side")
+
+    @classmethod
+    def identity(cls, options: "Painter.Options") -> Mapping[str, str | int]:
+        """The recipe's number: pixels change only with it."""
+        return {"painter": RECIPE}
+
+    def __init__(self, settings: HasSize, options: "Painter.Options") -> None:
+        self._size = settings.size
+        self._options = options
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[ImagePair | Rejection]:
+        """One pair per request. Both pictures are painted from their own caption, with the request's seed."""
+        return [self._pair(request) for request in requests]
+
+    def _pair(self, request: GenerateRequest) -> ImagePair | Rejection:
+        unknown = [label.name for label in request.labels if label.name not in NOUNS]
+        if unknown:
+            return Rejection(reason="cannot-paint", detail=f"no drawing of {', '.join(map(repr, unknown))}")
+        try:
+            with_objects, without = parse(request.caption), parse(request.counterfactual)
+        except UnreadableCaption as error:
+            return Rejection(reason="cannot-paint", detail=str(error))
+        image, empty = self._render(with_objects, request.seed)
+        same = (without.scene, without.light) == (with_objects.scene, with_objects.light)
+        if without.objects or not same:
+            empty = self._render(without, request.seed)[0]
+        return ImagePair(image=image, counterfactual=empty, quality={"objects": len(with_objects.objects)})
+
+    def _render(self, spec: SceneSpec, seed: int) -> tuple[Image, Image]:
+        options = self._options
+        image, empty, _ = _render(spec, seed, self._size, options.noise, options.supersampling)
+        return image, empty

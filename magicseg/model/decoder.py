@@ -1,0 +1,102 @@
+"""The mask decoder: class queries look at patch tokens, and where they look is the mask.
+
+Source: the attention-to-mask decoder of SegViT (Zhang et al. 2022, arXiv 2210.05844) with the relationship
+descriptor of ZegCLIP (Zhou et al. 2023, arXiv 2212.03588) as its query. Shapes: B images, K classes,
+h x w patches, D the joint image-text space, C the decoder's width.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from magicseg.errors import ConfigError
+
+
+class MaskDecoder(nn.Module):
+    """Queries Linear(2D -> C) of [cls * t ; t], layers of cross-attention and MLP (queries never see each other,
+    so a class's mask does not depend on which other classes are asked for), and the last layer's attention
+    before the softmax, averaged over heads, as mask logits. The last layer's values and MLP would not be used
+    by anything, so it has none.
+    """
+
+    def __init__(self, *, embed_dim: int, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ConfigError(f"decoder_width is {width}, not a multiple of decoder_heads ({heads})")
+        self.query = nn.Linear(2 * embed_dim, width)
+        self.memory = nn.Sequential(nn.Linear(embed_dim, width), nn.LayerNorm(width))
+        self.layers = nn.ModuleList(_CrossLayer(width, heads) for _ in range(layers - 1))
+        self.mask = _MaskAttention(width, heads)
+
+    def forward(self, cls: Tensor, patches: Tensor, text: Tensor) -> Tensor:
+        """Mask logits on the patch grid.
+
+        Args: cls: (B, D). patches: (B, h * w, D). text: (B, K, D). All L2-normalised.
+        Returns: float (B, K, h * w).
+        """
+        scale = cls.shape[-1] ** 0.5  # unit vectors of D entries, brought to unit variance
+        related = torch.cat([cls[:, None] * text * scale, text], dim=-1) * scale
+        queries = self.query(related)
+        memory = self.memory(patches)
+        for layer in self.layers:
+            queries = layer(queries, memory)
+        return cast("Tensor", self.mask(queries, memory))
+
+
+class _CrossLayer(nn.Module):
+    """Pre-norm cross-attention from queries to memory, then an MLP four times as wide."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.to_query = nn.Linear(width, width)
+        self.to_key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """(B, K, C) and (B, h * w, C) -> (B, K, C)."""
+        query = _split_heads(self.to_query(self.norm1(queries)), self.heads)
+        key, value = (_split_heads(half, self.heads) for half in self.to_key_value(memory).chunk(2, dim=-1))
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        queries = queries + self.out(mixed)
+        return cast("Tensor", queries + self.mlp(self.norm2(queries)))
+
+
+class _MaskAttention(nn.Module):
+    """Attention before the softmax, averaged over heads."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.to_query = nn.Linear(width, width)
+        self.to_key = nn.Linear(width, width)
+
+    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
+        """(B, K, C) and (B, h * w, C) -> (B, K, h * w).
+
+        The mean over heads of q_head . k_head is q . k of the whole width, divided by the heads.
+        """
+        query = self.to_query(self.norm(queries))
+        key = self.to_key(memory)
+        scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
+        return torch.einsum("bkc,bnc->bkn", query * scale, key)
+
+
+def _split_heads(tokens: Tensor, heads: int) -> Tensor:
+    """(B, N, C) -> (B, heads, N, C / heads)."""
+    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def upsample_logits(logits_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear upsampling of mask logits to the image.
+
+    Args: logits_BKhw: float, raw scores on the patch grid. size: (height, width) in pixels.
+    Returns: float (B, K, height, width).
+    """
+    return F.interpolate(logits_BKhw, size=size, mode="bilinear", align_corners=False)

@@ -1,0 +1,61 @@
+"""Deep visual prompts: learned tokens that join an encoder's tokens at its input and are replaced at each layer.
+
+Source: VPT-deep (Jia et al. 2022, arXiv 2203.12119). An encoder stays as it is: prompts are put between its
+layers from outside. Shapes as in `magicseg.model.encoder`, P prompts per layer.
+"""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from magicseg.model.encoder import Encoder
+
+
+class DeepPrompts(nn.Module):
+    """P prompt tokens for each layer: parameters -> projection -> LayerNorm (eps 1e-6) -> dropout."""
+
+    def __init__(self, *, tokens: int, layers: int, width: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.count = tokens
+        bound = math.sqrt(6 / (3 * stride**2 + width))  # as a patch embedding would be initialised
+        self.tokens = nn.Parameter(torch.empty(layers, tokens, width).uniform_(-bound, bound))
+        self.projection = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, layer: int, batch: int) -> Tensor:
+        """The prompts of one layer for each image: (batch, P, C)."""
+        prompts = self.norm(self.projection(self.tokens[layer]))
+        return cast("Tensor", self.dropout(prompts.expand(batch, -1, -1)))
+
+
+def encode_with_prompts(
+    encoder: Encoder, images: Tensor, prompts: DeepPrompts | None, *, drop_path: float = 0.0
+) -> Tensor:
+    """Images through the encoder, with prompts between the class token and the patches.
+
+    Without prompts this is the plain forward pass. The prompts' own outputs are thrown away at every layer.
+
+    Args: images: uint8 (B, 3, H, W). drop_path: probability with which the deepest layer is left out for an
+        image (stochastic depth; growing linearly from 0 at the first layer); 0 for inference.
+    Returns: float (B, 1 + h * w, D), class token first, not normalised.
+    """
+    tokens = encoder.embed(images)
+    for layer in range(encoder.layers):
+        if prompts is not None:
+            tokens = torch.cat([tokens[:, :1], prompts(layer, len(tokens)).to(tokens.dtype), tokens[:, 1:]], 1)
+        rate = drop_path * layer / max(encoder.layers - 1, 1)
+        tokens = _skip_for_some(tokens, encoder.block(layer, tokens), rate)
+        if prompts is not None:
+            tokens = torch.cat([tokens[:, :1], tokens[:, 1 + prompts.count :]], 1)
+    return encoder.head(tokens)
+
+
+def _skip_for_some(before: Tensor, after: Tensor, rate: float) -> Tensor:
+    """Keep a layer's change for a random 1 - rate of the images, scaled so that its mean stays."""
+    if rate == 0:
+        return after
+    kept = torch.rand(len(before), 1, 1, device=before.device) >= rate
+    return before + (after - before) * (kept.to(before.dtype) / (1 - rate))

@@ -1,0 +1,144 @@
+"""Claims: one writer per shard, without a lock service.
+
+A claim is a small file, created exclusively, that its owner touches every few seconds. It is stale when its owner
+is known to be dead (same machine, same process namespace) or when it was not touched for a while, by the file
+server's own clock. Claims keep work from being done twice and let several commands share a stage; correctness does
+not rest on them: two writers of one shard write the same bytes, and the first commit stands.
+"""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from magicseg.run.files import to_json
+
+HEARTBEAT_SECONDS = 20.0
+STALE_SECONDS = 180.0
+
+
+def _namespace() -> str:
+    """This machine's boot and process namespace: where a process number has a meaning."""
+    parts = []
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
+    with contextlib.suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join([socket.gethostname(), *parts])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim that this process holds; a context manager that keeps it alive and gives it back."""
+
+    path: Path
+    token: str
+    _stop: threading.Event
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._beat, name="claim", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        release(self.path, self.token)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        data = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
+def release(path: Path, token: str) -> None:
+    """Remove a claim if it is still the one with this token."""
+    data = _read(path)
+    if data is not None and data.get("token") == token:
+        path.unlink(missing_ok=True)
+
+
+def try_claim(path: Path) -> Claim | None:
+    """Claim a shard; None if somebody alive has it. A stale claim is taken over."""
+    process = psutil.Process()
+    token = os.urandom(8).hex()
+    content = to_json(
+        {
+            "token": token,
+            "pid": process.pid,
+            "started": process.create_time(),
+            "namespace": _namespace(),
+            "host": socket.gethostname(),
+            "job": os.environ.get("SLURM_JOB_ID", ""),
+        }
+    )
+    for _ in range(3):
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            if is_live(path):
+                return None
+            _remove_stale(path)
+            continue
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+        return Claim(path, token, threading.Event())
+    return None
+
+
+def is_live(path: Path) -> bool:
+    """Whether a claim's owner may still be at work."""
+    data = _read(path)
+    age = _age(path)
+    if age is None:
+        return False
+    if data is not None and data.get("namespace") == _namespace():
+        try:
+            return bool(abs(psutil.Process(int(data["pid"])).create_time() - float(data["started"])) < 1.0)
+        except (psutil.NoSuchProcess, KeyError, ValueError):
+            return False
+    # An empty or foreign claim: only its age can tell. Its owner writes it right after creating it.
+    return age < (STALE_SECONDS if data is not None else HEARTBEAT_SECONDS)
+
+
+def _age(path: Path) -> float | None:
+    """Seconds since a claim was touched, by the clock of the file system that holds it; None if it is gone."""
+    try:
+        touched = path.stat().st_mtime
+    except FileNotFoundError:
+        return None
+    probe = path.with_name(f".clock.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        probe.touch()
+        now = probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
+    return now - touched
+
+
+def _remove_stale(path: Path) -> None:
+    """Take a stale claim away; of several processes that try, one succeeds."""
+    aside = path.with_name(f".stale.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    if is_live(aside):  # a new owner came between the look and the rename: give it back
+        with contextlib.suppress(FileExistsError):
+            os.link(aside, path)
+    aside.unlink(missing_ok=True)

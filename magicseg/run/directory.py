@@ -1,0 +1,187 @@
+"""The run directory: making it, opening it, refusing what does not fit.
+
+    RUN/magicseg.yaml   the configuration with every default written out
+    RUN/plan/           samples and labels, frozen
+    RUN/dataset.zarr/   the store
+    RUN/ledger/STAGE/   commit records
+    RUN/checkpoints/  RUN/results/  RUN/report.html
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from magicseg.config import Config, read_config
+from magicseg.errors import PlanMismatch, RunError
+from magicseg.labels import Vocabulary, load_vocabulary
+from magicseg.run.files import storage_errors, write_atomic
+from magicseg.run.fingerprint import STAGES, Fingerprint, changed_keys, resolve_backends, stage_fingerprints
+from magicseg.run.ledger import CommitRecord, Ledger
+from magicseg.run.plan import Plan, plan_inputs, read_plan, write_plan
+
+if TYPE_CHECKING:
+    from magicseg.store.dataset import Dataset
+
+CONFIG_NAME = "magicseg.yaml"
+_OWN_NAMES = {CONFIG_NAME, "plan", "dataset.zarr", "ledger", "jobs", "checkpoints", "results", "report.html"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """An opened run. Cheap: nothing but the configuration is read until it is asked for."""
+
+    path: Path
+    config: Config
+
+    @classmethod
+    def open(cls, path: Path) -> "Run":
+        """Open an existing run. Raises: RunError if ``path`` is not one."""
+        if not (path / CONFIG_NAME).is_file():
+            raise RunError(
+                f"{path}: is not a run (no {CONFIG_NAME})", hint=f"magicseg init {path} --preset miniature"
+            )
+        return cls(path.resolve(), read_config(path / CONFIG_NAME))
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> "Run":
+        """Make a run, or open it if it exists with the same configuration.
+
+        Raises: PlanMismatch if it exists with another one, RunError if ``path`` holds something else.
+        """
+        config = resolve_backends(config)
+        if (path / CONFIG_NAME).exists():
+            run = cls.open(path)
+            differing = changed_keys(_flat(run.config), _flat(config))
+            if differing:
+                raise PlanMismatch(
+                    f"{path}: exists with other settings: {'; '.join(differing[:5])}",
+                    hint=f"choose another directory, or edit {path / CONFIG_NAME}",
+                )
+            return run
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path}: is a file", hint="choose another directory")
+        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _OWN_NAMES) if path.exists() else []
+        if foreign:
+            raise RunError(
+                f"{path}: is not empty and not a run (it holds {foreign[0]!r})", hint="choose another directory"
+            )
+        vocabulary = load_vocabulary(config.labels.vocabulary)
+        with storage_errors(path, "choose a directory that you can write to, with free space"):
+            path.mkdir(parents=True, exist_ok=True)
+            run = cls(path.resolve(), config)
+            run.lay_out(vocabulary)
+            # Last, since this file is what makes the directory a run.
+            write_atomic(path / CONFIG_NAME, config.to_yaml().encode())
+        return run
+
+    def lay_out(self, vocabulary: Vocabulary) -> None:
+        """Freeze the plan and create the empty store and ledgers."""
+        from magicseg.store.dataset import Dataset
+
+        write_plan(self.path / "plan", self.config, vocabulary)
+        plan = read_plan(self.path / "plan")
+        Dataset(self.path / "dataset.zarr").create(plan, self.config)
+        for stage in STAGES:
+            Ledger(self.path / "ledger" / stage, plan.shards).create()
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The frozen plan. Raises: PlanMismatch if the configuration no longer fits it."""
+        plan = read_plan(self.path / "plan")
+        inputs = plan_inputs(self.config, plan.vocabulary)
+        differing = changed_keys(plan.inputs, inputs)
+        if differing:
+            raise PlanMismatch(
+                f"{self.path}: the plan is frozen, but {'; '.join(differing)}",
+                hint=f"set it back in {self.path / CONFIG_NAME}, or drop plan and data: magicseg reset plan {self.path}",
+            )
+        return plan
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The labels that were planned."""
+        return self.plan.vocabulary
+
+    @cached_property
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Every stage's fingerprint under the present configuration."""
+        return stage_fingerprints(self.config, self.plan.fingerprint)
+
+    @cached_property
+    def store(self) -> "Dataset":
+        """The data set's arrays."""
+        from magicseg.store.dataset import Dataset
+
+        return Dataset(self.path / "dataset.zarr")
+
+    def ledger(self, stage: str) -> Ledger:
+        """A stage's ledger."""
+        return Ledger(self.path / "ledger" / stage, self.plan.shards)
+
+    def checked_commits(self, stage: str) -> dict[int, CommitRecord]:
+        """A stage's commits. Raises: PlanMismatch if some were made with other settings."""
+        ledger = self.ledger(stage)
+        commits = ledger.commits()
+        self.refuse_stale(stage, commits)
+        return commits
+
+    def refuse_stale(self, stage: str, commits: Mapping[int, CommitRecord]) -> None:
+        """Raise PlanMismatch, naming the keys, if ``commits`` were made with other settings."""
+        present = self.fingerprints[stage]
+        stale = [record for record in commits.values() if record.fingerprint != present.digest]
+        if not stale:
+            return
+        before = self.ledger(stage).fingerprints(commits).get(stale[0].fingerprint, {})
+        differing = [phrase for phrase in changed_keys(before, present.inputs) if not phrase.startswith("upstream ")]
+        if not differing:  # only what it rests on has changed: say what, one stage up
+            above = STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
+            if above is not None:
+                self.refuse_stale(above, self.ledger(above).commits())
+            differing = ["the stage before it was done anew"]
+        raise PlanMismatch(
+            f"{self.path}: {len(stale)} of {self.plan.shards} shards of {stage} were made with other settings: "
+            f"{'; '.join(differing)}",
+            hint=f"set it back in {self.path / CONFIG_NAME}, or: magicseg reset {stage} {self.path}",
+        )
+
+    def reset(self, stage: str) -> list[str]:
+        """Drop a stage's data and commits, and those of all stages after it; ``plan`` drops everything and replans.
+
+        Returns: what was dropped.
+        """
+        with storage_errors(self.path, "give the run's directory write permission"):
+            if stage == "plan":
+                vocabulary = load_vocabulary(self.config.labels.vocabulary)
+                for name in ("ledger", "dataset.zarr", "plan"):
+                    shutil.rmtree(self.path / name, ignore_errors=True)
+                self.lay_out(vocabulary)
+                dropped = ["plan", *STAGES]
+            else:
+                dropped = list(STAGES[STAGES.index(stage) :]) if stage in STAGES else []
+                for name in reversed(dropped):
+                    shutil.rmtree(self.path / "ledger" / name)
+                    self.ledger(name).create()
+                    self.store.recreate(name, self.plan, self.config)
+            if stage != "evaluate":
+                shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+                dropped.append("train")
+            shutil.rmtree(self.path / "results", ignore_errors=True)
+            dropped.append("evaluate")
+        return dropped
+
+
+def _flat(config: Config) -> dict[str, object]:
+    flat: dict[str, object] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            flat[prefix] = value
+
+    walk("", config.model_dump(mode="json"))
+    return flat

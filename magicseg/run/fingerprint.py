@@ -1,0 +1,97 @@
+"""Fingerprints: a hash of everything that decides a stage's bytes, and the names of what changed."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from magicseg.backends import find_backend
+from magicseg.config import Config, StageSettings
+from magicseg.errors import ConfigError
+from magicseg.run.files import to_json
+
+STAGES = ("describe", "generate", "mask")
+BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
+# Raise a stage's number when its code changes the bytes that it writes.
+RECIPES = {"describe": 1, "generate": 1, "mask": 1}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """A stage's fingerprint and the values it was made of, by dotted key."""
+
+    digest: str
+    inputs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Mapping[str, Any]) -> "Fingerprint":
+        """Hash the inputs."""
+        return cls(hashlib.sha256(to_json(inputs)).hexdigest(), dict(inputs))
+
+
+def stage_settings(config: Config, stage: str) -> StageSettings:
+    """The settings of an array stage."""
+    settings: StageSettings = getattr(config, stage)
+    return settings
+
+
+def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Fingerprint]:
+    """The fingerprint of every stage under ``config``, each resting on the one before."""
+    result: dict[str, Fingerprint] = {}
+    upstream = plan_fingerprint
+    for stage in STAGES:
+        settings = stage_settings(config, stage)
+        backend = find_backend(BACKEND_KINDS[stage], settings.backend)
+        inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
+        for key, value in settings.model_dump(mode="json", exclude={"options"}).items():
+            inputs[f"{stage}.{key}"] = value
+        for key, value in settings.options.items():
+            inputs[f"{stage}.options.{key}"] = value
+        for key, value in backend.identity(backend.Options.model_validate(settings.options)).items():
+            inputs[f"{stage}.backend.{key}"] = value
+        if stage == "generate":
+            inputs["store.image_codec"] = config.store.image_codec
+            if config.store.image_codec == "jpeg":
+                inputs["store.jpeg_quality"] = config.store.jpeg_quality
+        result[stage] = Fingerprint.of(inputs)
+        upstream = result[stage].digest
+    return result
+
+
+def resolve_backends(config: Config) -> Config:
+    """Check every stage's back end and write the defaults of its options out.
+
+    Raises: BackendError for an unknown back end, ConfigError for options it does not take.
+    """
+    data = config.model_dump(mode="json")
+    for stage in STAGES:
+        settings = stage_settings(config, stage)
+        backend = find_backend(BACKEND_KINDS[stage], settings.backend)
+        try:
+            options = backend.Options.model_validate(settings.options)
+        except ValueError as error:
+            known = ", ".join(backend.Options.model_fields) or "none"
+            detail = "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in getattr(error, "errors", list)()
+            )
+            raise ConfigError(
+                f"{stage}.options does not fit back end {settings.backend!r}: {detail or error}",
+                hint=f"its options: {known}",
+            ) from None
+        data[stage]["options"] = options.model_dump(mode="json")
+    return Config.model_validate(data)
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """One phrase per key that differs: ``generate.size is 96, was 64``."""
+    phrases = []
+    for key in sorted(set(before) | set(now)):
+        old, new = before.get(key), now.get(key)
+        if old != new:
+            phrases.append(f"{key} is {_short(new)}, was {_short(old)}")
+    return phrases
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 and value is not None else text

@@ -1,0 +1,162 @@
+"""The plan: the frozen list of samples and how they are cut into shards.
+
+A plan is ``plan/plan.json`` (settings, labels, checksum) and ``plan/classes.npy`` (uint16, samples x max_labels:
+label ids, 0 where a sample has fewer). Which labels a sample has depends on the run's seed and its index alone.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicseg.config import Config
+from magicseg.errors import RunError, StoreError
+from magicseg.labels import Vocabulary
+from magicseg.run.files import to_json, write_atomic
+from magicseg.run.randomness import WORDS_PER_SAMPLE, sample_words
+
+RECIPE = 1
+_BLOCK = 65_536  # samples drawn at a time
+_STREAM = "plan"
+
+
+def plan_inputs(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The settings that decide a plan, by their dotted key."""
+    return {
+        "plan.recipe": RECIPE,
+        "seed": config.seed,
+        "labels.vocabulary": vocabulary.digest(),
+        **{f"plan.{key}": value for key, value in config.plan.model_dump(mode="json").items()},
+    }
+
+
+def draw_classes(config: Config, classes: int, start: int, stop: int) -> NDArray[np.uint16]:
+    """Label ids of the samples ``start`` to ``stop - 1``: uint16 (samples, max_labels), 0 for "no further label".
+
+    The number of labels is uniform in min_labels..max_labels; the labels are different and uniform (a partial
+    Fisher-Yates shuffle, driven by the sample's own random words).
+    """
+    low, high = config.plan.min_labels, config.plan.max_labels
+    blocks = -(-(high + 1) // WORDS_PER_SAMPLE)
+    words = np.concatenate(
+        [sample_words(config.seed, f"{_STREAM}/{block}", start, stop) for block in range(blocks)], axis=1
+    )
+    count = low + words[:, 0] % np.uint64(high - low + 1)
+    chosen = np.zeros((stop - start, high), dtype=np.int64)
+    for position in range(high):
+        # A draw among the labels not yet chosen, mapped past the chosen ones in ascending order.
+        draw = (words[:, position + 1] % np.uint64(classes - position)).astype(np.int64)
+        taken = np.sort(chosen[:, :position], axis=1)
+        for column in range(position):
+            draw += draw >= taken[:, column]
+        chosen[:, position] = draw
+    ids = (chosen + 1).astype(np.uint16)
+    ids[np.arange(high)[None, :] >= count[:, None].astype(np.int64)] = 0
+    return ids
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A frozen plan, its class table memory-mapped."""
+
+    samples: int
+    shard_size: int
+    fingerprint: str
+    inputs: dict[str, Any]
+    vocabulary: Vocabulary
+    classes: NDArray[np.uint16]
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.samples // self.shard_size)
+
+    def shard_range(self, shard: int) -> range:
+        """Sample indices of a shard; the last one may be shorter."""
+        start = shard * self.shard_size
+        return range(start, min(start + self.shard_size, self.samples))
+
+    def label_ids(self, index: int) -> tuple[int, ...]:
+        """Ids of a sample's labels, in the order of the draw."""
+        return tuple(int(id_) for id_ in self.classes[index] if id_)
+
+
+def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
+    """Draw and freeze the plan. Raises: RunError if the vocabulary is too small."""
+    if config.plan.max_labels > len(vocabulary):
+        raise RunError(
+            f"plan.max_labels is {config.plan.max_labels}, but {vocabulary.name} has {len(vocabulary)} labels",
+            hint=f"--set plan.max_labels={len(vocabulary)}",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    total = config.plan.samples
+    table = folder / "classes.npy"
+    temporary = table.with_name("classes.npy.partial")
+    classes = np.lib.format.open_memmap(
+        temporary, mode="w+", dtype=np.uint16, shape=(total, config.plan.max_labels)
+    )
+    for start in range(0, total, _BLOCK):
+        stop = min(start + _BLOCK, total)
+        classes[start:stop] = draw_classes(config, len(vocabulary), start, stop)
+    classes.flush()
+    del classes
+    temporary.replace(table)
+    inputs = plan_inputs(config, vocabulary)
+    document = {
+        "inputs": inputs,
+        "labels": vocabulary.to_dict(),
+        "classes_sha256": _sha256(table),
+    }
+    write_atomic(folder / "plan.json", json.dumps(document, indent=1, ensure_ascii=False).encode())
+
+
+def read_plan(folder: Path) -> Plan:
+    """Open a frozen plan. Raises: RunError when there is none, StoreError when it is damaged."""
+    try:
+        document = json.loads((folder / "plan.json").read_bytes())
+        classes = np.load(folder / "classes.npy", mmap_mode="r", allow_pickle=False)
+        inputs = document["inputs"]
+        vocabulary = Vocabulary.from_dict(document["labels"])
+        samples, shard_size = inputs["plan.samples"], inputs["plan.shard_size"]
+    except FileNotFoundError as error:
+        raise RunError(f"{error.filename}: the run has no plan", hint=f"magicseg reset plan {folder.parent}") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise StoreError(
+            f"{folder}: the plan is damaged: {error}", hint=f"magicseg repair {folder.parent}"
+        ) from error
+    if classes.shape != (samples, inputs["plan.max_labels"]):
+        raise StoreError(
+            f"{folder / 'classes.npy'}: has shape {classes.shape}, not {(samples, inputs['plan.max_labels'])}",
+            hint=f"magicseg repair {folder.parent}",
+        )
+    return Plan(
+        samples=samples,
+        shard_size=shard_size,
+        fingerprint=hashlib.sha256(to_json(inputs)).hexdigest(),
+        inputs=inputs,
+        vocabulary=vocabulary,
+        classes=classes,
+    )
+
+
+def plan_damage(folder: Path) -> list[str]:
+    """What is wrong with the plan's files, one sentence each; empty if nothing is."""
+    try:
+        plan = read_plan(folder)
+        expected = json.loads((folder / "plan.json").read_bytes())["classes_sha256"]
+    except (RunError, StoreError) as error:
+        return [error.message]
+    if plan.vocabulary.digest() != plan.inputs["labels.vocabulary"]:
+        return [f"{folder / 'plan.json'}: the labels are not those that were planned"]
+    if _sha256(folder / "classes.npy") != expected:
+        return [f"{folder / 'classes.npy'}: checksum differs"]
+    return []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

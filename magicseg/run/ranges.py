@@ -1,0 +1,42 @@
+"""Sets of shard numbers as people write them: ``0-3,7``."""
+
+from collections.abc import Iterable
+
+from magicseg.errors import RunError
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Sorted numbers as ``0-3,7``; the empty string for none."""
+    parts: list[str] = []
+    run: list[int] = []
+    for number in sorted(set(numbers)):
+        if run and number == run[-1] + 1:
+            run[1:] = [number]
+            continue
+        if run:
+            parts.append("-".join(map(str, run)))
+        run = [number]
+    if run:
+        parts.append("-".join(map(str, run)))
+    return ",".join(parts)
+
+
+def parse_ranges(text: str, *, count: int | None = None) -> list[int]:
+    """The numbers of ``0-3,7``, sorted, each once.
+
+    Args: count: how many there are; numbers must lie below it.
+    Raises: RunError for anything else, naming the part.
+    """
+    numbers: set[int] = set()
+    for part in text.split(",") if text else ():
+        first, _, last = part.strip().partition("-")
+        last = last or first
+        if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+            raise RunError(f"{part!r} is not a range of shards", hint="write numbers and ranges: --shards 0-3,7")
+        low, high = int(first), int(last)
+        if low > high:
+            raise RunError(f"{part!r} runs backwards", hint=f"--shards {high}-{low}")
+        if count is not None and high >= count:
+            raise RunError(f"shard {high} does not exist: the run has {count}", hint=f"--shards 0-{count - 1}")
+        numbers.update(range(low, high + 1))
+    return sorted(numbers)

@@ -1,0 +1,1 @@
+"""The data set on disk: Zarr arrays, their checks, and the ways in and out."""

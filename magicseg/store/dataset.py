@@ -1,0 +1,210 @@
+"""The Zarr v3 store: what arrays there are, and whole-shard writes and reads.
+
+    describe/captions         str (samples, 2): caption, counterfactual caption
+    generate/image            uint8 (samples, H, W, 3), or one JPEG stream per sample
+    generate/counterfactual   as image
+    mask/mask                 uint16 (samples, H, W): 0 background, label ids, 65535 ignore
+    STAGE/quality             str (samples,): JSON; {"status": "kept" or "dropped", "reason", scores...}
+
+One Zarr shard (or chunk) of every array holds exactly the samples of one shard of the plan, and is written in one
+go by one writer: concurrent partial writes to a Zarr shard lose data. Codecs carry checksums. Chunks that equal the
+fill value are written too, so that a missing file always means missing work.
+"""
+
+import hashlib
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+from zarr.core.dtype import VariableLengthBytes
+
+from magicseg.config import Config
+from magicseg.errors import StoreError
+from magicseg.labels import IGNORE
+from magicseg.run.files import TEMPORARY, fsync_path, storage_errors, write_atomic
+from magicseg.run.plan import Plan
+from magicseg.store.images import decode_jpeg, encode_jpeg
+
+ARRAYS: Mapping[str, tuple[str, ...]] = {
+    "describe": ("describe/captions", "describe/quality"),
+    "generate": ("generate/image", "generate/counterfactual", "generate/quality"),
+    "mask": ("mask/mask", "mask/quality"),
+}
+IMAGES = ("generate/image", "generate/counterfactual")
+Values = NDArray[Any]
+
+
+def _specification(name: str, plan: Plan, config: Config) -> dict[str, Any]:
+    samples, shard, size = plan.samples, plan.shard_size, config.generate.size
+    text = {"dtype": str, "fill_value": "", "compressors": [ZstdCodec(level=3, checksum=True)]}
+    pixels = {"compressors": [ZstdCodec(level=1, checksum=True)]}
+    if name == "describe/captions":
+        return {"shape": (samples, 2), "chunks": (shard, 2), **text}
+    if name in IMAGES and config.store.image_codec == "jpeg":
+        return {
+            "shape": (samples,),
+            "chunks": (1,),
+            "shards": (shard,),
+            "dtype": VariableLengthBytes(),
+            "fill_value": b"",
+            "compressors": [Crc32cCodec()],
+        }
+    if name in IMAGES:
+        return {
+            "shape": (samples, size, size, 3),
+            "chunks": (1, size, size, 3),
+            "shards": (shard, size, size, 3),
+            "dtype": "uint8",
+            "fill_value": 0,
+            **pixels,
+        }
+    if name == "mask/mask":
+        return {
+            "shape": (samples, size, size),
+            "chunks": (1, size, size),
+            "shards": (shard, size, size),
+            "dtype": "uint16",
+            "fill_value": IGNORE,
+            **pixels,
+        }
+    return {"shape": (samples,), "chunks": (shard,), **text}
+
+
+def metadata_files(plan: Plan, config: Config) -> dict[str, bytes]:
+    """Every metadata document of the store, by its path inside it."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "no Zarr v3 specification yet" for text and byte strings
+        root = zarr.create_group(folder, zarr_format=3)
+        for names in ARRAYS.values():
+            for name in names:
+                root.create_array(
+                    name,
+                    chunk_key_encoding={"name": "v2", "separator": "."},
+                    config={"write_empty_chunks": True},
+                    **_specification(name, plan, config),
+                )
+        return {
+            str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("zarr.json"))
+        }
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The store of one run."""
+
+    path: Path
+
+    def create(self, plan: Plan, config: Config) -> None:
+        """Write the metadata of all arrays; data that are there stay."""
+        for name, content in metadata_files(plan, config).items():
+            target = self.path / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(target, content)
+
+    def recreate(self, stage: str, plan: Plan, config: Config) -> None:
+        """Empty the arrays of one stage and lay them out anew."""
+        for name in ARRAYS[stage]:
+            for path in (self.path / name).iterdir():
+                path.unlink()
+        self.create(plan, config)
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        with storage_errors(self.path, f"magicseg repair {self.path.parent}"):
+            try:
+                return zarr.open_group(self.path, mode="r+", zarr_format=3)
+            except (ValueError, KeyError) as error:
+                raise self._damaged("zarr.json", error) from error
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        """One of the arrays. Raises: StoreError if its metadata cannot be read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                found = self._group[name]
+            except (ValueError, KeyError, OSError) as error:
+                raise self._damaged(f"{name}/zarr.json", error) from error
+        if not isinstance(found, zarr.Array):
+            raise self._damaged(name, "is not an array")
+        return found.with_config({"write_empty_chunks": True})
+
+    def is_jpeg(self, name: str) -> bool:
+        """Whether an image array holds JPEG streams."""
+        return self.array(name).ndim == 1
+
+    def shard_file(self, name: str, shard: int) -> str:
+        """The path inside the store of a shard's file."""
+        return f"{name}/{'.'.join([str(shard), *['0'] * (self.array(name).ndim - 1)])}"
+
+    def write_shard(
+        self, shard: int, samples: range, values: Mapping[str, Values]
+    ) -> dict[str, tuple[str, int]]:
+        """Write one shard of several arrays, flushed to disk.
+
+        Args: values: by array name, the shard's whole content; JPEG streams are object arrays of bytes.
+        Returns: SHA-256 and size of every file written, by path inside the store.
+        Raises: StoreError when the storage refuses.
+        """
+        files: dict[str, tuple[str, int]] = {}
+        with storage_errors(self.path, f"free some space or mend the permissions of {self.path}, then run it again"):
+            for name, content in values.items():
+                folder = self.path / name
+                for orphan in folder.glob(f"{shard}.*{TEMPORARY}"):  # of a worker that was killed
+                    orphan.unlink(missing_ok=True)
+                self.array(name)[samples.start : samples.stop] = content
+                file = self.shard_file(name, shard)
+                fsync_path(self.path / file)
+                data = (self.path / file).read_bytes()
+                files[file] = (hashlib.sha256(data).hexdigest(), len(data))
+            for name in values:
+                fsync_path(self.path / name)
+        return files
+
+    def read(self, name: str, start: int, stop: int) -> Values:
+        """Samples ``start`` to ``stop - 1`` of an array as stored. Raises: StoreError if they are damaged."""
+        try:
+            return np.asarray(self.array(name)[start:stop])
+        except StoreError:
+            raise
+        except Exception as error:
+            # Codecs raise errors of many kinds (zstd: RuntimeError, CRC: ValueError, index: KeyError).
+            raise self._damaged(f"{name}, samples {start} to {stop - 1}", error) from error
+
+    def read_images(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Pixels: uint8 (samples, H, W, 3), RGB; zeros for dropped samples."""
+        values = self.read(name, start, stop)
+        if values.ndim > 1:
+            return values
+        decoded = [decode_jpeg(stream) if stream else None for stream in values]
+        height, width = self.array("mask/mask").shape[1:]
+        empty = np.zeros((height, width, 3), np.uint8)
+        return np.stack([image if image is not None else empty for image in decoded])
+
+    def pack_images(self, images: Sequence[NDArray[np.uint8] | None], config: Config) -> Values:
+        """A shard's images as `write_shard` wants them; None stands for a dropped sample."""
+        size = config.generate.size
+        if config.store.image_codec == "jpeg":
+            streams = np.empty(len(images), dtype=object)
+            streams[:] = [
+                encode_jpeg(image, config.store.jpeg_quality) if image is not None else b"" for image in images
+            ]
+            return streams
+        pixels = np.zeros((len(images), size, size, 3), dtype=np.uint8)
+        for position, image in enumerate(images):
+            if image is not None:
+                pixels[position] = image
+        return pixels
+
+    def _damaged(self, what: str, error: object) -> StoreError:
+        return StoreError(
+            f"{self.path}: {what} cannot be read: {error}",
+            hint=f"magicseg verify {self.path.parent}, then magicseg repair {self.path.parent}",
+        )

@@ -1,0 +1,187 @@
+"""Samples in a fixed order: which sample comes when, read in batches, flipped.
+
+The order is a pure function of (seed, kept indices, shard size, window): an endless stream of epochs, each with
+every sample exactly once. Step s takes the places s * batch_size and on of that stream, so every batch is
+full, nothing is dropped or repeated within an epoch, and a run resumes at any step without any state.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from magicseg.errors import DataError
+
+Read = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]
+
+
+class Samples(Protocol):
+    """A data set, as training sees it. Must be picklable: loader processes get a copy."""
+
+    indices: NDArray[np.int64]
+    """The kept samples, ascending; dropped samples are gaps."""
+    shard_size: int
+    """Sample i is in shard i // shard_size."""
+    image_size: int
+    """Side of the square images, pixels."""
+
+    def read(self, indices: NDArray[np.int64]) -> Read:
+        """Images and counterfactuals (B, H, W, 3) uint8 RGB, masks (B, H, W) uint16, in the order asked for."""
+
+
+class Pick(NamedTuple):
+    """One sample at one place of the stream."""
+
+    epoch: int
+    index: int
+
+
+class Batch(NamedTuple):
+    """``images``, ``counterfactuals``: uint8 (B, 3, H, W). ``masks``: int32 (B, H, W), label ids and IGNORE."""
+
+    images: Tensor
+    counterfactuals: Tensor
+    masks: Tensor
+
+
+class SampleOrder:
+    """Shards in random order, and their samples shuffled within windows of ``window`` shards.
+
+    A window is what a reader has to keep at hand; a window of all shards is a full shuffle.
+    """
+
+    def __init__(self, indices: NDArray[np.int64], *, shard_size: int, window: int, seed: int) -> None:
+        if len(indices) == 0:
+            raise DataError("there are no samples to train on: all were dropped, or none is made yet")
+        self._seed = seed
+        self._window = window
+        self._count = len(indices)
+        self._shards = np.split(indices, np.flatnonzero(np.diff(indices // shard_size)) + 1)
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+
+    def _epoch(self, epoch: int) -> NDArray[np.int64]:
+        """All indices, in the order of this epoch."""
+        generator = np.random.default_rng((self._seed, epoch))
+        shards = [self._shards[place] for place in generator.permutation(len(self._shards))]
+        windows = [
+            generator.permutation(np.concatenate(shards[start : start + self._window]))
+            for start in range(0, len(shards), self._window)
+        ]
+        return np.concatenate(windows)
+
+    def batch(self, step: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[Pick]:
+        """The samples of one step (from 0) for one of ``world`` processes, which share each batch out."""
+        picks = []
+        for place in range(step * batch_size + rank, (step + 1) * batch_size, world):
+            epoch, offset = divmod(place, self._count)
+            picks.append(Pick(epoch, int(self.epoch(epoch)[offset])))
+        return picks
+
+
+class Steps(Sampler[list[Pick]]):
+    """The batches of the steps from ``start`` up to, not including, ``stop``, for a DataLoader."""
+
+    def __init__(
+        self, order: SampleOrder, *, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self._order, self._batch_size, self._span = order, batch_size, range(start, stop)
+        self._rank, self._world = rank, world
+
+    def __len__(self) -> int:
+        return len(self._span)
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        for step in self._span:
+            yield self._order.batch(step, self._batch_size, rank=self._rank, world=self._world)
+
+
+class SampleDataset(Dataset[Batch]):
+    """Reads and flips the samples of a batch at once.
+
+    Whole shards are read and the latest kept, where ``cache_bytes`` has room for a window of them and one more;
+    else only the samples asked for.
+    """
+
+    def __init__(self, samples: Samples, *, window: int, seed: int, flip: float, cache_bytes: int) -> None:
+        self._samples = samples
+        self._seed = seed
+        self._flip = flip
+        shards = np.unique(samples.indices // samples.shard_size)
+        room = cache_bytes // (samples.shard_size * samples.image_size**2 * (3 + 3 + 2))
+        self._room = room if room >= min(window + 1, len(shards)) else 0
+        self._cache: OrderedDict[int, tuple[NDArray[np.int64], Read]] = OrderedDict()
+
+    def __getitems__(self, picks: Sequence[Pick]) -> Batch:
+        indices = np.array([pick.index for pick in picks], dtype=np.int64)
+        images, counterfactuals, masks = self._read_by_shards(indices) if self._room else self._read(indices)
+        flipped = np.array([self._is_flipped(pick) for pick in picks], dtype=bool)
+        for array in (images, counterfactuals, masks):
+            array[flipped] = array[flipped, :, ::-1]
+        return Batch(
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            counterfactuals=torch.from_numpy(counterfactuals).permute(0, 3, 1, 2),
+            masks=torch.from_numpy(masks.astype(np.int32)),
+        )
+
+    def _is_flipped(self, pick: Pick) -> bool:
+        """A coin that belongs to (seed, epoch, sample) and to nothing else."""
+        word = np.random.SeedSequence((self._seed, pick.epoch, pick.index)).generate_state(1)[0]
+        return bool(word < self._flip * 2**32)
+
+    def _read(self, indices: NDArray[np.int64]) -> Read:
+        """In ascending order, which is that of the storage, then in the order asked for."""
+        unique, places = np.unique(indices, return_inverse=True)
+        images, counterfactuals, masks = self._samples.read(unique)
+        return images[places], counterfactuals[places], masks[places]
+
+    def _read_by_shards(self, indices: NDArray[np.int64]) -> Read:
+        side = self._samples.image_size
+        images = np.empty((len(indices), side, side, 3), np.uint8)
+        counterfactuals = np.empty_like(images)
+        masks = np.empty((len(indices), side, side), np.uint16)
+        shards = indices // self._samples.shard_size
+        for shard in np.unique(shards):
+            wanted = shards == shard
+            members, read = self._shard(int(shard))
+            places = np.searchsorted(members, indices[wanted])
+            for target, source in zip((images, counterfactuals, masks), read, strict=True):
+                target[wanted] = source[places]
+        return images, counterfactuals, masks
+
+    def _shard(self, shard: int) -> tuple[NDArray[np.int64], Read]:
+        if shard in self._cache:
+            self._cache.move_to_end(shard)
+        else:
+            size = self._samples.shard_size
+            first, last = np.searchsorted(self._samples.indices, (shard * size, (shard + 1) * size))
+            members = self._samples.indices[first:last]
+            if len(self._cache) >= self._room:
+                self._cache.popitem(last=False)
+            self._cache[shard] = members, self._samples.read(members)
+        return self._cache[shard]
+
+
+def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memory: bool = False) -> "DataLoader[Batch]":
+    """The batches of ``steps``, in order, read by ``workers`` processes (0: by this one).
+
+    The processes come from a fork server: a store's threads do not survive a plain fork.
+    """
+    return DataLoader(
+        dataset,
+        batch_sampler=steps,
+        collate_fn=_as_is,
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else the loader draws from, and so moves, the global one
+    )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch

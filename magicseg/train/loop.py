@@ -1,0 +1,280 @@
+"""The training loop: from samples to a trained segmenter, with checkpoints, a log and an exact resume.
+
+    result = train(samples, vocabulary, settings, out_dir, seed=0, data_fingerprint="...")
+    result.status                                   # "finished" or "interrupted"
+
+    out_dir/train.jsonl                             one JSON row per `log_every` steps
+    out_dir/checkpoints/step-00001000.safetensors   the newest two
+    out_dir/model/{model.json,model.safetensors}    when finished: `magicseg.model.segmenter.load_segmenter`
+
+Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a finished
+run nothing is done again. Every step derives its own randomness from (seed, step), so there is no state to lose.
+The samples of a step, their flips and their sampled classes do not depend on the number of processes either:
+`rank` and `world` are for a distributed caller, who wraps `LossTerms` and lets rank 0 write.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from magicseg.errors import ConfigError, IncompleteError
+from magicseg.labels import Vocabulary
+from magicseg.model.files import write_atomically
+from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
+from magicseg.model.segmenter import Segmenter, build_segmenter, read_card, save_segmenter
+from magicseg.model.targets import sample_targets
+from magicseg.train.checkpoints import check_identity, newest_checkpoint, write_checkpoint
+from magicseg.train.data import Batch, SampleDataset, SampleOrder, Samples, Steps, load_batches
+from magicseg.train.optim import build_optimizer, learning_rate, set_learning_rate
+from magicseg.train.settings import TrainSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainProgress:
+    """Where training is after a step. ``losses``: total and terms (before their weights) of this step."""
+
+    step: int
+    steps: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    samples_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """``step``: steps done in all; ``seconds``: of this call; ``weights_digest``: None unless finished."""
+
+    status: Literal["finished", "interrupted"]
+    step: int
+    seconds: float
+    losses: Mapping[str, float]
+    model_dir: Path
+    weights_digest: str | None
+
+
+class LossTerms(nn.Module):
+    """The model and its losses as one module, so that one forward call does all (and DDP can wrap it)."""
+
+    def __init__(self, model: Segmenter, vocabulary: Vocabulary, settings: TrainSettings) -> None:
+        super().__init__()
+        self.model = model
+        self.names = vocabulary.names
+        self.settings = settings
+
+    def forward(self, batch: Batch, draws: Tensor) -> dict[str, Tensor]:
+        """Scalars: ``loss``, the weighted sum, and its terms ``focal``, ``dice``, ``counterfactual``.
+
+        Args: draws: float (B, C), see `magicseg.model.targets.sample_targets`.
+        """
+        settings = self.settings
+        targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
+        count = len(batch.images)
+        with_counterfactuals = settings.counterfactual_weight > 0
+        images = torch.cat([batch.images, batch.counterfactuals]) if with_counterfactuals else batch.images
+        cls, patches = self.model.encode_images(images)
+        text = self.model.encode_classes(self.names)[targets.classes]
+        height, width = batch.images.shape[-2:]
+        logits = self.model.decode(cls[:count], patches[:count], text, (height, width))
+        terms = {
+            "focal": focal_loss(
+                logits, targets.masks, targets.valid, alpha=settings.focal_alpha, gamma=settings.focal_gamma
+            ),
+            "dice": dice_loss(logits, targets.masks, targets.valid, targets.present),
+        }
+        loss = settings.focal_weight * terms["focal"] + settings.dice_weight * terms["dice"]
+        if with_counterfactuals:
+            terms["counterfactual"] = counterfactual_loss(cls[:count].float(), cls[count:].float())
+            loss = loss + settings.counterfactual_weight * terms["counterfactual"]
+        return {"loss": loss, **terms}
+
+
+def train(
+    samples: Samples,
+    vocabulary: Vocabulary,
+    settings: TrainSettings,
+    out_dir: Path,
+    *,
+    seed: int,
+    data_fingerprint: str,
+    device: str = "cpu",
+    progress: Callable[[TrainProgress], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> TrainResult:
+    """Train, or go on training, a segmenter.
+
+    Args:
+        data_fingerprint: names the samples; a checkpoint made with others is refused.
+        progress: called after every step.
+        stop: asked after every step; when it says yes, a checkpoint is written and training returns.
+        provenance: written into the finished model's ``model.json``.
+
+    Raises:
+        PlanMismatch: the newest checkpoint was made with other settings, samples, classes or seed.
+        IncompleteError: a loss is not a finite number.
+        ConfigError: the images do not fit the encoder.
+        StoreError, DataError: something cannot be written or read.
+    """
+    started = time.perf_counter()
+    stride = settings.model.encoder.stride
+    if samples.image_size % stride:
+        raise ConfigError(
+            f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({stride})"
+        )
+    identity = {
+        "data": data_fingerprint,
+        "seed": seed,
+        "classes": list(vocabulary.names),
+        "train": settings.model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)),
+    }
+    folder, model_dir = out_dir / "checkpoints", out_dir / "model"
+    model = build_segmenter(settings.model, seed=seed).to(device).train()
+    optimizer = build_optimizer(model, settings)
+    checkpoint = newest_checkpoint(folder)
+    start, sums = 0, dict[str, float]()
+    if checkpoint is not None:
+        check_identity(checkpoint, identity)
+        checkpoint.restore(model, optimizer)
+        start, sums = checkpoint.step, dict(checkpoint.sums)
+    log = _Log(out_dir / "train.jsonl", done=start)
+    dataset = SampleDataset(
+        samples,
+        window=settings.shuffle_window,
+        seed=seed,
+        flip=settings.flip,
+        cache_bytes=settings.loader_cache_mib * 2**20,
+    )
+    order = SampleOrder(
+        samples.indices, shard_size=samples.shard_size, window=settings.shuffle_window, seed=seed
+    )
+    steps = Steps(order, batch_size=settings.batch_size, start=start, stop=settings.steps)
+    batches = load_batches(
+        dataset, steps, workers=settings.loader_workers, pin_memory=torch.device(device).type == "cuda"
+    )
+    terms = LossTerms(model, vocabulary, settings)
+    losses: dict[str, float] = {}
+    done, saved, clock, since = start, start, time.perf_counter(), 0
+
+    def save() -> None:
+        nonlocal saved
+        write_checkpoint(folder, model, optimizer, step=done, identity=identity, sums=sums)
+        saved = done
+
+    with torch.random.fork_rng():
+        for batch in batches:
+            rate = learning_rate(done, settings)
+            set_learning_rate(optimizer, rate)
+            losses = _step(terms, optimizer, batch, seed=seed, step=done, device=device)
+            done += 1
+            since += len(batch.images)
+            speed = since / max(time.perf_counter() - clock, 1e-9)
+            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
+            if done % settings.log_every == 0 or done == settings.steps:
+                log.write(step=done, sums=sums, steps=(done - 1) % settings.log_every + 1, rate=rate, speed=speed)
+                sums, clock, since = {}, time.perf_counter(), 0
+            if done % settings.checkpoint_every == 0 or done == settings.steps:
+                save()
+            if progress is not None:
+                progress(
+                    TrainProgress(
+                        step=done,
+                        steps=settings.steps,
+                        losses=losses,
+                        learning_rate=rate,
+                        samples_per_second=speed,
+                    )
+                )
+            if stop is not None and done < settings.steps and stop():
+                if saved != done:
+                    save()
+                break
+    digest = None
+    if done == settings.steps:
+        digest = _save_once(model, model_dir, identity=identity, provenance=provenance)
+    return TrainResult(
+        status="finished" if digest else "interrupted",
+        step=done,
+        seconds=time.perf_counter() - started,
+        losses=losses,
+        model_dir=model_dir,
+        weights_digest=digest,
+    )
+
+
+def _step(
+    terms: LossTerms,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    seed: int,
+    step: int,
+    device: str,
+) -> dict[str, float]:
+    """One step of the optimiser. All its randomness comes from (seed, step).
+
+    Raises: IncompleteError when the loss is not finite; the weights are then as before.
+    """
+    settings = terms.settings
+    words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint64)
+    torch.manual_seed(int(words[0]))
+    draws = torch.rand(len(batch.images), len(terms.names), generator=torch.Generator().manual_seed(int(words[1])))
+    on_device = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
+    with torch.autocast(
+        torch.device(device).type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"
+    ):
+        losses = terms(on_device, draws.to(device))
+    values = {name: float(value.detach()) for name, value in losses.items()}
+    if not math.isfinite(values["loss"]):
+        raise IncompleteError(
+            f"the loss of step {step + 1} is not a finite number: {values}",
+            hint="lower train.learning_rate or set train.gradient_clip=1.0, then train anew; "
+            "if it happens at once, look at the data with `magicseg report`",
+        )
+    optimizer.zero_grad(set_to_none=True)
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    if settings.gradient_clip:
+        nn.utils.clip_grad_norm_(terms.parameters(), settings.gradient_clip)
+    optimizer.step()
+    return values
+
+
+class _Log:
+    """``train.jsonl``. Rows after the step that training goes on from are taken back."""
+
+    def __init__(self, path: Path, *, done: int) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= done]
+        if kept != lines:
+            write_atomically(path, b"".join(kept))
+
+    def write(self, *, step: int, sums: Mapping[str, float], steps: int, rate: float, speed: float) -> None:
+        """One row: the mean losses of the latest ``steps`` steps."""
+        row = {
+            "step": step,
+            **{name: value / steps for name, value in sums.items()},
+            "learning_rate": rate,
+            "samples_per_second": round(speed, 2),
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _save_once(
+    model: Segmenter, model_dir: Path, *, identity: Mapping[str, Any], provenance: Mapping[str, Any] | None
+) -> str:
+    """Save the finished model, unless it is there from an earlier call."""
+    if (model_dir / "model.json").exists():
+        card = read_card(model_dir)
+        if card["provenance"].get("training") == identity:
+            return str(card["weights_digest"])
+    return save_segmenter(model, model_dir, provenance={**(provenance or {}), "training": identity})

@@ -1,0 +1,42 @@
+"""Settings of training. The defaults are the paper's (arXiv 2603.19575); presets may differ and say so."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from magicseg.model.settings import EncoderSettings, ModelSettings
+from magicseg.settings import Settings
+
+__all__ = ["EncoderSettings", "ModelSettings", "TrainSettings"]
+
+
+class TrainSettings(Settings):
+    """Everything about a training run. The settings in ``NEUTRAL`` change neither weights nor curve."""
+
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset(
+        {"checkpoint_every", "log_every", "loader_workers", "loader_cache_mib"}
+    )
+
+    model: ModelSettings = ModelSettings()
+    steps: int = Field(20_000, ge=1)
+    batch_size: int = Field(16, ge=1, description="images per step, over all processes")
+    learning_rate: float = Field(2e-5, gt=0)
+    new_layer_lr_multiplier: float = Field(10.0, gt=0, description="for all but the encoder: prompts and decoder")
+    weight_decay: float = Field(0.01, ge=0, description="not on norms, biases, prompts and positions")
+    warmup_steps: int = Field(1500, ge=0)
+    poly_power: float = Field(0.9, gt=0)
+    min_learning_rate: float = Field(1e-6, ge=0)
+    gradient_clip: float = Field(0.0, ge=0, description="largest norm of the gradient; 0: no limit")
+    sampled_classes: int = Field(100, ge=1, description="an image's own classes and random others")
+    focal_weight: float = Field(100.0, ge=0)
+    focal_alpha: float = Field(0.25, ge=0, le=1)
+    focal_gamma: float = Field(2.0, ge=0)
+    dice_weight: float = Field(1.0, ge=0)
+    counterfactual_weight: float = Field(1.0, ge=0)
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16: by autocast")
+    shuffle_window: int = Field(4, ge=1, description="shards whose samples are mixed")
+    checkpoint_every: int = Field(1000, ge=1, description="steps")
+    log_every: int = Field(50, ge=1, description="steps")
+    loader_workers: int = Field(2, ge=0, description="processes that read; 0: the training process itself")
+    loader_cache_mib: int = Field(512, ge=0, description="memory per reader for whole shards")
