@@ -46,6 +46,10 @@ class StoreError(MagicsegError):
     exit_code = 1
 
 
+class DamageError(StoreError):
+    """Stored data cannot be read back: damaged, truncated or missing."""
+
+
 class IncompleteError(MagicsegError):
     """Some of the work failed, was interrupted or is missing."""
 

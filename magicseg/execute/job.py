@@ -6,7 +6,7 @@ This is what a local worker process and a task of a Slurm array both run.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from magicseg.errors import MagicsegError, PlanMismatch, StoreError
+from magicseg.errors import DamageError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.shard import Stopped, execute_shard, load_backend
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
@@ -15,7 +15,8 @@ from magicseg.run.files import storage_errors
 
 @dataclass(frozen=True)
 class ShardEvent:
-    """What became of a shard: ``committed``, ``busy`` (somebody else has it), ``failed`` or ``abandoned``."""
+    """What became of a shard: ``committed``, ``busy`` (somebody else has it), ``blocked`` (the
+    stage before has not done it), ``failed`` or ``abandoned``."""
 
     shard: int
     outcome: str
@@ -38,7 +39,7 @@ def run_shards(
     """Do those of ``shards`` that are not committed; report each.
 
     A shard that fails is noted in the ledger and does not stop the others. Storage that refuses, or settings that
-    do not fit, stop the job. Raises: StoreError, PlanMismatch, BackendError, IncompleteError.
+    do not fit, stop the job. Raises: StoreError, PlanMismatch, BackendError.
     """
     ledger = run.ledger(stage)
     with storage_errors(run.path, f"mend it, then: magicseg {stage} {run.path}"):
@@ -66,9 +67,11 @@ def run_shards(
                 except Stopped:
                     report(ShardEvent(shard, "abandoned"))
                     return
-                except (StoreError, PlanMismatch):
-                    raise
+                except IncompleteError as error:
+                    report(ShardEvent(shard, "blocked", detail=error.message))
                 except MagicsegError as error:
+                    if isinstance(error, StoreError | PlanMismatch) and not isinstance(error, DamageError):
+                        raise
                     ledger.fail(shard, type(error).__name__, error.message)
                     report(ShardEvent(shard, "failed", detail=error.message))
                 else:

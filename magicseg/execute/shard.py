@@ -2,12 +2,10 @@
 
 import datetime
 import os
-import platform
 import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from magicseg.run.files import storage_errors, to_json
 from magicseg.run.fingerprint import BACKEND_KINDS, STAGES, stage_settings
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
+from magicseg.run.versions import library_versions
 
 
 class Stopped(Exception):  # noqa: N818 -- not an error: somebody asked
@@ -87,17 +86,6 @@ def execute_shard(
     with storage_errors(run.path, f"free some space, then: magicseg {stage} {run.path}"):
         run.ledger(stage).commit(record, run.fingerprints[stage])
     return record
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what decides bytes."""
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("magicseg", "numpy", "pillow", "zarr", "torch", "diffusers", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int]:

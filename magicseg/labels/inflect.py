@@ -84,8 +84,9 @@ _UNCHANGED = frozenset(
     )
 )
 
-# Plurals whose endings look like those of singulars: "skis" like "axis", "menus" like "bus".
-_PLURALS_IN_IS_OR_US = re.compile(r"(?:(?:sk|tax|bikin|kiw|zucchin|khak|safar|alib)is|(?:men|gn|em|tut)us)")
+# "taxis" is a plural, "trellis" is not; "menus" is a plural, "bus" is not.
+_SINGULAR_IN_IS = re.compile(r"(?!taxis).*[sx]is|(?:clemat|ib|ir|marqu|pelv|portcull|tenn|trell)is")
+_PLURAL_IN_US = re.compile(r".*eaus|(?:em|gn|men|tof|tut)us")
 
 # The head of "can of soup" or "man-of-war"; "walk-in closet" has its head at the end.
 _HEAD = re.compile(r"(?P<head>.+?)(?P<rest>(?P<gap>[ -])(?:of|in|on|for|with|at)(?P=gap).+)", re.IGNORECASE)
@@ -133,9 +134,9 @@ def _is_plural(lower: str) -> bool:
         return True
     if not lower.endswith("s") or lower.endswith("ss"):
         return False
-    if lower.endswith(("is", "us")):
-        return _PLURALS_IN_IS_OR_US.fullmatch(lower) is not None
-    return True
+    if lower.endswith("us"):
+        return _PLURAL_IN_US.fullmatch(lower) is not None
+    return _SINGULAR_IN_IS.fullmatch(lower) is None
 
 
 def _cased(result: str, like: str) -> str:

@@ -43,7 +43,11 @@ class MaskStage:
         size = run.config.generate.size
         if answer.mask.shape != (size, size) or answer.mask.dtype != np.uint16:
             raise ValueError(f"mask is {answer.mask.dtype} {answer.mask.shape}, not uint16 {(size, size)}")
-        foreign = set(np.unique(answer.mask).tolist()) - {BACKGROUND, IGNORE, *range(1, len(run.vocabulary) + 1)}
+        foreign = set(np.unique(answer.mask).tolist()) - {
+            BACKGROUND,
+            IGNORE,
+            *range(1, len(run.vocabulary) + 1),
+        }
         if foreign:
             raise ValueError(f"mask holds {min(foreign)}, which is no class")
 

@@ -78,9 +78,7 @@ class Pen:
         """An upright filled rectangle with an outline."""
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
 
-    def ellipse(
-        self, x: float, y: float, rx: float, ry: float, colour: Colour, *, edge: bool = True
-    ) -> None:
+    def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour, *, edge: bool = True) -> None:
         """A filled ellipse."""
         self.polygon(arc(x, y, rx, ry), colour, edge=edge)
 
@@ -170,7 +168,9 @@ def _boat(pen: Pen, colour: Colour, rng: Generator) -> None:
     sail = CREAM if rng.random() < 0.7 else shade(colour, 1.5)
     pen.polygon([(mast + 0.04, -0.46), (mast + 0.04, deck - 0.06), (0.42, deck - 0.06)], sail)
     if rng.random() < 0.7:
-        pen.polygon([(mast - 0.04, -0.38), (mast - 0.04, deck - 0.06), (-0.38, deck - 0.06)], shade(sail, 0.9))
+        pen.polygon(
+            [(mast - 0.04, -0.38), (mast - 0.04, deck - 0.06), (-0.38, deck - 0.06)], shade(sail, 0.9)
+        )
     inset = rng.uniform(0.1, 0.2)
     pen.polygon([(-0.5, deck), (0.5, deck), (0.5 - inset, keel), (-0.5 + inset * 0.8, keel)], colour)
     pen.polygon(
@@ -267,14 +267,18 @@ def _kite(pen: Pen, colour: Colour, rng: Generator) -> None:
         pen.polygon(pair, colour if corner % 2 else other)
     for step in (3, 6):
         x, y = tail[step]
-        pen.polygon([(x - 0.08, y - 0.04), (x + 0.08, y + 0.04), (x + 0.08, y - 0.04), (x - 0.08, y + 0.04)], colour)
+        pen.polygon(
+            [(x - 0.08, y - 0.04), (x + 0.08, y + 0.04), (x + 0.08, y - 0.04), (x - 0.08, y + 0.04)], colour
+        )
 
 
 def _cup(pen: Pen, colour: Colour, rng: Generator) -> None:
     top, low = rng.uniform(-0.32, -0.22), rng.uniform(0.32, 0.4)
     wide, foot = rng.uniform(0.27, 0.33), rng.uniform(0.19, 0.27)
     middle, left = (top + low) / 2, -0.1
-    pen.stroke(arc(left + wide - 0.02, middle - 0.02, 0.2, (low - top) * 0.28, -100, 110), 0.075, shade(colour, 0.75))
+    pen.stroke(
+        arc(left + wide - 0.02, middle - 0.02, 0.2, (low - top) * 0.28, -100, 110), 0.075, shade(colour, 0.75)
+    )
     pen.polygon([(left - wide, top), *arc(left, low, foot, 0.06, 180, 0), (left + wide, top)], colour)
     if rng.random() < 0.5:
         y0, y1 = middle - 0.06, middle + 0.08

@@ -35,7 +35,7 @@ _TINTS = {  # factors on red, green, blue
     "fog": (1.0, 1.0, 1.0),
 }
 _FOG, _FOG_SHARE = 205.0, 0.4
-_SHADOW = 0.45
+_SHADOW = 0.3
 _LYING = frozenset({"car", "house", "tree", "boat", "flower", "mushroom", "cup", "umbrella"})  # cast a shadow
 
 Plane = NDArray[np.float32]  # (height, width)
@@ -167,7 +167,9 @@ def _draw(item: ObjectSpec, rng: Generator, size: int, supersampling: int, *, fa
     steps = np.arange(size, dtype=np.float32) / np.float32(size)
     tilt = rng.uniform(-0.25, 0.25)
     light = 1.0 + tilt * (steps - x) / span - 0.2 * (steps[:, None] - y) / span  # brighter towards the sky
-    colours = np.minimum(colours * np.clip(light, 0.7, 1.2).astype(np.float32)[..., None], 255 * cover[..., None])
+    colours = np.minimum(
+        colours * np.clip(light, 0.7, 1.2).astype(np.float32)[..., None], 255 * cover[..., None]
+    )
     shadow = np.zeros_like(cover)
     if item.noun in _LYING:
         across = (steps - x) / np.float32(span * 0.42)

@@ -32,7 +32,8 @@ def _ridge(draw: Canvas, n: int, rng: Generator, y: float, rough: float, colour:
     heights = y + rough * (rng.random(9) - 0.5)
     xs = np.linspace(-0.05, 1.05, 9)
     draw.polygon(
-        [(float(x) * n, float(h) * n) for x, h in zip(xs, heights, strict=True)] + [(1.05 * n, n), (-0.05 * n, n)],
+        [(float(x) * n, float(h) * n) for x, h in zip(xs, heights, strict=True)]
+        + [(1.05 * n, n), (-0.05 * n, n)],
         fill=colour,
     )
 
@@ -52,8 +53,8 @@ def _sky(draw: Canvas, n: int, rng: Generator, low: float) -> None:
 
 def _beach(draw: Canvas, n: int, rng: Generator) -> None:
     far, shore = rng.uniform(0.25, 0.4), rng.uniform(0.48, 0.66)
-    _sky(draw, n, rng, far)
-    _gradient(draw, n, far, shore, _jitter(rng, (35, 105, 160)), _jitter(rng, (75, 175, 190)))
+    _sky(draw, n, rng, far + 0.04)
+    _gradient(draw, n, far, shore + 0.06, _jitter(rng, (35, 105, 160)), _jitter(rng, (75, 175, 190)))
     for _ in range(5):
         x, y = rng.uniform(0, 1), rng.uniform(far + 0.03, shore)
         draw.line((x * n, y * n, (x + 0.15) * n, y * n), fill=(205, 225, 230), width=max(1, n // 90))
@@ -86,7 +87,9 @@ def _street(draw: Canvas, n: int, rng: Generator) -> None:
         draw.line((0, y * n, n, y * n), fill=shade(brick, 0.8), width=max(1, n // 100))
         for column in range(5):
             x = (column + 0.5 * (row % 2)) / 5
-            draw.line((x * n, y * n, x * n, (y + kerb / rows) * n), fill=shade(brick, 0.8), width=max(1, n // 100))
+            draw.line(
+                (x * n, y * n, x * n, (y + kerb / rows) * n), fill=shade(brick, 0.8), width=max(1, n // 100)
+            )
     draw.rectangle((0, kerb * n, n, (kerb + 0.1) * n), fill=_jitter(rng, (175, 172, 168)))
     _gradient(draw, n, kerb + 0.1, 1, _jitter(rng, (75, 76, 82)), _jitter(rng, (105, 105, 108)))
     first, line = rng.uniform(-0.2, 0.0), rng.uniform(0.74, 0.88)
@@ -111,7 +114,10 @@ def _snowfield(draw: Canvas, n: int, rng: Generator) -> None:
     for peak in range(peaks):
         x, top, wide = (peak + rng.random()) / peaks, far - rng.uniform(0.08, 0.24), rng.uniform(0.15, 0.32)
         rock = _jitter(rng, (120, 130, 148))
-        draw.polygon([((x - wide) * n, (far + 0.1) * n), (x * n, top * n), ((x + wide) * n, (far + 0.1) * n)], fill=rock)
+        draw.polygon(
+            [((x - wide) * n, (far + 0.1) * n), (x * n, top * n), ((x + wide) * n, (far + 0.1) * n)],
+            fill=rock,
+        )
     for step in range(3):
         _ridge(draw, n, rng, far + 0.16 * step, 0.09, _jitter(rng, (222 + 6 * step, 230 + 4 * step, 240), 8))
 
@@ -126,8 +132,15 @@ def _room(draw: Canvas, n: int, rng: Generator) -> None:
         x = (stripe + 0.25) / stripes
         draw.rectangle((x * n, 0, (x + 0.4 / stripes) * n, floor * n), fill=shade(wall, 0.92))
     if rng.random() < 0.7:  # a window or a picture
-        x, y, w, h = rng.uniform(0.02, 0.7), rng.uniform(0.04, 0.2), rng.uniform(0.15, 0.28), rng.uniform(0.15, 0.3)
-        draw.rectangle(((x - 0.02) * n, (y - 0.02) * n, (x + w + 0.02) * n, (y + h + 0.02) * n), fill=(120, 90, 65))
+        x, y, w, h = (
+            rng.uniform(0.02, 0.7),
+            rng.uniform(0.04, 0.2),
+            rng.uniform(0.15, 0.28),
+            rng.uniform(0.15, 0.3),
+        )
+        draw.rectangle(
+            ((x - 0.02) * n, (y - 0.02) * n, (x + w + 0.02) * n, (y + h + 0.02) * n), fill=(120, 90, 65)
+        )
         draw.rectangle((x * n, y * n, (x + w) * n, (y + h) * n), fill=_jitter(rng, (160, 190, 205), 40))
     wood = _jitter(rng, (150, 110, 75), 25)
     draw.rectangle((0, floor * n, n, n), fill=wood)
@@ -139,12 +152,14 @@ def _room(draw: Canvas, n: int, rng: Generator) -> None:
 
 def _lake(draw: Canvas, n: int, rng: Generator) -> None:
     far, bank = rng.uniform(0.28, 0.42), rng.uniform(0.68, 0.85)
-    _sky(draw, n, rng, far)
+    _sky(draw, n, rng, far + 0.04)
     _ridge(draw, n, rng, far - 0.06, 0.14, _jitter(rng, (85, 115, 105), 20))
-    _gradient(draw, n, far, bank, _jitter(rng, (110, 150, 170)), _jitter(rng, (40, 85, 115)))
+    _gradient(draw, n, far, bank + 0.06, _jitter(rng, (110, 150, 170)), _jitter(rng, (40, 85, 115)))
     for _ in range(10):
         x, y, w = rng.uniform(-0.1, 1), rng.uniform(far + 0.02, bank), rng.uniform(0.05, 0.2)
-        draw.line((x * n, y * n, (x + w) * n, y * n), fill=_jitter(rng, (130, 170, 190), 20), width=max(1, n // 80))
+        draw.line(
+            (x * n, y * n, (x + w) * n, y * n), fill=_jitter(rng, (130, 170, 190), 20), width=max(1, n // 80)
+        )
     _ridge(draw, n, rng, bank, 0.08, _jitter(rng, (115, 125, 80), 20))
 
 
@@ -158,7 +173,11 @@ def _clutter(draw: Canvas, n: int, rng: Generator) -> None:
         if kind == 0:
             tone = _jitter(rng, (125, 120, 115), 30)
             draw.polygon(
-                [((x - s) * n, y * n), ((x - s * 0.6) * n, (y - s) * n), ((x + s * 0.5) * n, (y - s * 0.9) * n)]
+                [
+                    ((x - s) * n, y * n),
+                    ((x - s * 0.6) * n, (y - s) * n),
+                    ((x + s * 0.5) * n, (y - s * 0.9) * n),
+                ]
                 + [((x + s) * n, y * n)],
                 fill=tone,
             )
@@ -166,7 +185,11 @@ def _clutter(draw: Canvas, n: int, rng: Generator) -> None:
             draw.ellipse(((x - s) * n, (y - 2 * s) * n, (x + s) * n, y * n), fill=tone)
         elif kind == 2:
             draw.rectangle(((x - s) * n, (y - 1.6 * s) * n, (x + s) * n, y * n), fill=tone)
-            draw.line(((x - s) * n, (y - s) * n, (x + s) * n, (y - s) * n), fill=shade(tone, 0.6), width=max(1, n // 80))
+            draw.line(
+                ((x - s) * n, (y - s) * n, (x + s) * n, (y - s) * n),
+                fill=shade(tone, 0.6),
+                width=max(1, n // 80),
+            )
         else:
             draw.rectangle(((x - s * 0.3) * n, (y - 4 * s) * n, (x + s * 0.3) * n, y * n), fill=tone)
 

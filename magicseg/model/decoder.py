@@ -15,10 +15,11 @@ from magicseg.errors import ConfigError
 
 
 class MaskDecoder(nn.Module):
-    """Queries Linear(2D -> C) of [cls * t ; t], layers of cross-attention and MLP (queries never see each other,
-    so a class's mask does not depend on which other classes are asked for), and the last layer's attention
-    before the softmax, averaged over heads, as mask logits. The last layer's values and MLP would not be used
-    by anything, so it has none.
+    """Queries Linear(2D -> C) of [cls * t ; t], layers of cross-attention and MLP, and the last layer's attention
+    before the softmax, averaged over heads, as mask logits.
+
+    Queries never see each other, so a class's mask does not depend on which other classes are asked for. The
+    last layer's values and MLP would not be used by anything, so it has none.
     """
 
     def __init__(self, *, embed_dim: int, width: int, layers: int, heads: int) -> None:
@@ -90,7 +91,8 @@ class _MaskAttention(nn.Module):
 
 def _split_heads(tokens: Tensor, heads: int) -> Tensor:
     """(B, N, C) -> (B, heads, N, C / heads)."""
-    return tokens.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, count, width = tokens.shape
+    return tokens.view(batch, count, heads, width // heads).transpose(1, 2)
 
 
 def upsample_logits(logits_BKhw: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,11 +1,12 @@
 """Image and text encoders: the `Encoder` protocol and the miniature's small one, trained from scratch.
 
-An image encoder is used in three steps, so that prompts can be put between its layers (`magicseg.model.prompts`):
-``embed`` -> ``block`` for each layer -> ``head``. Shapes: B images, H x W pixels, h x w tokens, N = 1 + h * w
+An image encoder is used in three steps, so that prompts can be put between its layers
+(`magicseg.model.prompts`): ``embed`` -> ``block`` for each layer -> ``head``. Shapes: B images, H x W pixels, h x w tokens, N = 1 + h * w
 tokens with the class token first, C the token width, D the joint image-text space.
 """
 
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Protocol, cast, runtime_checkable
@@ -28,7 +29,7 @@ class Encoder(Protocol):
     embed_dim: int
 
     def embed(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W), RGB, H and W multiples of ``stride`` -> float (B, N, C): class token, then patches."""
+        """Pixels uint8 (B, 3, H, W), RGB, H and W multiples of ``stride`` -> tokens float (B, N, C)."""
 
     def block(self, layer: int, tokens: Tensor) -> Tensor:
         """One layer: float (B, any number of tokens, C) -> the same shape."""
@@ -47,13 +48,14 @@ class MiniatureEncoder(nn.Module):
         super().__init__()
         if settings.image_size % settings.stride:
             raise ConfigError(
-                f"encoder.image_size is {settings.image_size}, not a multiple of encoder.stride ({settings.stride})"
+                f"encoder.image_size is {settings.image_size}, "
+                f"not a multiple of encoder.stride ({settings.stride})"
             )
         if settings.width % settings.heads:
             raise ConfigError(
                 f"encoder.width is {settings.width}, not a multiple of encoder.heads ({settings.heads})"
             )
-        self.stride = settings.stride
+        self.stride: int = settings.stride
         self.width = settings.width
         self.layers = settings.layers
         self.embed_dim = settings.embed_dim
@@ -69,10 +71,10 @@ class MiniatureEncoder(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
-            raise DataError(f"an image of {height} x {width} pixels is no multiple of the stride {self.stride}")
+            raise DataError(f"an image of {height} x {width} pixels does not fit the stride {self.stride}")
         pixels = images.contiguous(memory_format=torch.channels_last).to(self.class_token.dtype)
         features = self.stem(pixels / 127.5 - 1)
-        positions = self.positions
+        positions: Tensor = self.positions
         if features.shape[-2:] != positions.shape[-2:]:
             positions = F.interpolate(positions, features.shape[-2:], mode="bicubic", align_corners=False)
         patches = (features + positions).flatten(2).transpose(1, 2)
@@ -91,13 +93,13 @@ class MiniatureEncoder(nn.Module):
 def _stem(width: int, stride: int) -> nn.Sequential:
     """Strided 3 x 3 convolutions with batch norm: (B, 3, H, W) -> (B, width, H / stride, W / stride).
 
-    From scratch on a few thousand images a stem learns in minutes what patch embedding does not learn in hours.
+    From scratch on a few thousand images a stem learns in minutes what a patch embedding does not.
     """
     halvings = int(math.log2(stride))
     channels = [3, width // 4, *[width // 2] * (halvings - 1)]
     steps = [
         layer
-        for before, after in zip(channels[:-1], channels[1:], strict=True)
+        for before, after in itertools.pairwise(channels)
         for layer in _convolution(before, after, stride=2)
     ]
     return nn.Sequential(*steps, *_convolution(channels[-1], width, stride=1))

@@ -1,4 +1,4 @@
-"""Deep visual prompts: learned tokens that join an encoder's tokens at its input and are replaced at each layer.
+"""Deep visual prompts: learned tokens that join an encoder's tokens and are replaced at each layer.
 
 Source: VPT-deep (Jia et al. 2022, arXiv 2203.12119). An encoder stays as it is: prompts are put between its
 layers from outside. Shapes as in `magicseg.model.encoder`, P prompts per layer.
@@ -45,7 +45,9 @@ def encode_with_prompts(
     tokens = encoder.embed(images)
     for layer in range(encoder.layers):
         if prompts is not None:
-            tokens = torch.cat([tokens[:, :1], prompts(layer, len(tokens)).to(tokens.dtype), tokens[:, 1:]], 1)
+            tokens = torch.cat(
+                [tokens[:, :1], prompts(layer, len(tokens)).to(tokens.dtype), tokens[:, 1:]], 1
+            )
         rate = drop_path * layer / max(encoder.layers - 1, 1)
         tokens = _skip_for_some(tokens, encoder.block(layer, tokens), rate)
         if prompts is not None:

@@ -28,7 +28,7 @@ from magicseg.model.decoder import MaskDecoder, upsample_logits
 from magicseg.model.encoder import build_encoder
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.settings import ModelSettings
-from magicseg.model.files import write_atomically
+from magicseg.run.files import write_atomic
 
 FORMAT = 1
 
@@ -138,8 +138,8 @@ def save_segmenter(model: Segmenter, folder: Path, *, provenance: Mapping[str, A
         "weights_digest": digest,
         "provenance": dict(provenance or {}),
     }
-    write_atomically(folder / "model.safetensors", weights)
-    write_atomically(folder / "model.json", (json.dumps(card, indent=2) + "\n").encode())
+    write_atomic(folder / "model.safetensors", weights)
+    write_atomic(folder / "model.json", (json.dumps(card, indent=2) + "\n").encode())
     return digest
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from magicseg.errors import DataError
 from magicseg.labels import BACKGROUND, IGNORE
 
+
 @dataclass(frozen=True, kw_only=True)
 class Targets:
     """``classes``: int64 (B, K), positions in the vocabulary, no class twice in a row; what the model is asked for.

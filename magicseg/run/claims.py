@@ -109,7 +109,9 @@ def is_live(path: Path) -> bool:
         return False
     if data is not None and data.get("namespace") == _namespace():
         try:
-            return bool(abs(psutil.Process(int(data["pid"])).create_time() - float(data["started"])) < 1.0)
+            owner = psutil.Process(int(data["pid"]))
+            alive = owner.status() != psutil.STATUS_ZOMBIE
+            return alive and abs(owner.create_time() - float(data["started"])) < 1.0
         except (psutil.NoSuchProcess, KeyError, ValueError):
             return False
     # An empty or foreign claim: only its age can tell. Its owner writes it right after creating it.

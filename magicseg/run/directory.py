@@ -4,7 +4,8 @@
     RUN/plan/           samples and labels, frozen
     RUN/dataset.zarr/   the store
     RUN/ledger/STAGE/   commit records
-    RUN/checkpoints/  RUN/results/  RUN/report.html
+    RUN/checkpoints/  RUN/model/  RUN/train.jsonl   training: where it is, what came of it, its log
+    RUN/results/BENCHMARK.json  RUN/report.html
 """
 
 import shutil
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from magicseg.store.dataset import Dataset
 
 CONFIG_NAME = "magicseg.yaml"
-_OWN_NAMES = {CONFIG_NAME, "plan", "dataset.zarr", "ledger", "jobs", "checkpoints", "results", "report.html"}
+_TRAINED = ("checkpoints", "model", "train.jsonl")
+_OWN_NAMES = {CONFIG_NAME, "plan", "dataset.zarr", "ledger", "jobs", *_TRAINED, "results", "report.html"}
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ class Run:
         return cls(path.resolve(), read_config(path / CONFIG_NAME))
 
     @classmethod
-    def create(cls, path: Path, config: Config) -> "Run":
+    def create(cls, path: Path, config: Config, vocabulary: Vocabulary | None = None) -> "Run":
         """Make a run, or open it if it exists with the same configuration.
+
+        Args: vocabulary: the labels, if they are at hand already.
 
         Raises: PlanMismatch if it exists with another one, RunError if ``path`` holds something else.
         """
@@ -68,7 +72,7 @@ class Run:
             raise RunError(
                 f"{path}: is not empty and not a run (it holds {foreign[0]!r})", hint="choose another directory"
             )
-        vocabulary = load_vocabulary(config.labels.vocabulary)
+        vocabulary = vocabulary or load_vocabulary(config.labels.vocabulary)
         with storage_errors(path, "choose a directory that you can write to, with free space"):
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path.resolve(), config)
@@ -156,21 +160,30 @@ class Run:
             if stage == "plan":
                 vocabulary = load_vocabulary(self.config.labels.vocabulary)
                 for name in ("ledger", "dataset.zarr", "plan"):
-                    shutil.rmtree(self.path / name, ignore_errors=True)
+                    remove(self.path / name)
                 self.lay_out(vocabulary)
                 dropped = ["plan", *STAGES]
             else:
                 dropped = list(STAGES[STAGES.index(stage) :]) if stage in STAGES else []
                 for name in reversed(dropped):
-                    shutil.rmtree(self.path / "ledger" / name)
+                    remove(self.path / "ledger" / name)
                     self.ledger(name).create()
                     self.store.recreate(name, self.plan, self.config)
             if stage != "evaluate":
-                shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+                for name in _TRAINED:
+                    remove(self.path / name)
                 dropped.append("train")
-            shutil.rmtree(self.path / "results", ignore_errors=True)
+            remove(self.path / "results")
             dropped.append("evaluate")
         return dropped
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flat(config: Config) -> dict[str, object]:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from magicseg.errors import StoreError
+from magicseg.errors import DamageError
 from magicseg.run.files import to_json, write_atomic
 from magicseg.run.fingerprint import Fingerprint
 from magicseg.run.ranges import parse_ranges
@@ -73,7 +73,7 @@ def _parse_record(text: bytes, where: Path) -> CommitRecord:
         data["files"] = {name: (str(digest), int(size)) for name, (digest, size) in data["files"].items()}
         return CommitRecord(**data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise StoreError(
+        raise DamageError(
             f"{where}: is not a commit record: {error}", hint=f"magicseg repair {where.parents[3]}"
         ) from error
 
@@ -140,6 +140,15 @@ class Ledger:
             return self._compacted() | found
         return found
 
+    def commits_except(self, unreadable: Collection[Path]) -> dict[int, CommitRecord]:
+        """All commit records but those in files known to be damaged."""
+        singles = {
+            shard: _parse_record(path.read_bytes(), path)
+            for shard, path in self._listed("commits")
+            if path not in unreadable
+        }
+        return ({} if self.compact_path in unreadable else self._compacted()) | singles
+
     def committed(self, shard: int) -> CommitRecord | None:
         """One shard's commit record, or None."""
         path = self.record_path(shard)
@@ -201,12 +210,12 @@ class Ledger:
                 record = _parse_record(path.read_bytes(), path)
                 if path != self.record_path(record.shard) or record.shard >= self.shards:
                     bad.append(path)
-            except (StoreError, OSError):
+            except (DamageError, OSError):
                 bad.append(path)
         if self.compact_path.exists():
             try:
                 self._compacted()
-            except StoreError:
+            except DamageError:
                 bad.append(self.compact_path)
         return bad
 

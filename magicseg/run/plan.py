@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.config import Config
-from magicseg.errors import RunError, StoreError
+from magicseg.errors import DamageError, RunError
 from magicseg.labels import Vocabulary
 from magicseg.run.files import to_json, write_atomic
 from magicseg.run.randomness import WORDS_PER_SAMPLE, sample_words
@@ -115,7 +115,7 @@ def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
 
 
 def read_plan(folder: Path) -> Plan:
-    """Open a frozen plan. Raises: RunError when there is none, StoreError when it is damaged."""
+    """Open a frozen plan. Raises: RunError when there is none, DamageError when it is damaged."""
     try:
         document = json.loads((folder / "plan.json").read_bytes())
         classes = np.load(folder / "classes.npy", mmap_mode="r", allow_pickle=False)
@@ -125,11 +125,11 @@ def read_plan(folder: Path) -> Plan:
     except FileNotFoundError as error:
         raise RunError(f"{error.filename}: the run has no plan", hint=f"magicseg reset plan {folder.parent}") from None
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise StoreError(
+        raise DamageError(
             f"{folder}: the plan is damaged: {error}", hint=f"magicseg repair {folder.parent}"
         ) from error
     if classes.shape != (samples, inputs["plan.max_labels"]):
-        raise StoreError(
+        raise DamageError(
             f"{folder / 'classes.npy'}: has shape {classes.shape}, not {(samples, inputs['plan.max_labels'])}",
             hint=f"magicseg repair {folder.parent}",
         )
@@ -148,7 +148,7 @@ def plan_damage(folder: Path) -> list[str]:
     try:
         plan = read_plan(folder)
         expected = json.loads((folder / "plan.json").read_bytes())["classes_sha256"]
-    except (RunError, StoreError) as error:
+    except (RunError, DamageError) as error:
         return [error.message]
     if plan.vocabulary.digest() != plan.inputs["labels.vocabulary"]:
         return [f"{folder / 'plan.json'}: the labels are not those that were planned"]

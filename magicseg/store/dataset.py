@@ -27,7 +27,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.dtype import VariableLengthBytes
 
 from magicseg.config import Config
-from magicseg.errors import StoreError
+from magicseg.errors import DamageError, StoreError
 from magicseg.labels import IGNORE
 from magicseg.run.files import TEMPORARY, fsync_path, storage_errors, write_atomic
 from magicseg.run.plan import Plan
@@ -125,7 +125,7 @@ class Dataset:
                 raise self._damaged("zarr.json", error) from error
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """One of the arrays. Raises: StoreError if its metadata cannot be read."""
+        """One of the arrays. Raises: DamageError if its metadata cannot be read."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -169,7 +169,7 @@ class Dataset:
         return files
 
     def read(self, name: str, start: int, stop: int) -> Values:
-        """Samples ``start`` to ``stop - 1`` of an array as stored. Raises: StoreError if they are damaged."""
+        """Samples ``start`` to ``stop - 1`` of an array as stored. Raises: DamageError if they are damaged."""
         try:
             return np.asarray(self.array(name)[start:stop])
         except StoreError:
@@ -203,8 +203,8 @@ class Dataset:
                 pixels[position] = image
         return pixels
 
-    def _damaged(self, what: str, error: object) -> StoreError:
-        return StoreError(
+    def _damaged(self, what: str, error: object) -> DamageError:
+        return DamageError(
             f"{self.path}: {what} cannot be read: {error}",
             hint=f"magicseg verify {self.path.parent}, then magicseg repair {self.path.parent}",
         )

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from magicseg.errors import PlanMismatch, StoreError
-from magicseg.model.files import write_atomically
+from magicseg.run.files import write_atomic
 from magicseg.train.optim import trained_parameters
 
 KEPT = 2
@@ -77,11 +77,13 @@ def write_checkpoint(
     path = folder / f"step-{step:08d}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, content)
+        write_atomic(path, content)
         for old in _checkpoint_files(folder)[:-KEPT]:
             old.unlink()
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}", hint="free some space, then resume") from error
+        raise StoreError(
+            f"{path}: cannot be written: {error}", hint="free some space, then resume"
+        ) from error
     return path
 
 

@@ -167,7 +167,9 @@ class SampleDataset(Dataset[Batch]):
         return self._cache[shard]
 
 
-def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memory: bool = False) -> "DataLoader[Batch]":
+def load_batches(
+    dataset: SampleDataset, steps: Steps, *, workers: int, pin_memory: bool = False
+) -> "DataLoader[Batch]":
     """The batches of ``steps``, in order, read by ``workers`` processes (0: by this one).
 
     The processes come from a fork server: a store's threads do not survive a plain fork.

@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from magicseg.errors import ConfigError, IncompleteError
 from magicseg.labels import Vocabulary
-from magicseg.model.files import write_atomically
 from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
 from magicseg.model.segmenter import Segmenter, build_segmenter, read_card, save_segmenter
 from magicseg.model.targets import sample_targets
+from magicseg.run.files import write_atomic
 from magicseg.train.checkpoints import check_identity, newest_checkpoint, write_checkpoint
 from magicseg.train.data import Batch, SampleDataset, SampleOrder, Samples, Steps, load_batches
 from magicseg.train.optim import build_optimizer, learning_rate, set_learning_rate
@@ -178,7 +178,9 @@ def train(
             speed = since / max(time.perf_counter() - clock, 1e-9)
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
             if done % settings.log_every == 0 or done == settings.steps:
-                log.write(step=done, sums=sums, steps=(done - 1) % settings.log_every + 1, rate=rate, speed=speed)
+                log.write(
+                    step=done, sums=sums, steps=(done - 1) % settings.log_every + 1, rate=rate, speed=speed
+                )
                 sums, clock, since = {}, time.perf_counter(), 0
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 save()
@@ -225,7 +227,9 @@ def _step(
     settings = terms.settings
     words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint64)
     torch.manual_seed(int(words[0]))
-    draws = torch.rand(len(batch.images), len(terms.names), generator=torch.Generator().manual_seed(int(words[1])))
+    draws = torch.rand(
+        len(batch.images), len(terms.names), generator=torch.Generator().manual_seed(int(words[1]))
+    )
     on_device = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
     with torch.autocast(
         torch.device(device).type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"
@@ -255,7 +259,7 @@ class _Log:
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= done]
         if kept != lines:
-            write_atomically(path, b"".join(kept))
+            write_atomic(path, b"".join(kept))
 
     def write(self, *, step: int, sums: Mapping[str, float], steps: int, rate: float, speed: float) -> None:
         """One row: the mean losses of the latest ``steps`` steps."""

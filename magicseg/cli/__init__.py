@@ -1,0 +1,50 @@
+"""The command line. Nothing here computes: every command calls a plain function.
+
+Heavy libraries are imported inside the commands that need them, so that ``magicseg --help`` is quick and a login
+node needs no torch.
+"""
+
+import sys
+
+import typer
+
+from magicseg.cli import data, learn, runs, score, stages
+from magicseg.cli.output import report_error
+from magicseg.errors import MagicsegError
+
+app = typer.Typer(
+    name="magicseg",
+    help="From class labels to a pixel-labelled synthetic data set, to a trained segmentation model, to its score.",
+    epilog="Exit codes: 0 done; 1 some work failed, is missing or is damaged; 2 a mistake in what was asked.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command(rich_help_panel="A run")(runs.demo)
+app.command(rich_help_panel="A run")(runs.init)
+app.command(rich_help_panel="A run")(runs.run)
+app.command(rich_help_panel="A run")(runs.status)
+app.command(rich_help_panel="A run")(runs.reset)
+app.command(rich_help_panel="A run")(runs.schema)
+app.command(rich_help_panel="Stages")(stages.describe)
+app.command(rich_help_panel="Stages")(stages.generate)
+app.command(rich_help_panel="Stages")(stages.mask)
+app.command(rich_help_panel="Stages")(learn.train)
+app.command(rich_help_panel="Stages")(learn.evaluate)
+app.command(rich_help_panel="Results")(learn.report)
+app.command(rich_help_panel="Results")(score.score)
+app.command(rich_help_panel="The data set")(data.verify)
+app.command(rich_help_panel="The data set")(data.repair)
+app.command(rich_help_panel="The data set")(data.digest)
+app.command(rich_help_panel="The data set")(data.export)
+app.command("import", rich_help_panel="The data set")(data.import_)
+
+
+def main() -> None:
+    """The ``magicseg`` command."""
+    try:
+        app()
+    except MagicsegError as error:
+        report_error(error)
+        sys.exit(error.exit_code)

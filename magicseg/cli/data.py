@@ -1,0 +1,74 @@
+"""``magicseg verify|repair|digest|export|import``: the data set as files."""
+
+import enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicseg.cli.output import RunArgument, note, progress
+
+
+class ExportFormat(enum.StrEnum):
+    """What a data set can be exported to."""
+
+    HDF5 = "hdf5"
+
+
+def verify(run: RunArgument) -> None:
+    """Check every file of a run against its ledger: flipped bytes, truncated, missing and foreign files."""
+    from magicseg.run.directory import Run
+    from magicseg.store.verify import inspect, refuse_damage
+
+    findings = inspect(Run.open(run))
+    if findings.leftovers:
+        note(f"{len(findings.leftovers)} leftovers of interrupted work (harmless; repair removes them)")
+    refuse_damage(Run.open(run), findings)
+    typer.echo(f"{run}: sound, {findings.checked_files} files, {findings.checked_bytes / 1e6:.1f} MB checked")
+
+
+def repair(run: RunArgument) -> None:
+    """Take back the commits of what is damaged, so that the next run redoes it."""
+    from magicseg.run.directory import Run
+    from magicseg.store.verify import inspect
+    from magicseg.store.verify import repair as repair_run
+
+    opened = Run.open(run)
+    done = repair_run(opened, inspect(opened))
+    for line in done:
+        typer.echo(line)
+    note(f"next: magicseg run {run}" if done else f"{run}: sound, nothing to repair")
+
+
+def digest(run: RunArgument) -> None:
+    """Print one SHA-256 of the data set's content, independent of how it was made and is kept."""
+    from magicseg.run.directory import Run
+    from magicseg.store.digest import logical_digest
+
+    typer.echo(logical_digest(Run.open(run)))
+
+
+def export(
+    run: RunArgument,
+    out: Annotated[Path, typer.Option("--out", help="the file to write")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="the file's format")] = ExportFormat.HDF5,
+) -> None:
+    """Write the whole data set into one file."""
+    from magicseg.run.directory import Run
+    from magicseg.store.hdf5 import export_hdf5
+
+    opened = Run.open(run)
+    with progress("export", opened.plan.shards, "shards") as show:
+        export_hdf5(opened, out, lambda shard: show(1, ""))
+    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB as {format_.value}")
+
+
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a file written by export")],
+    into: Annotated[Path, typer.Option("--into", metavar="RUN", help="the run to make")],
+) -> None:
+    """Make a finished run of an exported file."""
+    from magicseg.store.hdf5 import import_hdf5
+
+    run = import_hdf5(file, into)
+    typer.echo(f"{run.path}: {run.plan.samples} samples")

@@ -1,0 +1,54 @@
+"""``magicseg train|evaluate|report``: from the data set to a model, its score and a page about both."""
+
+from magicseg.cli.output import JsonOption, RunArgument, note, print_json, progress
+from magicseg.errors import IncompleteError
+
+
+def train(run: RunArgument) -> None:
+    """Train the segmentation model on the kept samples; goes on from the newest checkpoint."""
+    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.run.directory import Run
+    from magicseg.train.of_run import train_run
+
+    opened = Run.open(run)
+    steps = opened.config.train.steps
+    with on_signals(StopFlag()) as stop:
+        last = 0
+        with progress("train", steps, "steps") as show:
+
+            def report(step: int, text: str) -> None:
+                nonlocal last
+                show(step - last, text)
+                last = step
+
+            result = train_run(opened, progress=report, stop=stop)
+    if result.status != "finished":
+        raise IncompleteError(
+            f"{run}: training was interrupted after step {result.step} of {steps}", hint=f"magicseg train {run}"
+        )
+    note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
+
+
+def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
+    """Score the trained model on held-out scenes with exact ground truth, beside two baselines."""
+    from magicseg.evaluate.of_run import evaluate_run
+    from magicseg.run.directory import Run
+
+    results = evaluate_run(Run.open(run))
+    if json_:
+        print_json(results)
+        return
+    note(f"evaluate: {results['benchmark']}, {results['images']} held-out images, {results['pixel_accuracy']:.3f} of pixels")
+    for name, value in results["iou"].items():
+        note(f"  {name:<12} {'-' if value is None else f'{value:.3f}'}")
+    note(f"  mIoU         {results['miou']:.4f}")
+    for name, scores in results["baselines"].items():
+        note(f"  {name} baseline: mIoU {scores['miou']:.4f}")
+
+
+def report(run: RunArgument) -> None:
+    """Write RUN/report.html: pairs, masks, counts, drop reasons, curves and scores in one file."""
+    from magicseg.report.page import write_report
+    from magicseg.run.directory import Run
+
+    note(f"report: {write_report(Run.open(run))}")

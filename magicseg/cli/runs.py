@@ -1,0 +1,122 @@
+"""``magicseg demo|init|run|status|reset|schema``: a run as a whole."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicseg.cli.output import JsonOption, RunArgument, note, print_json
+from magicseg.errors import ConfigError
+
+PresetOption = Annotated[str | None, typer.Option("--preset", help="a shipped set of settings")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="one setting: plan.samples=256 (repeatable)")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="processes at a time  [default: the CPUs at hand]")
+]
+
+
+def init(
+    run: RunArgument,
+    preset: PresetOption = None,
+    config: Annotated[Path | None, typer.Option("--config", help="a YAML file of settings")] = None,
+    set_: SetOption = None,
+) -> None:
+    """Make a run: resolve its settings, freeze its plan, create its store."""
+    from magicseg.config import load_config, preset_names
+    from magicseg.run.directory import Run
+
+    if preset is None and config is None:
+        raise ConfigError(
+            "init needs a preset or a file of settings", hint=f"--preset {preset_names()[0]}, or --config FILE"
+        )
+    made = Run.create(run, load_config(preset=preset, file=config, overrides=set_ or ()))
+    note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")
+    note(f"next: magicseg run {run}")
+
+
+def run(run: RunArgument, workers: WorkersOption = None) -> None:
+    """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
+    from magicseg.cli import learn, stages
+    from magicseg.run.fingerprint import STAGES
+
+    for stage in STAGES:
+        stages.run_one(run, stage, workers, None, None)
+    learn.train(run)
+    learn.evaluate(run)
+    learn.report(run)
+
+
+def demo(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="where to put the run")] = Path("magicseg-demo"),
+    set_: SetOption = None,
+    workers: WorkersOption = None,
+) -> None:
+    """The whole chain in miniature, offline, on two CPU cores in a few minutes."""
+    from magicseg.config import load_config
+    from magicseg.run.directory import Run
+
+    Run.create(run, load_config(preset="miniature", overrides=set_ or ()))
+    globals()["run"](run, workers)
+
+
+def status(run: RunArgument, json_: JsonOption = False) -> None:
+    """Show how far a run is."""
+    from magicseg.run.directory import Run
+    from magicseg.run.status import run_status
+
+    state = run_status(Run.open(run))
+    if json_:
+        print_json(state)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("stage", "committed", "failed", "running", "pending", "kept", "dropped", title=state["run"])
+    for name, stage in state["stages"].items():
+        shards, samples = stage["shards"], stage["samples"]
+        reasons = ", ".join(f"{reason} {count}" for reason, count in samples["dropped"].items())
+        table.add_row(
+            name,
+            f"{shards['committed']}/{shards['total']}",
+            *(str(shards[key]) for key in ("failed", "running", "pending")),
+            str(samples["kept"]),
+            reasons or "0",
+        )
+    console = Console()
+    console.print(table)
+    train = state["train"]
+    console.print(f"train: {train['step']} of {train['steps']} steps{', done' if train['done'] else ''}")
+    for name, miou in state["results"].items():
+        console.print(f"{name}: mIoU {miou:.4f}")
+    for name, stage in state["stages"].items():
+        for shard, why in stage["failures"].items():
+            console.print(f"{name}, shard {shard}: {why}", markup=False)
+    for warning in state["warnings"]:
+        console.print(f"warning: {warning}", markup=False)
+
+
+def reset(
+    stage: Annotated[str, typer.Argument(help="plan, describe, generate, mask, train or evaluate")],
+    run: RunArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+) -> None:
+    """Drop a stage's work and all that rests on it, so that it is done anew with the present settings."""
+    from magicseg.run.directory import Run
+    from magicseg.run.fingerprint import STAGES
+
+    known = ("plan", *STAGES, "train", "evaluate")
+    if stage not in known:
+        raise ConfigError(f"there is no stage {stage!r}", hint=f"stages: {', '.join(known)}")
+    opened = Run.open(run)
+    if not yes:
+        typer.confirm(f"Drop {stage} of {opened.path}, and everything that rests on it?", abort=True)
+    note(f"dropped: {', '.join(opened.reset(stage))}")
+
+
+def schema() -> None:
+    """Print the JSON schema of the settings."""
+    from magicseg.config import json_schema
+
+    typer.echo(json_schema())

@@ -1,0 +1,252 @@
+"""A pool of worker processes on this machine: one process per job, as on a cluster.
+
+Workers are processes of their own, started by a fork server, so that the death of one (out of memory, kill -9)
+costs its open shard and nothing else: the job's remaining shards go to a new worker. What is done is read from the
+ledger, never from what a worker said.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from magicseg.errors import BackendError, IncompleteError, MagicsegError, PlanMismatch, StoreError
+from magicseg.execute.job import ShardEvent, run_shards
+from magicseg.run.directory import Run
+
+MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
+JOBS_PER_WORKER = 4  # when the user does not say how many shards a job has
+_BUSY_POLL_SECONDS = 2.0
+_STOP_GRACE_SECONDS = 30.0
+_RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, BackendError, MagicsegError)}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended: shards not committed of those asked for, and why, as far as it is known."""
+
+    missing: tuple[int, ...]
+    failures: dict[int, str]
+    interrupted: bool
+
+
+@dataclass
+class _Job:
+    process: BaseProcess
+    events: Connection
+    shards: deque[int] = field(default_factory=deque)
+
+
+@dataclass
+class StopFlag:
+    """Set by the first SIGINT or SIGTERM while `on_signals` is active."""
+
+    signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def on_signals(flag: StopFlag) -> Any:  # noqa: ANN401 -- a context manager
+    """Let SIGINT and SIGTERM set ``flag``; the second one of a kind acts as usual."""
+
+    def note(number: int, _frame: object) -> None:
+        flag.signal = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None:
+    """A worker process's whole life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent passes it on
+    flag = StopFlag()
+    signal.signal(signal.SIGTERM, lambda number, _frame: setattr(flag, "signal", number))
+    parent = multiprocessing.parent_process()
+
+    def should_stop() -> bool:
+        return flag() or (parent is not None and not parent.is_alive())
+
+    def report(event: ShardEvent) -> None:
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone: finish or stop without it
+            events.send(("event", event))
+
+    try:
+        run_shards(Run.open(path), stage, shards, report=report, should_stop=should_stop)
+    except MagicsegError as error:
+        name = next(name for name, kind in _RAISED.items() if isinstance(error, kind))
+        with contextlib.suppress(BrokenPipeError):
+            events.send(("error", (name, error.message, error.hint)))
+    finally:
+        events.close()
+
+
+def run_stage(
+    run: Run,
+    stage: str,
+    *,
+    shards: Sequence[int] | None = None,
+    workers: int = 1,
+    shards_per_job: int | None = None,
+    report: Callable[[ShardEvent], None] = lambda event: None,
+    stop: StopFlag | None = None,
+) -> Outcome:
+    """Do all of a stage's shards (or ``shards``) that are not committed; return when nothing more can be done.
+
+    Args: workers: processes at a time. shards_per_job: shards in one process's life.
+    Raises: StoreError, PlanMismatch, BackendError: what stops the stage as a whole.
+    """
+    stop = stop or StopFlag()
+    ledger = run.ledger(stage)
+    wanted = list(range(run.plan.shards)) if shards is None else list(shards)
+    committed = run.checked_commits(stage)
+    pending = [shard for shard in wanted if shard not in committed]
+    if not pending:
+        ledger.compact(committed)
+        return Outcome((), {}, interrupted=False)
+    size = shards_per_job or max(1, -(-len(pending) // (workers * JOBS_PER_WORKER)))
+    queue = deque(pending[start : start + size] for start in range(0, len(pending), size))
+    failures: dict[int, str] = {}
+    deaths: dict[int, int] = {}
+    busy: set[int] = set()
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["magicseg.execute.job"])
+    jobs: dict[int, _Job] = {}
+    fatal: MagicsegError | None = None
+    stopping_since: float | None = None
+
+    def start_jobs() -> None:
+        while queue and len(jobs) < workers:
+            todo = queue.popleft()
+            receive, send = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(run.path, stage, todo, send), name=f"{stage}-worker")
+            process.start()
+            send.close()
+            jobs[process.sentinel] = _Job(process, receive, deque(todo))
+
+    def drain(job: _Job) -> None:
+        nonlocal fatal
+        with contextlib.suppress(EOFError, OSError):
+            while job.events.poll():
+                kind, content = job.events.recv()
+                if kind == "error":
+                    name, message, hint = content
+                    fatal = fatal or _RAISED[name](message, hint=hint)
+                    continue
+                event: ShardEvent = content
+                while job.shards and job.shards[0] <= event.shard:
+                    job.shards.popleft()
+                if event.outcome == "busy":
+                    busy.add(event.shard)
+                elif event.outcome in {"failed", "blocked"}:
+                    failures[event.shard] = event.detail
+                report(event)
+
+    try:
+        while True:
+            if stop() or fatal:
+                queue.clear()
+                if stopping_since is None:
+                    stopping_since = time.monotonic()
+                    for job in jobs.values():
+                        job.process.terminate()  # SIGTERM: the worker stops at its next batch
+                elif time.monotonic() - stopping_since > _STOP_GRACE_SECONDS:
+                    for job in jobs.values():
+                        job.process.kill()
+            else:
+                start_jobs()
+            if not jobs:
+                if busy and not stop() and not fatal:
+                    _wait_for_others(stop)
+                    committed = ledger.commits()
+                    left = sorted(busy - committed.keys())
+                    busy.clear()
+                    queue.extend([shard] for shard in left)
+                    if queue:
+                        continue
+                break
+            wait([*jobs, *(job.events for job in jobs.values())], timeout=0.5)
+            for sentinel, job in list(jobs.items()):
+                alive = job.process.is_alive()
+                drain(job)
+                if alive:
+                    continue
+                job.process.join()
+                del jobs[sentinel]
+                job.events.close()
+                code = job.process.exitcode
+                if code and not stop() and not fatal:
+                    _after_death(job, code, ledger.commits().keys(), queue, deaths, failures, ledger)
+    finally:
+        for job in jobs.values():
+            job.process.kill()
+            job.process.join()
+    if fatal:
+        raise fatal
+    committed = ledger.commits()
+    ledger.compact(committed)
+    missing = tuple(shard for shard in wanted if shard not in committed)
+    return Outcome(missing, {s: why for s, why in failures.items() if s in set(missing)}, interrupted=stop())
+
+
+def _after_death(
+    job: _Job,
+    code: int,
+    committed: Any,  # noqa: ANN401 -- a set-like view of shard numbers
+    queue: deque[list[int]],
+    deaths: dict[int, int],
+    failures: dict[int, str],
+    ledger: Any,  # noqa: ANN401
+) -> None:
+    """A worker died without a word: its first uncommitted shard is the one it died at."""
+    left = [shard for shard in job.shards if shard not in committed]
+    if not left:
+        return
+    suspect = left[0]
+    deaths[suspect] = deaths.get(suspect, 0) + 1
+    if deaths[suspect] >= MAX_DEATHS:
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        failures[suspect] = f"{deaths[suspect]} workers died at it, the last by {cause}"
+        ledger.fail(suspect, "WorkerDied", failures[suspect])
+        left = left[1:]
+    if left:
+        queue.append(left)
+
+
+def _wait_for_others(stop: StopFlag) -> None:
+    """Some shards are being done by somebody else: look again in a moment."""
+    until = time.monotonic() + _BUSY_POLL_SECONDS
+    while time.monotonic() < until and not stop():
+        time.sleep(0.1)
+
+
+def missing_message(run: Run, stage: str, outcome: Outcome) -> IncompleteError:
+    """The error that says what a stage has left undone."""
+    from magicseg.run.ranges import format_ranges
+
+    lines = [f"{run.path}: {len(outcome.missing)} shards of {stage} are not done: {format_ranges(outcome.missing)}"]
+    if outcome.interrupted:
+        lines[0] = f"interrupted: {lines[0]}"
+    for shard, why in sorted(outcome.failures.items())[:5]:
+        lines.append(f"  shard {shard}: {why}")
+    return IncompleteError("\n".join(lines), hint=f"magicseg {stage} {run.path}")
+
+
+def default_workers() -> int:
+    """As many workers as this process may use CPUs."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,85 @@
+"""How far a run is, from one listing of its ledgers."""
+
+import json
+from typing import Any
+
+from magicseg.run.claims import is_live
+from magicseg.run.directory import Run
+from magicseg.run.fingerprint import STAGES
+
+
+def run_status(run: Run) -> dict[str, Any]:
+    """The state of every stage, as plain data: what ``magicseg status --json`` prints.
+
+    ``shards.running`` counts live claims; ``failed`` those whose last attempt failed and that nobody is at.
+    ``samples.dropped`` counts this stage's own drops by reason; what an earlier stage dropped is not counted again.
+    """
+    stages: dict[str, Any] = {}
+    warnings: list[str] = []
+    for stage in STAGES:
+        ledger = run.ledger(stage)
+        commits = ledger.commits()
+        open_claims = [shard for shard in ledger.claimed() if shard not in commits]
+        running = {shard for shard in open_claims if is_live(ledger.claim_path(shard))}
+        failures = {shard: why for shard, why in ledger.failures().items() if shard not in commits}
+        failed = failures.keys() - running
+        dropped: dict[str, int] = {}
+        for record in commits.values():
+            for reason, count in record.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        stages[stage] = {
+            "shards": {
+                "total": run.plan.shards,
+                "committed": len(commits),
+                "failed": len(failed),
+                "running": len(running),
+                "pending": run.plan.shards - len(commits) - len(failed) - len(running),
+            },
+            "samples": {
+                "kept": sum(record.kept_count for record in commits.values()),
+                "dropped": dict(sorted(dropped.items())),
+            },
+            "seconds": round(sum(record.seconds for record in commits.values()), 3),
+            "bytes": sum(size for record in commits.values() for _, size in record.files.values()),
+            "failures": {str(shard): failures[shard] for shard in sorted(failed)[:20]},
+        }
+        stale = sum(record.fingerprint != run.fingerprints[stage].digest for record in commits.values())
+        if stale:
+            warnings.append(f"{stage}: {stale} shards were made with other settings: magicseg reset {stage} {run.path}")
+        kinds = {tuple(sorted(record.versions.items())) for record in commits.values()}
+        if len(kinds) > 1:
+            warnings.append(f"{stage}: made with {len(kinds)} different sets of library versions or machines")
+    return {
+        "run": str(run.path),
+        "samples": run.plan.samples,
+        "stages": stages,
+        "train": _train_status(run),
+        "results": _results(run),
+        "warnings": warnings,
+    }
+
+
+def _train_status(run: Run) -> dict[str, Any]:
+    step = 0
+    log = run.path / "train.jsonl"
+    if log.exists():
+        for line in log.read_bytes().splitlines():
+            try:
+                step = max(step, int(json.loads(line)["step"]))
+            except (ValueError, KeyError):
+                continue  # a line that was being written
+    return {
+        "step": step,
+        "steps": run.config.train.steps,
+        "done": (run.path / "model" / "model.json").is_file(),
+    }
+
+
+def _results(run: Run) -> dict[str, float]:
+    found = {}
+    for path in sorted((run.path / "results").glob("*.json")):
+        try:
+            found[path.stem] = float(json.loads(path.read_bytes())["miou"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
