@@ -1,1 +1,51 @@
-def score() -> None: ...
+"""``magicseg score``: score predicted class maps on a benchmark."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from magicseg.evaluate.score import ScoreResult
+
+
+def score(
+    benchmark: Annotated[str, typer.Option(help="Benchmark: voc20 or voc21.")],
+    data: Annotated[Path, typer.Option(help="Data set in its own layout, such as VOCdevkit/VOC2012.")],
+    predictions: Annotated[Path, typer.Option(help="Folder of index PNGs, one NAME.png per image.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score predicted class maps on a benchmark."""
+    import json
+
+    from magicseg.evaluate.protocol import load_protocol
+    from magicseg.evaluate.score import score as score_predictions
+
+    result = score_predictions(load_protocol(benchmark), data, predictions)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict()))
+    else:
+        _print_table(result)
+
+
+def _print_table(result: "ScoreResult") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    scores = result.scores
+    title = f"{result.benchmark}: {result.images} images, {scores.pixels} pixels"
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU (%)", justify="right")
+    for name, value in zip(result.classes, scores.iou, strict=True):
+        table.add_row(name, _percent(value))
+    table.add_section()
+    table.add_row("mean IoU", _percent(scores.miou))
+    table.add_row("mean IoU, classes in ground truth", _percent(scores.miou_over_classes_in_ground_truth))
+    table.add_row("pixel accuracy", _percent(scores.pixel_accuracy))
+    table.add_row("mean accuracy", _percent(scores.mean_accuracy))
+    Console().print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -79,9 +79,8 @@ def _describe(request: DescribeRequest) -> Description | Rejection:
     if scene is None:
         return Rejection(reason="no-scene", detail="every scene of the grammar names one of the labels")
     when = f" {light.text}" if light else ""
-    if scene_first:
-        caption = f"{scene.text}{when}, {objects}"
-    else:
+    caption = f"{scene.text}{when}, {objects}"
+    if not scene_first:
         caption = f"{opening}{objects}, {scene.text}{when}"
     bare = f"{opening}{article(EMPTY)} {EMPTY} {scene.word}{when}"
     return _checked(request.labels, _sentence(caption), _sentence(bare))

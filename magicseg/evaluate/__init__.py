@@ -1,0 +1,1 @@
+"""Evaluation: metrics, benchmark protocols and the scoring of predicted class maps."""

@@ -1,6 +1,7 @@
 """The masker that needs no detector: the object is where an image and its counterfactual differ."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,10 @@ from magicseg.settings import Settings
 
 RECIPE = 1  # goes up whenever the same pair and options give another mask
 
+_DEEPEST_SHADOW = 0.6  # a shadow leaves at least this share of the light
+
+Where: TypeAlias = NDArray[np.bool_]  # (height, width)
+
 
 class PairDifferenceMasker:
     """Back end of the mask stage for aligned pairs that show one label."""
@@ -21,9 +26,15 @@ class PairDifferenceMasker:
     class Options(Settings):
         """What counts as a difference, and which masks are refused."""
 
-        threshold: float = Field(20, gt=0, lt=255, description="smoothed difference, largest of R, G and B")
-        smoothing: float = Field(0.5, ge=0, le=10, description="radius of the blur of both images, in pixels")
-        min_area: float = Field(0.01, ge=0, lt=1, description="share of the image")
+        threshold: float = Field(12, gt=0, lt=255, description="difference in any channel, in 0 to 255")
+        smoothing: float = Field(0, ge=0, le=10, description="radius of a blur of both images, in pixels")
+        shadow_tolerance: float = Field(
+            6,
+            ge=0,
+            lt=255,
+            description="what is the counterfactual, only darker, up to this difference is a shadow; 0 = off",
+        )
+        min_area: float = Field(0.005, ge=0, lt=1, description="share of the image")
         max_area: float = Field(0.7, gt=0, le=1, description="share of the image")
 
     @classmethod
@@ -36,7 +47,7 @@ class PairDifferenceMasker:
         self._options = options
 
     def mask(self, requests: Sequence[MaskRequest]) -> list[Masked | Rejection]:
-        """One class map per pair. Where a pair shows several labels, one difference cannot tell them apart."""
+        """One class map per pair. A pair with several labels is refused: its difference is of no one class."""
         return [self._one(request) for request in requests]
 
     def _one(self, request: MaskRequest) -> Masked | Rejection:
@@ -45,45 +56,53 @@ class PairDifferenceMasker:
             names = ", ".join(label.name for label in request.labels) or "none"
             return Rejection(reason="ambiguous-labels", detail=f"needs exactly one label, got {names}")
         if request.image.shape != request.counterfactual.shape:
-            return Rejection(
-                reason="not-aligned", detail=f"{request.image.shape} and {request.counterfactual.shape}"
-            )
-        difference = _difference(request.image, request.counterfactual, options.smoothing)
-        found = _clean(difference > options.threshold)
+            shapes = f"{request.image.shape} and {request.counterfactual.shape}"
+            return Rejection(reason="not-aligned", detail=shapes)
+        image, other = _blurred(request.image, options), _blurred(request.counterfactual, options)
+        difference = np.abs(image - other).max(axis=2)
+        found = difference > options.threshold
+        if options.shadow_tolerance > 0:
+            found &= ~_shadow(image, other, options.shadow_tolerance)
+        found = _without_specks(found)
         area = float(found.mean())
         if not found.any():
+            most = float(difference.max())
             return Rejection(
-                reason="no-difference",
-                detail=f"at most {difference.max():.1f}, threshold {options.threshold:g}",
+                reason="no-difference", detail=f"at most {most:.1f}, threshold {options.threshold:g}"
             )
         if area < options.min_area:
-            return Rejection(reason="too-small", detail=f"{area:.4f} of the image, need {options.min_area:g}")
+            return Rejection(reason="too-small", detail=f"{area:.4f}, at least {options.min_area:g}")
         if area > options.max_area:
-            return Rejection(
-                reason="too-large", detail=f"{area:.4f} of the image, at most {options.max_area:g}"
-            )
-        box = float(found.any(axis=0).sum() * found.any(axis=1).sum() / found.size)
+            return Rejection(reason="too-large", detail=f"{area:.4f}, at most {options.max_area:g}")
         return Masked(
             mask=np.where(found, request.labels[0].id, BACKGROUND).astype(np.uint16),
             quality={
                 "area": area,
-                "box": box,  # rows that hold the object times columns that do, as a share of the image
+                # Rows that show the object times columns that do, as a share of the image.
+                "box": float(found.any(axis=0).sum() * found.any(axis=1).sum() / found.size),
                 "difference_inside": float(difference[found].mean()),
                 "difference_outside": float(difference[~found].mean()) if area < 1 else 0.0,
             },
         )
 
 
-def _difference(image: Image, other: Image, smoothing: float) -> NDArray[np.float32]:
-    """Largest difference over the channels of the blurred images: (height, width), 0 to 255."""
-    blur = ImageFilter.GaussianBlur(smoothing)
-    first, second = (
-        np.asarray(Pictures.fromarray(picture).filter(blur), dtype=np.float32) for picture in (image, other)
-    )
-    return np.abs(first - second).max(axis=2)
+def _blurred(image: Image, options: PairDifferenceMasker.Options) -> NDArray[np.float32]:
+    """(height, width, 3), 0 to 255."""
+    if options.smoothing == 0:
+        return image.astype(np.float32)
+    smooth = Pictures.fromarray(image).filter(ImageFilter.GaussianBlur(options.smoothing))
+    return np.asarray(smooth, dtype=np.float32)
 
 
-def _clean(found: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Removes specks and fills pinholes: the majority in each 3 x 3 neighbourhood."""
-    smoothed = Pictures.fromarray(found.astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(3))
-    return np.asarray(smoothed) > 127
+def _shadow(image: NDArray[np.float32], other: NDArray[np.float32], tolerance: float) -> Where:
+    """Where one factor on all three channels explains the image from the other, and it is a shadow's."""
+    factor = (image * other).sum(axis=2) / np.maximum((other * other).sum(axis=2), 1)
+    unexplained = np.abs(image - factor[..., None] * other).max(axis=2)
+    shadow: Where = (factor > _DEEPEST_SHADOW) & (factor < 1) & (unexplained < tolerance)
+    return shadow
+
+
+def _without_specks(found: Where) -> Where:
+    """The majority in each 3 x 3 neighbourhood: no specks, no pinholes."""
+    voted = Pictures.fromarray(found.astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(3))
+    return np.asarray(voted) > 127

@@ -239,8 +239,7 @@ def _mushroom(pen: Pen, colour: Colour, rng: Generator) -> None:
     half = rng.uniform(0.1, 0.15)
     rim, top = rng.uniform(0.0, 0.08), rng.uniform(-0.42, -0.34)
     pen.polygon(
-        [(-half, rim), (half, rim), (half * 1.2, 0.4), (half * 0.8, 0.46), (-half * 0.8, 0.46)]
-        + [(-half * 1.2, 0.4)],
+        [(half * x, y) for x, y in ((-1, rim), (1, rim), (1.2, 0.4), (0.8, 0.46), (-0.8, 0.46), (-1.2, 0.4))],
         CREAM,
     )
     wide = rng.uniform(0.4, 0.48)
@@ -283,8 +282,7 @@ def _cup(pen: Pen, colour: Colour, rng: Generator) -> None:
     if rng.random() < 0.5:
         y0, y1 = middle - 0.06, middle + 0.08
         pen.polygon(
-            [(left - wide * 0.92, y0), (left + wide * 0.92, y0)]
-            + [(left + wide * 0.86, y1), (left - wide * 0.86, y1)],
+            [(left + x * wide, y) for x, y in ((-0.92, y0), (0.92, y0), (0.86, y1), (-0.86, y1))],
             shade(colour, 1.6) if rng.random() < 0.5 else shade(colour, 0.65),
             edge=False,
         )

@@ -123,7 +123,8 @@ def _expose(picture: Colours, light: str | None, grain: Colours) -> Image:
         picture = picture * np.array(_TINTS[light], dtype=np.float32)
     if light == "fog":
         picture = picture * np.float32(1 - _FOG_SHARE) + np.float32(_FOG * _FOG_SHARE)
-    return np.clip(np.rint(picture + grain), 0, 255).astype(np.uint8)
+    exposed: Image = np.clip(np.rint(picture + grain), 0, 255).astype(np.uint8)
+    return exposed
 
 
 def _decide(objects: Sequence[ObjectSpec], rng: Generator) -> list[ObjectSpec]:

@@ -173,12 +173,7 @@ def _clutter(draw: Canvas, n: int, rng: Generator) -> None:
         if kind == 0:
             tone = _jitter(rng, (125, 120, 115), 30)
             draw.polygon(
-                [
-                    ((x - s) * n, y * n),
-                    ((x - s * 0.6) * n, (y - s) * n),
-                    ((x + s * 0.5) * n, (y - s * 0.9) * n),
-                ]
-                + [((x + s) * n, y * n)],
+                [((x + s * i) * n, (y - s * j) * n) for i, j in ((-1, 0), (-0.6, 1), (0.5, 0.9), (1, 0))],
                 fill=tone,
             )
         elif kind == 1:

@@ -15,8 +15,8 @@ from magicseg.errors import ConfigError
 
 
 class MaskDecoder(nn.Module):
-    """Queries Linear(2D -> C) of [cls * t ; t], layers of cross-attention and MLP, and the last layer's attention
-    before the softmax, averaged over heads, as mask logits.
+    """Queries Linear(2D -> C) of [cls * t ; t], layers of cross-attention and MLP, and the last layer's
+    attention before the softmax, averaged over heads, as mask logits.
 
     Queries never see each other, so a class's mask does not depend on which other classes are asked for. The
     last layer's values and MLP would not be used by anything, so it has none.

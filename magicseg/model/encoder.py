@@ -1,8 +1,8 @@
 """Image and text encoders: the `Encoder` protocol and the miniature's small one, trained from scratch.
 
 An image encoder is used in three steps, so that prompts can be put between its layers
-(`magicseg.model.prompts`): ``embed`` -> ``block`` for each layer -> ``head``. Shapes: B images, H x W pixels, h x w tokens, N = 1 + h * w
-tokens with the class token first, C the token width, D the joint image-text space.
+(`magicseg.model.prompts`): ``embed`` -> ``block`` for each layer -> ``head``. Shapes: B images, H x W pixels,
+h x w patches, N = 1 + h * w tokens with the class token first, C the token width, D the joint space.
 """
 
 import hashlib

@@ -104,14 +104,14 @@ class Segmenter(nn.Module):
         return upsample_logits(logits, size)
 
     def forward(self, images: Tensor, text: Tensor) -> SegmenterOutput:
-        """Args: images: uint8 (B, 3, H, W), RGB, H and W multiples of the stride. text: (K, D) or (B, K, D)."""
+        """Args: images: uint8 (B, 3, H, W), RGB, sides multiples of the stride. text: (K, D) or (B, K, D)."""
         cls, patches = self.encode_images(images)
         height, width = images.shape[-2:]
         return SegmenterOutput(logits=self.decode(cls, patches, text, (height, width)), cls=cls)
 
 
 def build_segmenter(settings: ModelSettings, *, seed: int) -> Segmenter:
-    """A segmenter with fresh weights that depend on the seed alone (torch's global generator is left as it was)."""
+    """A segmenter with fresh weights that depend on the seed alone; torch's global generator stays."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Segmenter(settings)
@@ -123,7 +123,7 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def save_segmenter(model: Segmenter, folder: Path, *, provenance: Mapping[str, Any] | None = None) -> str:
-    """Write ``model.safetensors``, then ``model.json`` which names its digest; each appears whole or not at all.
+    """Write ``model.safetensors``, then ``model.json`` which names its digest, each whole or not at all.
 
     Args: provenance: what the caller wants to remember of where the weights come from; plain JSON.
     Returns: the weights' digest.

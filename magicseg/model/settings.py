@@ -30,6 +30,4 @@ class ModelSettings(Settings):
     decoder_layers: int = Field(default=3, ge=1)
     decoder_width: int = Field(default=512, ge=8)
     decoder_heads: int = Field(default=8, ge=1)
-    class_prompt: str = Field(
-        default="a photo of a {}", pattern=r"\{\}", description="what the text encoder reads"
-    )
+    class_prompt: str = Field(default="a photo of a {}", pattern=r"\{\}", description="for the text encoder")

@@ -14,7 +14,7 @@ from magicseg.labels import BACKGROUND, IGNORE
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """``classes``: int64 (B, K), positions in the vocabulary, no class twice in a row; what the model is asked for.
+    """``classes``: int64 (B, K), what the model is asked for: positions in the vocabulary, none twice.
     ``masks``: bool (B, K, H, W), where each *sampled* class is. A background pixel is nowhere true: it is a
     negative for all K. ``valid``: bool (B, 1, H, W), false on IGNORE only. ``present``: bool (B, K), whether
     the class has a pixel in the image.
@@ -42,7 +42,7 @@ def sample_targets(class_map: Tensor, draws: Tensor, *, sampled_classes: int) ->
     valid = ids != IGNORE
     positions = torch.where(valid, ids, BACKGROUND) - 1  # of the background: -1, no class's position
     if bool((positions >= count).any()):
-        unknown = ids[positions >= count].unique().tolist()
+        unknown = sorted(set(ids[positions >= count].tolist()))
         raise DataError(f"masks hold class ids above the vocabulary's {count}: {unknown[:10]}")
     own = torch.zeros(len(ids), count + 1, dtype=torch.bool, device=ids.device)
     own = own.scatter_(1, positions.flatten(1) + 1, value=True)[:, 1:]

@@ -1,1 +1,1 @@
-"""Training: sample order and loading, optimiser, loop and checkpoints. Importing this package loads no torch."""
+"""Training: sample order and loading, optimiser, loop, checkpoints. Importing this package loads no torch."""

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file per kept step, written whole or not at all, scalars as JSON in its header.
+"""Checkpoints: one safetensors file each, written whole or not at all, with scalars as JSON in its header.
 
 No state of random generators is stored, because each step seeds its own (`magicseg.train.loop`).
 """
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """``step``: steps done. ``identity``: what the run was started with. ``sums``: losses since the last log row."""
+    """``step``: steps done. ``identity``: what training began with. ``sums``: losses since the last log row."""
 
     path: Path
     step: int

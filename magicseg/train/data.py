@@ -1,14 +1,14 @@
 """Samples in a fixed order: which sample comes when, read in batches, flipped.
 
-The order is a pure function of (seed, kept indices, shard size, window): an endless stream of epochs, each with
-every sample exactly once. Step s takes the places s * batch_size and on of that stream, so every batch is
+The order is a pure function of (seed, kept indices, shard size, window): an endless stream of epochs, each
+with every sample exactly once. Step s takes the places s * batch_size and on of that stream, so every batch is
 full, nothing is dropped or repeated within an epoch, and a run resumes at any step without any state.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,26 +24,31 @@ Read = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]
 class Samples(Protocol):
     """A data set, as training sees it. Must be picklable: loader processes get a copy."""
 
-    indices: NDArray[np.int64]
-    """The kept samples, ascending; dropped samples are gaps."""
-    shard_size: int
-    """Sample i is in shard i // shard_size."""
-    image_size: int
-    """Side of the square images, pixels."""
+    @property
+    def indices(self) -> NDArray[np.int64]:
+        """The kept samples, ascending; dropped samples are gaps."""
+
+    @property
+    def shard_size(self) -> int:
+        """Sample i is in shard i // shard_size."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square images, pixels."""
 
     def read(self, indices: NDArray[np.int64]) -> Read:
-        """Images and counterfactuals (B, H, W, 3) uint8 RGB, masks (B, H, W) uint16, in the order asked for."""
+        """Images and counterfactuals uint8 (B, H, W, 3), masks uint16 (B, H, W), in the order of ``indices``."""
 
 
 class Pick(NamedTuple):
     """One sample at one place of the stream."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 class Batch(NamedTuple):
-    """``images``, ``counterfactuals``: uint8 (B, 3, H, W). ``masks``: int32 (B, H, W), label ids and IGNORE."""
+    """``images``, ``counterfactuals``: uint8 (B, 3, H, W), RGB. ``masks``: int32 (B, H, W), ids and IGNORE."""
 
     images: Tensor
     counterfactuals: Tensor
@@ -104,8 +109,8 @@ class Steps(Sampler[list[Pick]]):
 class SampleDataset(Dataset[Batch]):
     """Reads and flips the samples of a batch at once.
 
-    Whole shards are read and the latest kept, where ``cache_bytes`` has room for a window of them and one more;
-    else only the samples asked for.
+    Whole shards are read and the latest kept, where ``cache_bytes`` has room for a window of them and one
+    more; else only the samples asked for.
     """
 
     def __init__(self, samples: Samples, *, window: int, seed: int, flip: float, cache_bytes: int) -> None:
@@ -118,7 +123,7 @@ class SampleDataset(Dataset[Batch]):
         self._cache: OrderedDict[int, tuple[NDArray[np.int64], Read]] = OrderedDict()
 
     def __getitems__(self, picks: Sequence[Pick]) -> Batch:
-        indices = np.array([pick.index for pick in picks], dtype=np.int64)
+        indices = np.array([pick.sample for pick in picks], dtype=np.int64)
         images, counterfactuals, masks = self._read_by_shards(indices) if self._room else self._read(indices)
         flipped = np.array([self._is_flipped(pick) for pick in picks], dtype=bool)
         for array in (images, counterfactuals, masks):
@@ -131,7 +136,7 @@ class SampleDataset(Dataset[Batch]):
 
     def _is_flipped(self, pick: Pick) -> bool:
         """A coin that belongs to (seed, epoch, sample) and to nothing else."""
-        word = np.random.SeedSequence((self._seed, pick.epoch, pick.index)).generate_state(1)[0]
+        word = np.random.SeedSequence((self._seed, pick.epoch, pick.sample)).generate_state(1)[0]
         return bool(word < self._flip * 2**32)
 
     def _read(self, indices: NDArray[np.int64]) -> Read:
@@ -150,8 +155,7 @@ class SampleDataset(Dataset[Batch]):
             wanted = shards == shard
             members, read = self._shard(int(shard))
             places = np.searchsorted(members, indices[wanted])
-            for target, source in zip((images, counterfactuals, masks), read, strict=True):
-                target[wanted] = source[places]
+            images[wanted], counterfactuals[wanted], masks[wanted] = (part[places] for part in read)
         return images, counterfactuals, masks
 
     def _shard(self, shard: int) -> tuple[NDArray[np.int64], Read]:
@@ -177,7 +181,7 @@ def load_batches(
     return DataLoader(
         dataset,
         batch_sampler=steps,
-        collate_fn=_as_is,
+        collate_fn=cast("Any", _as_is),  # what __getitems__ returns is a batch already
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=pin_memory,

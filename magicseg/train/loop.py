@@ -7,10 +7,10 @@
     out_dir/checkpoints/step-00001000.safetensors   the newest two
     out_dir/model/{model.json,model.safetensors}    when finished: `magicseg.model.segmenter.load_segmenter`
 
-Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a finished
-run nothing is done again. Every step derives its own randomness from (seed, step), so there is no state to lose.
-The samples of a step, their flips and their sampled classes do not depend on the number of processes either:
-`rank` and `world` are for a distributed caller, who wraps `LossTerms` and lets rank 0 write.
+Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a
+finished run nothing is done again. Every step derives its own randomness from (seed, step): no state is lost.
+Many processes can share this out: `Steps` deals each batch to the ranks, `LossTerms` is one module to wrap, and
+only rank 0 logs and saves.
 """
 
 import json
@@ -243,7 +243,7 @@ def _step(
             "if it happens at once, look at the data with `magicseg report`",
         )
     optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    losses["loss"].backward()
     if settings.gradient_clip:
         nn.utils.clip_grad_norm_(terms.parameters(), settings.gradient_clip)
     optimizer.step()

@@ -13,8 +13,8 @@ _NEVER_DECAYED = ("class_token", "positions", "prompts.tokens")
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
     """AdamW with up to four groups: encoder or new layers, decayed or not. Frozen parameters are left out.
 
-    New layers (everything but ``encoder``) learn ``new_layer_lr_multiplier`` times faster. Norms, biases, tokens
-    and positions are not decayed. Each group's ``scale`` multiplies `learning_rate`'s value.
+    New layers (all but ``encoder``) learn ``new_layer_lr_multiplier`` times faster. Norms, biases, tokens and
+    positions are not decayed. Each group's ``scale`` multiplies `learning_rate`'s value.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model):
@@ -41,12 +41,12 @@ def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The encoder's learning rate at ``step`` (from 0): linear warm-up, then a polynomial down to the least."""
+    """The encoder's learning rate at ``step`` (from 0): linear warm-up, then a polynomial to the least."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     least = min(settings.min_learning_rate, settings.learning_rate)
     done = (step - settings.warmup_steps) / max(settings.steps - settings.warmup_steps, 1)
-    return least + (settings.learning_rate - least) * (1 - done) ** settings.poly_power
+    return float(least + (settings.learning_rate - least) * (1 - done) ** settings.poly_power)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -5,19 +5,17 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from magicseg.model.settings import EncoderSettings, ModelSettings
-from magicseg.settings import Settings
 
 __all__ = ["EncoderSettings", "ModelSettings", "TrainSettings"]
 
 
-class TrainSettings(Settings):
-    """Everything about a training run. The settings in ``NEUTRAL`` change neither weights nor curve."""
+class TrainSettings(ModelSettings):
+    """The model's settings and training's. The settings in ``NEUTRAL`` change neither weights nor curve."""
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset(
         {"checkpoint_every", "log_every", "loader_workers", "loader_cache_mib"}
     )
 
-    model: ModelSettings = ModelSettings()
     steps: int = Field(20_000, ge=1)
     batch_size: int = Field(default=16, ge=1, description="images per step, over all processes")
     learning_rate: float = Field(default=2e-5, gt=0)
@@ -40,7 +38,10 @@ class TrainSettings(Settings):
     shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
     checkpoint_every: int = Field(default=1000, ge=1, description="steps")
     log_every: int = Field(default=50, ge=1, description="steps")
-    loader_workers: int = Field(
-        default=2, ge=0, description="processes that read; 0: the training process itself"
-    )
+    loader_workers: int = Field(default=2, ge=0, description="reading processes; 0: the trainer itself")
     loader_cache_mib: int = Field(default=512, ge=0, description="memory per reader for whole shards")
+
+    @property
+    def model(self) -> ModelSettings:
+        """The model's part alone."""
+        return ModelSettings(**{name: getattr(self, name) for name in ModelSettings.model_fields})

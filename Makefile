@@ -1,0 +1,29 @@
+# make install   a virtual environment in .venv with everything in it
+# make demo      the whole chain in miniature, offline
+# make test      all tests
+# make lint      formatting, lint, types
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= magicseg-demo
+
+.PHONY: install demo test lint
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/magicseg demo $(RUN)
+	@echo "The report: $(abspath $(RUN))/report.html"
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy

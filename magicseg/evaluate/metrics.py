@@ -1,0 +1,143 @@
+"""Metrics of semantic segmentation, all computed from one confusion matrix summed over the whole data set."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Confusion = NDArray[np.int64]  # (classes, classes), pixels; rows are ground truth, columns predictions
+
+
+class ValueOutOfRange(ValueError):
+    """A map holds a value that is no class. ``where`` says which of the two maps."""
+
+    def __init__(
+        self, where: Literal["truth", "prediction"], value: int, count: int, first: int, last: int
+    ) -> None:
+        super().__init__(
+            f"{count} pixels have values that are no class, the first {value}; classes are {first} to {last}"
+        )
+        self.where = where
+        self.value = value
+
+
+def confusion_matrix(
+    truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int, ignore: int, *, first: int = 0
+) -> Confusion:
+    """Count pixels by ground-truth class (row) and predicted class (column).
+
+    Pixels whose truth is ``ignore`` count nowhere, whatever was predicted there. Elsewhere ``ignore`` is a value
+    like any other: a prediction that holds it is out of range, for else a model could skip what it finds hard.
+
+    Args: truth, prediction: integers of equal shape. first: the value of the first class; the last is
+    ``first + classes - 1``. Matrix row 0 belongs to ``first``.
+    Returns: int64 (classes, classes).
+    Raises: ValueOutOfRange, and ValueError where shapes differ.
+    """
+    if truth.shape != prediction.shape:
+        raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
+    counted = truth != ignore
+    rows = _numbered(truth[counted], "truth", classes, first)
+    columns = _numbered(prediction[counted], "prediction", classes, first)
+    counts = np.bincount(rows * classes + columns, minlength=classes * classes)
+    return counts.reshape(classes, classes).astype(np.int64, copy=False)
+
+
+def _numbered(
+    values: NDArray[np.integer], where: Literal["truth", "prediction"], classes: int, first: int
+) -> NDArray[np.int64]:
+    last = first + classes - 1
+    wrong = (values < first) | (values > last)
+    if wrong.any():
+        raise ValueOutOfRange(where, int(values[wrong][0]), int(wrong.sum()), first, last)
+    return values.astype(np.int64) - first
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """All scores that follow from one confusion matrix (rows are ground truth).
+
+    With n_ij the pixels of class i that were predicted as j, t_i = sum_j n_ij (ground truth) and
+    p_i = sum_j n_ji (predicted), following Long, Shelhamer and Darrell, CVPR 2015, section 5. What has no pixels
+    to be computed from is None, never 0 or NaN.
+    """
+
+    confusion: Confusion
+
+    @cached_property
+    def iou(self) -> tuple[float | None, ...]:
+        """Intersection over union by class, n_ii / (t_i + p_i - n_ii); None where that union is empty.
+
+        The PASCAL VOC measure (Everingham et al., IJCV 2015, section 4.1.3), over all images at once.
+        """
+        return _ratios(self._hits, self._truth + self._predicted - self._hits)
+
+    @property
+    def miou(self) -> float | None:
+        """Mean IoU over the classes with a union: in the ground truth, or predicted anywhere.
+
+        A class that is predicted though no image shows it counts as 0. So do mmsegmentation and the VOC devkit.
+        """
+        return _mean(value for value in self.iou if value is not None)
+
+    @property
+    def miou_over_classes_in_ground_truth(self) -> float | None:
+        """Mean IoU over the classes that occur in the ground truth, t_i > 0.
+
+        A class that no image shows is left out, be it predicted or not.
+        """
+        return _mean(
+            value for value, count in zip(self.iou, self._truth, strict=True) if value is not None and count
+        )
+
+    @property
+    def pixel_accuracy(self) -> float | None:
+        """Share of counted pixels that are right: sum_i n_ii / sum_i t_i."""
+        (accuracy,) = _ratios([int(self._hits.sum())], [self.pixels])
+        return accuracy
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        """Mean recall, n_ii / t_i, over the classes that occur in the ground truth."""
+        return _mean(value for value in _ratios(self._hits, self._truth) if value is not None)
+
+    @property
+    def pixels(self) -> int:
+        """Counted pixels: those whose ground truth is a class."""
+        return int(self.confusion.sum())
+
+    def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
+        """The scores as JSON values; ``names`` are the classes' names in the matrix's order."""
+        return {
+            "pixels": self.pixels,
+            "miou": self.miou,
+            "miou_over_classes_in_ground_truth": self.miou_over_classes_in_ground_truth,
+            "iou": dict(zip(names, self.iou, strict=True)),
+            "pixel_accuracy": self.pixel_accuracy,
+            "mean_accuracy": self.mean_accuracy,
+            "confusion": self.confusion.tolist(),
+        }
+
+    @cached_property
+    def _hits(self) -> NDArray[np.int64]:
+        return np.diagonal(self.confusion)
+
+    @cached_property
+    def _truth(self) -> NDArray[np.int64]:
+        return np.sum(self.confusion, axis=1, dtype=np.int64)
+
+    @cached_property
+    def _predicted(self) -> NDArray[np.int64]:
+        return np.sum(self.confusion, axis=0, dtype=np.int64)
+
+
+def _ratios(parts: Iterable[int], wholes: Iterable[int]) -> tuple[float | None, ...]:
+    return tuple(int(part) / int(whole) if whole else None for part, whole in zip(parts, wholes, strict=True))
+
+
+def _mean(values: Iterable[float]) -> float | None:
+    found = list(values)
+    return sum(found) / len(found) if found else None

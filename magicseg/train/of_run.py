@@ -1,0 +1,41 @@
+"""Training on a run's own data."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from magicseg.run.directory import Run
+from magicseg.run.files import storage_errors
+from magicseg.run.versions import library_versions
+from magicseg.store.kept import KeptSamples
+
+if TYPE_CHECKING:
+    from magicseg.train.loop import TrainResult
+
+
+def train_run(run: Run, *, progress: Callable[[int, str], None], stop: Callable[[], bool]) -> "TrainResult":
+    """Train on the kept samples, or go on from the newest checkpoint; a finished training is left alone.
+
+    Args: progress: told the step and a text about it. stop: asked after every step.
+    Raises: IncompleteError if the data are not whole; what `magicseg.train.loop.train` raises.
+    """
+    samples = KeptSamples.of(run)
+    import torch
+
+    from magicseg.train.loop import TrainProgress, train
+
+    def show(state: TrainProgress) -> None:
+        progress(state.step, f"loss {state.losses['loss']:.4f}")
+
+    with storage_errors(run.path, f"free some space, then: magicseg train {run.path}"):
+        return train(
+            samples,
+            run.vocabulary,
+            run.config.train,
+            run.path,
+            seed=run.config.seed,
+            data_fingerprint=run.fingerprints["mask"].digest,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            progress=show,
+            stop=stop,
+            provenance={"versions": library_versions(), "samples": len(samples.indices)},
+        )
