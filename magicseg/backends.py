@@ -100,7 +100,7 @@ class Backend(Protocol):
     Options: ClassVar[type[Settings]]
 
     @classmethod
-    def identity(cls, options: Any) -> Mapping[str, str | int]:  # noqa: ANN401
+    def identity(cls, options: Any) -> Mapping[str, str | int]:
         """What of the back end itself decides bytes; part of the stage's fingerprint."""
 
 

@@ -99,9 +99,7 @@ def json_schema() -> str:
     return json.dumps(Config.model_json_schema(), indent=2)
 
 
-def load_config(
-    *, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()
-) -> Config:
+def load_config(*, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """A preset, then a file's values over it, then ``key.path=value`` overrides.
 
     Raises: ConfigError naming the key, with the nearest valid one for an unknown key.
@@ -194,14 +192,12 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
             hint = f"known here: {', '.join(known)}"
         return ConfigError(f"{source}: {key} is not a setting", hint=hint)
     if first["type"] == "missing":
-        return ConfigError(
-            f"{source}: {key} is missing", hint=f"start from a preset: --preset {preset_names()[0]}"
-        )
+        return ConfigError(f"{source}: {key} is missing", hint=f"start from a preset: --preset {preset_names()[0]}")
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"{source}: {key}: {message} (got {first['input']!r})", hint="magicseg schema")
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:  # noqa: ANN401
+def _model_of(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if get_origin(annotation) is not None:

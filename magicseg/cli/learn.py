@@ -24,7 +24,8 @@ def train(run: RunArgument) -> None:
             result = train_run(opened, progress=report, stop=stop)
     if result.status != "finished":
         raise IncompleteError(
-            f"{run}: training was interrupted after step {result.step} of {steps}", hint=f"magicseg train {run}"
+            f"{run}: training was interrupted after step {result.step} of {steps}",
+            hint=f"magicseg train {run}",
         )
     note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
 
@@ -38,10 +39,10 @@ def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
     if json_:
         print_json(results)
         return
-    note(f"evaluate: {results['benchmark']}, {results['images']} held-out images, {results['pixel_accuracy']:.3f} of pixels")
+    note(f"evaluate: {results['benchmark']}, {results['images']} held-out images")
     for name, value in results["iou"].items():
         note(f"  {name:<12} {'-' if value is None else f'{value:.3f}'}")
-    note(f"  mIoU         {results['miou']:.4f}")
+    note(f"  mIoU {results['miou']:.4f}, pixel accuracy {results['pixel_accuracy']:.4f}")
     for name, scores in results["baselines"].items():
         note(f"  {name} baseline: mIoU {scores['miou']:.4f}")
 

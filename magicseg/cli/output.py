@@ -24,7 +24,7 @@ def report_error(error: MagicsegError) -> None:
         typer.echo(f"hint:  {error.hint}", err=True)
 
 
-def print_json(value: Any) -> None:  # noqa: ANN401
+def print_json(value: Any) -> None:
     """Plain JSON on standard output."""
     typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
 

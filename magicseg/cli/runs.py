@@ -10,7 +10,8 @@ from magicseg.errors import ConfigError
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="a shipped set of settings")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="one setting: plan.samples=256 (repeatable)")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="one setting: plan.samples=256 (repeatable)"),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="processes at a time  [default: the CPUs at hand]")
@@ -29,7 +30,8 @@ def init(
 
     if preset is None and config is None:
         raise ConfigError(
-            "init needs a preset or a file of settings", hint=f"--preset {preset_names()[0]}, or --config FILE"
+            "init needs a preset or a file of settings",
+            hint=f"--preset {preset_names()[0]}, or --config FILE",
         )
     made = Run.create(run, load_config(preset=preset, file=config, overrides=set_ or ()))
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")

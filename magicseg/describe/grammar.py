@@ -47,7 +47,7 @@ def mentions(text: str, label: Label) -> bool:
 
 
 class GrammarCaptioner:
-    """Back end of the describe stage: each choice is uniform among those that name none of the labels."""
+    """Back end of the describe stage: each choice is uniform among those that bring none of the labels."""
 
     class Options(Settings):
         """The grammar has no settings of its own."""
@@ -77,7 +77,7 @@ def _describe(request: DescribeRequest) -> Description | Rejection:
     scene_first = bool(rng.random() < 0.5) and not opening
     objects = _objects(rng, request.labels)
     if scene is None:
-        return Rejection(reason="no-scene", detail="every scene of the grammar names one of the labels")
+        return Rejection(reason="no-scene", detail="every scene of the grammar names or shows one of the labels")
     when = f" {light.text}" if light else ""
     caption = f"{scene.text}{when}, {objects}"
     if not scene_first:
@@ -120,11 +120,14 @@ def _choose(rng: Generator, choices: Sequence[_Choice], labels: Sequence[Label])
 
 
 def _allowed(choices: Sequence[_Choice], labels: Sequence[Label]) -> list[_Choice]:
-    return [
-        choice
-        for choice in choices
-        if not any(mentions(choice if isinstance(choice, str) else choice.text, label) for label in labels)
-    ]
+    return [choice for choice in choices if not any(_brings(choice, label) for label in labels)]
+
+
+def _brings(choice: str | Phrase, label: Label) -> bool:
+    """Whether the choice names the label, or shows it unasked."""
+    if isinstance(choice, str):
+        return mentions(choice, label)
+    return any(mentions(text, label) for text in (choice.text, *choice.shows))
 
 
 def _sentence(text: str) -> str:

@@ -26,9 +26,7 @@ class DescribeStage:
             for index in samples
         ]
 
-    def call(
-        self, backend: Captioner, requests: Sequence[DescribeRequest]
-    ) -> Sequence[Description | Rejection]:
+    def call(self, backend: Captioner, requests: Sequence[DescribeRequest]) -> Sequence[Description | Rejection]:
         """One batch."""
         return backend.describe(requests)
 

@@ -8,10 +8,14 @@ SIZES = ("small", "medium-sized", "large")
 
 @dataclass(frozen=True)
 class Phrase:
-    """A choice by its key word and as it stands in a caption; ``text`` contains ``word``."""
+    """A choice by its key word and as it stands in a caption; ``text`` contains ``word``.
+
+    ``shows`` names what a picture of it shows anyway: for these it is no counterfactual.
+    """
 
     word: str
     text: str
+    shows: tuple[str, ...] = ()
 
 
 PLACES = (
@@ -19,14 +23,19 @@ PLACES = (
     Phrase("middle", "in the middle"),
     Phrase("right", "on the right"),
 )
+_OUTDOORS = ("sky", "cloud", "ground", "earth", "horizon")
 SCENES = (
-    Phrase("beach", "on a beach"),
-    Phrase("meadow", "in a meadow"),
-    Phrase("street", "on a street"),
-    Phrase("desert", "in a desert"),
-    Phrase("snowfield", "on a snowfield"),
-    Phrase("room", "in a room"),
-    Phrase("lake", "by a lake"),
+    Phrase("beach", "on a beach", (*_OUTDOORS, "sand", "sea", "water", "ocean", "wave", "shore")),
+    Phrase("meadow", "in a meadow", (*_OUTDOORS, "grass", "field", "hill", "plant", "lawn")),
+    Phrase(
+        "street",
+        "on a street",
+        ("road", "sidewalk", "pavement", "wall", "brick", "building", "ground", "kerb", "asphalt"),
+    ),
+    Phrase("desert", "in a desert", (*_OUTDOORS, "sand", "dune", "sun", "hill")),
+    Phrase("snowfield", "on a snowfield", (*_OUTDOORS, "snow", "mountain", "ice", "hill")),
+    Phrase("room", "in a room", ("wall", "floor", "ceiling", "window", "door", "furniture", "carpet")),
+    Phrase("lake", "by a lake", (*_OUTDOORS, "water", "shore", "hill", "mountain", "sea")),
 )
 LIGHTS = (
     Phrase("dawn", "at dawn"),

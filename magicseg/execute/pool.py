@@ -57,7 +57,7 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def on_signals(flag: StopFlag) -> Any:  # noqa: ANN401 -- a context manager
+def on_signals(flag: StopFlag) -> Any:
     """Let SIGINT and SIGTERM set ``flag``; the second one of a kind acts as usual."""
 
     def note(number: int, _frame: object) -> None:
@@ -207,11 +207,11 @@ def run_stage(
 def _after_death(
     job: _Job,
     code: int,
-    committed: Any,  # noqa: ANN401 -- a set-like view of shard numbers
+    committed: Any,
     queue: deque[list[int]],
     deaths: dict[int, int],
     failures: dict[int, str],
-    ledger: Any,  # noqa: ANN401
+    ledger: Any,
 ) -> None:
     """A worker died without a word: its first uncommitted shard is the one it died at."""
     left = [shard for shard in job.shards if shard not in committed]

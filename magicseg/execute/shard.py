@@ -21,7 +21,7 @@ from magicseg.run.ranges import format_ranges
 from magicseg.run.versions import library_versions
 
 
-class Stopped(Exception):  # noqa: N818 -- not an error: somebody asked
+class Stopped(Exception):  # not an error: somebody asked
     """The shard was abandoned at a batch boundary because a stop was asked for."""
 
 
@@ -31,7 +31,7 @@ class ShardFailed(MagicsegError):
     exit_code = 1
 
 
-def load_backend(run: Run, stage: str) -> Any:  # noqa: ANN401 -- one of the protocols in magicseg.backends
+def load_backend(run: Run, stage: str) -> Any:
     """Make a stage's back end, as configured: weights are loaded here, once per job."""
     settings = stage_settings(run.config, stage)
     backend: Any = find_backend(BACKEND_KINDS[stage], settings.backend)
@@ -39,7 +39,11 @@ def load_backend(run: Run, stage: str) -> Any:  # noqa: ANN401 -- one of the pro
 
 
 def execute_shard(
-    run: Run, stage: str, shard: int, backend: Any, should_stop: Callable[[], bool]  # noqa: ANN401
+    run: Run,
+    stage: str,
+    shard: int,
+    backend: Any,
+    should_stop: Callable[[], bool],
 ) -> CommitRecord:
     """Do and commit one shard.
 
@@ -96,13 +100,14 @@ def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int
     record = run.ledger(above).committed(shard)
     if record is None:
         raise IncompleteError(
-            f"shard {shard} of {stage} needs {above}, which has not done it", hint=f"magicseg {above} {run.path}"
+            f"shard {shard} of {stage} needs {above}, which has not done it",
+            hint=f"magicseg {above} {run.path}",
         )
     run.refuse_stale(above, {shard: record})
     return [samples.start + offset for offset in record.kept_offsets()]
 
 
-def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[Any]:  # noqa: ANN401
+def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[Any]:
     """A batch's answers. If the batch as a whole fails, its samples are tried alone, to find the bad one."""
     try:
         answers = list(code.call(backend, batch))
@@ -133,7 +138,7 @@ def _refuse_total_failure(stage: str, shard: int, answers: dict[int, Any]) -> No
         raise ShardFailed(f"{stage} of shard {shard}: all {len(errors)} samples failed: {errors[0].detail}")
 
 
-def _quality(samples: range, answers: dict[int, Any]) -> Any:  # noqa: ANN401 -- object array of JSON texts
+def _quality(samples: range, answers: dict[int, Any]) -> Any:
     texts = np.empty(len(samples), dtype=object)
     for position, index in enumerate(samples):
         answer = answers.get(index)

@@ -45,8 +45,8 @@ class GenerateStage:
         """The shard's images: uint8 (samples, size, size, 3) or JPEG streams; zeros or nothing for dropped ones."""
         pairs = [answers.get(index) for index in samples]
         return {
-            "generate/image": run.store.pack_images([pair and pair.image for pair in pairs], run.config),
+            "generate/image": run.store.pack_images([pair.image if pair else None for pair in pairs], run.config),
             "generate/counterfactual": run.store.pack_images(
-                [pair and pair.counterfactual for pair in pairs], run.config
+                [pair.counterfactual if pair else None for pair in pairs], run.config
             ),
         }

@@ -47,7 +47,7 @@ class PairDifferenceMasker:
         self._options = options
 
     def mask(self, requests: Sequence[MaskRequest]) -> list[Masked | Rejection]:
-        """One class map per pair. A pair with several labels is refused: its difference is of no one class."""
+        """One class map per pair. Several labels are refused: one difference cannot tell them apart."""
         return [self._one(request) for request in requests]
 
     def _one(self, request: MaskRequest) -> Masked | Rejection:

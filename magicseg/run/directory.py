@@ -1,11 +1,11 @@
 """The run directory: making it, opening it, refusing what does not fit.
 
-    RUN/magicseg.yaml   the configuration with every default written out
-    RUN/plan/           samples and labels, frozen
-    RUN/dataset.zarr/   the store
-    RUN/ledger/STAGE/   commit records
-    RUN/checkpoints/  RUN/model/  RUN/train.jsonl   training: where it is, what came of it, its log
-    RUN/results/BENCHMARK.json  RUN/report.html
+RUN/magicseg.yaml   the configuration with every default written out
+RUN/plan/           samples and labels, frozen
+RUN/dataset.zarr/   the store
+RUN/ledger/STAGE/   commit records
+RUN/checkpoints/  RUN/model/  RUN/train.jsonl   training: where it is, what came of it, its log
+RUN/results/BENCHMARK.json  RUN/report.html
 """
 
 import shutil
@@ -67,10 +67,13 @@ class Run:
             return run
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file", hint="choose another directory")
-        foreign = sorted(entry.name for entry in path.iterdir() if entry.name not in _OWN_NAMES) if path.exists() else []
+        foreign = (
+            sorted(entry.name for entry in path.iterdir() if entry.name not in _OWN_NAMES) if path.exists() else []
+        )
         if foreign:
             raise RunError(
-                f"{path}: is not empty and not a run (it holds {foreign[0]!r})", hint="choose another directory"
+                f"{path}: is not empty and not a run (it holds {foreign[0]!r})",
+                hint="choose another directory",
             )
         vocabulary = vocabulary or load_vocabulary(config.labels.vocabulary)
         with storage_errors(path, "choose a directory that you can write to, with free space"):
@@ -100,7 +103,7 @@ class Run:
         if differing:
             raise PlanMismatch(
                 f"{self.path}: the plan is frozen, but {'; '.join(differing)}",
-                hint=f"set it back in {self.path / CONFIG_NAME}, or drop plan and data: magicseg reset plan {self.path}",
+                hint=f"set it back in {self.path / CONFIG_NAME}, or drop all data: magicseg reset plan {self.path}",
             )
         return plan
 

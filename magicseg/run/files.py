@@ -45,7 +45,7 @@ def write_atomic(path: Path, data: bytes, *, exclusive: bool = False) -> bool:
     return True
 
 
-def to_json(value: Any) -> bytes:  # noqa: ANN401
+def to_json(value: Any) -> bytes:
     """Canonical JSON: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 

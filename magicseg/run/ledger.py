@@ -1,10 +1,10 @@
 """The ledger of one stage: which shards are committed, being worked on, or failed.
 
-    ledger/STAGE/commits/00000012.json   the commit record: the only proof that a shard is done
-    ledger/STAGE/commits.jsonl           the same records in one file, once the stage is whole
-    ledger/STAGE/failures/00000012.json  why the last attempt at a shard failed
-    ledger/STAGE/claims/00000012.json    who is at work on a shard (see `magicseg.run.claims`)
-    ledger/STAGE/inputs/DIGEST.json      what a fingerprint was made of
+ledger/STAGE/commits/00000012.json   the commit record: the only proof that a shard is done
+ledger/STAGE/commits.jsonl           the same records in one file, once the stage is whole
+ledger/STAGE/failures/00000012.json  why the last attempt at a shard failed
+ledger/STAGE/claims/00000012.json    who is at work on a shard (see `magicseg.run.claims`)
+ledger/STAGE/inputs/DIGEST.json      what a fingerprint was made of
 """
 
 import contextlib

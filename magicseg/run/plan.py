@@ -96,9 +96,7 @@ def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
     total = config.plan.samples
     table = folder / "classes.npy"
     temporary = table.with_name("classes.npy.partial")
-    classes = np.lib.format.open_memmap(
-        temporary, mode="w+", dtype=np.uint16, shape=(total, config.plan.max_labels)
-    )
+    classes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=(total, config.plan.max_labels))
     for start in range(0, total, _BLOCK):
         stop = min(start + _BLOCK, total)
         classes[start:stop] = draw_classes(config, len(vocabulary), start, stop)
@@ -123,7 +121,9 @@ def read_plan(folder: Path) -> Plan:
         vocabulary = Vocabulary.from_dict(document["labels"])
         samples, shard_size = inputs["plan.samples"], inputs["plan.shard_size"]
     except FileNotFoundError as error:
-        raise RunError(f"{error.filename}: the run has no plan", hint=f"magicseg reset plan {folder.parent}") from None
+        raise RunError(
+            f"{error.filename}: the run has no plan", hint=f"magicseg reset plan {folder.parent}"
+        ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise DamageError(
             f"{folder}: the plan is damaged: {error}", hint=f"magicseg repair {folder.parent}"

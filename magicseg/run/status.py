@@ -45,7 +45,9 @@ def run_status(run: Run) -> dict[str, Any]:
         }
         stale = sum(record.fingerprint != run.fingerprints[stage].digest for record in commits.values())
         if stale:
-            warnings.append(f"{stage}: {stale} shards were made with other settings: magicseg reset {stage} {run.path}")
+            warnings.append(
+                f"{stage}: {stale} shards were made with other settings: magicseg reset {stage} {run.path}"
+            )
         kinds = {tuple(sorted(record.versions.items())) for record in commits.values()}
         if len(kinds) > 1:
             warnings.append(f"{stage}: made with {len(kinds)} different sets of library versions or machines")

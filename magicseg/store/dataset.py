@@ -91,9 +91,7 @@ def metadata_files(plan: Plan, config: Config) -> dict[str, bytes]:
                     config={"write_empty_chunks": True},
                     **_specification(name, plan, config),
                 )
-        return {
-            str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("zarr.json"))
-        }
+        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("zarr.json"))}
 
 
 @dataclass(frozen=True)
@@ -144,9 +142,7 @@ class Dataset:
         """The path inside the store of a shard's file."""
         return f"{name}/{'.'.join([str(shard), *['0'] * (self.array(name).ndim - 1)])}"
 
-    def write_shard(
-        self, shard: int, samples: range, values: Mapping[str, Values]
-    ) -> dict[str, tuple[str, int]]:
+    def write_shard(self, shard: int, samples: range, values: Mapping[str, Values]) -> dict[str, tuple[str, int]]:
         """Write one shard of several arrays, flushed to disk.
 
         Args: values: by array name, the shard's whole content; JPEG streams are object arrays of bytes.

@@ -112,7 +112,8 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
         actual = logical_digest(run)
     if actual != expected:
         raise IncompleteError(
-            f"{path}: holds {actual}, but {source} says {expected}", hint="the file is damaged: export it again"
+            f"{path}: holds {actual}, but {source} says {expected}",
+            hint="the file is damaged: export it again",
         )
     return run
 
@@ -140,7 +141,7 @@ def _create(file: h5py.File, run: Run) -> None:
     file.create_dataset("labels", data=plan.classes)
 
 
-def _byte_arrays(streams: Any) -> Any:  # noqa: ANN401 -- object arrays
+def _byte_arrays(streams: Any) -> Any:
     arrays = np.empty(len(streams), dtype=object)
     for position, stream in enumerate(streams):
         arrays[position] = np.frombuffer(stream, np.uint8)

@@ -3,8 +3,8 @@
 import io
 
 import numpy as np
-from PIL import Image
 from numpy.typing import NDArray
+from PIL import Image
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:

@@ -46,9 +46,7 @@ class KeptSamples:
             raise IncompleteError(f"{run.path}: no sample was kept", hint=f"magicseg status {run.path}")
         return cls(run.store.path, indices, run.plan.shard_size, run.config.generate.size)
 
-    def read(
-        self, indices: NDArray[np.int64]
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]:
+    def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]:
         """Images and counterfactuals, uint8 (B, H, W, 3), and masks, uint16 (B, H, W), in the order of ``indices``.
 
         Neighbouring indices are read together, so ask for whole stretches where you can.

@@ -84,8 +84,7 @@ def repair(run: Run, findings: Findings) -> list[str]:
             done.append(f"{name}: metadata written again")
         for stage, shards in findings.shards.items():
             run.ledger(stage).take_back(shards)
-            for shard in sorted(shards):
-                done.append(f"shard {shard} of {stage}: commit taken back")
+            done += [f"shard {shard} of {stage}: commit taken back" for shard in sorted(shards)]
         for path in findings.leftovers:
             path.unlink(missing_ok=True)
         if findings.leftovers:
@@ -161,5 +160,6 @@ def refuse_damage(run: Run, findings: Findings) -> None:
     shown = findings.damage[:10]
     more = [f"... and {len(findings.damage) - 10} more"] if len(findings.damage) > 10 else []
     raise DamageError(
-        "\n  ".join([f"{run.path}: {len(findings.damage)} faults", *shown, *more]), hint=f"magicseg repair {run.path}"
+        "\n  ".join([f"{run.path}: {len(findings.damage)} faults", *shown, *more]),
+        hint=f"magicseg repair {run.path}",
     )
