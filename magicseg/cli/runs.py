@@ -38,7 +38,7 @@ def init(
     note(f"next: magicseg run {run}")
 
 
-def run(run: RunArgument, workers: WorkersOption = None) -> None:
+def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
     """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
     from magicseg.cli import learn, stages
     from magicseg.run.fingerprint import STAGES
@@ -60,7 +60,7 @@ def demo(
     from magicseg.run.directory import Run
 
     Run.create(run, load_config(preset="miniature", overrides=set_ or ()))
-    globals()["run"](run, workers)
+    run_all(run, workers)
 
 
 def status(run: RunArgument, json_: JsonOption = False) -> None:

@@ -17,9 +17,7 @@ RECIPE = 1  # goes up whenever the same request gives another caption
 _Choice = TypeVar("_Choice", str, Phrase)
 
 # Spelt with a vowel and spoken with a consonant ("unicycle", "one"), and the reverse ("hourglass").
-_SPOKEN_WITH_CONSONANT = re.compile(
-    r"(?:eu|ewe|one\b|once\b|us[ae]|ut[ei]|uk[eu]|uni(?!n|m)|uri)", re.IGNORECASE
-)
+_SPOKEN_WITH_CONSONANT = re.compile(r"(?:eu|ewe|one\b|once\b|us[ae]|ut[ei]|uk[eu]|uni(?!n|m)|uri)", re.IGNORECASE)
 _SILENT_H = re.compile(r"(?:heir|honest|honou?r|hour)", re.IGNORECASE)
 _SPELT_OUT = re.compile(r"[A-Z](?=[A-Z]|\W|\d|$)")  # "TV", "X-ray", "SUVs"
 _LETTERS_SPOKEN_WITH_VOWEL = "AEFHILMNORSX"
@@ -43,7 +41,11 @@ def takes_article(noun: str) -> bool:
 
 def mentions(text: str, label: Label) -> bool:
     """Whether one of the label's surface forms stands in ``text`` as whole words, in any case."""
-    return any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text, re.IGNORECASE) for form in label.forms)
+    folded = text.casefold()
+    return any(
+        form.casefold() in folded and re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text, re.IGNORECASE)
+        for form in label.forms
+    )
 
 
 class GrammarCaptioner:
@@ -79,9 +81,7 @@ def _describe(request: DescribeRequest) -> Description | Rejection:
     if scene is None:
         return Rejection(reason="no-scene", detail="every scene of the grammar names or shows one of the labels")
     when = f" {light.text}" if light else ""
-    caption = f"{scene.text}{when}, {objects}"
-    if not scene_first:
-        caption = f"{opening}{objects}, {scene.text}{when}"
+    caption = f"{scene.text}{when}, {objects}" if scene_first else f"{opening}{objects}, {scene.text}{when}"
     bare = f"{opening}{article(EMPTY)} {EMPTY} {scene.word}{when}"
     return _checked(request.labels, _sentence(caption), _sentence(bare))
 
@@ -92,12 +92,8 @@ def _checked(labels: Sequence[Label], caption: str, counterfactual: str) -> Desc
         if not mentions(caption, label):
             return Rejection(reason="label-not-named", detail=f"{label.name!r} in {caption!r}")
         if mentions(counterfactual, label):
-            return Rejection(
-                reason="counterfactual-names-label", detail=f"{label.name!r} in {counterfactual!r}"
-            )
-    return Description(
-        caption=caption, counterfactual=counterfactual, quality={"words": len(caption.split())}
-    )
+            return Rejection(reason="counterfactual-names-label", detail=f"{label.name!r} in {counterfactual!r}")
+    return Description(caption=caption, counterfactual=counterfactual, quality={"words": len(caption.split())})
 
 
 def _objects(rng: Generator, labels: Sequence[Label]) -> str:

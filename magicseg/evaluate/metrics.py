@@ -14,9 +14,7 @@ Confusion = NDArray[np.int64]  # (classes, classes), pixels; rows are ground tru
 class ValueOutOfRange(ValueError):
     """A map holds a value that is no class. ``where`` says which of the two maps."""
 
-    def __init__(
-        self, where: Literal["truth", "prediction"], value: int, count: int, first: int, last: int
-    ) -> None:
+    def __init__(self, where: Literal["truth", "prediction"], value: int, count: int, first: int, last: int) -> None:
         super().__init__(
             f"{count} pixels have values that are no class, the first {value}; classes are {first} to {last}"
         )
@@ -89,9 +87,7 @@ class Scores:
 
         A class that no image shows is left out, be it predicted or not.
         """
-        return _mean(
-            value for value, count in zip(self.iou, self._truth, strict=True) if value is not None and count
-        )
+        return _mean(value for value, count in zip(self.iou, self._truth, strict=True) if value is not None and count)
 
     @property
     def pixel_accuracy(self) -> float | None:

@@ -56,9 +56,7 @@ class Protocol(Settings):
 def protocol_names() -> tuple[str, ...]:
     """The names of the benchmarks that can be scored."""
     folder = files("magicseg.evaluate") / "benchmarks"
-    return tuple(
-        sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
-    )
+    return tuple(sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")))
 
 
 def load_protocol(name: str) -> Protocol:

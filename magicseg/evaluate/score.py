@@ -56,9 +56,7 @@ def score(protocol: Protocol, data_dir: Path, predictions_dir: Path) -> ScoreRes
     total = np.zeros((classes, classes), np.int64)
     for label, prediction in zip(labels, predictions, strict=True):
         total += _count(protocol, label, prediction)
-    return ScoreResult(
-        benchmark=protocol.name, images=len(names), classes=protocol.classes, scores=Scores(total)
-    )
+    return ScoreResult(benchmark=protocol.name, images=len(names), classes=protocol.classes, scores=Scores(total))
 
 
 def _count(protocol: Protocol, label_path: Path, prediction_path: Path) -> NDArray[np.int64]:
@@ -77,9 +75,7 @@ def _count(protocol: Protocol, label_path: Path, prediction_path: Path) -> NDArr
         )
     except ValueOutOfRange as error:
         if error.where == "truth":
-            raise DataError(
-                f"{label_path}: {error}", hint=f"is this a label file of {protocol.name}?"
-            ) from error
+            raise DataError(f"{label_path}: {error}", hint=f"is this a label file of {protocol.name}?") from error
         if error.value == BACKGROUND:
             hint = f"background is not a class in {protocol.name}: a prediction must choose among the objects"
         elif error.value == protocol.ignore_value:
@@ -108,9 +104,7 @@ def read_index_png(path: Path) -> NDArray[np.integer]:
                 )
             return np.asarray(image)
     except (OSError, SyntaxError, ValueError, EOFError, zlib.error, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: this PNG cannot be read: {error}", hint="is it complete? write it again"
-        ) from error
+        raise DataError(f"{path}: this PNG cannot be read: {error}", hint="is it complete? write it again") from error
 
 
 def _read_list(path: Path) -> list[str]:

@@ -161,9 +161,7 @@ def _decode(content: bytes, lists: _Lists) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        lists.fail(
-            content.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text", "save the list as UTF-8"
-        )
+        lists.fail(content.count(b"\n", 0, error.start) + 1, "this is not UTF-8 text", "save the list as UTF-8")
     for line, row in _rows(text):
         for character in row if not row.isprintable() else "":
             if character != "\t" and _is_control(character):
@@ -202,9 +200,7 @@ def _read_yaml(text: str, lists: _Lists) -> None:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        lists.fail(
-            mark.line + 1 if mark else 1, f"this is not YAML: {problem}", "quote names with punctuation"
-        )
+        lists.fail(mark.line + 1 if mark else 1, f"this is not YAML: {problem}", "quote names with punctuation")
     except RecursionError:
         lists.fail(1, "this YAML is nested too deeply for a list of labels")
     if root is None:
@@ -215,9 +211,7 @@ def _read_yaml(text: str, lists: _Lists) -> None:
             lists.source = _string(items["source"], lists)
         if "background" in items:
             for node in _sequence(items["background"], lists):
-                lists.background.append(
-                    lists.clean(_string(node, lists), _line(node), "a name of the background")
-                )
+                lists.background.append(lists.clean(_string(node, lists), _line(node), "a name of the background"))
         root = items["labels"]
     for node in _sequence(root, lists):
         if isinstance(node, yaml.MappingNode):
@@ -241,9 +235,7 @@ def _string(node: yaml.Node, lists: _Lists) -> str:
         lists.fail(_line(node), "there is a list or a mapping where a name is expected")
     if not node.tag.endswith(":str"):
         kind = node.tag.rpartition(":")[2]
-        lists.fail(
-            _line(node), f"YAML reads {node.value!r} as {kind}, not as text", f'quote it: "{node.value}"'
-        )
+        lists.fail(_line(node), f"YAML reads {node.value!r} as {kind}, not as text", f'quote it: "{node.value}"')
     return str(node.value)
 
 
@@ -253,9 +245,7 @@ def _sequence(node: yaml.Node, lists: _Lists) -> list[yaml.Node]:
     return list(node.value)
 
 
-def _mapping(
-    node: yaml.MappingNode, known: tuple[str, ...], required: str, lists: _Lists
-) -> dict[str, yaml.Node]:
+def _mapping(node: yaml.MappingNode, known: tuple[str, ...], required: str, lists: _Lists) -> dict[str, yaml.Node]:
     items: dict[str, yaml.Node] = {}
     for key_node, value in node.value:
         key = _string(key_node, lists)

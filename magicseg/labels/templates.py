@@ -15,7 +15,5 @@ def load_templates(name: str) -> tuple[str, ...]:
     text = (files("magicseg.labels") / "data" / "templates.yaml").read_text(encoding="utf-8")
     sets: dict[str, list[str]] = yaml.safe_load(text)
     if name not in sets:
-        raise ConfigError(
-            f"there is no set of templates {name!r}", hint=f"shipped: {', '.join(sorted(sets))}"
-        )
+        raise ConfigError(f"there is no set of templates {name!r}", hint=f"shipped: {', '.join(sorted(sets))}")
     return tuple(sets[name])

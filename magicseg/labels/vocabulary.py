@@ -80,21 +80,15 @@ class Vocabulary:
         if not self.labels:
             raise LabelError(f"vocabulary {self.name!r} has no labels")
         if len(self.labels) > MAX_LABELS:
-            raise LabelError(
-                f"vocabulary {self.name!r} has {len(self.labels)} labels; at most {MAX_LABELS} fit"
-            )
+            raise LabelError(f"vocabulary {self.name!r} has {len(self.labels)} labels; at most {MAX_LABELS} fit")
         for place, label in enumerate(self.labels, start=1):
             if label.id != place:
-                raise LabelError(
-                    f"vocabulary {self.name!r}: label {label.name!r} has id {label.id}, not {place}"
-                )
+                raise LabelError(f"vocabulary {self.name!r}: label {label.name!r} has id {label.id}, not {place}")
         seen: dict[str, int] = {}
         for label in self.labels:
             earlier = seen.setdefault(name_key(label.name), label.id)
             if earlier != label.id:
-                raise LabelError(
-                    f"vocabulary {self.name!r}: {label.name!r} names both {earlier} and {label.id}"
-                )
+                raise LabelError(f"vocabulary {self.name!r}: {label.name!r} names both {earlier} and {label.id}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,9 +109,7 @@ class Vocabulary:
     def by_id(self, id: int) -> Label:
         """The label with this id (1 to C). Raises: LabelError."""
         if not 1 <= id <= len(self.labels):
-            raise LabelError(
-                f"vocabulary {self.name!r} has no label {id}: its ids are 1 to {len(self.labels)}"
-            )
+            raise LabelError(f"vocabulary {self.name!r} has no label {id}: its ids are 1 to {len(self.labels)}")
         return self.labels[id - 1]
 
     def by_name(self, name: str) -> Label:

@@ -67,9 +67,7 @@ class PairDifferenceMasker:
         area = float(found.mean())
         if not found.any():
             most = float(difference.max())
-            return Rejection(
-                reason="no-difference", detail=f"at most {most:.1f}, threshold {options.threshold:g}"
-            )
+            return Rejection(reason="no-difference", detail=f"at most {most:.1f}, threshold {options.threshold:g}")
         if area < options.min_area:
             return Rejection(reason="too-small", detail=f"{area:.4f}, at least {options.min_area:g}")
         if area > options.max_area:

@@ -94,9 +94,7 @@ def _car(pen: Pen, colour: Colour, rng: Generator) -> None:
     back, front = rng.uniform(-0.36, -0.24), rng.uniform(0.14, 0.3)
     roof, waist, floor = rng.uniform(-0.26, -0.17), rng.uniform(-0.04, 0.02), 0.18
     slope = rng.uniform(0.06, 0.14)
-    pen.polygon(
-        [(back, waist), (back + slope * 0.7, roof), (front - slope, roof), (front + 0.03, waist)], colour
-    )
+    pen.polygon([(back, waist), (back + slope * 0.7, roof), (front - slope, roof), (front + 0.03, waist)], colour)
     middle = (back + front) / 2
     for x0, x1 in ((back + 0.06, middle - 0.02), (middle + 0.02, front - 0.03)):
         inner = slope * 0.5
@@ -152,9 +150,7 @@ def _tree(pen: Pen, colour: Colour, rng: Generator) -> None:
     for blob in range(blobs):
         angle = math.radians(first + 360 * blob / blobs)
         radius = rng.uniform(0.14, 0.19)
-        pen.ellipse(
-            0.22 * math.cos(angle), -0.16 + 0.17 * math.sin(angle), radius, radius, shade(colour, 0.85)
-        )
+        pen.ellipse(0.22 * math.cos(angle), -0.16 + 0.17 * math.sin(angle), radius, radius, shade(colour, 0.85))
     pen.ellipse(0.0, -0.16, 0.24, 0.2, colour, edge=False)
     for _ in range(6):
         x, y = rng.uniform(-0.22, 0.22), rng.uniform(-0.34, 0.02)
@@ -168,9 +164,7 @@ def _boat(pen: Pen, colour: Colour, rng: Generator) -> None:
     sail = CREAM if rng.random() < 0.7 else shade(colour, 1.5)
     pen.polygon([(mast + 0.04, -0.46), (mast + 0.04, deck - 0.06), (0.42, deck - 0.06)], sail)
     if rng.random() < 0.7:
-        pen.polygon(
-            [(mast - 0.04, -0.38), (mast - 0.04, deck - 0.06), (-0.38, deck - 0.06)], shade(sail, 0.9)
-        )
+        pen.polygon([(mast - 0.04, -0.38), (mast - 0.04, deck - 0.06), (-0.38, deck - 0.06)], shade(sail, 0.9))
     inset = rng.uniform(0.1, 0.2)
     pen.polygon([(-0.5, deck), (0.5, deck), (0.5 - inset, keel), (-0.5 + inset * 0.8, keel)], colour)
     pen.polygon(
@@ -220,9 +214,7 @@ def _flower(pen: Pen, colour: Colour, rng: Generator) -> None:
     for side in (-1, 1):
         y = rng.uniform(0.22, 0.34)
         tip = side * rng.uniform(0.2, 0.28)
-        pen.polygon(
-            [(bend, y + 0.08), (tip * 0.5, y - 0.06), (tip + bend, y - 0.08), (tip * 0.7, y + 0.05)], STEM
-        )
+        pen.polygon([(bend, y + 0.08), (tip * 0.5, y - 0.06), (tip + bend, y - 0.08), (tip * 0.7, y + 0.05)], STEM)
     petals = int(rng.integers(5, 9))
     first = rng.uniform(0, 360)
     long, wide = rng.uniform(0.13, 0.16), rng.uniform(0.07, 0.09) * 7 / petals
@@ -266,18 +258,14 @@ def _kite(pen: Pen, colour: Colour, rng: Generator) -> None:
         pen.polygon(pair, colour if corner % 2 else other)
     for step in (3, 6):
         x, y = tail[step]
-        pen.polygon(
-            [(x - 0.08, y - 0.04), (x + 0.08, y + 0.04), (x + 0.08, y - 0.04), (x - 0.08, y + 0.04)], colour
-        )
+        pen.polygon([(x - 0.08, y - 0.04), (x + 0.08, y + 0.04), (x + 0.08, y - 0.04), (x - 0.08, y + 0.04)], colour)
 
 
 def _cup(pen: Pen, colour: Colour, rng: Generator) -> None:
     top, low = rng.uniform(-0.32, -0.22), rng.uniform(0.32, 0.4)
     wide, foot = rng.uniform(0.27, 0.33), rng.uniform(0.19, 0.27)
     middle, left = (top + low) / 2, -0.1
-    pen.stroke(
-        arc(left + wide - 0.02, middle - 0.02, 0.2, (low - top) * 0.28, -100, 110), 0.075, shade(colour, 0.75)
-    )
+    pen.stroke(arc(left + wide - 0.02, middle - 0.02, 0.2, (low - top) * 0.28, -100, 110), 0.075, shade(colour, 0.75))
     pen.polygon([(left - wide, top), *arc(left, low, foot, 0.06, 180, 0), (left + wide, top)], colour)
     if rng.random() < 0.5:
         y0, y1 = middle - 0.06, middle + 0.08

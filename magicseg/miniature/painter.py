@@ -168,9 +168,7 @@ def _draw(item: ObjectSpec, rng: Generator, size: int, supersampling: int, *, fa
     steps = np.arange(size, dtype=np.float32) / np.float32(size)
     tilt = rng.uniform(-0.25, 0.25)
     light = 1.0 + tilt * (steps - x) / span - 0.2 * (steps[:, None] - y) / span  # brighter towards the sky
-    colours = np.minimum(
-        colours * np.clip(light, 0.7, 1.2).astype(np.float32)[..., None], 255 * cover[..., None]
-    )
+    colours = np.minimum(colours * np.clip(light, 0.7, 1.2).astype(np.float32)[..., None], 255 * cover[..., None])
     shadow = np.zeros_like(cover)
     if item.noun in _LYING:
         across = (steps - x) / np.float32(span * 0.42)

@@ -32,8 +32,7 @@ def _ridge(draw: Canvas, n: int, rng: Generator, y: float, rough: float, colour:
     heights = y + rough * (rng.random(9) - 0.5)
     xs = np.linspace(-0.05, 1.05, 9)
     draw.polygon(
-        [(float(x) * n, float(h) * n) for x, h in zip(xs, heights, strict=True)]
-        + [(1.05 * n, n), (-0.05 * n, n)],
+        [(float(x) * n, float(h) * n) for x, h in zip(xs, heights, strict=True)] + [(1.05 * n, n), (-0.05 * n, n)],
         fill=colour,
     )
 
@@ -87,9 +86,7 @@ def _street(draw: Canvas, n: int, rng: Generator) -> None:
         draw.line((0, y * n, n, y * n), fill=shade(brick, 0.8), width=max(1, n // 100))
         for column in range(5):
             x = (column + 0.5 * (row % 2)) / 5
-            draw.line(
-                (x * n, y * n, x * n, (y + kerb / rows) * n), fill=shade(brick, 0.8), width=max(1, n // 100)
-            )
+            draw.line((x * n, y * n, x * n, (y + kerb / rows) * n), fill=shade(brick, 0.8), width=max(1, n // 100))
     draw.rectangle((0, kerb * n, n, (kerb + 0.1) * n), fill=_jitter(rng, (175, 172, 168)))
     _gradient(draw, n, kerb + 0.1, 1, _jitter(rng, (75, 76, 82)), _jitter(rng, (105, 105, 108)))
     first, line = rng.uniform(-0.2, 0.0), rng.uniform(0.74, 0.88)
@@ -138,9 +135,7 @@ def _room(draw: Canvas, n: int, rng: Generator) -> None:
             rng.uniform(0.15, 0.28),
             rng.uniform(0.15, 0.3),
         )
-        draw.rectangle(
-            ((x - 0.02) * n, (y - 0.02) * n, (x + w + 0.02) * n, (y + h + 0.02) * n), fill=(120, 90, 65)
-        )
+        draw.rectangle(((x - 0.02) * n, (y - 0.02) * n, (x + w + 0.02) * n, (y + h + 0.02) * n), fill=(120, 90, 65))
         draw.rectangle((x * n, y * n, (x + w) * n, (y + h) * n), fill=_jitter(rng, (160, 190, 205), 40))
     wood = _jitter(rng, (150, 110, 75), 25)
     draw.rectangle((0, floor * n, n, n), fill=wood)
@@ -157,9 +152,7 @@ def _lake(draw: Canvas, n: int, rng: Generator) -> None:
     _gradient(draw, n, far, bank + 0.06, _jitter(rng, (110, 150, 170)), _jitter(rng, (40, 85, 115)))
     for _ in range(10):
         x, y, w = rng.uniform(-0.1, 1), rng.uniform(far + 0.02, bank), rng.uniform(0.05, 0.2)
-        draw.line(
-            (x * n, y * n, (x + w) * n, y * n), fill=_jitter(rng, (130, 170, 190), 20), width=max(1, n // 80)
-        )
+        draw.line((x * n, y * n, (x + w) * n, y * n), fill=_jitter(rng, (130, 170, 190), 20), width=max(1, n // 80))
     _ridge(draw, n, rng, bank, 0.08, _jitter(rng, (115, 125, 80), 20))
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from magicseg.config import Config, read_config
 from magicseg.errors import PlanMismatch, RunError
-from magicseg.labels import Vocabulary, load_vocabulary
+from magicseg.labels import Vocabulary, load_vocabulary, vocabulary_names
 from magicseg.run.files import storage_errors, write_atomic
 from magicseg.run.fingerprint import STAGES, Fingerprint, changed_keys, resolve_backends, stage_fingerprints
 from magicseg.run.ledger import CommitRecord, Ledger
@@ -55,7 +55,7 @@ class Run:
 
         Raises: PlanMismatch if it exists with another one, RunError if ``path`` holds something else.
         """
-        config = resolve_backends(config)
+        config = _with_absolute_list(resolve_backends(config))
         if (path / CONFIG_NAME).exists():
             run = cls.open(path)
             differing = changed_keys(_flat(run.config), _flat(config))
@@ -179,6 +179,15 @@ class Run:
             remove(self.path / "results")
             dropped.append("evaluate")
         return dropped
+
+
+def _with_absolute_list(config: Config) -> Config:
+    """A user's own label list by its absolute path, so that a later command finds it from any directory."""
+    reference = config.labels.vocabulary
+    if reference in vocabulary_names():
+        return config
+    labels = config.labels.model_copy(update={"vocabulary": str(Path(reference).absolute())})
+    return config.model_copy(update={"labels": labels})
 
 
 def remove(path: Path) -> None:

@@ -1,0 +1,36 @@
+"""Held-out scenes: exact, repeatable, of their own random stream."""
+
+import numpy as np
+import pytest
+
+from magicseg.errors import ConfigError
+from magicseg.labels import load_vocabulary
+from magicseg.miniature.heldout import heldout_scene
+
+MINIATURE = load_vocabulary("miniature")
+
+
+def scene(index, *, seed=0, max_objects=2, size=32, vocabulary=MINIATURE):
+    return heldout_scene(index, vocabulary=vocabulary, seed=seed, max_objects=max_objects, size=size)
+
+
+def test_a_scene_is_decided_by_seed_and_index():
+    for index in range(5):
+        for first, again in zip(scene(index), scene(index), strict=True):
+            np.testing.assert_array_equal(first, again)
+    pictures = {scene(index, seed=seed)[0].tobytes() for index in range(10) for seed in range(3)}
+    assert len(pictures) == 30
+
+
+def test_scenes_show_one_to_so_many_labels_and_all_of_them_in_the_end():
+    masks = [scene(index)[1] for index in range(80)]
+    counts = [len(np.unique(mask[mask > 0])) for mask in masks]
+    assert set(counts) == {1, 2}
+    assert set(np.unique(masks)) == set(range(11))
+    assert all(mask.shape == (32, 32) and mask.dtype == np.uint16 for mask in masks)
+
+
+@pytest.mark.parametrize(("name", "most"), [("miniature", 0), ("miniature", 4), ("voc20", 1)])
+def test_what_cannot_be_held_out_is_refused(name, most):
+    with pytest.raises(ConfigError):
+        scene(0, vocabulary=load_vocabulary(name), max_objects=most)
