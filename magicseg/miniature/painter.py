@@ -171,9 +171,9 @@ def _draw(item: ObjectSpec, rng: Generator, size: int, supersampling: int, *, fa
     colours = np.minimum(colours * np.clip(light, 0.7, 1.2).astype(np.float32)[..., None], 255 * cover[..., None])
     shadow = np.zeros_like(cover)
     if item.noun in _LYING:
-        across = (steps - x) / np.float32(span * 0.42)
-        down = (steps - pen.lowest / canvas) / np.float32(span * 0.07)
-        shadow = np.exp(-(across**2) - (down**2)[:, None]).astype(np.float32)
+        across = (steps - x) / np.float32(span * 0.65)
+        down = (steps - pen.lowest / canvas) / np.float32(span * 0.12)
+        shadow = np.maximum(1 - across**2 - (down**2)[:, None], 0).astype(np.float32) ** 2
     return _Layer(colours=colours, cover=cover, shadow=shadow)
 
 
