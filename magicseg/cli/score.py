@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def score(
-    benchmark: Annotated[str, typer.Option(help="Benchmark: voc20 or voc21.")],
+    benchmark: Annotated[str, typer.Option(help="Benchmark, such as voc21.")],
     data: Annotated[Path, typer.Option(help="Data set in its own layout, such as VOCdevkit/VOC2012.")],
     predictions: Annotated[Path, typer.Option(help="Folder of index PNGs, one NAME.png per image.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

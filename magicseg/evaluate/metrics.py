@@ -77,7 +77,7 @@ class Scores:
     def miou(self) -> float | None:
         """Mean IoU over the classes with a union: in the ground truth, or predicted anywhere.
 
-        A class that is predicted though no image shows it counts as 0. So do mmsegmentation and the VOC devkit.
+        A class that is predicted though no image shows it counts as 0. mmsegmentation's mIoU is this one.
         """
         return _mean(value for value in self.iou if value is not None)
 
@@ -87,7 +87,8 @@ class Scores:
 
         A class that no image shows is left out, be it predicted or not.
         """
-        return _mean(value for value, count in zip(self.iou, self._truth, strict=True) if value is not None and count)
+        values = zip(self.iou, self._truth, strict=True)
+        return _mean(value for value, count in values if value is not None and count)
 
     @property
     def pixel_accuracy(self) -> float | None:
@@ -123,11 +124,11 @@ class Scores:
 
     @cached_property
     def _truth(self) -> NDArray[np.int64]:
-        return np.sum(self.confusion, axis=1, dtype=np.int64)
+        return np.asarray(self.confusion.sum(axis=1))
 
     @cached_property
     def _predicted(self) -> NDArray[np.int64]:
-        return np.sum(self.confusion, axis=0, dtype=np.int64)
+        return np.asarray(self.confusion.sum(axis=0))
 
 
 def _ratios(parts: Iterable[int], wholes: Iterable[int]) -> tuple[float | None, ...]:

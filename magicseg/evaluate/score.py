@@ -16,7 +16,7 @@ from magicseg.evaluate.metrics import Scores, ValueOutOfRange, confusion_matrix
 from magicseg.evaluate.protocol import Protocol
 from magicseg.labels import BACKGROUND
 
-_INDEX_MODES = ("P", "L", "I;16", "I;16B", "I")
+_INDEX_MODES = ("P", "L", "I;16", "I")
 _SHOWN = 5
 
 

@@ -39,6 +39,7 @@ _SHIPPED = {
 
 _COMMA = re.compile(r",(?![^()]*\))")
 _JOINERS = "\u200c\u200d"  # part of the spelling of some languages
+_MAX_DEPTH = 8  # a mapping of a list of mappings of lists has 4
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -196,13 +197,12 @@ def _add_row(row: str, line: int, lists: _Lists) -> None:
 
 def _read_yaml(text: str, lists: _Lists) -> None:
     try:
+        _refuse_deep_nesting(text, lists)
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         lists.fail(mark.line + 1 if mark else 1, f"this is not YAML: {problem}", "quote names with punctuation")
-    except RecursionError:
-        lists.fail(1, "this YAML is nested too deeply for a list of labels")
     if root is None:
         return
     if isinstance(root, yaml.MappingNode):
@@ -224,6 +224,19 @@ def _read_yaml(text: str, lists: _Lists) -> None:
             )
         else:
             _add_row(_string(node, lists), _line(node), lists)
+
+
+def _refuse_deep_nesting(text: str, lists: _Lists) -> None:
+    """Composing recurses by depth, in C without a limit; parsing into events does not."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            lists.fail(line, "this is nested too deeply for a list of labels")
 
 
 def _line(node: yaml.Node) -> int:
