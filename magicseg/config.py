@@ -184,10 +184,9 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         everywhere = [path for path in _all_keys(Config) if path.rsplit(".", 1)[-1] == location[-1]]
         prefix = ".".join(location[:-1])
-        if near:
-            hint = f"did you mean {prefix + '.' if prefix else ''}{near[0]}?"
-        elif everywhere:
-            hint = f"did you mean {everywhere[0]}?"
+        if near or everywhere:
+            guesses = [f"{prefix}.{near[0]}".removeprefix(".")] if near else []
+            hint = f"did you mean {' or '.join([*guesses, *everywhere[:2]])}?"
         else:
             hint = f"known here: {', '.join(known)}"
         return ConfigError(f"{source}: {key} is not a setting", hint=hint)

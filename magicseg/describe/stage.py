@@ -34,6 +34,7 @@ class DescribeStage:
         """Raises: ValueError if a back end returned what it must not."""
         if not answer.caption.strip() or not answer.counterfactual.strip():
             raise ValueError("a caption is empty")
+        (answer.caption + answer.counterfactual).encode()  # a lone surrogate is a ValueError: it cannot be stored
 
     def arrays(self, run: Run, samples: range, answers: Mapping[int, Description]) -> dict[str, Any]:
         """The shard's captions: str (samples, 2), empty for dropped samples."""

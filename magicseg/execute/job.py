@@ -74,5 +74,10 @@ def run_shards(
                         raise
                     ledger.fail(shard, type(error).__name__, error.message)
                     report(ShardEvent(shard, "failed", detail=error.message))
+                except OSError:
+                    raise
+                except Exception as error:  # foreign code once more: what it gave could not be stored
+                    ledger.fail(shard, type(error).__name__, str(error))
+                    report(ShardEvent(shard, "failed", detail=f"{type(error).__name__}: {error}"))
                 else:
                     report(ShardEvent(shard, "committed", record.samples))

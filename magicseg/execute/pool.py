@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -20,7 +20,10 @@ from typing import Any
 
 from magicseg.errors import BackendError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.job import ShardEvent, run_shards
+from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
+from magicseg.run.fingerprint import STAGES
+from magicseg.run.ledger import CommitRecord, Ledger
 
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
 JOBS_PER_WORKER = 4  # when the user does not say how many shards a job has
@@ -36,6 +39,10 @@ class Outcome:
     missing: tuple[int, ...]
     failures: dict[int, str]
     interrupted: bool
+
+    def missing_in(self, committed: Collection[int]) -> bool:
+        """Whether shards that are missing here are not among ``committed`` either."""
+        return not set(self.missing) <= set(committed)
 
 
 @dataclass
@@ -117,7 +124,7 @@ def run_stage(
     committed = run.checked_commits(stage)
     pending = [shard for shard in wanted if shard not in committed]
     if not pending:
-        ledger.compact(committed)
+        _compact(ledger, committed)
         return Outcome((), {}, interrupted=False)
     size = shards_per_job or max(1, -(-len(pending) // (workers * JOBS_PER_WORKER)))
     queue = deque(pending[start : start + size] for start in range(0, len(pending), size))
@@ -174,10 +181,11 @@ def run_stage(
                 if busy and not stop() and not fatal:
                     _wait_for_others(stop)
                     committed = ledger.commits()
-                    left = sorted(busy - committed.keys())
-                    busy.clear()
-                    queue.extend([shard] for shard in left)
-                    if queue:
+                    busy -= committed.keys()
+                    free = {shard for shard in busy if not is_live(ledger.claim_path(shard))}
+                    busy -= free
+                    queue.extend([shard] for shard in sorted(free))
+                    if queue or busy:
                         continue
                 break
             wait([*jobs, *(job.events for job in jobs.values())], timeout=0.5)
@@ -199,9 +207,15 @@ def run_stage(
     if fatal:
         raise fatal
     committed = ledger.commits()
-    ledger.compact(committed)
+    _compact(ledger, committed)
     missing = tuple(shard for shard in wanted if shard not in committed)
     return Outcome(missing, {s: why for s, why in failures.items() if s in set(missing)}, interrupted=stop())
+
+
+def _compact(ledger: Ledger, committed: Mapping[int, CommitRecord]) -> None:
+    """Compact if the storage lets us: it saves files, and nothing depends on it."""
+    with contextlib.suppress(OSError):
+        ledger.compact(committed)
 
 
 def _after_death(
@@ -222,7 +236,8 @@ def _after_death(
     if deaths[suspect] >= MAX_DEATHS:
         cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         failures[suspect] = f"{deaths[suspect]} workers died at it, the last by {cause}"
-        ledger.fail(suspect, "WorkerDied", failures[suspect])
+        with contextlib.suppress(OSError):
+            ledger.fail(suspect, "WorkerDied", failures[suspect])
         left = left[1:]
     if left:
         queue.append(left)
@@ -244,7 +259,9 @@ def missing_message(run: Run, stage: str, outcome: Outcome) -> IncompleteError:
         lines[0] = f"interrupted: {lines[0]}"
     for shard, why in sorted(outcome.failures.items())[:5]:
         lines.append(f"  shard {shard}: {why}")
-    return IncompleteError("\n".join(lines), hint=f"magicseg {stage} {run.path}")
+    # If an earlier stage has to come first, that is what to type.
+    first = next(name for name in STAGES if name == stage or outcome.missing_in(run.ledger(name).commits()))
+    return IncompleteError("\n".join(lines), hint=f"magicseg {first} {run.path}")
 
 
 def default_workers() -> int:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from magicseg.backends import Rejection, find_backend
-from magicseg.errors import IncompleteError, MagicsegError
+from magicseg.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.execute.stages import STAGE_CODE, Stage
-from magicseg.run.directory import Run
+from magicseg.run.directory import CONFIG_NAME, Run
 from magicseg.run.files import storage_errors, to_json
 from magicseg.run.fingerprint import BACKEND_KINDS, STAGES, stage_settings
 from magicseg.run.ledger import CommitRecord
@@ -35,7 +35,15 @@ def load_backend(run: Run, stage: str) -> Any:
     """Make a stage's back end, as configured: weights are loaded here, once per job."""
     settings = stage_settings(run.config, stage)
     backend: Any = find_backend(BACKEND_KINDS[stage], settings.backend)
-    return backend(settings, backend.Options.model_validate(settings.options))
+    try:
+        return backend(settings, backend.Options.model_validate(settings.options))
+    except MagicsegError:
+        raise
+    except Exception as error:  # foreign code; it would fail in every worker alike
+        raise BackendError(
+            f"back end {settings.backend!r} of {stage} cannot start: {type(error).__name__}: {error}",
+            hint=f"check {stage}.options in {run.path / CONFIG_NAME}",
+        ) from error
 
 
 def execute_shard(
@@ -123,7 +131,8 @@ def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[
         if not isinstance(answer, Rejection):
             try:
                 code.check(run, answer)
-            except ValueError as error:
+                to_json(answer.quality).decode()
+            except Exception as error:  # an answer may be anything
                 answers[position] = _rejection(error)
     return answers
 

@@ -24,8 +24,8 @@ RECIPE = 1  # goes up whenever the same seed and caption give other pixels
 NOISE = 4.0
 SUPERSAMPLING = 4
 
-_SPANS = {"small": (0.30, 0.38), "medium-sized": (0.42, 0.52), "large": (0.58, 0.72)}  # share of the image
-_CROWDED = 0.72  # factor on the spans where there are several objects
+_SPANS = {"small": (0.38, 0.46), "medium-sized": (0.50, 0.60), "large": (0.64, 0.76)}  # share of the image
+_CROWDED = 0.8  # factor on the spans where there are several objects
 _CENTRES = {"left": 0.26, "middle": 0.5, "right": 0.74}
 _TINTS = {  # factors on red, green, blue
     "dawn": (0.98, 0.84, 0.86),

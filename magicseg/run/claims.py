@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -95,8 +96,12 @@ def try_claim(path: Path) -> Claim | None:
                 return None
             _remove_stale(path)
             continue
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+        except OSError:  # a full disk: an empty claim would hold the shard up
+            path.unlink(missing_ok=True)
+            raise
         return Claim(path, token, threading.Event())
     return None
 
@@ -104,9 +109,6 @@ def try_claim(path: Path) -> Claim | None:
 def is_live(path: Path) -> bool:
     """Whether a claim's owner may still be at work."""
     data = _read(path)
-    age = _age(path)
-    if age is None:
-        return False
     if data is not None and data.get("namespace") == _namespace():
         try:
             owner = psutil.Process(int(data["pid"]))
@@ -115,7 +117,8 @@ def is_live(path: Path) -> bool:
         except (psutil.NoSuchProcess, KeyError, ValueError):
             return False
     # An empty or foreign claim: only its age can tell. Its owner writes it right after creating it.
-    return age < (STALE_SECONDS if data is not None else HEARTBEAT_SECONDS)
+    age = _age(path)
+    return age is not None and age < (STALE_SECONDS if data is not None else HEARTBEAT_SECONDS)
 
 
 def _age(path: Path) -> float | None:
@@ -128,8 +131,11 @@ def _age(path: Path) -> float | None:
     try:
         probe.touch()
         now = probe.stat().st_mtime
+    except OSError:  # read-only or full: this machine's clock has to do
+        now = time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
     return now - touched
 
 

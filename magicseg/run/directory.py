@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from magicseg.config import Config, read_config
 from magicseg.errors import PlanMismatch, RunError
 from magicseg.labels import Vocabulary, load_vocabulary, vocabulary_names
-from magicseg.run.files import storage_errors, write_atomic
+from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.run.fingerprint import STAGES, Fingerprint, changed_keys, resolve_backends, stage_fingerprints
 from magicseg.run.ledger import CommitRecord, Ledger
 from magicseg.run.plan import Plan, plan_inputs, read_plan, write_plan
@@ -67,9 +67,9 @@ class Run:
             return run
         if path.exists() and not path.is_dir():
             raise RunError(f"{path}: is a file", hint="choose another directory")
-        foreign = (
-            sorted(entry.name for entry in path.iterdir() if entry.name not in _OWN_NAMES) if path.exists() else []
-        )
+        names = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
+        # A killed init leaves our own names, and perhaps a temporary file.
+        foreign = [name for name in names if name not in _OWN_NAMES and not name.endswith(TEMPORARY)]
         if foreign:
             raise RunError(
                 f"{path}: is not empty and not a run (it holds {foreign[0]!r})",
@@ -168,6 +168,9 @@ class Run:
                 dropped = ["plan", *STAGES]
             else:
                 dropped = list(STAGES[STAGES.index(stage) :]) if stage in STAGES else []
+                if dropped and stage != STAGES[0]:  # on what is stale, nothing can be done anew
+                    above = STAGES[STAGES.index(stage) - 1]
+                    self.refuse_stale(above, self.ledger(above).commits())
                 for name in reversed(dropped):
                     remove(self.path / "ledger" / name)
                     self.ledger(name).create()

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from magicseg.errors import DamageError
-from magicseg.run.files import to_json, write_atomic
+from magicseg.run.claims import is_live
+from magicseg.run.files import TEMPORARY, to_json, write_atomic
 from magicseg.run.fingerprint import Fingerprint
 from magicseg.run.ranges import parse_ranges
 
@@ -74,8 +75,13 @@ def _parse_record(text: bytes, where: Path) -> CommitRecord:
         return CommitRecord(**data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamageError(
-            f"{where}: is not a commit record: {error}", hint=f"magicseg repair {where.parents[3]}"
+            f"{where}: is not a commit record: {error}", hint=f"magicseg repair {_run_of(where)}"
         ) from error
+
+
+def _run_of(path: Path) -> Path:
+    """The run that a file inside a stage's ledger belongs to."""
+    return next((folder.parent for folder in path.parents if folder.name == "ledger"), path.parent)
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Ledger:
         inputs = self.folder / "inputs" / f"{fingerprint.digest}.json"
         if not inputs.exists():
             write_atomic(inputs, to_json(fingerprint.inputs), exclusive=True)
-        if self.compact_path.exists() and record.shard in self._compacted():
+        if self.compact_path.exists() and self.committed(record.shard) is not None:
             return False
         first = write_atomic(self.record_path(record.shard), _record_bytes(record), exclusive=True)
         self.failure_path(record.shard).unlink(missing_ok=True)
@@ -147,14 +153,25 @@ class Ledger:
             for shard, path in self._listed("commits")
             if path not in unreadable
         }
-        return ({} if self.compact_path in unreadable else self._compacted()) | singles
+        return (self._sound_lines() if self.compact_path in unreadable else self._compacted()) | singles
 
     def committed(self, shard: int) -> CommitRecord | None:
         """One shard's commit record, or None."""
         path = self.record_path(shard)
         with contextlib.suppress(FileNotFoundError):
             return _parse_record(path.read_bytes(), path)
-        return self._compacted().get(shard)
+        try:
+            text = self.compact_path.read_bytes()
+        except FileNotFoundError:
+            return None
+        # Of thousands of records one is wanted: only lines that may be it are parsed.
+        needle = b'"shard":%d,' % shard
+        for line in text.splitlines():
+            if needle in line:
+                record = _parse_record(line, self.compact_path)
+                if record.shard == shard:
+                    return record
+        return None
 
     def failures(self) -> dict[int, str]:
         """Why shards failed, by shard."""
@@ -205,7 +222,10 @@ class Ledger:
     def unreadable(self) -> list[Path]:
         """Record files that cannot be read, and files that do not belong in the ledger."""
         bad: list[Path] = []
-        for path in sorted((self.folder / "commits").iterdir()):
+        folder = self.folder / "commits"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.name.endswith(TEMPORARY):
+                continue  # of a writer at work, or one that was killed
             try:
                 record = _parse_record(path.read_bytes(), path)
                 if path != self.record_path(record.shard) or record.shard >= self.shards:
@@ -218,6 +238,24 @@ class Ledger:
             except DamageError:
                 bad.append(self.compact_path)
         return bad
+
+    def leftovers(self) -> list[Path]:
+        """Temporary files of writers that were killed; none while anybody is at work on the stage."""
+        if any(is_live(self.claim_path(shard)) for shard in self.claimed()):
+            return []
+        return sorted(path for path in self.folder.rglob(f"*{TEMPORARY}") if path.is_file())
+
+    def salvage(self) -> None:
+        """Write the compact file again without its damaged lines."""
+        self._write_compact(self._sound_lines())
+
+    def _sound_lines(self) -> dict[int, CommitRecord]:
+        found: dict[int, CommitRecord] = {}
+        for line in self.compact_path.read_bytes().splitlines():
+            with contextlib.suppress(DamageError):
+                record = _parse_record(line, self.compact_path)
+                found[record.shard] = record
+        return found
 
     def _write_compact(self, commits: Mapping[int, CommitRecord]) -> None:
         lines = b"".join(_record_bytes(commits[shard]) + b"\n" for shard in sorted(commits))

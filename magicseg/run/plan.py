@@ -6,6 +6,7 @@ label ids, 0 where a sample has fewer). Which labels a sample has depends on the
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,19 +97,26 @@ def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
     total = config.plan.samples
     table = folder / "classes.npy"
     temporary = table.with_name("classes.npy.partial")
-    classes = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.uint16, shape=(total, config.plan.max_labels))
-    for start in range(0, total, _BLOCK):
-        stop = min(start + _BLOCK, total)
-        classes[start:stop] = draw_classes(config, len(vocabulary), start, stop)
-    classes.flush()
-    del classes
-    temporary.replace(table)
+    header = {"descr": "<u2", "fortran_order": False, "shape": (total, config.plan.max_labels)}
+    try:
+        # Plain writes, not a memory map: on a full disk a map kills the process without a word.
+        with temporary.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for start in range(0, total, _BLOCK):
+                stop = min(start + _BLOCK, total)
+                file.write(draw_classes(config, len(vocabulary), start, stop).astype("<u2").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(table)
+    finally:
+        temporary.unlink(missing_ok=True)
     inputs = plan_inputs(config, vocabulary)
     document = {
         "inputs": inputs,
         "labels": vocabulary.to_dict(),
         "classes_sha256": _sha256(table),
     }
+    document["checksum"] = hashlib.sha256(to_json(document)).hexdigest()
     write_atomic(folder / "plan.json", json.dumps(document, indent=1, ensure_ascii=False).encode())
 
 
@@ -116,6 +124,8 @@ def read_plan(folder: Path) -> Plan:
     """Open a frozen plan. Raises: RunError when there is none, DamageError when it is damaged."""
     try:
         document = json.loads((folder / "plan.json").read_bytes())
+        if document.pop("checksum") != hashlib.sha256(to_json(document)).hexdigest():
+            raise ValueError("plan.json: checksum differs")
         classes = np.load(folder / "classes.npy", mmap_mode="r", allow_pickle=False)
         inputs = document["inputs"]
         vocabulary = Vocabulary.from_dict(document["labels"])

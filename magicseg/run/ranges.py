@@ -29,8 +29,8 @@ def parse_ranges(text: str, *, count: int | None = None) -> list[int]:
     """
     numbers: set[int] = set()
     for part in text.split(",") if text else ():
-        first, _, last = part.strip().partition("-")
-        last = last or first
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
         if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
             raise RunError(f"{part!r} is not a range of shards", hint="write numbers and ranges: --shards 0-3,7")
         low, high = int(first), int(last)

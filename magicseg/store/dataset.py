@@ -11,8 +11,10 @@ go by one writer: concurrent partial writes to a Zarr shard lose data. Codecs ca
 fill value are written too, so that a missing file always means missing work.
 """
 
+import contextlib
 import hashlib
 import tempfile
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +41,7 @@ ARRAYS: Mapping[str, tuple[str, ...]] = {
     "mask": ("mask/mask", "mask/quality"),
 }
 IMAGES = ("generate/image", "generate/counterfactual")
+_ORPHAN_SECONDS = 600.0  # a temporary file that nobody wrote to for so long belongs to nobody
 Values = NDArray[Any]
 
 
@@ -92,6 +95,14 @@ def metadata_files(plan: Plan, config: Config) -> dict[str, bytes]:
                     **_specification(name, plan, config),
                 )
         return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("zarr.json"))}
+
+
+def _remove_orphans(folder: Path, shard: int) -> None:
+    """Sweep temporary files of killed writers of a shard, but not those of one who may still be at it."""
+    for orphan in folder.glob(f"{shard}.*{TEMPORARY}"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - orphan.stat().st_mtime > _ORPHAN_SECONDS:
+                orphan.unlink()
 
 
 @dataclass(frozen=True)
@@ -153,10 +164,19 @@ class Dataset:
         with storage_errors(self.path, f"free some space or mend the permissions of {self.path}, then run it again"):
             for name, content in values.items():
                 folder = self.path / name
-                for orphan in folder.glob(f"{shard}.*{TEMPORARY}"):  # of a worker that was killed
-                    orphan.unlink(missing_ok=True)
-                self.array(name)[samples.start : samples.stop] = content
+                _remove_orphans(folder, shard)
                 file = self.shard_file(name, shard)
+                try:
+                    self.array(name)[samples.start : samples.stop] = content
+                except OSError:
+                    raise
+                except Exception:
+                    # The array's last shard may be cut short by its end: Zarr then merges it with what is there,
+                    # and cannot if that is damaged.
+                    if not (self.path / file).exists():
+                        raise
+                    (self.path / file).unlink()
+                    self.array(name)[samples.start : samples.stop] = content
                 fsync_path(self.path / file)
                 data = (self.path / file).read_bytes()
                 files[file] = (hashlib.sha256(data).hexdigest(), len(data))
@@ -167,7 +187,13 @@ class Dataset:
     def read(self, name: str, start: int, stop: int) -> Values:
         """Samples ``start`` to ``stop - 1`` of an array as stored. Raises: DamageError if they are damaged."""
         try:
-            return np.asarray(self.array(name)[start:stop])
+            array = self.array(name)
+            length = (array.shards or array.chunks)[0]
+            for shard in range(start // length, -(-stop // length)):
+                # Zarr gives the fill value for a file that is not there.
+                if not (self.path / self.shard_file(name, shard)).exists():
+                    raise self._damaged(self.shard_file(name, shard), "is missing")
+            return np.asarray(array[start:stop])
         except StoreError:
             raise
         except Exception as error:

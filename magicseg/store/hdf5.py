@@ -6,7 +6,9 @@ attributes ``config`` (YAML), ``vocabulary``, ``dropped`` and ``fingerprints`` (
 """
 
 import datetime
+import io
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,8 @@ from magicseg.store.dataset import ARRAYS
 from magicseg.store.digest import logical_digest
 
 FORMAT = 1
+# What h5py and the decoding of damaged content raise.
+_UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 _NAMES = {
     "generate/image": "images",
     "generate/counterfactual": "counterfactuals",
@@ -44,34 +48,102 @@ def export_hdf5(run: Run, out: Path, progress: Callable[[int], None] = lambda sh
     """
     if out.exists():
         raise DataError(f"{out}: exists", hint="choose another file")
-    plan, store = run.plan, run.store
     digest = logical_digest(run)
     temporary = out.with_name(out.name + TEMPORARY)
     try:
         with (
             storage_errors(out, "choose a place with free space that you can write to"),
-            h5py.File(temporary, "w") as file,
+            temporary.open("w+b", buffering=0) as raw,
         ):
-            _create(file, run)
-            for shard in range(plan.shards):
-                samples = plan.shard_range(shard)
-                cut = slice(samples.start, samples.stop)
-                for source, target in _NAMES.items():
-                    values = store.read(source, cut.start, cut.stop)
-                    if values.dtype == object and source in ARRAYS["generate"]:
-                        values = _byte_arrays(values)
-                    file[target][cut] = values.astype(object) if source == "describe/captions" else values
-                for column, stage in enumerate(STAGES):
-                    file["quality"][cut, column] = store.read(f"{stage}/quality", cut.start, cut.stop).astype(object)
-                progress(shard)
-            file.attrs["config"] = run.config.to_yaml()
-            file.attrs["vocabulary"] = json.dumps(plan.vocabulary.to_dict())
-            file.attrs["fingerprints"] = json.dumps({stage: run.fingerprints[stage].digest for stage in STAGES})
-            file.attrs["digest"] = digest
-            file.attrs["format"] = FORMAT
+            sink = _Sink(raw)
+            with h5py.File(sink, "w") as file:
+                _fill(file, run, digest, sink, progress)
+            sink.refuse_errors()
+            os.fsync(raw.fileno())
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Callable[[int], None]) -> None:
+    plan, store = run.plan, run.store
+    _create(file, run)
+    for shard in range(plan.shards):
+        samples = plan.shard_range(shard)
+        cut = slice(samples.start, samples.stop)
+        for source, target in _NAMES.items():
+            values = store.read(source, cut.start, cut.stop)
+            if values.dtype == object and source in ARRAYS["generate"]:
+                for index, stream in zip(samples, values, strict=True):
+                    file[target][index] = np.frombuffer(stream, np.uint8)
+                continue
+            file[target][cut] = values.astype(object) if source == "describe/captions" else values
+        for column, stage in enumerate(STAGES):
+            file["quality"][cut, column] = store.read(f"{stage}/quality", cut.start, cut.stop).astype(object)
+        sink.refuse_errors()
+        progress(shard)
+    file.attrs["config"] = run.config.to_yaml()
+    file.attrs["vocabulary"] = json.dumps(plan.vocabulary.to_dict())
+    file.attrs["fingerprints"] = json.dumps({stage: run.fingerprints[stage].digest for stage in STAGES})
+    file.attrs["digest"] = digest
+    file.attrs["format"] = FORMAT
+
+
+class _Sink:
+    """The file that HDF5 writes to. When the disk is full it pretends, and `refuse_errors` tells.
+
+    HDF5 itself, told of a failed write, cannot close its file any more and complains on standard error.
+    """
+
+    def __init__(self, raw: io.FileIO) -> None:
+        self._raw = raw
+        self._error: OSError | None = None
+
+    def refuse_errors(self) -> None:
+        """Raises: OSError, the first that was met."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        view = memoryview(data).cast("B")
+        done = 0
+        try:
+            while done < len(view) and self._error is None:
+                done += self._raw.write(view[done:])
+        except OSError as error:
+            self._error = error
+        return len(view)
+
+    def read(self, size: int = -1) -> bytes:
+        """Read; h5py knows a file by this method and calls `readinto`."""
+        return self._raw.read(size) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer, with zeros beyond the end."""
+        view = memoryview(buffer).cast("B")
+        count = self._raw.readinto(view) or 0
+        view[count:] = bytes(len(view) - count)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place."""
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        """The present place."""
+        return self._raw.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the length."""
+        try:
+            return self._raw.truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def flush(self) -> None:
+        """Nothing is held back."""
 
 
 def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lambda shard: None) -> Run:
@@ -95,26 +167,38 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
             if isinstance(error, DataError | ConfigError):
                 raise
             raise DataError(f"{source}: is not a data set exported by magicseg: {error}") from None
+        try:
+            classes = file["labels"][:]
+        except _UNREADABLE as error:
+            raise DataError(f"{source}: labels cannot be read: {error}") from error
         run = Run.create(path, config, vocabulary)
-        if run.vocabulary != vocabulary or not np.array_equal(file["labels"][:], run.plan.classes):
+        if run.vocabulary != vocabulary or not np.array_equal(classes, run.plan.classes):
             raise RunError(
                 f"{source}: its plan differs from the one that its configuration gives here",
                 hint="was it made with another version of magicseg, or with a label list that has changed since?",
             )
         for shard in range(run.plan.shards):
             try:
-                _import_shard(file, run, shard, fingerprints)
-            except (OSError, KeyError, ValueError) as error:
+                content = {stage: _read_stage(file, run, shard, stage) for stage in STAGES}
+            except _UNREADABLE as error:
                 raise DataError(f"{source}: samples of shard {shard} cannot be read: {error}") from error
+            with storage_errors(path, f"free some space, then: magicseg import {source} --into {path}"):
+                for stage in STAGES:
+                    _import_shard(run, shard, stage, content[stage], fingerprints[stage])
             progress(shard)
-        for stage in STAGES:
-            run.ledger(stage).compact(run.ledger(stage).commits())
         actual = logical_digest(run)
     if actual != expected:
+        with storage_errors(path, f"rm -r {path}"):  # nothing that came from the file may stay committed
+            for stage in STAGES:
+                commits = run.ledger(stage).commits().items()
+                run.ledger(stage).take_back({shard for shard, record in commits if record.imported_from})
         raise IncompleteError(
             f"{path}: holds {actual}, but {source} says {expected}",
             hint="the file is damaged: export it again",
         )
+    with storage_errors(path, f"magicseg import {source} --into {path}"):
+        for stage in STAGES:
+            run.ledger(stage).compact(run.ledger(stage).commits())
     return run
 
 
@@ -141,47 +225,50 @@ def _create(file: h5py.File, run: Run) -> None:
     file.create_dataset("labels", data=plan.classes)
 
 
-def _byte_arrays(streams: Any) -> Any:
-    arrays = np.empty(len(streams), dtype=object)
-    for position, stream in enumerate(streams):
-        arrays[position] = np.frombuffer(stream, np.uint8)
-    return arrays
-
-
-def _import_shard(file: h5py.File, run: Run, shard: int, fingerprints: dict[str, str]) -> None:
+def _read_stage(file: h5py.File, run: Run, shard: int, stage: str) -> dict[str, Any] | None:
+    """One shard's content of a stage, by array; None if the run has it already."""
+    if run.ledger(stage).committed(shard) is not None:
+        return None
     samples = run.plan.shard_range(shard)
     cut = slice(samples.start, samples.stop)
-    for column, stage in enumerate(STAGES):
-        ledger = run.ledger(stage)
-        if ledger.committed(shard) is not None:
-            continue
-        texts = file["quality"].asstr()[cut, column]
-        values: dict[str, Any] = {f"{stage}/quality": texts.astype(object)}
-        for name in ARRAYS[stage]:
-            if name == "describe/captions":
-                values[name] = file["captions"].asstr()[cut].astype(object)
-            elif name in _NAMES:
-                content = file[_NAMES[name]][cut]
-                if content.dtype == object:
-                    streams = np.empty(len(content), dtype=object)
-                    streams[:] = [array.tobytes() for array in content]
-                    content = streams
-                values[name] = content
-        entries = [json.loads(text) for text in texts]
-        reasons = [entry["reason"] for entry in entries if entry["status"] == "dropped"]
-        record = CommitRecord(
-            shard=shard,
-            fingerprint=run.fingerprints[stage].digest,
-            samples=len(samples),
-            kept=format_ranges(offset for offset, entry in enumerate(entries) if entry["status"] == "kept"),
-            dropped={reason: reasons.count(reason) for reason in sorted(set(reasons) - {"upstream"})},
-            files=run.store.write_shard(shard, samples, values),
-            seconds=0.0,
-            peak_memory=0,
-            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            host=socket.gethostname(),
-            job="",
-            versions=library_versions(),
-            imported_from=fingerprints[stage],
-        )
-        ledger.commit(record, run.fingerprints[stage])
+    texts = file["quality"].asstr()[cut, STAGES.index(stage)]
+    for text in texts:
+        entry = json.loads(text)
+        if entry["status"] not in {"kept", "dropped"} or (entry["status"] == "dropped" and not entry["reason"]):
+            raise ValueError(f"{text!r} says neither kept nor why dropped")
+    values: dict[str, Any] = {f"{stage}/quality": texts.astype(object)}
+    for name in ARRAYS[stage]:
+        if name == "describe/captions":
+            values[name] = file["captions"].asstr()[cut].astype(object)
+        elif name in _NAMES:
+            content = file[_NAMES[name]][cut]
+            if content.dtype == object:
+                streams = np.empty(len(content), dtype=object)
+                streams[:] = [array.tobytes() for array in content]
+                content = streams
+            values[name] = content
+    return values
+
+
+def _import_shard(run: Run, shard: int, stage: str, values: dict[str, Any] | None, origin: str) -> None:
+    if values is None:
+        return
+    samples = run.plan.shard_range(shard)
+    entries = [json.loads(text) for text in values[f"{stage}/quality"]]
+    reasons = [entry["reason"] for entry in entries if entry["status"] == "dropped"]
+    record = CommitRecord(
+        shard=shard,
+        fingerprint=run.fingerprints[stage].digest,
+        samples=len(samples),
+        kept=format_ranges(offset for offset, entry in enumerate(entries) if entry["status"] == "kept"),
+        dropped={reason: reasons.count(reason) for reason in sorted(set(reasons) - {"upstream"})},
+        files=run.store.write_shard(shard, samples, values),
+        seconds=0.0,
+        peak_memory=0,
+        finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        host=socket.gethostname(),
+        job="",
+        versions=library_versions(),
+        imported_from=origin,
+    )
+    run.ledger(stage).commit(record, run.fingerprints[stage])

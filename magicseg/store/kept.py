@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from magicseg.errors import IncompleteError
@@ -44,6 +46,7 @@ class KeptSamples:
         )
         if indices.size == 0:
             raise IncompleteError(f"{run.path}: no sample was kept", hint=f"magicseg status {run.path}")
+        _open_stores.pop(run.store.path, None)  # it may have been laid out anew since
         return cls(run.store.path, indices, run.plan.shard_size, run.config.generate.size)
 
     def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]:
@@ -68,11 +71,23 @@ class KeptSamples:
         return images, counterfactuals, masks
 
 
-_open_stores: dict[Path, Dataset] = {}
+@dataclass(frozen=True)
+class _OpenDataset(Dataset):
+    """A store whose arrays stay open: opening one costs more than reading a sample."""
+
+    _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    def array(self, name: str) -> zarr.Array[Any]:
+        if name not in self._arrays:
+            self._arrays[name] = super().array(name)
+        return self._arrays[name]
+
+
+_open_stores: dict[Path, _OpenDataset] = {}
 
 
 def _opened(path: Path) -> Dataset:
-    """One open store per process: opening the group and its arrays costs more than a read."""
+    """One open store per process."""
     if path not in _open_stores:
-        _open_stores[path] = Dataset(path)
+        _open_stores[path] = _OpenDataset(path)
     return _open_stores[path]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,7 @@ def inspect(run: Run, progress: Callable[[int], None] = lambda count: None) -> F
     for stage in STAGES:
         ledger = run.ledger(stage)
         findings.records += ledger.unreadable()
+        findings.leftovers += ledger.leftovers()
         commits[stage] = ledger.commits_except(findings.records)
     findings.damage += [f"{path}: is not a sound commit record" for path in findings.records]
     for stage in STAGES:
@@ -75,11 +77,16 @@ def repair(run: Run, findings: Findings) -> list[str]:
         if plan_damage(run.path / "plan"):
             write_plan(run.path / "plan", run.config, load_vocabulary(run.config.labels.vocabulary))
             return ["plan: drawn again from the configuration; run verify again"]
+        compact = {run.ledger(stage).compact_path: run.ledger(stage) for stage in STAGES}
         for path in findings.records:
-            path.unlink(missing_ok=True)
-            done.append(f"{path}: record removed")
+            if path in compact:
+                compact[path].salvage()
+                done.append(f"{path}: damaged records removed")
+            else:
+                done.append(f"{path}: moved to {_set_aside(run, path)}")
         expected = metadata_files(run.plan, run.config) if findings.metadata else {}
         for name in findings.metadata:
+            (run.store.path / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomic(run.store.path / name, expected[name])
             done.append(f"{name}: metadata written again")
         for stage, shards in findings.shards.items():
@@ -90,11 +97,17 @@ def repair(run: Run, findings: Findings) -> list[str]:
         if findings.leftovers:
             done.append(f"{len(findings.leftovers)} leftovers of interrupted work removed")
         for path in findings.foreign:
-            target = run.path / QUARANTINE / path.relative_to(run.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            path.rename(target)
-            done.append(f"{path}: moved to {target}")
+            done.append(f"{path}: moved to {_set_aside(run, path)}")
     return done
+
+
+def _set_aside(run: Run, path: Path) -> Path:
+    """Move a file out of the way, to where people can look at it."""
+    target = run.path / QUARANTINE / path.relative_to(run.path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        target = target.with_name(f"{target.name}.{os.urandom(4).hex()}")
+    return path.rename(target)
 
 
 def _file_fault(path: Path, digest: str, size: int) -> str | None:

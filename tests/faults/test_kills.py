@@ -1,0 +1,83 @@
+"""SIGKILL, SIGTERM and Ctrl-C at any moment: commits stay, and the same command does the rest."""
+
+import os
+import random
+import signal
+import time
+
+import psutil
+import pytest
+from kill_many import SLOW, check, disturb
+from tiny_runs import make_run
+
+from magicseg.run import STAGES
+from magicseg.run.claims import is_live
+
+pytestmark = [pytest.mark.usefixtures("faulty"), pytest.mark.slow]
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A run of twelve shards that take their time."""
+    return make_run(tmp_path / "run", *SLOW)
+
+
+def wait_for(condition, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.02)
+
+
+def at_work(run, stage):
+    ledger = run.ledger(stage)
+    return lambda: any(is_live(ledger.claim_path(shard)) for shard in ledger.claimed())
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_kills_at_random_moments_change_nothing(slow, expected_digest, seed):
+    rng = random.Random(seed)
+    kills = 0
+    for stage in STAGES:
+        kills += disturb(slow, stage, 8, rng).total()
+    assert kills >= 6
+    check(slow, expected_digest)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_a_stop_is_clean_and_the_same_command_goes_on(magicseg, slow, expected_digest, number, whole_group):
+    for stage in STAGES:
+        process = magicseg.start(stage, slow.path, "--workers", 2, "--shards-per-job", 2)
+        wait_for(at_work(slow, stage))
+        (os.killpg if whole_group else os.kill)(process.pid, number)
+        result = magicseg.finish(process)
+        assert result.code == 1, result
+        assert f"interrupted: {slow.path}" in result.err
+        assert f"hint:  magicseg {stage} {slow.path}" in result.err
+        assert slow.ledger(stage).claimed() == []
+        assert len(slow.ledger(stage).commits()) < 12
+        assert magicseg.typed(f"magicseg {stage} {slow.path}").code == 0
+    check(slow, expected_digest)
+
+
+def test_workers_whose_command_was_killed_stop_by_themselves(magicseg, slow):
+    process = magicseg.start("describe", slow.path, "--workers", 2)
+    wait_for(at_work(slow, "describe"))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    magicseg.finish(process)
+    wait_for(lambda: slow.ledger("describe").claimed() == [], 30)
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert alive == []
+
+
+def test_a_killed_command_does_not_keep_the_next_one_waiting(magicseg, slow):
+    process = magicseg.start("describe", slow.path, "--workers", 2)
+    wait_for(at_work(slow, "describe"))
+    os.killpg(process.pid, signal.SIGKILL)
+    magicseg.finish(process)
+    assert slow.ledger("describe").claimed() != []
+    began = time.monotonic()
+    assert magicseg("describe", slow.path, "--workers", 2).code == 0
+    assert time.monotonic() - began < 30

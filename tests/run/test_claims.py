@@ -1,0 +1,140 @@
+"""Claims: one writer per shard, and nobody waits for the dead."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from magicseg.run.claims import STALE_SECONDS, is_live, try_claim
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "00000001.json"
+
+
+def foreign(path, *, age, empty=False):
+    path.write_text("" if empty else json.dumps({"token": "t", "pid": 1, "started": 0.0, "namespace": "elsewhere"}))
+    touched = time.time() - age
+    os.utime(path, (touched, touched))
+
+
+def in_a_child(path, ending):
+    code = (
+        "import os, signal, sys, time; from pathlib import Path; from magicseg.run.claims import try_claim\n"
+        f"claim = try_claim(Path({str(path)!r})); claim.__enter__(); print('claimed', flush=True); {ending}"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "claimed\n"
+    return child
+
+
+def test_a_claim_is_given_back(path):
+    with try_claim(path) as claim:
+        assert claim is not None
+        assert is_live(path)
+        assert try_claim(path) is None
+    assert not path.exists()
+    assert not is_live(path)
+
+
+def test_a_claim_of_a_living_process_is_respected_however_old_it_looks(path):
+    child = in_a_child(path, "sys.stdin.read()")
+    try:
+        os.utime(path, (0, 0))
+        assert is_live(path)
+        assert try_claim(path) is None
+    finally:
+        child.communicate()
+
+
+def test_the_claim_of_a_killed_process_is_taken_over_at_once(path):
+    child = in_a_child(path, "os.kill(os.getpid(), signal.SIGKILL)")
+    child.wait()
+    assert path.exists()
+    began = time.monotonic()
+    with try_claim(path) as claim:
+        assert claim is not None
+    assert time.monotonic() - began < 5
+
+
+def test_the_claim_of_a_zombie_is_taken_over(path):
+    child = in_a_child(path, "os.kill(os.getpid(), signal.SIGKILL)")
+    time.sleep(0.2)  # dead, and not waited for
+    assert not is_live(path)
+    child.wait()
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_is_not_its_owner(path):
+    child = in_a_child(path, "sys.stdin.read()")
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"started": data["started"] - 1000}))
+    assert not is_live(path)
+    child.communicate()
+
+
+def test_a_foreign_claim_is_stale_by_its_age(path):
+    foreign(path, age=STALE_SECONDS / 2)
+    assert try_claim(path) is None
+    foreign(path, age=STALE_SECONDS * 2)
+    with try_claim(path) as claim:
+        assert claim is not None
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_an_empty_claim_holds_a_shard_only_shortly(path):
+    foreign(path, age=0, empty=True)
+    assert try_claim(path) is None
+    foreign(path, age=STALE_SECONDS, empty=True)
+    assert not is_live(path)
+
+
+def test_a_claim_that_was_taken_over_is_not_removed_by_its_old_owner(path):
+    with try_claim(path):
+        foreign(path, age=0)
+    assert json.loads(path.read_text())["namespace"] == "elsewhere"
+
+
+def test_nothing_else_is_left_in_the_folder(path):
+    foreign(path, age=STALE_SECONDS * 2)
+    with try_claim(path):
+        pass
+    assert list(path.parent.iterdir()) == []
+
+
+def _race(path, start, results):
+    start.wait()
+    claim = try_claim(path)
+    results.put(claim is not None)
+    start.wait()  # keeps the claim while the others try
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_several_that_claim_at_once_one_gets_it(path, stale):
+    context = multiprocessing.get_context("fork")
+    for _ in range(5):
+        path.unlink(missing_ok=True)
+        if stale:
+            foreign(path, age=STALE_SECONDS * 2)
+        start, results = context.Barrier(4), context.Queue()
+        racers = [context.Process(target=_race, args=(path, start, results)) for _ in range(4)]
+        for racer in racers:
+            racer.start()
+        got = [results.get(timeout=30) for _ in racers]
+        for racer in racers:
+            racer.join()
+        assert sum(got) == 1
+
+
+def test_a_full_disk_leaves_no_empty_claim(small_disk):
+    with contextlib.suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while True:
+            filler.write(b"x" * 4096)
+    with pytest.raises(OSError, match="No space"):
+        try_claim(small_disk / "claim")
+    assert not (small_disk / "claim").exists()

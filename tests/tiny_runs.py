@@ -1,0 +1,93 @@
+"""Small runs and the command line, for tests."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from magicseg.config import load_config
+from magicseg.execute.job import ShardEvent, run_shards
+from magicseg.run import STAGES, Run
+
+TINY = ("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4")
+
+
+def make_run(path: Path, *overrides: str) -> Run:
+    """A run of six shards of sixteen small samples, nothing done."""
+    return Run.create(path, load_config(preset="miniature", overrides=[*TINY, *overrides]))
+
+
+def do(run: Run, *stages: str, shards: Sequence[int] | None = None) -> list[ShardEvent]:
+    """Do stages in this process; what became of the shards."""
+    events: list[ShardEvent] = []
+    for stage in stages or STAGES:
+        run_shards(run, stage, range(run.plan.shards) if shards is None else shards, report=events.append)
+    return events
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """The ``magicseg`` command in a folder of its own."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        """Start a command in a process group of its own."""
+        return subprocess.Popen(
+            [sys.executable, "-c", "from magicseg.cli import main; main()", *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def finish(self, process: subprocess.Popen[str]) -> Result:
+        """Wait for a command that was started."""
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            raise AssertionError(f"a command hangs: {out}{err}") from None
+        assert "Traceback" not in err, err
+        return Result(process.returncode, out, err)
+
+    def __call__(self, *arguments: object) -> Result:
+        """Run a command to its end."""
+        return self.finish(self.start(*arguments))
+
+    def typed(self, line: str) -> Result:
+        """Run a line as a hint has it: ``magicseg reset generate RUN``."""
+        name, *arguments = line.split("#")[0].split()
+        assert name == "magicseg"
+        return self(*arguments)
+
+
+def change(run: Run, key: str, value: object) -> object:
+    """Edit a run's configuration file by hand, as it were. Returns: the former value."""
+    file = run.path / "magicseg.yaml"
+    data = node = yaml.safe_load(file.read_text())
+    *groups, name = key.split(".")
+    for group in groups:
+        node = node[group]
+    old, node[name] = node[name], value
+    file.write_text(yaml.safe_dump(data, sort_keys=False))
+    return old
