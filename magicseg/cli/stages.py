@@ -60,7 +60,7 @@ def run_one(
     if shards is not None and not shards.strip():
         raise ConfigError("--shards is empty", hint="--shards 0-3,7")
     wanted = parse_ranges(shards, count=opened.plan.shards) if shards else list(range(opened.plan.shards))
-    before = [shard for shard in opened.checked_commits(stage) if shard in set(wanted)]
+    before = sorted(opened.checked_commits(stage).keys() & set(wanted))
     if len(before) == len(wanted):
         note(f"{stage}: nothing to do, {len(wanted)} shards are committed")
     sizes = {shard: len(opened.plan.shard_range(shard)) for shard in wanted}

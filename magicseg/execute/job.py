@@ -44,13 +44,12 @@ def run_shards(
     ledger = run.ledger(stage)
     with storage_errors(run.path, f"mend it, then: magicseg {stage} {run.path}"):
         ledger.create()
-        committed = ledger.commits().keys()
         backend = None
         for shard in shards:
             if should_stop():
                 report(ShardEvent(shard, "abandoned"))
                 return
-            if shard in committed:
+            if ledger.committed(shard) is not None:
                 continue
             claim = try_claim(ledger.claim_path(shard))
             if claim is None:

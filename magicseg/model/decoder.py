@@ -69,7 +69,11 @@ class _CrossLayer(nn.Module):
 
 
 class _MaskAttention(nn.Module):
-    """Attention before the softmax, averaged over heads."""
+    """Attention before the softmax, averaged over heads, with a learned scale and offset.
+
+    The plain average starts near 0, so that every pixel begins as half a member of every class, and is slow to
+    leave; the offset begins with "rather not", the scale with scores wide enough to say otherwise.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -77,6 +81,8 @@ class _MaskAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.to_query = nn.Linear(width, width)
         self.to_key = nn.Linear(width, width)
+        self.scale = nn.Parameter(torch.tensor(4.0))
+        self.offset = nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """(B, K, C) and (B, h * w, C) -> (B, K, h * w).
@@ -86,7 +92,7 @@ class _MaskAttention(nn.Module):
         query = self.to_query(self.norm(queries))
         key = self.to_key(memory)
         scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
-        return torch.einsum("bkc,bnc->bkn", query * scale, key)
+        return torch.einsum("bkc,bnc->bkn", query * (scale * self.scale), key) + self.offset
 
 
 def _split_heads(tokens: Tensor, heads: int) -> Tensor:

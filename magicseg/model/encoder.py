@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -42,14 +43,13 @@ class Encoder(Protocol):
 
 
 class MiniatureEncoder(nn.Module):
-    """A convolutional stem in front of a few attention layers, and bags of character n-grams for text."""
+    """A convolutional stem in front of attention layers, and bags of character n-grams for text."""
 
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         if settings.image_size % settings.stride:
             raise ConfigError(
-                f"encoder.image_size is {settings.image_size}, "
-                f"not a multiple of encoder.stride ({settings.stride})"
+                f"encoder.image_size is {settings.image_size}, not a multiple of encoder.stride ({settings.stride})"
             )
         if settings.width % settings.heads:
             raise ConfigError(
@@ -96,13 +96,30 @@ def _stem(width: int, stride: int) -> nn.Sequential:
     From scratch on a few thousand images a stem learns in minutes what a patch embedding does not.
     """
     halvings = int(math.log2(stride))
-    channels = [3, width // 4, *[width // 2] * (halvings - 1)]
+    channels = [3, *(max(width >> (halvings - 1 - step), 8) for step in range(halvings))]
     steps = [
         layer
         for before, after in itertools.pairwise(channels)
-        for layer in _convolution(before, after, stride=2)
+        for layer in (*_convolution(before, after, stride=2), *_convolution(after, after, stride=1))
     ]
-    return nn.Sequential(*steps, *_convolution(channels[-1], width, stride=1))
+    return nn.Sequential(*steps, _Surroundings(width))
+
+
+class _Surroundings(nn.Module):
+    """What is around each patch, from three convolutions at half the resolution: (B, C, h, w) -> the same shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.far = nn.Sequential(
+            *_convolution(width, width, stride=2),
+            *_convolution(width, width, stride=1),
+            *_convolution(width, width, stride=1),
+        )
+        self.join = nn.Sequential(*_convolution(2 * width, width, stride=1))
+
+    def forward(self, near: Tensor) -> Tensor:
+        far = F.interpolate(self.far(near), size=near.shape[-2:], mode="bilinear", align_corners=False)
+        return cast("Tensor", self.join(torch.cat([near, far], dim=1)))
 
 
 def _convolution(before: int, after: int, *, stride: int) -> list[nn.Module]:
@@ -157,12 +174,13 @@ class TextEncoder(nn.Module):
         return cast("Tensor", self.mlp(self.bag(counts.to(self.bag.weight))))
 
 
-def ngram_buckets(text: str, *, buckets: int, sizes: Sequence[int]) -> list[int]:
+@lru_cache(maxsize=4096)
+def ngram_buckets(text: str, *, buckets: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
     """The hash bucket of every character n-gram of every word (case folded, with word ends marked)."""
     words = [f" {word} " for word in text.casefold().split()]
     grams = [word[at : at + n] for word in words for n in sizes for at in range(len(word) - n + 1)]
     digests = (hashlib.blake2b(gram.encode(), digest_size=8).digest() for gram in grams)
-    return [int.from_bytes(digest, "little") % buckets for digest in digests]
+    return tuple(int.from_bytes(digest, "little") % buckets for digest in digests)
 
 
 def build_encoder(settings: EncoderSettings) -> MiniatureEncoder:

@@ -45,9 +45,7 @@ def encode_with_prompts(
     tokens = encoder.embed(images)
     for layer in range(encoder.layers):
         if prompts is not None:
-            tokens = torch.cat(
-                [tokens[:, :1], prompts(layer, len(tokens)).to(tokens.dtype), tokens[:, 1:]], 1
-            )
+            tokens = torch.cat([tokens[:, :1], prompts(layer, len(tokens)).to(tokens.dtype), tokens[:, 1:]], 1)
         rate = drop_path * layer / max(encoder.layers - 1, 1)
         tokens = _skip_for_some(tokens, encoder.block(layer, tokens), rate)
         if prompts is not None:

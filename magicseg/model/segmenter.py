@@ -85,9 +85,7 @@ class Segmenter(nn.Module):
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) -> class tokens (B, D) and patch tokens (B, h * w, D), L2-normalised."""
         drop_path = self.settings.drop_path if self.training else 0.0
-        tokens = F.normalize(
-            encode_with_prompts(self.encoder, images, self.prompts, drop_path=drop_path), dim=-1
-        )
+        tokens = F.normalize(encode_with_prompts(self.encoder, images, self.prompts, drop_path=drop_path), dim=-1)
         return tokens[:, 0], tokens[:, 1:]
 
     def decode(self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class CommitRecord:
 
 def _record_bytes(record: CommitRecord) -> bytes:
     """A record as one line of JSON that carries its own checksum."""
-    data = asdict(record)
+    data = vars(record)
     return to_json(data | {"checksum": hashlib.sha256(to_json(data)).hexdigest()})
 
 

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """``step``: steps done. ``identity``: what training began with. ``sums``: losses since the last log row."""
+    """``step``: steps done. ``identity``: what training began with. ``sums``: losses since the last log."""
 
     path: Path
     step: int
@@ -81,9 +81,7 @@ def write_checkpoint(
         for old in _checkpoint_files(folder)[:-KEPT]:
             old.unlink()
     except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written: {error}", hint="free some space, then resume"
-        ) from error
+        raise StoreError(f"{path}: cannot be written: {error}", hint="free some space, then resume") from error
     return path
 
 

@@ -1,4 +1,4 @@
-"""Samples in a fixed order: which sample comes when, read in batches, flipped.
+"""Samples in a fixed order: which sample comes when, read in batches, augmented.
 
 The order is a pure function of (seed, kept indices, shard size, window): an endless stream of epochs, each
 with every sample exactly once. Step s takes the places s * batch_size and on of that stream, so every batch is
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from magicseg.errors import DataError
+from magicseg.labels import BACKGROUND, IGNORE
 
 Read = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]
 
@@ -41,10 +42,11 @@ class Samples(Protocol):
 
 
 class Pick(NamedTuple):
-    """One sample at one place of the stream."""
+    """One sample at one place of the stream. ``partner``, the epoch's next, may lend it its objects."""
 
     epoch: int
     sample: int
+    partner: int
 
 
 class Batch(NamedTuple):
@@ -85,7 +87,8 @@ class SampleOrder:
         picks = []
         for place in range(step * batch_size + rank, (step + 1) * batch_size, world):
             epoch, offset = divmod(place, self._count)
-            picks.append(Pick(epoch, int(self.epoch(epoch)[offset])))
+            indices = self.epoch(epoch)
+            picks.append(Pick(epoch, int(indices[offset]), int(indices[(offset + 1) % self._count])))
         return picks
 
 
@@ -107,25 +110,40 @@ class Steps(Sampler[list[Pick]]):
 
 
 class SampleDataset(Dataset[Batch]):
-    """Reads and flips the samples of a batch at once.
+    """Reads and augments the samples of a batch at once.
+
+    Augmented are image, counterfactual and mask alike. With probability ``paste`` a sample gets its partner's
+    objects on top of its own (copy-paste, Ghiasi et al. 2021, arXiv 2012.07177), so that a data set of single
+    objects teaches scenes of two; the counterfactual stays the scene without any. Then, with probability
+    ``flip``, all three are mirrored. The coins belong to (seed, epoch, sample) and to nothing else.
 
     Whole shards are read and the latest kept, where ``cache_bytes`` has room for a window of them and one
     more; else only the samples asked for.
     """
 
-    def __init__(self, samples: Samples, *, window: int, seed: int, flip: float, cache_bytes: int) -> None:
+    def __init__(
+        self, samples: Samples, *, window: int, seed: int, flip: float, paste: float, cache_bytes: int
+    ) -> None:
         self._samples = samples
         self._seed = seed
         self._flip = flip
+        self._paste = paste
         shards = np.unique(samples.indices // samples.shard_size)
         room = cache_bytes // (samples.shard_size * samples.image_size**2 * (3 + 3 + 2))
         self._room = room if room >= min(window + 1, len(shards)) else 0
         self._cache: OrderedDict[int, tuple[NDArray[np.int64], Read]] = OrderedDict()
 
     def __getitems__(self, picks: Sequence[Pick]) -> Batch:
-        indices = np.array([pick.sample for pick in picks], dtype=np.int64)
-        images, counterfactuals, masks = self._read_by_shards(indices) if self._room else self._read(indices)
-        flipped = np.array([self._is_flipped(pick) for pick in picks], dtype=bool)
+        coins = np.array([self._coins(pick) for pick in picks])
+        flipped, pasted = coins[:, 0] < self._flip, coins[:, 1] < self._paste
+        own = np.array([pick.sample for pick in picks], dtype=np.int64)
+        partners = np.array([pick.partner for pick in picks], dtype=np.int64)[pasted]
+        images, counterfactuals, masks = self._read(np.concatenate([own, partners]))
+        count = len(own)
+        lent = (masks[count:] != BACKGROUND) & (masks[count:] != IGNORE)
+        images[:count][pasted] = np.where(lent[..., None], images[count:], images[:count][pasted])
+        masks[:count][pasted] = np.where(lent, masks[count:], masks[:count][pasted])
+        images, counterfactuals, masks = images[:count], counterfactuals[:count], masks[:count]
         for array in (images, counterfactuals, masks):
             array[flipped] = array[flipped, :, ::-1]
         return Batch(
@@ -134,12 +152,15 @@ class SampleDataset(Dataset[Batch]):
             masks=torch.from_numpy(masks.astype(np.int32)),
         )
 
-    def _is_flipped(self, pick: Pick) -> bool:
-        """A coin that belongs to (seed, epoch, sample) and to nothing else."""
-        word = np.random.SeedSequence((self._seed, pick.epoch, pick.sample)).generate_state(1)[0]
-        return bool(word < self._flip * 2**32)
+    def _coins(self, pick: Pick) -> NDArray[np.float64]:
+        """Two uniform numbers in [0, 1)."""
+        words = np.random.SeedSequence((self._seed, pick.epoch, pick.sample)).generate_state(2)
+        return words / np.float64(2**32)
 
     def _read(self, indices: NDArray[np.int64]) -> Read:
+        return self._read_by_shards(indices) if self._room else self._read_each(indices)
+
+    def _read_each(self, indices: NDArray[np.int64]) -> Read:
         """In ascending order, which is that of the storage, then in the order asked for."""
         unique, places = np.unique(indices, return_inverse=True)
         images, counterfactuals, masks = self._samples.read(unique)

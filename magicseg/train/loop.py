@@ -124,11 +124,11 @@ def train(
         StoreError, DataError: something cannot be written or read.
     """
     started = time.perf_counter()
+    if settings.cpu_threads:
+        torch.set_num_threads(settings.cpu_threads)
     stride = settings.model.encoder.stride
     if samples.image_size % stride:
-        raise ConfigError(
-            f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({stride})"
-        )
+        raise ConfigError(f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({stride})")
     identity = {
         "data": data_fingerprint,
         "seed": seed,
@@ -150,11 +150,10 @@ def train(
         window=settings.shuffle_window,
         seed=seed,
         flip=settings.flip,
+        paste=settings.paste,
         cache_bytes=settings.loader_cache_mib * 2**20,
     )
-    order = SampleOrder(
-        samples.indices, shard_size=samples.shard_size, window=settings.shuffle_window, seed=seed
-    )
+    order = SampleOrder(samples.indices, shard_size=samples.shard_size, window=settings.shuffle_window, seed=seed)
     steps = Steps(order, batch_size=settings.batch_size, start=start, stop=settings.steps)
     batches = load_batches(
         dataset, steps, workers=settings.loader_workers, pin_memory=torch.device(device).type == "cuda"
@@ -178,9 +177,7 @@ def train(
             speed = since / max(time.perf_counter() - clock, 1e-9)
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
             if done % settings.log_every == 0 or done == settings.steps:
-                log.write(
-                    step=done, sums=sums, steps=(done - 1) % settings.log_every + 1, rate=rate, speed=speed
-                )
+                log.write(step=done, sums=sums, steps=(done - 1) % settings.log_every + 1, rate=rate, speed=speed)
                 sums, clock, since = {}, time.perf_counter(), 0
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 save()
@@ -227,13 +224,9 @@ def _step(
     settings = terms.settings
     words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint64)
     torch.manual_seed(int(words[0]))
-    draws = torch.rand(
-        len(batch.images), len(terms.names), generator=torch.Generator().manual_seed(int(words[1]))
-    )
+    draws = torch.rand(len(batch.images), len(terms.names), generator=torch.Generator().manual_seed(int(words[1])))
     on_device = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-    with torch.autocast(
-        torch.device(device).type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"
-    ):
+    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"):
         losses = terms(on_device, draws.to(device))
     values = {name: float(value.detach()) for name, value in losses.items()}
     if not math.isfinite(values["loss"]):

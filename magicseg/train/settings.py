@@ -19,9 +19,7 @@ class TrainSettings(ModelSettings):
     steps: int = Field(20_000, ge=1)
     batch_size: int = Field(default=16, ge=1, description="images per step, over all processes")
     learning_rate: float = Field(default=2e-5, gt=0)
-    new_layer_lr_multiplier: float = Field(
-        10.0, gt=0, description="for all but the encoder: prompts and decoder"
-    )
+    new_layer_lr_multiplier: float = Field(10.0, gt=0, description="for all but the encoder: prompts and decoder")
     weight_decay: float = Field(default=0.01, ge=0, description="not on norms, biases, prompts and positions")
     warmup_steps: int = Field(default=1500, ge=0)
     poly_power: float = Field(default=0.9, gt=0)
@@ -34,8 +32,12 @@ class TrainSettings(ModelSettings):
     dice_weight: float = Field(default=1.0, ge=0)
     counterfactual_weight: float = Field(default=1.0, ge=0)
     flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
+    paste: float = Field(default=0.0, ge=0, le=1, description="probability of another sample's objects on top")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16: by autocast")
     shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
+    cpu_threads: int = Field(
+        default=0, ge=0, description="threads of one process, part of its bits; 0: torch's choice"
+    )
     checkpoint_every: int = Field(default=1000, ge=1, description="steps")
     log_every: int = Field(default=50, ge=1, description="steps")
     loader_workers: int = Field(default=2, ge=0, description="reading processes; 0: the trainer itself")

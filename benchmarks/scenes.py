@@ -1,0 +1,131 @@
+"""Pictures for the benchmarks, and a finished run that holds them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as Pictures
+
+from magicseg.config import load_config
+from magicseg.labels import BACKGROUND
+from magicseg.run import STAGES, Run
+from magicseg.run.ledger import CommitRecord
+from magicseg.run.versions import library_versions
+
+Triple = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]
+
+
+def triples(count: int, size: int, folder: Path | None) -> Iterator[Triple]:
+    """Image, counterfactual and mask: photographs of ``folder`` (cut square), else synthetic scenes.
+
+    A scene is noise whose spectrum falls as 1/f, with grain, as photographs have it. The object of the mask is an
+    ellipse; in the counterfactual its place shows another picture.
+    """
+    photographs = sorted(folder.rglob("*.jpg")) if folder else []
+    if folder and not photographs:
+        raise SystemExit(f"{folder}: holds no .jpg")
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[:size, :size] / size
+    for number in range(count):
+        image = _photograph(photographs[number % len(photographs)], size) if photographs else _scene(rng, size)
+        y, x, height, width = rng.uniform(0.25, 0.75, 2).tolist() + rng.uniform(0.08, 0.3, 2).tolist()
+        inside = ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 < 1
+        other = image.copy()
+        other[inside] = image[::-1][inside]
+        yield image, other, np.where(inside, 1 + number % 10, BACKGROUND).astype(np.uint16)
+
+
+def _photograph(path: Path, size: int) -> NDArray[np.uint8]:
+    with Pictures.open(path) as picture:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        cut = picture.convert("RGB").crop((left, top, left + side, top + side))
+        return np.asarray(cut.resize((size, size), Pictures.Resampling.BICUBIC))
+
+
+def _scene(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None]) + 1 / size
+    light = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(size, size))) / frequency**1.2, s=(size, size))
+    tints = [np.roll(light, shift, axis=1) for shift in (0, size // 16, size // 8)]
+    colour = np.stack(tints, axis=2) * 0.3 + light[..., None] * 0.7
+    pixels = 128 + 55 * colour / colour.std() + rng.normal(scale=1.5, size=(size, size, 3))
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def make_run(path: Path, pictures: list[Triple], *, codec: str, shard_size: int = 64) -> Run:
+    """An empty run of the pictures' size and number."""
+    size = pictures[0][0].shape[0]
+    overrides = [
+        f"plan.samples={len(pictures)}",
+        f"plan.shard_size={shard_size}",
+        f"generate.size={size}",
+        f"store.image_codec={codec}",
+    ]
+    return Run.create(path, load_config(preset="miniature", overrides=overrides))
+
+
+def write_store(run: Run, pictures: list[Triple]) -> None:
+    """Write all shards of images and masks, as the stages do."""
+    for shard in range(run.plan.shards):
+        samples = run.plan.shard_range(shard)
+        images, others, masks = zip(*pictures[samples.start : samples.stop], strict=True)
+        run.store.write_shard(
+            shard,
+            samples,
+            {
+                "generate/image": run.store.pack_images(images, run.config),
+                "generate/counterfactual": run.store.pack_images(others, run.config),
+                "mask/mask": np.stack(masks),
+            },
+        )
+
+
+def commit_all(run: Run) -> None:
+    """Declare every stage done, with all samples kept."""
+    for stage in STAGES:
+        fingerprint = run.fingerprints[stage]
+        for shard in range(run.plan.shards):
+            count = len(run.plan.shard_range(shard))
+            record = CommitRecord(
+                shard=shard,
+                fingerprint=fingerprint.digest,
+                samples=count,
+                kept=f"0-{count - 1}",
+                dropped={},
+                files={},
+                seconds=0.0,
+                peak_memory=0,
+                finished="",
+                host="",
+                job="",
+                versions=library_versions(),
+            )
+            run.ledger(stage).commit(record, fingerprint)
+
+
+def write_folder(folder: Path, pictures: list[Triple], *, suffix: str) -> None:
+    """The same as files: images as ``suffix`` (.png or .jpg, quality 95, no chroma subsampling), masks as PNG."""
+    options = {"quality": 95, "subsampling": 0} if suffix == ".jpg" else {}
+    for name in ("image", "counterfactual", "mask"):
+        (folder / name).mkdir(parents=True)
+    for number, (image, other, mask) in enumerate(pictures):
+        Pictures.fromarray(image).save(folder / "image" / f"{number:06d}{suffix}", **options)
+        Pictures.fromarray(other).save(folder / "counterfactual" / f"{number:06d}{suffix}", **options)
+        Pictures.fromarray(mask).save(folder / "mask" / f"{number:06d}.png")
+
+
+def read_files(folder: Path, number: int, *, suffix: str) -> Triple:
+    """One sample of such a folder."""
+    with Pictures.open(folder / "image" / f"{number:06d}{suffix}") as file:
+        image = np.array(file.convert("RGB"))
+    with Pictures.open(folder / "counterfactual" / f"{number:06d}{suffix}") as file:
+        other = np.array(file.convert("RGB"))
+    with Pictures.open(folder / "mask" / f"{number:06d}.png") as file:
+        mask = np.array(file).astype(np.uint16)
+    return image, other, mask
+
+
+def folder_mib(path: Path) -> float:
+    """Size of all files in a folder, MiB."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 2**20

@@ -1,0 +1,331 @@
+"""The report of a run as one HTML file: what there is to say about it, however far it is."""
+
+import datetime
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from magicseg.errors import DamageError
+from magicseg.report.charts import line_chart, short_number
+from magicseg.report.samples import (
+    Commits,
+    Shown,
+    choose_dropped,
+    choose_kept,
+    furthest_stage,
+    show_sample,
+)
+from magicseg.run.directory import Run
+from magicseg.run.files import storage_errors, write_atomic
+from magicseg.run.fingerprint import STAGES
+from magicseg.run.status import run_status
+from magicseg.run.versions import library_versions
+
+REPORT_NAME = "report.html"
+_SAMPLES = 12
+_MOST_CLASSES_IN_MATRIX = 40
+_MOST_CONFUSIONS = 25
+_CURVES = {
+    "loss": "loss (weighted sum)",
+    "focal": "focal term",
+    "dice": "dice term",
+    "counterfactual": "counterfactual term",
+    "learning_rate": "learning rate",
+}
+
+
+def write_report(run: Run) -> Path:
+    """Write ``RUN/report.html``: self-contained, for runs that are only partly done too.
+
+    Returns: its path.
+    Raises: DamageError when the plan or the ledger cannot be read, StoreError when the page cannot be written.
+    """
+    page = render_report(run, written=datetime.datetime.now(datetime.UTC))
+    path = run.path / REPORT_NAME
+    with storage_errors(path, f"free some space, then: magicseg report {run.path}"):
+        # A caption may hold what UTF-8 cannot say (a lone surrogate): it becomes a question mark.
+        write_atomic(path, page.encode("utf-8", "replace"))
+    return path
+
+
+def render_report(run: Run, *, written: datetime.datetime) -> str:
+    """The page's text; but for ``written``, a function of what is in the run and of the installed versions."""
+    commits = {stage: run.ledger(stage).commits() for stage in STAGES}
+    status = run_status(run)
+    warnings: list[str] = list(status["warnings"])
+    scores, faults = _read_results(run)
+    warnings += faults
+    card, faults = _read_card(run)
+    warnings += faults + _other_weights(scores, card)
+    samples, dropped, faults = _read_samples(run, commits)
+    warnings += faults
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(percent=_percent, score=_score, bytes=_bytes, duration=_duration)
+    template = environment.from_string(
+        files("magicseg.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
+    return template.render(
+        name=run.path.name,
+        path=str(run.path),
+        written=written.isoformat(sep=" ", timespec="minutes").removesuffix("+00:00") + " UTC",
+        settings=_key_settings(run),
+        config=run.config.to_yaml(),
+        status=status,
+        stages=STAGES,
+        furthest=furthest_stage(commits),
+        samples=samples,
+        dropped=dropped,
+        curves=_curves(run),
+        scores=scores,
+        provenance=_provenance(run, commits, card),
+        warnings=warnings,
+        data_done=all(len(commits[stage]) == run.plan.shards for stage in STAGES),
+    )
+
+
+def _key_settings(run: Run) -> dict[str, str]:
+    config, plan = run.config, run.plan
+    codec = config.store.image_codec
+    labels = (
+        str(config.plan.min_labels)
+        if config.plan.min_labels == config.plan.max_labels
+        else f"{config.plan.min_labels} to {config.plan.max_labels}"
+    )
+    return {
+        "preset": config.preset or "none",
+        "seed": str(config.seed),
+        "vocabulary": f"{run.vocabulary.name}, {len(run.vocabulary)} labels",
+        "samples": f"{plan.samples:,} in {plan.shards:,} shards of {plan.shard_size}",
+        "labels per sample": labels,
+        "images": f"{config.generate.size} × {config.generate.size} pixels, "
+        + (f"JPEG quality {config.store.jpeg_quality}" if codec == "jpeg" else codec),
+        "back ends": ", ".join(getattr(config, stage).backend for stage in STAGES),
+        "training": f"{config.train.steps:,} steps of {config.train.batch_size}, "
+        f"learning rate {short_number(config.train.learning_rate)}",
+    }
+
+
+def _read_samples(run: Run, commits: Commits) -> tuple[list[Shown], list[Shown], list[str]]:
+    """Kept samples, dropped samples, and what went wrong in reading them."""
+    faults: list[str] = []
+
+    def read(index: int, why: tuple[str, str, str] | None = None) -> list[Shown]:
+        try:
+            return [show_sample(run, index, commits, why)]
+        except DamageError as error:
+            faults.append(f"sample {index} is not shown: {error.message}")
+            return []
+
+    kept = [shown for index in choose_kept(run, commits, _SAMPLES) for shown in read(index)]
+    dropped: list[Shown] = []
+    try:
+        for stage, index, reason, detail in choose_dropped(run, commits):
+            dropped += read(index, (stage, reason, detail))
+    except DamageError as error:
+        faults.append(f"dropped samples are not shown: {error.message}")
+    return kept, dropped, faults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One curve of the training log; ``last`` is its newest value."""
+
+    title: str
+    chart: Markup
+    last: str
+
+
+def _curves(run: Run) -> list[Curve]:
+    try:
+        lines = (run.path / "train.jsonl").read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    columns: dict[str, list[tuple[float, float]]] = {}
+    for line in lines:
+        try:
+            row = json.loads(line)
+            step = float(row["step"])
+            for name, value in row.items():
+                if isinstance(value, int | float) and name in _CURVES:
+                    columns.setdefault(name, []).append((step, float(value)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # a line that was being written
+    return [
+        Curve(
+            title=title,
+            chart=line_chart(columns[name], label=title),
+            last=short_number(columns[name][-1][1]) if math.isfinite(columns[name][-1][1]) else "not finite",
+        )
+        for name, title in _CURVES.items()
+        if name in columns
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of the confusion matrix: ``share`` of its row, as a fraction, and the pixels themselves."""
+
+    share: float | None
+    pixels: int
+    diagonal: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One file of ``RUN/results`` as the page shows it.
+
+    ``matrix`` is None where there are too many classes for one; ``confusions`` are then the largest mistakes:
+    truth, prediction, share of the truth's pixels.
+    """
+
+    benchmark: str
+    images: int | None
+    miou: float | None
+    pixel_accuracy: float | None
+    iou: Mapping[str, float | None]
+    baselines: Mapping[str, Mapping[str, Any]]
+    classes: Sequence[str] = ()
+    matrix: Sequence[Sequence[Cell]] | None = None
+    confusions: Sequence[tuple[str, str, float]] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+
+def _read_results(run: Run) -> tuple[list[Scores], list[str]]:
+    found: list[Scores] = []
+    faults: list[str] = []
+    for path in sorted((run.path / "results").glob("*.json")):
+        try:
+            found.append(_scores(path.stem, json.loads(path.read_bytes())))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            faults.append(f"results/{path.name} cannot be read: {type(error).__name__}: {error}")
+    return found, faults
+
+
+def _scores(stem: str, data: Mapping[str, Any]) -> Scores:
+    iou = {str(name): _number(value) for name, value in data["iou"].items()}
+    classes = [str(name) for name in data.get("classes") or iou]
+    confusion = data.get("confusion") or []
+    if confusion and (len(confusion) != len(classes) or any(len(row) != len(classes) for row in confusion)):
+        raise ValueError(f"the confusion matrix does not fit the {len(classes)} classes")
+    matrix = [_matrix_row(place, row) for place, row in enumerate(confusion)]
+    too_large = len(classes) > _MOST_CLASSES_IN_MATRIX
+    return Scores(
+        benchmark=str(data.get("benchmark", stem)),
+        images=data.get("images"),
+        miou=_number(data["miou"]),
+        pixel_accuracy=_number(data.get("pixel_accuracy")),
+        iou=iou,
+        baselines={
+            str(name): {**values, "miou": _number(values.get("miou")), "iou": values.get("iou") or {}}
+            for name, values in (data.get("baselines") or {}).items()
+        },
+        classes=classes,
+        matrix=None if too_large or not matrix else matrix,
+        confusions=_confusions(classes, matrix) if too_large else (),
+        provenance=_flat(data.get("provenance") or {}),
+    )
+
+
+def _matrix_row(place: int, row: Sequence[int]) -> list[Cell]:
+    total = sum(row)
+    return [
+        Cell(share=count / total if total else None, pixels=int(count), diagonal=column == place)
+        for column, count in enumerate(row)
+    ]
+
+
+def _confusions(classes: Sequence[str], matrix: Sequence[Sequence[Cell]]) -> list[tuple[str, str, float]]:
+    mistakes = [
+        (classes[row], classes[column], cell.share)
+        for row, cells in enumerate(matrix)
+        for column, cell in enumerate(cells)
+        if row != column and cell.share
+    ]
+    return sorted(mistakes, key=lambda mistake: -mistake[2])[:_MOST_CONFUSIONS]
+
+
+def _read_card(run: Run) -> tuple[dict[str, Any], list[str]]:
+    try:
+        card = json.loads((run.path / "model" / "model.json").read_bytes())
+    except FileNotFoundError:
+        return {}, []
+    except (OSError, ValueError) as error:
+        return {}, [f"model/model.json cannot be read: {error}"]
+    return (card, []) if isinstance(card, dict) else ({}, ["model/model.json is not a model's card"])
+
+
+def _other_weights(scores: Sequence[Scores], card: Mapping[str, Any]) -> list[str]:
+    """A warning for every score that is not the present model's."""
+    present = str(card.get("weights_digest"))
+    return [
+        f"the score of {result.benchmark} is of other weights than the present model's: magicseg evaluate"
+        for result in scores
+        if card and result.provenance.get("weights_digest", present) != present
+    ]
+
+
+def _provenance(run: Run, commits: Commits, card: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the run rests on, as name and value."""
+    rows = [("plan fingerprint", run.plan.fingerprint), ("vocabulary", run.vocabulary.digest())]
+    rows += [(f"{stage} fingerprint", run.fingerprints[stage].digest) for stage in STAGES]
+    rows.append(("weights digest", str(card.get("weights_digest") or "no trained model yet")))
+    hosts = {record.host for stage in STAGES for record in commits[stage].values()}
+    if hosts:
+        rows.append(
+            ("hosts", ", ".join(sorted(hosts)[:8]) + (f" and {len(hosts) - 8} more" if len(hosts) > 8 else ""))
+        )
+    for stage in STAGES:
+        kinds = {tuple(sorted(record.versions.items())) for record in commits[stage].values()}
+        rows += [(f"{stage} made with", _versions(dict(kind))) for kind in sorted(kinds)]
+    rows.append(("report made with", _versions(library_versions())))
+    return rows
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f} %"
+
+
+def _score(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _bytes(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.1f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -1,0 +1,81 @@
+"""The miniature's benchmark."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from magicseg.evaluate.heldout import evaluate_heldout, predict
+from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.labels import load_vocabulary
+from magicseg.miniature.heldout import heldout_scene
+from magicseg.model.segmenter import SegmenterOutput, build_segmenter
+from magicseg.model.settings import EncoderSettings, ModelSettings
+
+SETTINGS = EvaluateSettings(scenes=5, batch_size=2)
+VOCABULARY = load_vocabulary("miniature")
+
+
+@pytest.fixture(scope="module")
+def model():
+    encoder = EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16)
+    return build_segmenter(
+        ModelSettings(encoder=encoder, prompt_tokens=1, decoder_layers=1, decoder_width=16, decoder_heads=2),
+        seed=3,
+    )
+
+
+def test_results_are_plain_and_name_every_class(model):
+    results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
+    assert json.loads(json.dumps(results)) == results
+    assert list(results["iou"]) == ["background", *VOCABULARY.names]
+    assert results["pixels"] == 5 * 32 * 32 == np.sum(results["confusion"])
+    assert results["baselines"].keys() == {"untrained", "background"}
+
+
+def test_the_untrained_baseline_is_the_model_at_step_zero(model):
+    results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
+    baselines = results.pop("baselines")
+    assert baselines["untrained"] == results
+
+
+def test_the_background_baseline_finds_all_background_and_nothing_else(model):
+    results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
+    baseline = results["baselines"]["background"]
+    scenes = [heldout_scene(i, vocabulary=VOCABULARY, seed=0, max_objects=2, size=32) for i in range(5)]
+    share = float(np.mean([mask == 0 for _, mask in scenes]))
+    assert baseline["pixel_accuracy"] == pytest.approx(share)
+    assert baseline["iou"]["background"] == pytest.approx(share)
+    assert all(value in (0, None) for name, value in baseline["iou"].items() if name != "background")
+
+
+def test_a_perfect_model_scores_one(model, monkeypatch):
+    scenes = [heldout_scene(i, vocabulary=VOCABULARY, seed=0, max_objects=2, size=32) for i in range(5)]
+    known = {image.tobytes(): mask for image, mask in scenes}
+
+    def oracle(images, text):
+        masks = [known[image.permute(1, 2, 0).contiguous().numpy().tobytes()] for image in images]
+        classes = torch.arange(1, len(VOCABULARY) + 1)[:, None, None]
+        truth = torch.stack([torch.from_numpy(mask.astype(np.int64)) == classes for mask in masks])
+        return SegmenterOutput(logits=truth * 20.0 - 10, cls=torch.zeros(len(images), 16))
+
+    monkeypatch.setattr(model, "forward", oracle)
+    results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
+    assert results["miou"] == results["pixel_accuracy"] == 1
+    assert results["baselines"]["untrained"]["miou"] < 0.5
+
+
+def test_a_pixel_below_the_threshold_is_background(model):
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    assert (predict(model, images, VOCABULARY, threshold=1) == 0).all()
+    everywhere = predict(model, images, VOCABULARY, threshold=0)
+    assert everywhere.dtype == np.uint16
+    assert set(np.unique(everywhere)) <= set(range(1, len(VOCABULARY) + 1))
+
+
+def test_predicting_leaves_the_models_mode_alone(model):
+    model.train()
+    predict(model, np.zeros((1, 32, 32, 3), np.uint8), VOCABULARY, threshold=0.5)
+    assert model.training
+    model.eval()

@@ -1,0 +1,158 @@
+"""The losses against slow references written from their formulas, loop by loop."""
+
+import math
+
+import pytest
+import torch
+
+from magicseg.errors import DataError
+from magicseg.labels import BACKGROUND, IGNORE
+from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
+from magicseg.model.targets import sample_targets
+
+
+def slow_focal(logits, masks, valid, alpha, gamma):
+    total, count = 0.0, 0
+    for b, k, y, x in (tuple(place) for place in torch.ones_like(logits).nonzero().tolist()):
+        if not valid[b, 0, y, x]:
+            continue
+        p = 1 / (1 + math.exp(-logits[b, k, y, x].item()))
+        p_t, a_t = (p, alpha) if masks[b, k, y, x] else (1 - p, 1 - alpha)
+        total += -a_t * (1 - p_t) ** gamma * math.log(p_t)
+        count += 1
+    return total / count
+
+
+def slow_dice(logits, masks, valid, present):
+    losses = []
+    for b in range(logits.shape[0]):
+        for k in range(logits.shape[1]):
+            if not present[b, k]:
+                continue
+            overlap = chance = truth = 0.0
+            for y in range(logits.shape[2]):
+                for x in range(logits.shape[3]):
+                    if valid[b, 0, y, x]:
+                        p = 1 / (1 + math.exp(-logits[b, k, y, x].item()))
+                        t = float(masks[b, k, y, x])
+                        overlap, chance, truth = overlap + p * t, chance + p, truth + t
+            losses.append(1 - (2 * overlap + 1) / (chance + truth + 1))
+    return sum(losses) / len(losses)
+
+
+@pytest.fixture
+def case():
+    generator = torch.Generator().manual_seed(3)
+    class_map = torch.randint(0, 6, (3, 5, 7), generator=generator)
+    class_map[torch.rand(class_map.shape, generator=generator) < 0.2] = IGNORE
+    class_map[1] = BACKGROUND
+    targets = sample_targets(class_map, torch.rand(3, 8, generator=generator), sampled_classes=6)
+    logits = torch.randn(3, 6, 5, 7, generator=generator) * 3
+    return logits, targets
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.0), (0.5, 1.5)])
+def test_focal_is_its_formula(case, alpha, gamma):
+    logits, targets = case
+    loss = focal_loss(logits, targets.masks, targets.valid, alpha=alpha, gamma=gamma)
+    assert loss.item() == pytest.approx(slow_focal(logits, targets.masks, targets.valid, alpha, gamma), rel=1e-5)
+
+
+def test_focal_is_torchvisions(case):
+    ops = pytest.importorskip("torchvision.ops")
+    logits, targets = case
+    expected = ops.sigmoid_focal_loss(logits, targets.masks.float(), alpha=0.25, gamma=2)
+    valid = targets.valid.expand_as(logits)
+    loss = focal_loss(logits, targets.masks, targets.valid, alpha=0.25, gamma=2)
+    torch.testing.assert_close(loss, expected[valid].mean())
+
+
+def test_dice_is_its_formula(case):
+    logits, targets = case
+    loss = dice_loss(logits, targets.masks, targets.valid, targets.present)
+    assert loss.item() == pytest.approx(slow_dice(logits, targets.masks, targets.valid, targets.present), rel=1e-5)
+
+
+def test_dice_looks_at_present_classes_only(case):
+    logits, targets = case
+    absent = ~targets.present[..., None, None]
+    changed = torch.where(absent, logits + 5, logits)
+    torch.testing.assert_close(
+        dice_loss(changed, targets.masks, targets.valid, targets.present),
+        dice_loss(logits, targets.masks, targets.valid, targets.present),
+    )
+
+
+def test_ignored_pixels_change_nothing(case):
+    logits, targets = case
+    changed = torch.where(targets.valid, logits, logits + 9)
+    for loss in (
+        lambda z: focal_loss(z, targets.masks, targets.valid, alpha=0.25, gamma=2),
+        lambda z: dice_loss(z, targets.masks, targets.valid, targets.present),
+    ):
+        torch.testing.assert_close(loss(changed), loss(logits))
+
+
+def test_background_is_a_negative_for_every_sampled_class():
+    class_map = torch.full((1, 2, 2), BACKGROUND)
+    targets = sample_targets(class_map, torch.rand(1, 5), sampled_classes=4)
+    logits = torch.zeros(1, 4, 2, 2, requires_grad=True)
+    focal_loss(logits, targets.masks, targets.valid, alpha=0.25, gamma=2).backward()
+    assert (logits.grad > 0).all()
+
+
+def test_losses_of_nothing_are_zero_and_keep_gradients_finite():
+    class_map = torch.full((2, 3, 3), IGNORE)
+    targets = sample_targets(class_map, torch.rand(2, 4), sampled_classes=4)
+    logits = torch.randn(2, 4, 3, 3, requires_grad=True)
+    loss = focal_loss(logits, targets.masks, targets.valid, alpha=0.25, gamma=2)
+    loss = loss + dice_loss(logits, targets.masks, targets.valid, targets.present)
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad.isfinite().all()
+
+
+def test_extreme_logits_give_finite_losses_and_gradients():
+    logits = torch.tensor([-200.0, 200.0, -200.0, 200.0]).view(1, 1, 2, 2).requires_grad_()
+    masks = torch.tensor([True, True, False, False]).view(1, 1, 2, 2)
+    loss = focal_loss(logits, masks, torch.ones(1, 1, 2, 2, dtype=torch.bool), alpha=0.25, gamma=2)
+    loss.backward()
+    assert loss.item() == pytest.approx((0.25 * 200 + 0.75 * 200) / 4)
+    assert logits.grad.isfinite().all()
+
+
+def test_counterfactual_is_the_mean_positive_cosine():
+    cls = torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
+    other = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [1.0, 1.0]])
+    expected = (1 + 0 + math.sqrt(0.5)) / 3
+    assert counterfactual_loss(cls, other).item() == pytest.approx(expected)
+
+
+def test_truth_indexes_the_sampled_classes():
+    generator = torch.Generator().manual_seed(0)
+    class_map = torch.randint(0, 21, (4, 6, 6), generator=generator)
+    targets = sample_targets(class_map, torch.rand(4, 20, generator=generator), sampled_classes=20)
+    for image in range(4):
+        for place, position in enumerate(targets.classes[image].tolist()):
+            assert torch.equal(targets.masks[image, place], class_map[image] == position + 1)
+            assert targets.present[image, place] == (class_map[image] == position + 1).any()
+
+
+def test_an_images_own_classes_are_always_sampled_and_none_twice():
+    class_map = torch.tensor([[[4, 4], [9, 0]], [[IGNORE, 1], [0, 0]]])
+    for seed in range(20):
+        draws = torch.rand(2, 12, generator=torch.Generator().manual_seed(seed))
+        classes = sample_targets(class_map, draws, sampled_classes=5).classes
+        assert {3, 8} <= set(classes[0].tolist())
+        assert 0 in classes[1].tolist()
+        assert all(len(set(row)) == 5 for row in classes.tolist())
+
+
+def test_a_small_vocabulary_is_sampled_whole():
+    targets = sample_targets(torch.zeros(1, 2, 2, dtype=torch.int32), torch.rand(1, 3), sampled_classes=100)
+    assert sorted(targets.classes[0].tolist()) == [0, 1, 2]
+
+
+def test_an_unknown_class_id_is_refused():
+    with pytest.raises(DataError, match=r"\[7\]"):
+        sample_targets(torch.tensor([[[7, 0]]]), torch.rand(1, 3), sampled_classes=3)

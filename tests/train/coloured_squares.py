@@ -1,0 +1,29 @@
+"""A data set in memory: coloured squares, one class each. A module, so that loader processes can import it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Sample i: a square of class i % 3 + 1, dyed by class, on grey. ``calls`` counts the samples read."""
+
+    indices: np.ndarray
+    shard_size: int = 4
+    image_size: int = 16
+    calls: list[int] = field(default_factory=list)
+
+    def read(self, indices):
+        self.calls.append(len(indices))
+        assert set(np.asarray(indices).tolist()) <= set(self.indices.tolist())
+        shape = (len(indices), self.image_size, self.image_size)
+        masks = np.zeros(shape, np.uint16)
+        noise = np.stack([np.random.default_rng(int(i)).integers(0, 40, (*shape[1:], 3)) for i in indices])
+        counterfactuals = (100 + noise).astype(np.uint8)
+        images = counterfactuals.copy()
+        for place, index in enumerate(indices):
+            top, left = int(index) % 5, int(index) % 7
+            masks[place, top : top + 8, left : left + 8] = int(index) % 3 + 1
+            images[place, top : top + 8, left : left + 8, int(index) % 3] = 240
+        return images, counterfactuals, masks
