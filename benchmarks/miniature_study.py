@@ -1,6 +1,6 @@
 """What training brings in the miniature, and what the counterfactual loss brings: several seeds, held-out scenes.
 
-    python benchmarks/miniature_study.py --seeds 3 --out study.json
+    python benchmarks/miniature_study.py --seeds 0 1 2 --out study.json
 
 For every seed (of the data, the weights and the held-out scenes alike) one data set is made and two models are
 trained on it, with and without the counterfactual loss, from the same first weights and in the same order of samples.
@@ -26,12 +26,12 @@ from magicseg.train.loop import train
 def main() -> None:
     """Run the study and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the runs")
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
     rows = []
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
             overrides = [*arguments.set, f"seed={seed}"]
             run = Run.create(Path(folder) / "run", load_config(preset="miniature", overrides=overrides))
