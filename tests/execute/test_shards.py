@@ -83,11 +83,11 @@ def test_a_shard_of_which_all_samples_fail_is_failed_and_the_others_are_done(tmp
     assert "describe" in blocked[1].detail
 
 
-def test_an_answer_that_cannot_be_stored_costs_its_shard_and_no_other(tmp_path):
+def test_a_caption_that_cannot_be_stored_costs_its_sample_and_no_other(tmp_path):
     run = faulty_run(tmp_path / "run", "describe", "surrogate", [20])
-    outcomes = {event.shard: event.outcome for event in do(run, "describe")}
-    assert [shard for shard, outcome in outcomes.items() if outcome != "committed"] == [1]
-    assert "surrogates" in run.ledger("describe").failures()[1]
+    assert {event.outcome for event in do(run, "describe")} == {"committed"}
+    assert run.ledger("describe").commits()[1].kept == "0-3,5-15"
+    assert "surrogates" in quality_of(run, "describe", 20)["detail"]
 
 
 def test_a_shard_of_which_all_samples_are_rejected_is_done(tmp_path):
