@@ -1,5 +1,6 @@
 """Evaluating a run's own model, with provenance back to its configuration and data."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
             f"{folder}: was trained on other data than this run's", hint=f"magicseg reset train {run.path}"
         )
     provenance = {
+        "config": hashlib.sha256(to_json(run.config.model_dump(mode="json"))).hexdigest(),
         "fingerprints": {stage: run.fingerprints[stage].digest for stage in STAGES},
         "plan": run.plan.fingerprint,
         "samples": card["provenance"].get("samples"),
