@@ -84,5 +84,5 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Calla
             line(text)
 
     yield plain
-    if shown != finished:
+    if new and shown != finished:
         line(latest)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from magicseg.errors import BackendError
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors
 from magicseg.run.versions import library_versions
@@ -16,12 +17,17 @@ def train_run(run: Run, *, progress: Callable[[int, str], None], stop: Callable[
     """Train on the kept samples, or go on from the newest checkpoint; a finished training is left alone.
 
     Args: progress: told the step and a text about it. stop: asked after every step.
-    Raises: IncompleteError if the data are not whole; what `magicseg.train.loop.train` raises.
+    Raises: IncompleteError if the data are not whole; BackendError without torch; what `train` itself raises.
     """
     samples = KeptSamples.of(run)
-    import torch
+    try:
+        import torch
 
-    from magicseg.train.loop import TrainProgress, train
+        from magicseg.train.loop import TrainProgress, train
+    except ImportError as error:
+        raise BackendError(
+            f"training needs torch: {error}", hint="install the model libraries: pip install 'magicseg[models]'"
+        ) from error
 
     def show(state: TrainProgress) -> None:
         progress(state.step, f"loss {state.losses['loss']:.4f}")
