@@ -221,11 +221,11 @@ def _compact(ledger: Ledger, committed: Mapping[int, CommitRecord]) -> None:
 def _after_death(
     job: _Job,
     code: int,
-    committed: Any,
+    committed: Collection[int],
     queue: deque[list[int]],
     deaths: dict[int, int],
     failures: dict[int, str],
-    ledger: Any,
+    ledger: Ledger,
 ) -> None:
     """A worker died without a word: its first uncommitted shard is the one it died at."""
     left = [shard for shard in job.shards if shard not in committed]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,11 +90,10 @@ class Ledger:
 
     folder: Path
     shards: int
-    _names: tuple[str, ...] = field(default=("commits", "failures", "claims", "inputs"), repr=False)
 
     def create(self) -> None:
         """Make the folders."""
-        for name in self._names:
+        for name in ("commits", "failures", "claims", "inputs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
     @property

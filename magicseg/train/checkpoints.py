@@ -81,7 +81,9 @@ def write_checkpoint(
         for old in _checkpoint_files(folder)[:-KEPT]:
             old.unlink()
     except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error}", hint="free some space, then resume") from error
+        raise StoreError(
+            f"{path}: cannot be written: {error}", hint=f"free some space, then: magicseg train {folder.parent}"
+        ) from error
     return path
 
 
@@ -99,7 +101,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     if files:
         raise StoreError(
             f"{folder}: none of {len(files)} checkpoints can be read",
-            hint=f"start anew: remove {folder}",
+            hint=f"magicseg reset train {folder.parent}",
         )
     return None
 
@@ -118,7 +120,7 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     if differing:
         raise PlanMismatch(
             f"{checkpoint.path} was made with other settings or data: {'; '.join(differing)}",
-            hint=f"set them back, or train anew: remove {checkpoint.path.parent}",
+            hint=f"set them back, or: magicseg reset train {checkpoint.path.parents[1]}",
         )
 
 

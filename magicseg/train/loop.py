@@ -226,14 +226,13 @@ def _step(
     torch.manual_seed(int(words[0]))
     draws = torch.rand(len(batch.images), len(terms.names), generator=torch.Generator().manual_seed(int(words[1])))
     on_device = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-    with torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=settings.precision == "bfloat16"):
-        losses = terms(on_device, draws.to(device))
+    losses = terms(on_device, draws.to(device))
     values = {name: float(value.detach()) for name, value in losses.items()}
     if not math.isfinite(values["loss"]):
         raise IncompleteError(
             f"the loss of step {step + 1} is not a finite number: {values}",
             hint="lower train.learning_rate or set train.gradient_clip=1.0, then train anew; "
-            "if it happens at once, look at the data with `magicseg report`",
+            "if it happens at once, look at the data with `magicseg report RUN`",
         )
     optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()

@@ -1,6 +1,6 @@
 """Settings of training. The defaults are the paper's (arXiv 2603.19575); presets may differ and say so."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -33,7 +33,6 @@ class TrainSettings(ModelSettings):
     counterfactual_weight: float = Field(default=1.0, ge=0)
     flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
     paste: float = Field(default=0.0, ge=0, le=1, description="probability of another sample's objects on top")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="bfloat16: by autocast")
     shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
     cpu_threads: int = Field(
         default=0, ge=0, description="threads of one process, part of its bits; 0: torch's choice"
