@@ -66,6 +66,12 @@ class MaskSettings(StageSettings):
     """Pairs of images to class maps."""
 
 
+class SlurmSettings(Settings):
+    """Where the run is submitted to; changes no byte of it."""
+
+    profile: str | None = Field(None, description="a shipped profile's name, or a path to a .yaml file")
+
+
 class Config(Settings):
     """One run's whole configuration."""
 
@@ -79,6 +85,7 @@ class Config(Settings):
     mask: MaskSettings
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+    slurm: SlurmSettings = SlurmSettings()
 
     def to_yaml(self) -> str:
         """The configuration with every default written out."""

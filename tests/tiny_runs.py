@@ -25,8 +25,13 @@ def make_run(path: Path, *overrides: str) -> Run:
 def do(run: Run, *stages: str, shards: Sequence[int] | None = None) -> list[ShardEvent]:
     """Do stages in this process; what became of the shards."""
     events: list[ShardEvent] = []
+
+    def note(event: ShardEvent) -> None:
+        if event.outcome != "started":
+            events.append(event)
+
     for stage in stages or STAGES:
-        run_shards(run, stage, range(run.plan.shards) if shards is None else shards, report=events.append)
+        run_shards(run, stage, range(run.plan.shards) if shards is None else shards, report=note)
     return events
 
 

@@ -15,7 +15,7 @@ from magicseg.run.files import storage_errors
 
 @dataclass(frozen=True)
 class ShardEvent:
-    """What became of a shard: ``committed``, ``busy`` (somebody else has it), ``blocked`` (the
+    """What became of a shard: ``started``, and then ``committed``, ``busy`` (somebody else has it), ``blocked`` (the
     stage before has not done it), ``failed`` or ``abandoned``."""
 
     shard: int
@@ -61,6 +61,7 @@ def run_shards(
                     report(ShardEvent(shard, "committed", done.samples))
                     continue
                 backend = backend or load_backend(run, stage)
+                report(ShardEvent(shard, "started"))
                 try:
                     record = execute_shard(run, stage, shard, backend, should_stop)
                 except Stopped:

@@ -54,7 +54,7 @@ class _Job:
 
 @dataclass
 class StopFlag:
-    """Set by the first SIGINT or SIGTERM while `on_signals` is active."""
+    """Set by the first signal while `on_signals` is active."""
 
     signal: int | None = None
 
@@ -64,14 +64,20 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def on_signals(flag: StopFlag) -> Any:
-    """Let SIGINT and SIGTERM set ``flag``; the second one of a kind acts as usual."""
+def on_signals(
+    flag: StopFlag,
+    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+    *,
+    second_acts: bool = True,
+) -> Any:
+    """Let signals set ``flag``; the second one of a kind acts as usual, or is as harmless as the first."""
 
     def note(number: int, _frame: object) -> None:
         flag.signal = number
-        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        if second_acts:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield flag
     finally:
@@ -156,6 +162,8 @@ def run_stage(
                     fatal = fatal or _RAISED[name](message, hint=hint)
                     continue
                 event: ShardEvent = content
+                if event.outcome == "started":
+                    continue
                 while job.shards and job.shards[0] <= event.shard:
                     job.shards.popleft()
                 if event.outcome == "busy":

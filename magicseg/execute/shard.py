@@ -1,9 +1,9 @@
 """One shard of one stage: read, call the back end in fixed batches, write, commit."""
 
 import datetime
-import os
 import resource
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from magicseg.backends import Rejection, find_backend
 from magicseg.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.execute.stages import STAGE_CODE, Stage
+from magicseg.run.claims import job_label
 from magicseg.run.directory import CONFIG_NAME, Run
 from magicseg.run.files import storage_errors, to_json
 from magicseg.run.fingerprint import BACKEND_KINDS, STAGES, stage_settings
@@ -92,12 +93,21 @@ def execute_shard(
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         host=socket.gethostname(),
-        job=os.environ.get("SLURM_JOB_ID", ""),
+        job=job_label(),
+        peak_gpu_memory=_peak_gpu_memory(),
         versions=library_versions(),
     )
     with storage_errors(run.path, f"free some space, then: magicseg {stage} {run.path}"):
         run.ledger(stage).commit(record, run.fingerprints[stage])
     return record
+
+
+def _peak_gpu_memory() -> int:
+    """Most bytes that this process ever held on its GPU; 0 if it has none. Loads no library for it."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.max_memory_allocated())
 
 
 def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int]:

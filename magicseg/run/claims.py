@@ -1,9 +1,10 @@
 """Claims: one writer per shard, without a lock service.
 
 A claim is a small file, created exclusively, that its owner touches every few seconds. It is stale when its owner
-is known to be dead (same machine, same process namespace) or when it was not touched for a while, by the file
-server's own clock. Claims keep work from being done twice and let several commands share a stage; correctness does
-not rest on them: two writers of one shard write the same bytes, and the first commit stands.
+is known to be dead (same machine and process namespace, or the same Slurm job before it was put back into the queue)
+or when it was not touched for a while, by the file server's own clock. Claims keep work from being done twice and
+let several commands share a stage; correctness does not rest on them: two writers of one shard write the same bytes,
+and the first commit stands.
 """
 
 import contextlib
@@ -23,6 +24,20 @@ from magicseg.run.files import to_json
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 180.0
+
+
+def job_label() -> str:
+    """The Slurm job that this process is part of, as Slurm's commands name it: ``123_4``, ``123``, or ""."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    return os.environ.get("SLURM_JOB_ID", "")
+
+
+def _restarts() -> int:
+    """How often Slurm has put this job back into the queue."""
+    text = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(text) if text.isdigit() else 0
 
 
 def _namespace() -> str:
@@ -85,7 +100,8 @@ def try_claim(path: Path) -> Claim | None:
             "started": process.create_time(),
             "namespace": _namespace(),
             "host": socket.gethostname(),
-            "job": os.environ.get("SLURM_JOB_ID", ""),
+            "job": job_label(),
+            "restarts": _restarts(),
         }
     )
     for _ in range(3):
@@ -116,9 +132,21 @@ def is_live(path: Path) -> bool:
             return alive and abs(owner.create_time() - float(data["started"])) < 1.0
         except (psutil.NoSuchProcess, KeyError, ValueError):
             return False
+    if data is not None and data.get("job") == job_label() != "" and _number(data.get("restarts")) < _restarts():
+        return False  # this very job, before it was put back into the queue: it runs once at a time
     # An empty or foreign claim: only its age can tell. Its owner writes it right after creating it.
     age = _age(path)
     return age is not None and age < (STALE_SECONDS if data is not None else HEARTBEAT_SECONDS)
+
+
+def claiming_job(path: Path) -> str:
+    """The Slurm job whose claim this is; "" if there is no claim, or it was made outside of Slurm."""
+    data = _read(path)
+    return str(data.get("job", "")) if data is not None else ""
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _age(path: Path) -> float | None:

@@ -28,7 +28,8 @@ class CommitRecord:
     """What a committed shard is. ``files`` maps a path inside the store to its SHA-256 and size in bytes.
 
     ``kept`` are offsets inside the shard, as ranges; ``dropped`` counts this stage's own drops by reason.
-    ``seconds`` is wall time, ``peak_memory`` bytes of resident memory of the worker.
+    ``seconds`` is wall time, ``peak_memory`` bytes of resident memory of the worker, ``peak_gpu_memory`` those on
+    its GPU. ``job`` is the Slurm task, ``123_4``, if there was one.
     """
 
     shard: int
@@ -44,6 +45,7 @@ class CommitRecord:
     job: str
     versions: dict[str, str]
     imported_from: str | None = None
+    peak_gpu_memory: int = 0
 
     def kept_offsets(self) -> list[int]:
         """Offsets of the kept samples inside the shard."""

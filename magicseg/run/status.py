@@ -61,6 +61,24 @@ def run_status(run: Run) -> dict[str, Any]:
     }
 
 
+def trained(run: Run) -> bool:
+    """Whether training has left a finished model. Loads no torch."""
+    return (run.path / "model" / "model.json").is_file()
+
+
+def evaluated(run: Run) -> bool:
+    """Whether the present model has a score. Loads no torch."""
+    try:
+        card = json.loads((run.path / "model" / "model.json").read_bytes())
+        digests = [
+            json.loads(path.read_bytes())["provenance"]["weights_digest"]
+            for path in (run.path / "results").glob("*.json")
+        ]
+        return card["weights_digest"] in digests
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+
+
 def _train_status(run: Run) -> dict[str, Any]:
     step = 0
     log = run.path / "train.jsonl"
@@ -73,7 +91,7 @@ def _train_status(run: Run) -> dict[str, Any]:
     return {
         "step": step,
         "steps": run.config.train.steps,
-        "done": (run.path / "model" / "model.json").is_file(),
+        "done": trained(run),
     }
 
 

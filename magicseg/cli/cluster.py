@@ -1,0 +1,230 @@
+"""``magicseg submit|logs|cancel|efficiency|follow-up``: a run on a Slurm cluster."""
+
+import enum
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from magicseg.cli.output import JsonOption, RunArgument, note, print_json
+from magicseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from magicseg.launch.board import Board
+    from magicseg.launch.submit import Submitted
+    from magicseg.run.directory import Run
+
+
+class SubmitStage(enum.StrEnum):
+    """What can be submitted."""
+
+    DESCRIBE = "describe"
+    GENERATE = "generate"
+    MASK = "mask"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    ALL = "all"
+
+
+class JobStage(enum.StrEnum):
+    """What jobs there are."""
+
+    DESCRIBE = "describe"
+    GENERATE = "generate"
+    MASK = "mask"
+    TRAIN = "train"
+    EVALUATE = "evaluate"
+    FOLLOW_UP = "follow-up"
+
+
+StageArgument = Annotated[JobStage | None, typer.Argument(metavar="[STAGE]", help="only this stage's jobs")]
+
+
+def submit(
+    stage: Annotated[SubmitStage, typer.Argument(metavar="STAGE", help="|".join(SubmitStage))],
+    run: RunArgument,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", metavar="NAME|PATH.yaml", help="the site  [default: the run's, or MAGICSEG_PROFILE]"
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="slurm.KEY=VALUE", help="over the profile: slurm.partition=low (repeatable)"),
+    ] = None,
+    shards_per_task: Annotated[
+        int | None,
+        typer.Option("--shards-per-task", min=1, help="shards of one array task  [default: from measured times]"),
+    ] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="nodes of training")] = None,
+    resubmit: Annotated[
+        int | None,
+        typer.Option("--resubmit", min=0, metavar="N", help="a follow-up job submits what is missing, up to N times"),
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="stay until the jobs end; exit 0 only if all is done")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print scripts and commands, submit nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="also what is in the queue already")] = False,
+) -> None:
+    """Submit what is not done to Slurm: job arrays for the stages, torchrun on several nodes for training."""
+    from magicseg.launch.planning import Request
+    from magicseg.launch.submit import dry_run as show_scripts
+    from magicseg.launch.submit import submit as submit_request
+    from magicseg.run.directory import Run
+
+    opened = Run.open(run)
+    overrides = list(set_ or ())
+    if nodes is not None:
+        overrides.append(f"slurm.stages.train.nodes={nodes}")
+    if resubmit is not None:
+        overrides.append(f"slurm.resubmit={resubmit}")
+    request = Request(
+        stage=stage.value,
+        profile=_profile(profile, opened),
+        overrides=tuple(overrides),
+        shards_per_task=shards_per_task,
+        force=force,
+    )
+    if dry_run:
+        typer.echo(show_scripts(opened, request), nl=False)
+        return
+    done = submit_request(opened, request)
+    for line in done.lines:
+        note(line)
+    if wait:
+        _wait(opened, done)
+
+
+def _profile(option: str | None, run: "Run") -> str:
+    """The profile that was asked for; a file by its absolute path, so that a job finds it from anywhere."""
+    reference = option or run.config.slurm.profile or os.environ.get("MAGICSEG_PROFILE")
+    if not reference:
+        from magicseg.launch.profile import profile_names
+
+        raise ConfigError(
+            "which cluster is it? There is no --profile, the run's slurm.profile is not set, nor is MAGICSEG_PROFILE",
+            hint=f"--profile NAME or --profile PATH.yaml; shipped: {', '.join(profile_names())}",
+        )
+    return reference if re.fullmatch(r"[\w-]+", reference) else str(Path(reference).absolute())
+
+
+def _wait(run: "Run", done: "Submitted") -> None:
+    from magicseg.launch.follow_up import wait_for
+
+    shown = ""
+
+    def show(board: "Board") -> None:
+        nonlocal shown
+        counts: dict[str, int] = {}
+        for task in board.tasks:
+            if task.active:
+                text = f"{task.submission.stage} {task.kind}"
+                counts[text] = counts.get(text, 0) + 1
+        line = ", ".join(f"{text} {count}" for text, count in counts.items())
+        if line != shown and line:
+            note(f"waiting: {line}")
+        shown = line
+
+    try:
+        wait_for(run, done.submissions, show)
+    except KeyboardInterrupt:
+        note(f"the jobs go on; look: magicseg status {run.path}")
+        raise typer.Exit(130) from None
+    note(f"done; look: magicseg status {run.path}")
+
+
+def logs(
+    run: RunArgument,
+    stage: StageArgument = None,
+    shard: Annotated[int | None, typer.Option("--shard", min=0, help="of the task that had this shard last")] = None,
+    task: Annotated[str | None, typer.Option("--task", metavar="J_I", help="of this task, as Slurm names it")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on as the log grows")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="the last lines of every task that failed")] = False,
+) -> None:
+    """Show the logs of jobs: of one task, or the last line of each."""
+    from magicseg.launch.follow_up import board_of
+    from magicseg.launch.logs import find_tasks, last_lines
+    from magicseg.launch.logs import follow as grow
+    from magicseg.run.directory import Run
+
+    opened = Run.open(run)
+    found = find_tasks(board_of(opened), stage=stage.value if stage else None, shard=shard, label=task, failed=failed)
+    if follow:
+        chosen, path = found[-1]
+        note(f"{path}")
+
+        def is_active() -> bool:
+            return any(one.label == chosen.label for one in board_of(opened).active())
+
+        for text in grow(path, is_active):
+            typer.echo(text, nl=False)
+        return
+    if shard is not None or task is not None:
+        _, path = found[-1]
+        note(f"{path}")
+        typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
+        return
+    for one, path in found:
+        state = one.state.state if one.state else one.kind
+        if failed:
+            typer.echo(f"== {one.submission.stage} {one.label} {state}  {path}")
+            typer.echo("\n".join(last_lines(path, 20)))
+        else:
+            last = "".join(last_lines(path, 1))
+            typer.echo(f"{one.submission.stage:<9} {one.label:<10} {state:<10} {last[:100]}")
+
+
+def cancel(run: RunArgument, stage: StageArgument = None) -> None:
+    """Take a run's jobs out of the queue. What is committed stays; `submit` goes on from there."""
+    from magicseg.launch.follow_up import board_of
+    from magicseg.launch.profile import FOLLOW_UP
+    from magicseg.launch.slurm import SlurmError
+    from magicseg.launch.slurm import cancel as cancel_jobs
+    from magicseg.run.directory import Run
+
+    opened = Run.open(run)
+    board = board_of(opened)
+    if not board.asked:
+        raise SlurmError("; ".join(board.warnings), hint="try again later, or: scancel JOB")
+    active = board.active(stage.value if stage else None)
+    # Follow-up jobs first, or they would submit again what is cancelled here.
+    active.sort(key=lambda task: task.submission.stage != FOLLOW_UP)
+    jobs = list(dict.fromkeys(str(task.array.job) for task in active))
+    if not jobs:
+        note("nothing of it is in the queue")
+        return
+    cancel_jobs(jobs)
+    note(f"cancelled: {', '.join(jobs)} ({len(active)} tasks); again: magicseg submit {stage or 'all'} {run}")
+
+
+def efficiency(
+    run: RunArgument,
+    stage: StageArgument = None,
+    json_: JsonOption = False,
+) -> None:
+    """Compare what jobs asked for with what they used, and say what to ask for next time."""
+    from magicseg.launch.efficiency import efficiency as measure
+    from magicseg.launch.efficiency import efficiency_lines
+    from magicseg.run.directory import Run
+
+    opened = Run.open(run)
+    report = measure(opened, stage.value if stage else None)
+    if json_:
+        print_json(report)
+        return
+    for line in efficiency_lines(report, opened):
+        typer.echo(line)
+
+
+def follow_up(
+    run: RunArgument, number: Annotated[int, typer.Argument(help="the number of the follow-up job's submission")]
+) -> None:
+    """What a follow-up job runs: report on the jobs before it, submit what they left."""
+    from magicseg.launch.follow_up import follow_up as report_and_submit
+    from magicseg.run.directory import Run
+
+    lines, _ = report_and_submit(Run.open(run), number)
+    for line in lines:
+        typer.echo(line)

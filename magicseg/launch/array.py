@@ -1,0 +1,99 @@
+"""Job arrays through submitit: the script, the pickled calls, sbatch.
+
+submitit's own waiting, results and requeueing are not used: nothing stays alive after a submission, completion is
+read from the ledger, and the job script itself goes back into the queue (`magicseg.launch.script`).
+"""
+
+import contextlib
+import io
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmExecutor
+
+import magicseg
+from magicseg.errors import ConfigError
+from magicseg.launch.profile import Profile
+from magicseg.launch.script import interpreter, sbatch_options, setup_lines, task_teardown
+from magicseg.launch.slurm import SlurmError, clean_environment
+from magicseg.launch.task import run_task
+from magicseg.run.directory import Run
+from magicseg.run.ranges import format_ranges
+
+# sbatch's long names that submitit has parameters for; all others are "additional".
+_SUBMITIT_NAMES = {"job-name": "job_name", "cpus-per-task": "cpus_per_task", "ntasks-per-node": "ntasks_per_node"} | {
+    name: name for name in ("partition", "time", "nodes", "qos", "mem", "constraint", "exclude", "account", "gres")
+}
+
+
+class _Executor(SlurmExecutor):
+    @classmethod
+    def affinity(cls) -> int:
+        return 2  # a script can be shown where there is no Slurm; sbatch speaks for itself
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArraySpec:
+    """One array to submit: its tasks' shards and the first task's place in the submission."""
+
+    name: str
+    tasks: Sequence[Sequence[int]]
+    first: int
+    parallel: int
+    dependency: str | None = None
+
+
+def _executor(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> _Executor:
+    if "%" in str(folder):
+        raise ConfigError(f"{run.path}: Slurm cannot write logs into a path with a '%'", hint="move the run")
+    options = sbatch_options(profile, stage, job_name=spec.name, dependency=spec.dependency, output="")
+    # submitit has these from its folder and its own parameter.
+    for name in ("output", "open-mode", "signal"):
+        del options[name]
+    known = {_SUBMITIT_NAMES[name]: value for name, value in options.items() if name in _SUBMITIT_NAMES}
+    executor = _Executor(folder, python=shlex.join(interpreter(profile, stage, run.path)))
+    executor.update_parameters(
+        **known,
+        additional_parameters={name: value for name, value in options.items() if name not in _SUBMITIT_NAMES},
+        signal_delay_s=profile.signal_before(stage),
+        array_parallelism=spec.parallel,
+        setup=setup_lines(profile),
+        teardown=task_teardown(profile),
+        stderr_to_stdout=True,
+        wckey=None,
+    )
+    return executor
+
+
+def array_script(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> str:
+    """The very script that `submit_array` would submit."""
+    executor = _executor(run, stage, profile, spec, folder)
+    if len(spec.tasks) > 1:
+        executor.parameters["map_count"] = len(spec.tasks)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> str:
+    """Submit one array. Returns: its number. Raises: SlurmError with sbatch's complaint."""
+    executor = _executor(run, stage, profile, spec, folder)
+    calls: list[dict[str, Any]] = [
+        {
+            "run": str(run.path),
+            "stage": stage,
+            "shards": format_ranges(shards),
+            "version": magicseg.__version__,
+            "delay": profile.stagger_seconds * offset if offset < spec.parallel else 0.0,
+        }
+        for offset, shards in enumerate(spec.tasks)
+    ]
+    try:
+        # submitit prints sbatch's complaint besides raising it.
+        with clean_environment(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
+            jobs = [executor.submit(run_task, **arguments) for arguments in calls]
+    except (FailedSubmissionError, FailedJobError) as error:
+        raise SlurmError.refused("sbatch", str(error).removeprefix("sbatch: error: ")) from None
+    return str(jobs[0].job_id).partition("_")[0]

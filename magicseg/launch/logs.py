@@ -1,0 +1,63 @@
+"""Finding the logs of tasks, and following one."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from magicseg.errors import RunError
+from magicseg.launch.board import Board, Task
+
+_POLL_SECONDS = 0.5
+
+
+def find_tasks(
+    board: Board, *, stage: str | None, shard: int | None, label: str | None, failed: bool
+) -> list[tuple[Task, Path]]:
+    """Tasks that match and have a log, newest last. Raises: RunError if none does, saying which there are."""
+    matching = [
+        task
+        for task in board.tasks
+        if stage in {None, task.submission.stage}
+        and (label is None or task.label == label)
+        and (shard is None or shard in task.submission.shards_of(task.number))
+        and (not failed or task.kind in {"failed", "cancelled", "unknown"})
+    ]
+    found = [(task, task.submission.log_path(task.label)) for task in matching]
+    there = [(task, path) for task, path in found if path.is_file()]
+    if there:
+        return there
+    if matching:
+        raise RunError(
+            f"no log yet: {', '.join(f'{task.label} is {task.kind}' for task in matching[:5])}",
+            hint="a log appears when its task starts; see: magicseg status RUN",
+        )
+    labels = sorted({task.label for task in board.tasks})
+    wanted = "no task failed" if failed else "there is no such task"
+    hint = (
+        f"tasks: {', '.join(labels[:8])}{'...' if len(labels) > 8 else ''}" if labels else "magicseg submit all RUN"
+    )
+    raise RunError(f"{wanted}{f' of {stage}' if stage else ''}", hint=hint)
+
+
+def last_lines(path: Path, count: int) -> list[str]:
+    """The last lines of a log."""
+    with path.open("rb") as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 400 * count))
+        return file.read().decode(errors="replace").splitlines()[-count:]
+
+
+def follow(path: Path, is_active: Callable[[], bool]) -> Iterator[str]:
+    """A log's text as it grows, until its task has left the queue. ``is_active`` is asked every few seconds."""
+    asked, active = time.monotonic(), True
+    with path.open(encoding="utf-8", errors="replace") as file:
+        while True:
+            text = file.read()
+            if text:
+                yield text
+            elif not active:
+                return
+            else:
+                time.sleep(_POLL_SECONDS)
+            if time.monotonic() - asked > 20 * _POLL_SECONDS:
+                asked, active = time.monotonic(), is_active()

@@ -1,0 +1,201 @@
+"""Planning a submission: what of a stage is missing, in which tasks, after which jobs. Nothing is submitted here."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import magicseg
+from magicseg.errors import IncompleteError
+from magicseg.launch.board import Board, look
+from magicseg.launch.grouping import (
+    contiguous_groups,
+    median_seconds,
+    shards_per_task,
+    share_parallelism,
+    split_arrays,
+)
+from magicseg.launch.jobs import ArrayJob, Submission, job_name, now
+from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
+from magicseg.launch.slurm import SiteLimits
+from magicseg.run.directory import Run
+from magicseg.run.fingerprint import STAGES
+from magicseg.run.ledger import CommitRecord
+from magicseg.run.ranges import format_ranges
+from magicseg.run.status import evaluated, trained
+
+if TYPE_CHECKING:
+    from magicseg.launch.array import ArraySpec
+
+ALL = "all"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for; plain values, so that a follow-up job can ask for the same again."""
+
+    stage: str
+    profile: str
+    overrides: tuple[str, ...] = ()
+    shards_per_task: int | None = None
+    force: bool = False
+    parent: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Todo:
+    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards."""
+
+    stage: str
+    groups: list[list[int]]
+    committed: int = 0
+    in_flight: int = 0
+    blocked: int = 0
+
+
+@dataclass(kw_only=True)
+class State:
+    """What is known of a run while it is submitted."""
+
+    run: Run
+    commits: dict[str, dict[int, CommitRecord]]
+    done: set[str]
+    board: Board
+
+    @classmethod
+    def of(cls, run: Run) -> "State":
+        commits = {stage: run.checked_commits(stage) for stage in STAGES}
+        done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
+        return cls(run=run, commits=commits, done=done, board=look(run, commits, done=done))
+
+    def complete(self, stage: str) -> bool:
+        if stage in STAGES:
+            return len(self.commits[stage]) == self.run.plan.shards
+        return stage in self.done
+
+
+def stages_of(request: Request) -> tuple[str, ...]:
+    return JOBS if request.stage == ALL else (request.stage,)
+
+
+def find_todo(
+    state: State,
+    profile: Profile,
+    limits: SiteLimits,
+    request: Request,
+    stage: str,
+    new: Mapping[str, Submission],
+) -> Todo:
+    """What of ``stage`` to submit. Raises: IncompleteError if nothing of it can be done yet."""
+    run = state.run
+    flying = set() if request.force else state.board.shards_in_flight(stage)
+    before = JOBS[JOBS.index(stage) - 1] if stage != JOBS[0] else None
+    coming = before is None or before in new or bool(state.board.active(before))
+    if stage not in STAGES:
+        active = bool(state.board.active(stage)) and not request.force
+        if state.complete(stage) or active:
+            return Todo(stage=stage, groups=[], committed=int(state.complete(stage)), in_flight=int(active))
+        if before is not None and not state.complete(before) and not coming:
+            raise _nothing_before(run, stage, before)
+        return Todo(stage=stage, groups=[[]])
+    commits = state.commits[stage]
+    missing = [shard for shard in range(run.plan.shards) if shard not in commits]
+    todo = [shard for shard in missing if shard not in flying]
+    blocked: list[int] = []
+    if before is not None and before not in new:
+        there = state.commits[before].keys() | state.board.shards_in_flight(before)
+        blocked = [shard for shard in todo if shard not in there]
+        todo = [shard for shard in todo if shard in there]
+        if blocked and not todo:
+            raise _nothing_before(run, stage, before)
+    size = shards_per_task(
+        len(todo),
+        profile,
+        stage,
+        measured=median_seconds(commits.values()),
+        asked=request.shards_per_task,
+        most_tasks=min(profile.tasks or limits.max_job_count, max(1, limits.max_job_count // 2)),
+    )
+    return Todo(
+        stage=stage,
+        groups=contiguous_groups(todo, size),
+        committed=len(commits),
+        in_flight=len(missing) - len(todo) - len(blocked),
+        blocked=len(blocked),
+    )
+
+
+def _nothing_before(run: Run, stage: str, before: str) -> IncompleteError:
+    return IncompleteError(
+        f"{run.path}: {stage} needs {before}, which is neither done nor in the queue",
+        hint=f"magicseg submit {before} {run.path}, or all at once: magicseg submit all {run.path}",
+    )
+
+
+def dependency_of(state: State, new: Mapping[str, Submission], stage: str) -> str | None:
+    """After the jobs of the stages before that are in the queue or just submitted, if they end well."""
+    jobs: list[str] = []
+    for before in JOBS[: JOBS.index(stage)]:
+        active = {str(task.array.job) for task in state.board.active(before) if task.array.job is not None}
+        made = job_numbers([new[before]]) if before in new else []
+        # What is done by the stage before rests on what was done before that.
+        jobs = [*sorted(active), *made] or jobs
+    return "afterok:" + ":".join(jobs) if jobs else None
+
+
+def job_numbers(made: Collection[Submission]) -> list[str]:
+    """Job numbers; in a dry run, which has none, the jobs' names."""
+    return [array.job or array.name for one in made for array in one.arrays]
+
+
+def planned(run: Run, profile: Profile, request: Request, todo: Todo, limits: SiteLimits, number: int) -> Submission:
+    """The record of a submission before anything is in the queue; its folder may not exist."""
+    limit = min(profile.array_size or limits.max_array_size, limits.max_array_size)
+    arrays, first = [], 0
+    for position, tasks in enumerate(split_arrays(todo.groups, limit)):
+        name = job_name(run, todo.stage, number, position)
+        arrays.append(ArrayJob(name=name, first=first, count=len(tasks)))
+        first += len(tasks)
+    return Submission(
+        folder=run.path / "jobs" / f"{number:04d}-{todo.stage}",
+        number=number,
+        stage=todo.stage,
+        created=now(),
+        version=magicseg.__version__,
+        tasks=tuple(format_ranges(group) for group in todo.groups),
+        arrays=tuple(arrays),
+        profile=request.profile,
+        parent=request.parent,
+        resources=profile.resources(todo.stage).model_dump(mode="json"),
+    )
+
+
+def planned_follow_up(
+    run: Run, profile: Profile, request: Request, made: Sequence[Submission], number: int
+) -> Submission:
+    asked: dict[str, Any] = {
+        "stage": request.stage,
+        "profile": request.profile,
+        "shards_per_task": request.shards_per_task,
+        "overrides": [*request.overrides, f"slurm.resubmit={max(profile.resubmit - 1, 0)}"],
+        "submissions": [one.number for one in made],
+        "resubmit": profile.resubmit,
+    }
+    todo = Todo(stage=FOLLOW_UP, groups=[[]])
+    one_job = SiteLimits(max_array_size=1, max_job_count=1)
+    return replace(planned(run, profile, request, todo, one_job, number), asked=asked)
+
+
+def array_specs(record: Submission, profile: Profile, dependency: str | None) -> "list[ArraySpec]":
+    from magicseg.launch.array import ArraySpec
+
+    shares = share_parallelism(profile.parallel, len(record.arrays))
+    return [
+        ArraySpec(
+            name=array.name,
+            tasks=[record.shards_of(task) for task in range(array.first, array.first + array.count)],
+            first=array.first,
+            parallel=share,
+            dependency=dependency,
+        )
+        for array, share in zip(record.arrays, shares, strict=True)
+    ]

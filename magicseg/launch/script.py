@@ -1,0 +1,116 @@
+"""What goes into a job script: sbatch options, lines before the work and after it, the interpreter.
+
+Every value has passed `magicseg.launch.profile`, and is quoted here once more.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from magicseg.launch.profile import Profile, Resources
+from magicseg.launch.task import STOPPED
+
+_MINIMAL = ("HOME", "LANG", "PATH", "USER")  # what a job cannot do without
+_DEATHS = 2  # a killed worker goes back into the queue this often; then it is its shard's fault
+
+
+def sbatch_options(
+    profile: Profile, stage: str, *, job_name: str, dependency: str | None, output: str
+) -> dict[str, str | int | bool]:
+    """The options of a stage's jobs by their long names, without those that make an array."""
+    resources = profile.resources(stage)
+    options: dict[str, str | int | bool | None] = {
+        "job-name": job_name,
+        "output": output,
+        "open-mode": "append",
+        "dependency": dependency,
+        "kill-on-invalid-dep": "yes" if dependency else None,
+        "requeue": True if profile.requeue else None,
+        "no-requeue": None if profile.requeue else True,
+        "signal": f"USR2@{profile.signal_before(stage)}",
+        "time": resources.minutes,
+        "mail-user": profile.mail_user,
+        "mail-type": profile.mail_type,
+        **_resource_options(resources),
+    }
+    if profile.pass_environment != "all":
+        options["export"] = ",".join(dict.fromkeys([*_MINIMAL, *profile.pass_environment]))
+    return {name: value for name, value in options.items() if value is not None} | resources.extra
+
+
+def _resource_options(resources: Resources) -> dict[str, str | int | bool | None]:
+    return {
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": resources.exclude,
+        "gres": resources.gres,
+        "gpus-per-node": resources.gpus or None,
+        "cpus-per-task": resources.cpus,
+        "mem": resources.memory,
+        "exclusive": True if resources.exclusive else None,
+        "nodes": resources.nodes,
+        "ntasks-per-node": 1,
+    }
+
+
+def directives(options: dict[str, str | int | bool]) -> list[str]:
+    """Options as ``#SBATCH`` lines."""
+    return [
+        f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
+        for name, value in sorted(options.items())
+        if value is not False
+    ]
+
+
+def setup_lines(profile: Profile) -> list[str]:
+    """Shell lines before the work."""
+    return [
+        *(f"module load {shlex.quote(name)}" for name in profile.modules),
+        *profile.setup,
+        *(f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment.items())),
+        "# srun takes over neither the CPUs of the job (since Slurm 22.05) nor variables that sbatch was not told of.",
+        'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
+        "unset SLURM_EXPORT_ENV",
+    ]
+
+
+def _requeue_lines(condition: str) -> list[str]:
+    """Back into the queue if ``condition`` holds. Only a job that still counts as running may go there: one that was
+    cancelled is to stay so.
+    """
+    return [
+        f"if {condition}; then",
+        '  if scontrol -o show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then',
+        '    scontrol requeue "$SLURM_JOB_ID"',
+        "  fi",
+        "fi",
+    ]
+
+
+def task_teardown(profile: Profile) -> list[str]:
+    """Shell lines after an array task's worker, outside of any container, which may have no scontrol."""
+    condition = (
+        f'{{ [ "$code" -eq {STOPPED} ] && [ "$restarts" -lt {profile.requeue} ]; }} || '
+        f'{{ [ "$code" -gt 128 ] && [ "$restarts" -lt {min(_DEATHS, profile.requeue)} ]; }}'
+    )
+    lines = ["restarts=${SLURM_RESTART_COUNT:-0}", *_requeue_lines(condition)] if profile.requeue else []
+    comment = f"# {STOPPED}: stopped in time, more to do. Above 128: the worker was killed."
+    return ["code=$?", *([comment, *lines] if lines else []), 'exit "$code"']
+
+
+def interpreter(profile: Profile, stage: str, run: Path, also: Sequence[Path] = ()) -> list[str]:
+    """The command that starts Python: this very one, or the container's.
+
+    Args: also: folders besides the run's directory that the work needs.
+    """
+    box = profile.container
+    if box is None:
+        return [sys.executable]
+    resources = profile.resources(stage)
+    asks_gpu = resources.gpus > 0 or "gpu" in (resources.gres or "")
+    nv = ["--nv"] if (asks_gpu if box.nv is None else box.nv) else []
+    binds = [word for bind in (str(run), *map(str, also), *box.binds) for word in ("--bind", bind)]
+    return [box.executable, "exec", *nv, *binds, box.image, box.python]

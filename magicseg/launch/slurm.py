@@ -1,0 +1,216 @@
+"""Talking to Slurm: its commands, their environment, and what they print. One call each, never one per task."""
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from magicseg.errors import MagicsegError
+from magicseg.run.ranges import parse_ranges
+
+_TIMEOUT_SECONDS = 120
+# Variables that a job, or a user's shell, may hold and that would change what these commands do.
+_LEAKING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SUBMITIT)_")
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}  # where the cluster is
+ACTIVE = {
+    *("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING"),
+    *("SIGNALING", "STAGE_OUT", "SPECIAL_EXIT", "STOPPED", "SUSPENDED", "RESV_DEL_HOLD"),
+}
+
+
+class SlurmError(MagicsegError):
+    """Slurm is not there, does not answer, or refuses; the message holds its own words."""
+
+    @classmethod
+    def refused(cls, command: str, words: str) -> "SlurmError":
+        """What ``command`` complained of, with a remedy where one is known."""
+        return cls(f"{command}: {words}", hint=_remedy(words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskState:
+    """A job, or one task of an array, as Slurm sees it. ``job``: the array's or the job's number; ``index``: the
+    task's, None for a job that is no array. ``raw``: the number that the task itself knows as SLURM_JOB_ID.
+    ``elapsed`` and ``left`` are as Slurm prints them, ``reason`` why it waits or ended.
+    """
+
+    job: str
+    index: int | None
+    state: str
+    name: str
+    raw: str = ""
+    reason: str = ""
+    nodes: str = ""
+    elapsed: str = ""
+    left: str = ""
+
+    @property
+    def active(self) -> bool:
+        """Whether it waits or runs, as far as Slurm knows."""
+        return self.state in ACTIVE
+
+    @property
+    def label(self) -> str:
+        """``123_4``, or ``123`` for a job that is no array."""
+        return self.job if self.index is None else f"{self.job}_{self.index}"
+
+
+def slurm_environment() -> dict[str, str]:
+    """This process's environment for a Slurm command: nothing of a job that we may be inside of."""
+    kept = {name: value for name, value in os.environ.items() if name in _KEPT or not _LEAKING.match(name)}
+    return kept | {"SLURM_BITSTR_LEN": "0"}  # else squeue shortens lists of tasks
+
+
+@contextlib.contextmanager
+def clean_environment() -> Iterator[None]:
+    """Give this process that environment while a library that starts Slurm's commands is at work."""
+    before, clean = dict(os.environ), slurm_environment()
+    os.environ.clear()
+    os.environ.update(clean)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def installed(command: str = "sbatch") -> bool:
+    """Whether a Slurm command is on the PATH."""
+    return shutil.which(command) is not None
+
+
+def call(command: Sequence[str]) -> str:
+    """What a Slurm command prints. Raises: SlurmError with its complaint."""
+    if not installed(command[0]):
+        raise SlurmError(
+            f"{command[0]} is not on the PATH: this is not a machine of a Slurm cluster",
+            hint="log in to the cluster, or do the work here: magicseg run RUN",
+        )
+    try:
+        done = subprocess.run(
+            command,
+            env=slurm_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s", hint="try again later") from None
+    if done.returncode:
+        words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+        raise SlurmError.refused(command[0], words)
+    return done.stdout
+
+
+def _remedy(words: str) -> str:
+    lowered = words.lower()
+    for part, remedy in {
+        "partition": "name a partition of yours: --set slurm.partition=NAME (sinfo -s lists them)",
+        "account": "name an account of yours: --set slurm.account=NAME (sacctmgr show associations user=$USER)",
+        "qos": "name a quality of service of yours: --set slurm.qos=NAME",
+        "node configuration is not available": "ask for what a node has: --set slurm.cpus=..., slurm.memory=..., "
+        "slurm.gpus=... (sinfo -N -o '%N %c %m %G')",
+        "time limit": "ask for less: --set slurm.time=... (sinfo -o '%P %l')",
+        "job violates": "a limit of the site: fewer or larger tasks: --shards-per-task N, --set slurm.tasks=N",
+        "unable to contact": "the controller does not answer: try again later",
+    }.items():
+        if part in lowered:
+            return remedy
+    return "the words are Slurm's own; magicseg submit ... --dry-run prints the script"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteLimits:
+    """What the site's configuration limits. ``max_array_size`` caps the number of tasks in one array."""
+
+    max_array_size: int
+    max_job_count: int
+
+    @classmethod
+    def ask(cls) -> "SiteLimits":
+        """Read them of ``scontrol show config``."""
+        text = call(["scontrol", "show", "config"])
+
+        def number(key: str, default: int) -> int:
+            match = re.search(rf"^{key}\s*=\s*(\d+)", text, re.MULTILINE)
+            return int(match[1]) if match else default
+
+        return cls(max_array_size=number("MaxArraySize", 1001), max_job_count=number("MaxJobCount", 10_000))
+
+
+def submit_script(script: Path, options: Sequence[str] = ()) -> str:
+    """Submit a script. Returns: the job's number. Raises: SlurmError."""
+    return call(["sbatch", "--parsable", *options, str(script)]).strip().split(";")[0]
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    """Cancel jobs, whole arrays; those that have ended are no error."""
+    if jobs:
+        call(["scancel", "--quiet", *jobs])
+
+
+def queue(names: Sequence[str]) -> list[TaskState]:
+    """All tasks of the jobs with these names that the controller still knows, ended ones too, in one call."""
+    if not names:
+        return []
+    format_ = "|".join(("%F", "%K", "%A", "%T", "%N", "%M", "%L", "%j", "%r"))
+    text = call(["squeue", "--noheader", "--states=all", f"--name={','.join(names)}", f"--format={format_}"])
+    states: list[TaskState] = []
+    for line in text.splitlines():
+        job, indices, raw, state, nodes, elapsed, left, name, reason = line.split("|", 8)
+        common = TaskState(
+            job=job,
+            index=None,
+            raw=raw,
+            state=state,
+            nodes=nodes,
+            elapsed=elapsed,
+            left=left,
+            name=name,
+            reason="" if reason == "None" else reason,
+        )
+        states += (replace(common, index=index) for index in _indices(indices))
+    return states
+
+
+def accounting(names: Sequence[str], since: str) -> list[TaskState]:
+    """The newest accounting record of every task of the jobs with these names, in one call.
+
+    Args: since: the earliest submission, as ``YYYY-MM-DDTHH:MM:SS`` in local time.
+    Raises: SlurmError where the site has no accounting.
+    """
+    if not names:
+        return []
+    fields = "JobID,JobIDRaw,State,NodeList,Elapsed,JobName,ExitCode"
+    text = call(
+        ["sacct", "-X", "-n", "-P", "-a", f"--starttime={since}", f"--name={','.join(names)}", f"--format={fields}"]
+    )
+    states: list[TaskState] = []
+    for line in text.splitlines():
+        label, raw, state, nodes, elapsed, name, code = line.split("|")
+        job, _, indices = label.partition("_")
+        common = TaskState(
+            job=job,
+            index=None,
+            raw=raw,
+            state=state.split()[0],  # "CANCELLED by 0"
+            nodes="" if nodes == "None assigned" else nodes,
+            elapsed=elapsed,
+            name=name,
+            reason="" if code == "0:0" else f"exit code {code}",
+        )
+        states += (replace(common, index=index) for index in _indices(indices.strip("[]")))
+    return states
+
+
+def _indices(text: str) -> list[int | None]:
+    """Slurm's list of task indices, ``3-9%2``; [None] for a job that is no array."""
+    if text in {"N/A", ""}:
+        return [None]
+    return list(parse_ranges(text.partition("%")[0]))

@@ -1,0 +1,48 @@
+"""The scripts that are no arrays: torchrun on several nodes, and the job that follows up."""
+
+import shlex
+import sys
+from importlib.resources import files
+
+from magicseg.errors import ConfigError
+from magicseg.launch.jobs import Submission
+from magicseg.launch.profile import FOLLOW_UP, Profile
+from magicseg.launch.script import directives, interpreter, sbatch_options, setup_lines
+from magicseg.run.directory import Run
+
+
+def _header(run: Run, profile: Profile, submission: Submission, dependency: str | None) -> list[str]:
+    if "%" in str(submission.folder):
+        raise ConfigError(f"{run.path}: Slurm cannot write logs into a path with a '%'", hint="move the run")
+    output = submission.folder / "%j_0_log.out"
+    options = sbatch_options(
+        profile,
+        submission.stage,
+        job_name=submission.arrays[0].name,
+        dependency=dependency,
+        output=str(output),
+    )
+    return ["#!/bin/bash", *directives(options), *setup_lines(profile)]
+
+
+def training_script(run: Run, profile: Profile, submission: Submission, dependency: str | None) -> str:
+    """The settings of this training in front of the work of ``slurm/train.sbatch``."""
+    text = (files("magicseg") / "slurm" / "train.sbatch").read_text(encoding="utf-8")
+    work = text.partition("\n# ---")[2].partition("\n")[2]
+    return "\n".join(
+        [
+            *_header(run, profile, submission, dependency),
+            f"run={shlex.quote(str(run.path))}",
+            f"python=({shlex.join(interpreter(profile, 'train', run.path))})",
+            f"processes={profile.resources('train').processes_per_node}",
+            f"restarts={profile.restarts}",
+            f"requeues={profile.requeue}",
+            work,
+        ]
+    )
+
+
+def follow_up_script(run: Run, profile: Profile, submission: Submission, dependency: str | None) -> str:
+    """Reports on what was submitted with it, and submits what is missing: outside of any container."""
+    command = [sys.executable, "-m", "magicseg", FOLLOW_UP, str(run.path), str(submission.number)]
+    return "\n".join([*_header(run, profile, submission, dependency), shlex.join(command), ""])
