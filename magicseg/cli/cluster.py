@@ -144,7 +144,7 @@ def logs(
     failed: Annotated[bool, typer.Option("--failed", help="the last lines of every task that failed")] = False,
 ) -> None:
     """Show the logs of jobs: of one task, or the last line of each."""
-    from magicseg.launch.follow_up import board_of
+    from magicseg.launch.board import board_of
     from magicseg.launch.logs import find_tasks, last_lines
     from magicseg.launch.logs import follow as grow
     from magicseg.run.directory import Run
@@ -167,7 +167,7 @@ def logs(
         typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
         return
     for one, path in found:
-        state = one.state.state if one.state else one.kind
+        state = one.state.state.lower() if one.state else one.kind
         if failed:
             typer.echo(f"== {one.submission.stage} {one.label} {state}  {path}")
             typer.echo("\n".join(last_lines(path, 20)))
@@ -178,7 +178,7 @@ def logs(
 
 def cancel(run: RunArgument, stage: StageArgument = None) -> None:
     """Take a run's jobs out of the queue. What is committed stays; `submit` goes on from there."""
-    from magicseg.launch.follow_up import board_of
+    from magicseg.launch.board import board_of
     from magicseg.launch.profile import FOLLOW_UP
     from magicseg.launch.slurm import SlurmError
     from magicseg.launch.slurm import cancel as cancel_jobs

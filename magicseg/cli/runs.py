@@ -1,11 +1,11 @@
-"""``magicseg demo|init|run|status|reset|schema``: a run as a whole."""
+"""``magicseg demo|init|run|reset|schema``: a run as a whole."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from magicseg.cli.output import JsonOption, RunArgument, note, print_json
+from magicseg.cli.output import RunArgument, note
 from magicseg.errors import ConfigError
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="a shipped set of settings")]
@@ -61,42 +61,6 @@ def demo(
 
     Run.create(run, load_config(preset="miniature", overrides=set_ or ()))
     run_all(run, workers)
-
-
-def status(run: RunArgument, json_: JsonOption = False) -> None:
-    """Show how far a run is."""
-    from magicseg.run.directory import Run
-    from magicseg.run.status import run_status
-
-    state = run_status(Run.open(run))
-    if json_:
-        print_json(state)
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("stage", "committed", "failed", "running", "pending", "kept", "dropped", title=state["run"])
-    for name, stage in state["stages"].items():
-        shards, samples = stage["shards"], stage["samples"]
-        reasons = ", ".join(f"{reason} {count}" for reason, count in samples["dropped"].items())
-        table.add_row(
-            name,
-            f"{shards['committed']}/{shards['total']}",
-            *(str(shards[key]) for key in ("failed", "running", "pending")),
-            str(samples["kept"]),
-            reasons or "0",
-        )
-    console = Console()
-    console.print(table)
-    train = state["train"]
-    console.print(f"train: {train['step']} of {train['steps']} steps{', done' if train['done'] else ''}")
-    for name, miou in state["results"].items():
-        console.print(f"{name}: mIoU {miou:.4f}")
-    for name, stage in state["stages"].items():
-        for shard, why in stage["failures"].items():
-            console.print(f"{name}, shard {shard}: {why}", markup=False)
-    for warning in state["warnings"]:
-        console.print(f"warning: {warning}", markup=False)
 
 
 def reset(

@@ -8,6 +8,8 @@ from magicseg.launch.jobs import ArrayJob, Submission, submissions
 from magicseg.launch.slurm import SlurmError, TaskState, accounting, installed, queue
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
+from magicseg.run.ranges import parse_ranges
+from magicseg.run.status import all_commits, evaluated, trained
 
 # Slurm's many words in the few that a reader needs.
 _KINDS = {
@@ -71,11 +73,13 @@ class Board:
         return {shard for task in self.active(stage) for shard in task.submission.shards_of(task.number)}
 
 
-def look(run: Run, committed: Mapping[str, Collection[int]], *, done: Collection[str] = ()) -> Board:
+def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None) -> Board:
     """Ask the queue, and where it has forgotten a task, the accounting.
 
-    Args: committed: shards by stage, from the ledger. done: those of training and evaluation that are finished.
+    Args: commits: shards by stage, if they are at hand.
     """
+    committed = commits or all_commits(run)
+    done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
     known = submissions(run)
     open_ = [one for one in known if not _settled(one, committed, done)]
     if not open_:
@@ -105,7 +109,9 @@ def look(run: Run, committed: Mapping[str, Collection[int]], *, done: Collection
 
 
 def _settled(submission: Submission, committed: Mapping[str, Collection[int]], done: Collection[str]) -> bool:
-    """Whether all that a submission was for is done, so that nobody needs to be asked about it."""
+    """Whether it is known how a submission ended, so that nobody needs to be asked about it."""
+    if submission.ended:
+        return True
     if submission.stage in STAGES:
         have = committed[submission.stage]
         return all(shard in have for shard in submission.all_shards())
@@ -137,9 +143,12 @@ def _tasks(
     done: Collection[str],
 ) -> list[Task]:
     tasks = []
+    ended = {number: kind for kind, numbers in submission.ended.items() for number in parse_ranges(numbers)}
     for array, number in _numbered(submission):
         state = _state(array, number, states)
-        if state is not None:
+        if number in ended:
+            kind = ended[number]
+        elif state is not None:
             kind = _KINDS.get(state.state, "failed")
         elif _task_done(submission, number, committed, done):
             kind = "completed"

@@ -34,12 +34,12 @@ def efficiency(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
         own = [one for one in known if one.stage == name]
         records = [record for record in run.ledger(name).commits().values() if record.job]
         if own and records:
-            report.append(_of_stage(name, own[-1], records, used))
+            report.append(_of_stage(run, own[-1], records, used))
     return report
 
 
 def _of_stage(
-    stage: str, latest: Submission, records: Sequence[CommitRecord], used: dict[str, tuple[float, float]]
+    run: Run, latest: Submission, records: Sequence[CommitRecord], used: dict[str, tuple[float, float]]
 ) -> dict[str, Any]:
     seconds = median_seconds(records) or 0.0
     peak = max(record.peak_memory for record in records)
@@ -52,9 +52,9 @@ def _of_stage(
     cpus = int(latest.resources["cpus"])
     elapsed = sum(used[job][0] for job in by_task if job in used)
     processor = sum(used[job][1] for job in by_task if job in used)
-    per_task = max(1, round(_TARGET_SECONDS / max(seconds, 1e-3)))
+    per_task = min(max(1, round(_TARGET_SECONDS / max(seconds, 1e-3))), run.plan.shards)
     return {
-        "stage": stage,
+        "stage": latest.stage,
         "shards": len(records),
         "tasks": len(by_task),
         "seconds_per_shard": round(seconds, 3),

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from magicseg.errors import IncompleteError, RunError
-from magicseg.launch.board import Board, look
+from magicseg.launch.board import Board, board_of
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.planning import Request
@@ -16,13 +16,6 @@ from magicseg.run.ranges import format_ranges
 from magicseg.run.status import evaluated, trained
 
 _POLL_SECONDS = 3.0
-
-
-def board_of(run: Run) -> Board:
-    """The board of a run as it is now."""
-    commits = {stage: run.ledger(stage).commits() for stage in STAGES}
-    done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
-    return look(run, commits, done=done)
 
 
 def left_undone(run: Run, made: Sequence[Submission]) -> list[str]:

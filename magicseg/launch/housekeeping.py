@@ -1,9 +1,15 @@
 """Before a submission: claims of dead tasks are taken back, small files that nobody needs are removed."""
 
-from magicseg.launch.jobs import submissions
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 from magicseg.launch.planning import State
 from magicseg.run.claims import claiming_job, is_live
 from magicseg.run.fingerprint import STAGES
+from magicseg.run.ranges import format_ranges
+
+if TYPE_CHECKING:
+    from magicseg.launch.board import Task
 
 
 def take_back_claims(state: State) -> None:
@@ -23,11 +29,20 @@ def take_back_claims(state: State) -> None:
 
 
 def tidy(state: State) -> None:
-    """Remove submitit's pickles of submissions that have ended: most of a run's small files."""
+    """Of submissions that have left the queue: write down how they ended, so that Slurm is not asked again, and
+    remove submitit's pickles, which are most of their small files.
+    """
     if not state.board.asked:
         return
-    active = {task.submission.number for task in state.board.tasks if task.active}
-    for one in submissions(state.run):
-        if one.number not in active:
-            for path in (*one.folder.glob("*.pkl"), *one.folder.glob(".submission_file_*.sh")):
-                path.unlink(missing_ok=True)
+    by_submission: dict[int, list[Task]] = {}
+    for task in state.board.tasks:
+        by_submission.setdefault(task.submission.number, []).append(task)
+    for tasks in by_submission.values():
+        one = tasks[0].submission
+        if one.ended or any(task.active for task in tasks):
+            continue
+        kinds = {task.kind for task in tasks}
+        ended = {kind: format_ranges(task.number for task in tasks if task.kind == kind) for kind in kinds}
+        replace(one, ended=ended).write()
+        for path in (*one.folder.glob("*.pkl"), *one.folder.glob(".submission_file_*.sh")):
+            path.unlink(missing_ok=True)

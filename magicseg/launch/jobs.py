@@ -44,7 +44,7 @@ class ArrayJob:
 class Submission:
     """What one ``submit`` put into the queue for one stage. ``tasks`` are ranges of shards; training, evaluation
     and follow-up jobs have one task without any. ``parent``: the follow-up job that submitted it. ``asked``: what a
-    follow-up job has to submit again.
+    follow-up job has to submit again. ``ended``: once all have left the queue, tasks by how they ended, as ranges.
     """
 
     folder: Path
@@ -58,6 +58,7 @@ class Submission:
     resources: Mapping[str, Any]
     parent: int | None = None
     asked: Mapping[str, Any] = field(default_factory=dict)
+    ended: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import magicseg
 from magicseg.errors import IncompleteError
-from magicseg.launch.board import Board, look
+from magicseg.launch.board import Board, board_of
 from magicseg.launch.grouping import (
     contiguous_groups,
     median_seconds,
@@ -65,7 +65,7 @@ class State:
     def of(cls, run: Run) -> "State":
         commits = {stage: run.checked_commits(stage) for stage in STAGES}
         done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
-        return cls(run=run, commits=commits, done=done, board=look(run, commits, done=done))
+        return cls(run=run, commits=commits, done=done, board=board_of(run, commits))
 
     def complete(self, stage: str) -> bool:
         if stage in STAGES:

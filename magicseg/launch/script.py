@@ -71,7 +71,7 @@ def setup_lines(profile: Profile) -> list[str]:
         *(f"module load {shlex.quote(name)}" for name in profile.modules),
         *profile.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment.items())),
-        "# srun takes over neither the CPUs of the job (since Slurm 22.05) nor variables that sbatch was not told of.",
+        "# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
         "unset SLURM_EXPORT_ENV",
     ]

@@ -183,6 +183,7 @@ def _told_jobs(made: Submission) -> list[str]:
     if shards:
         what = f"{shards} shards in {what}, {len(made.shards_of(0))} each"
     if made.stage == "train":
-        what = f"{made.resources['nodes']} nodes"
+        nodes = made.resources["nodes"]
+        what = f"{nodes} node{'s' if nodes > 1 else ''}"
     jobs = f"job {made.jobs[0]}" if len(made.jobs) == 1 else f"{len(made.jobs)} jobs {', '.join(made.jobs)}"
     return [f"{made.stage}: {what}, {jobs}; logs in {made.folder}"]

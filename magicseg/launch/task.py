@@ -6,6 +6,7 @@ warned of the end, so the same task has to run again; 1 some work failed or is m
 """
 
 import datetime
+import logging
 import signal
 import sys
 import time
@@ -49,6 +50,7 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
     Args: run: the run's directory. shards: as ranges. version: magicseg's on the machine that submitted.
         delay: seconds to wait first, so that many tasks do not load weights in the same moment.
     """
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # its farewells would hide ours
     stop = _Warned()
     stop.listen()
     try:

@@ -1,24 +1,39 @@
 """How far a run is, from one listing of its ledgers."""
 
+import datetime
 import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
+from magicseg.run.ledger import CommitRecord
+
+_RATE_SECONDS = 900.0  # what was committed in the last quarter of an hour tells the rate
 
 
-def run_status(run: Run) -> dict[str, Any]:
+def all_commits(run: Run) -> dict[str, dict[int, CommitRecord]]:
+    """One listing of the ledgers: commits by stage and shard."""
+    return {stage: run.ledger(stage).commits() for stage in STAGES}
+
+
+def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | None = None) -> dict[str, Any]:
     """The state of every stage, as plain data: what ``magicseg status --json`` prints.
 
     ``shards.running`` counts live claims; ``failed`` those whose last attempt failed and that nobody is at.
     ``samples.dropped`` counts this stage's own drops by reason; what an earlier stage dropped is not counted again.
+    ``rate`` is samples a second over the last quarter of an hour and ``eta_seconds`` what is left at that rate; both
+    are None where nothing was committed lately.
+
+    Args: all_stages: the commits, if they are at hand.
     """
+    all_stages = all_stages or all_commits(run)
     stages: dict[str, Any] = {}
     warnings: list[str] = []
     for stage in STAGES:
         ledger = run.ledger(stage)
-        commits = ledger.commits()
+        commits = all_stages[stage]
         open_claims = [shard for shard in ledger.claimed() if shard not in commits]
         running = {shard for shard in open_claims if is_live(ledger.claim_path(shard))}
         failures = {shard: why for shard, why in ledger.failures().items() if shard not in commits}
@@ -27,6 +42,12 @@ def run_status(run: Run) -> dict[str, Any]:
         for record in commits.values():
             for reason, count in record.dropped.items():
                 dropped[reason] = dropped.get(reason, 0) + count
+        rate = _rate(commits.values())
+        left = run.plan.samples - sum(record.samples for record in commits.values())
+        reasons: dict[str, int] = {}
+        for shard in failed:
+            reason = failures[shard].partition(":")[0]
+            reasons[reason] = reasons.get(reason, 0) + 1
         stages[stage] = {
             "shards": {
                 "total": run.plan.shards,
@@ -41,6 +62,9 @@ def run_status(run: Run) -> dict[str, Any]:
             },
             "seconds": round(sum(record.seconds for record in commits.values()), 3),
             "bytes": sum(size for record in commits.values() for _, size in record.files.values()),
+            "rate": rate,
+            "eta_seconds": round(left / rate, 1) if rate and left else None,
+            "failure_reasons": dict(sorted(reasons.items())),
             "failures": {str(shard): failures[shard] for shard in sorted(failed)[:20]},
         }
         stale = sum(record.fingerprint != run.fingerprints[stage].digest for record in commits.values())
@@ -59,6 +83,19 @@ def run_status(run: Run) -> dict[str, Any]:
         "results": _results(run),
         "warnings": warnings,
     }
+
+
+def _rate(records: Collection[CommitRecord]) -> float | None:
+    now = datetime.datetime.now(datetime.UTC)
+    recent = []
+    for record in records:
+        age = (now - datetime.datetime.fromisoformat(record.finished)).total_seconds()
+        if record.imported_from is None and age < _RATE_SECONDS:
+            recent.append((age + record.seconds, record.samples))
+    if not recent:
+        return None
+    span = max(max(age for age, _ in recent), 1.0)
+    return round(sum(samples for _, samples in recent) / span, 3)
 
 
 def trained(run: Run) -> bool:

@@ -1,0 +1,135 @@
+"""``magicseg status``: how far a run is, here and on the cluster."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from magicseg.cli.output import JsonOption, RunArgument, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_WATCH_SECONDS = 5.0
+
+
+def status(
+    run: RunArgument,
+    json_: JsonOption = False,
+    watch: Annotated[bool, typer.Option("--watch", help="again every few seconds while work goes on")] = False,
+) -> None:
+    """Show how far a run is: stages, shards, jobs, failures and their reasons."""
+    from rich.console import Console
+
+    from magicseg.launch.status import cluster_status
+    from magicseg.run.directory import Run
+
+    opened = Run.open(run)
+    if json_:
+        print_json(cluster_status(opened))
+        return
+    console = Console()
+    state = cluster_status(opened)
+    if not watch:
+        console.print(_page(state))
+        return
+    from rich.live import Live
+
+    with Live(_page(state), console=console, auto_refresh=False) as live:
+        while _at_work(state):
+            time.sleep(_WATCH_SECONDS)
+            state = cluster_status(opened)
+            live.update(_page(state), refresh=True)
+
+
+def _at_work(state: dict[str, Any]) -> bool:
+    jobs = any(job["tasks"]["running"] or job["tasks"]["pending"] for job in state["jobs"])
+    return jobs or any(stage["shards"]["running"] for stage in state["stages"].values())
+
+
+def _page(state: dict[str, Any]) -> "Group":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    stages = Table("stage", "done", "failed", "running", "pending", "kept", "dropped", title=state["run"])
+    for name, stage in state["stages"].items():
+        shards, samples = stage["shards"], stage["samples"]
+        reasons = ", ".join(f"{reason} {count}" for reason, count in samples["dropped"].items())
+        stages.add_row(
+            name,
+            f"{shards['committed']}/{shards['total']}",
+            *(str(shards[key]) for key in ("failed", "running", "pending")),
+            str(samples["kept"]),
+            reasons or "0",
+        )
+    train = state["train"]
+    parts: list[Any] = [
+        stages,
+        *(
+            Text(f"{name}: {stage['rate']:.1f} samples/s, {_duration(stage['eta_seconds'])} left")
+            for name, stage in state["stages"].items()
+            if stage["eta_seconds"]
+        ),
+        Text(f"train: {train['step']} of {train['steps']} steps{', done' if train['done'] else ''}"),
+        *(Text(f"{name}: mIoU {miou:.4f}") for name, miou in state["results"].items()),
+    ]
+    jobs = [job for job in state["jobs"] if _worth_showing(job, state)]
+    if jobs:
+        parts.append(_jobs_table(jobs))
+    if state["tasks"]:
+        parts.append(_tasks_table(state["tasks"]))
+    waiting = ", ".join(f"{reason} {count}" for reason, count in state["waiting_for"].items())
+    if waiting:
+        parts.append(Text(f"waiting tasks, by Slurm's reason: {waiting}"))
+    for name, stage in state["stages"].items():
+        if stage["failure_reasons"]:
+            counts = ", ".join(f"{reason} {count}" for reason, count in stage["failure_reasons"].items())
+            parts.append(Text(f"{name}, failed shards by reason: {counts}"))
+        parts += [Text(f"  shard {shard}: {why}") for shard, why in list(stage["failures"].items())[:5]]
+    parts += [Text(f"warning: {warning}") for warning in state["warnings"]]
+    return Group(*parts)
+
+
+def _worth_showing(job: dict[str, Any], state: dict[str, Any]) -> bool:
+    """Jobs in the queue, and those that ended badly as long as their stage is not done."""
+    if job["tasks"]["running"] or job["tasks"]["pending"]:
+        return True
+    stage = state["stages"].get(job["stage"])
+    if job["stage"] == "follow-up":
+        return False
+    if stage is not None:
+        done = stage["shards"]["committed"] == stage["shards"]["total"]
+    else:
+        done = state["train"]["done"] if job["stage"] == "train" else bool(state["results"])
+    return not done and job["state"] != "completed"
+
+
+def _jobs_table(jobs: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("job", "stage", "tasks")
+    for job in jobs[-20:]:
+        tasks = ", ".join(f"{count} {kind}" for kind, count in job["tasks"].items() if count)
+        table.add_row(str(job["id"]), job["stage"], tasks)
+    return table
+
+
+def _tasks_table(tasks: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table("task", "stage", "nodes", "elapsed", "left", "shards", "done")
+    for task in tasks:
+        shards = task["shards"]
+        table.add_row(
+            *(task[key] for key in ("id", "stage", "nodes", "elapsed", "left")),
+            shards if len(shards) < 30 else f"{shards[:27]}...",
+            str(task["committed"]) if shards else "",
+        )
+    return table
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}"
