@@ -34,8 +34,8 @@ def _one_line(text: str) -> str:
 
 
 def _word(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_][\w.,:=@%&|*!()\[\]/+-]*", text, re.ASCII):
-        raise ValueError("must be one word that begins with a letter or a digit")
+    if not re.fullmatch(r"[A-Za-z0-9_(\[][\w.,:=@%&|*!()\[\]/+-]*", text, re.ASCII):
+        raise ValueError("must be one word that begins with a letter, a digit or a bracket")
     return text
 
 
@@ -46,8 +46,16 @@ def _module(text: str) -> str:
 
 
 def _size(text: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*[KMGT]?", text):
+    if not re.fullmatch(r"[1-9]\d*[KMGT]?", text, re.ASCII):
         raise ValueError("is a number with K, M, G or T behind it: 16G")
+    return text
+
+
+def _shell_line(text: str) -> str:
+    if _one_line(text).startswith("#"):
+        raise ValueError("must not begin with '#': sbatch would take #SBATCH and #PBS for its own")
+    if text.endswith("\\"):
+        raise ValueError("must not end with a backslash, which would swallow the next line")
     return text
 
 
@@ -59,7 +67,7 @@ def _bind(text: str) -> str:
 
 def _minutes_of(text: str) -> int:
     """Whole minutes of a Slurm time limit: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
-    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text, re.ASCII)
     if match is None:
         raise ValueError("is a time limit as Slurm writes them: 90 (minutes), 4:00:00, 1-12:00:00")
     days, *rest = match.groups()
@@ -109,7 +117,8 @@ _RESERVED = {
         "mem",
     ),
     *("nodes", "no-requeue", "ntasks", "ntasks-per-node", "open-mode", "output", "parsable", "partition", "qos"),
-    *("requeue", "signal", "test-only", "time", "wait", "wrap"),
+    *("requeue", "signal", "tasks-per-node", "test-only", "time", "wait", "wrap"),
+    *("export-file", "mem-per-cpu", "mem-per-gpu"),  # these exclude what magicseg sets
 }
 
 
@@ -141,7 +150,8 @@ class Resources(Settings):
         for name in extra:
             if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
                 raise ValueError(f"{name!r} is not a long sbatch option without its dashes")
-            if name in _RESERVED:
+            # sbatch takes abbreviations: --outpu is --output. But --gpus is an option, too.
+            if name != "gpus" and any(own.startswith(name) for own in _RESERVED):
                 raise ValueError(f"{name} is set by magicseg or has a key of its own")
         return extra
 
@@ -177,7 +187,9 @@ class Profile(Resources):
     mail_user: Word | None = None
     mail_type: Word | None = Field(None, description="END,FAIL and the like")
     modules: tuple[Annotated[str, AfterValidator(_module)], ...] = Field((), description="for `module load`")
-    setup: tuple[Line, ...] = Field((), description="shell lines before the work, each one line")
+    setup: tuple[Annotated[str, AfterValidator(_shell_line)], ...] = Field(
+        (), description="shell lines before the work, each one line"
+    )
     environment: dict[str, str] = Field(
         default_factory=dict, description="variables written into the job script: nothing secret"
     )
@@ -203,9 +215,9 @@ class Profile(Resources):
     def _variables(cls, environment: dict[str, str]) -> dict[str, str]:
         for name, value in environment.items():
             _variable(name)
-            if "\n" in value or "\0" in value or "\r" in value:
-                raise ValueError(f"{name} must be one line")
-            if re.search(r"TOKEN|SECRET|PASSW|API_?KEY", name, re.IGNORECASE):
+            if re.search("[\n\r\0\ud800-\udfff]", value):
+                raise ValueError(f"{name} must be one line of text")
+            if re.search(r"TOKEN(?!IZER)|SECRET|PASSW|API_?KEY", name, re.IGNORECASE):
                 raise ValueError(f"{name} looks secret and would lie in a job file: name it in pass_environment")
         return environment
 
@@ -221,7 +233,7 @@ class Profile(Resources):
                 self.resources(stage)
             except ValidationError as error:
                 first = error.errors(include_url=False)[0]
-                key = ".".join(map(str, first["loc"]))
+                key = _key(first["loc"])
                 message = first["msg"].removeprefix("Value error, ")
                 raise ValueError(f"stages.{stage}.{key}: {message} (got {first['input']!r})") from None
         return self
@@ -311,7 +323,7 @@ def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{source}: is not YAML: {error}") from None
+        raise ConfigError(f"{source}: is not YAML: {error}", hint="quote values with ': ' or ' #' in them") from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -326,14 +338,21 @@ def _apply(data: dict[str, Any], override: str) -> None:
         if child is None:
             child = node[group] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"--set {override!r}: {group} is a value, not a group of settings")
+            raise ConfigError(
+                f"--set {override!r}: {group} is a value, not a group of settings", hint=f"--set slurm.{group}=VALUE"
+            )
         node = child
     node[name] = _parse(text, f"--set {override!r}")
 
 
+def _key(location: Sequence[int | str]) -> str:
+    """Where a value is, without pydantic's own names of types and alternatives: ``literal['all']``, ``[key]``."""
+    return ".".join(str(part) for part in location if not re.fullmatch(r"[\w-]*\[.*\]", str(part)))
+
+
 def _explain(error: ValidationError, source: str) -> ConfigError:
     first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"] if part != "constrained-str")
+    key = _key(first["loc"])
     if first["type"] == "extra_forbidden":
         known = ContainerSettings.model_fields if key.startswith("container.") else Profile.model_fields
         near = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1, cutoff=0.5)

@@ -36,7 +36,8 @@ def sbatch_options(
     }
     if profile.pass_environment != "all":
         options["export"] = ",".join(dict.fromkeys([*_MINIMAL, *profile.pass_environment]))
-    return {name: value for name, value in options.items() if value is not None} | resources.extra
+    extra = {name: value for name, value in resources.extra.items() if value is not False}
+    return {name: value for name, value in options.items() if value is not None} | extra
 
 
 def _resource_options(resources: Resources) -> dict[str, str | int | bool | None]:
@@ -61,7 +62,6 @@ def directives(options: dict[str, str | int | bool]) -> list[str]:
     return [
         f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
         for name, value in sorted(options.items())
-        if value is not False
     ]
 
 

@@ -1,0 +1,142 @@
+"""Stand-ins for Slurm's commands: small shell scripts that record their calls and say what a test has them say.
+
+No Slurm is needed, and none is asked: the PATH holds nothing else. Tests against a real daemon are in tests/slurm.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from magicseg.launch.jobs import ArrayJob, Submission, job_name, now, submissions
+from magicseg.run import Run
+from magicseg.run.files import to_json
+
+COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun")
+_SCRIPT = """#!/bin/sh
+PATH=/usr/bin:/bin
+cd '{folder}' || exit 9
+echo "{name} $*" >>calls
+env >{name}.environment
+count=$(grep -c '^{name} ' calls)
+for complaint in {name}.fails "{name}.fails.$count"; do
+  if [ -e "$complaint" ]; then cat "$complaint" >&2; exit 1; fi
+done
+{answer}
+"""
+_ANSWER = "if [ -e {name}.says ]; then cat {name}.says; fi"
+_SBATCH = """number=$((100 + count))
+case "$*" in
+  *--parsable*) echo "$number" ;;
+  *) echo "Submitted batch job $number" ;;
+esac"""
+
+
+@dataclass(frozen=True)
+class StandIns:
+    """The commands of a cluster. The first job that ``sbatch`` takes is 101, and so on."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        """What to have on the PATH."""
+        return self.folder / "bin"
+
+    def install(self) -> None:
+        """Put all commands in place; the site takes 1001 tasks in an array and 10000 jobs."""
+        self.path.mkdir(parents=True)
+        for name in COMMANDS:
+            answer = _SBATCH if name == "sbatch" else _ANSWER.format(name=name)
+            script = self.path / name
+            script.write_text(_SCRIPT.format(folder=self.folder, name=name, answer=answer))
+            script.chmod(0o755)
+        self.says("scontrol", "Configuration data\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n")
+
+    def says(self, name: str, text: str) -> None:
+        """What a command prints from now on."""
+        (self.folder / f"{name}.says").write_text(text)
+
+    def fails(self, name: str, words: str, *, call: int | None = None) -> None:
+        """Have a command fail with these words: always, or at its call of this number, counted from 1."""
+        (self.folder / (f"{name}.fails" if call is None else f"{name}.fails.{call}")).write_text(words + "\n")
+
+    def heals(self, name: str) -> None:
+        """Have a command no longer fail."""
+        for path in self.folder.glob(f"{name}.fails*"):
+            path.unlink()
+
+    def lacks(self, name: str) -> None:
+        """Have a command not be there."""
+        (self.path / name).unlink()
+
+    def calls(self, name: str) -> list[str]:
+        """The arguments of a command's calls."""
+        file = self.folder / "calls"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
+
+    def forget_calls(self) -> None:
+        """Count from zero again."""
+        (self.folder / "calls").unlink(missing_ok=True)
+
+    def environment_of(self, name: str) -> dict[str, str]:
+        """What a command saw at its last call."""
+        lines = (self.folder / f"{name}.environment").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def queued(array: ArrayJob | str, indices: str, state: str, *, job: str = "101", reason: str = "None") -> str:
+    """A line of ``squeue``, in the format that is asked for."""
+    name = array if isinstance(array, str) else array.name
+    nodes, elapsed = ("n1", "1:05") if state == "RUNNING" else ("", "0:00")
+    return "|".join((job, indices, job, state, nodes, elapsed, "58:55", name, reason)) + "\n"
+
+
+def accounted(array: ArrayJob, label: str, state: str, *, code: str = "0:0") -> str:
+    """A line of ``sacct``, in the format that is asked for."""
+    return f"{label}|{label}|{state}|n1|00:01:05|{array.name}|{code}\n"
+
+
+def record(
+    run: Run, stage: str, tasks: Sequence[str], *, jobs: Sequence[str | None] = ("101",), **more: object
+) -> Submission:
+    """Write a submission down as `submit` would have: its tasks, shared among its jobs."""
+    number = max((one.number for one in submissions(run)), default=0) + 1
+    share = -(-len(tasks) // len(jobs))
+    arrays = tuple(
+        ArrayJob(
+            name=job_name(run, stage, number, position),
+            first=position * share,
+            count=min(share, len(tasks) - position * share),
+            job=job,
+        )
+        for position, job in enumerate(jobs)
+    )
+    made = Submission(
+        folder=run.path / "jobs" / f"{number:04d}-{stage}",
+        number=number,
+        stage=stage,
+        created=now(),
+        version="0",
+        tasks=tuple(tasks),
+        arrays=arrays,
+        profile="cpu",
+        resources={"cpus": 2, "memory": "1900M", "time": "1:00:00"},
+        **more,
+    )
+    made.folder.mkdir(parents=True)
+    made.write()
+    return made
+
+
+def claim(run: Run, stage: str, shard: int, job: str) -> Path:
+    """Somebody elsewhere is at a shard, as far as its claim says."""
+    path = run.ledger(stage).claim_path(shard)
+    path.write_bytes(to_json({"token": "t", "pid": 1, "started": 0.0, "namespace": "elsewhere", "job": job}))
+    return path
+
+
+def listing(folder: Path) -> dict[str, float]:
+    """Every file of a folder with the time of its last change."""
+    return {str(path.relative_to(folder)): os.lstat(path).st_mtime for path in sorted(folder.rglob("*"))}
