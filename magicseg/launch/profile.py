@@ -206,7 +206,7 @@ class Profile(Resources):
     )
     stagger_seconds: float = Field(0.0, ge=0, le=60, description="between the starts of the first tasks")
     signal_seconds: int = Field(120, ge=1, le=3600, description="warning before the time limit")
-    requeue: int = Field(5, ge=0, le=1000, description="how often a task goes back into the queue; 0: never")
+    requeue: int = Field(10, ge=0, le=1000, description="how often a task goes back into the queue; 0: never")
     resubmit: int = Field(0, ge=0, le=1000, description="how often a follow-up job submits what is missing")
     restarts: int = Field(3, ge=0, description="training: how often torchrun starts dead ranks again")
 

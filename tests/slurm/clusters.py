@@ -1,0 +1,126 @@
+"""A real Slurm of several nodes on this machine, for tests."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_runs import CommandLine, Result
+
+SANDBOX = Path(__file__).with_name("slurm-sandbox")
+NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadbd", "ip")
+_SYSTEM = ":/usr/sbin:/sbin"
+_SLURM = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SQUEUE|SINFO|SACCT|SUBMITIT)_")
+
+
+def require_slurm() -> None:
+    """Skip without Slurm; in CI, fail."""
+    missing = [name for name in NEEDED if not shutil.which(name, path=os.environ["PATH"] + _SYSTEM)]
+    if missing or os.geteuid() != 0:
+        reason = f"a real Slurm is not to be had: {', '.join(missing) or 'its sandbox needs root'}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(f"{reason} (tests/slurm/install.sh)")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster and the environment of its users."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str, check: bool = True) -> str:
+        """Run a Slurm command; what it prints."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        assert not check or done.returncode == 0, (command, done.stdout, done.stderr)
+        return done.stdout
+
+    def kill_node(self, name: str) -> None:
+        """The node loses power, and the controller hears of it at once."""
+        subprocess.run([SANDBOX, "kill-node", self.folder, name], check=True, capture_output=True)
+        self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=test")
+
+    def start_node(self, name: str) -> None:
+        """Switch it on again."""
+        subprocess.run([SANDBOX, "start-node", self.folder, name], check=True, capture_output=True)
+
+    def cancel_all(self) -> None:
+        """Empty the queue and bring every node back."""
+        jobs = sorted(set(self.run("squeue", "-h", "-o", "%A").split()))
+        if jobs:
+            self.run("scancel", "-f", *jobs, check=False)
+        for line in self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%N %T").splitlines():
+            name, state = line.split()
+            if state.startswith("down"):
+                subprocess.run([SANDBOX, "start-node", self.folder, name], check=False, capture_output=True)
+        wait_until(lambda: not self.run("squeue", "-h").strip(), 60)
+        wait_until(lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split().count("idle") == 4, 60)
+
+    def queued(self, *options: str) -> list[str]:
+        """Lines of squeue: task, state, node."""
+        return self.run("squeue", "-h", "-r", "-o", "%i %T %N", *options).splitlines()
+
+
+@contextmanager
+def started(**settings: str) -> Iterator[Cluster]:
+    """A cluster with these settings of the sandbox, stopped at the end."""
+    # The path is short: a socket's address has 107 characters at most.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    folder.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not _SLURM.match(name)}
+    environment["PATH"] += _SYSTEM
+    chosen = {"ISOLATE": "net", "ACCT": "0", **settings}
+    subprocess.run([SANDBOX, "start", folder], check=True, timeout=120, env=environment | chosen)
+    try:
+        shown = subprocess.run(
+            [SANDBOX, "exec", folder, "env", "-0"], env=environment, check=True, text=True, capture_output=True
+        )
+        pairs = (pair.split("=", 1) for pair in shown.stdout.split("\0") if pair)
+        yield Cluster(folder, dict(pairs))
+    finally:
+        subprocess.run([SANDBOX, "stop", folder], timeout=120, check=False)
+        if not os.environ.get("KEEP_SLURM_LOGS"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class ClusterCommands(CommandLine):
+    """The command line on a cluster's login node."""
+
+    def patiently(self, *arguments: object, seconds: float = 280) -> Result:
+        """Run a command that may take minutes."""
+        process = self.start(*arguments)
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"a command hangs: {arguments}: {out}{err}") from None
+        assert "Traceback" not in err, err
+        return Result(process.returncode, out, err)
+
+
+def commands(cluster: Cluster, folder: Path, plugins: Path) -> ClusterCommands:
+    """The command line in ``folder``, with the test's plug-ins installed."""
+    paths = os.pathsep.join(filter(None, [str(plugins), os.environ.get("PYTHONPATH")]))
+    extra = {"PYTHONPATH": paths, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    # A command started by its name in a job finds the same interpreter.
+    path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
+    return ClusterCommands(folder, {**cluster.environment, **extra, "PATH": path})
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
+    """Wait for something that will be true in a moment."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it never happened"
+        time.sleep(0.1)

@@ -1,0 +1,39 @@
+"""A real Slurm for the tests in this folder: one with accounting for all, others for what a site may be like."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from clusters import Cluster, ClusterCommands, commands, require_slurm, started
+
+PLUGINS = Path(__file__).parents[1] / "faults" / "plugins"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of these need a daemon and take their time."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def session_cluster() -> Iterator[Cluster]:
+    """Four nodes with accounting, where preemption warns first."""
+    require_slurm()
+    with started(ACCT="1", GRACE="15", EXTRA_CONF="SlurmctldParameters=preempt_send_user_signal") as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(session_cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, idle before and after."""
+    session_cluster.cancel_all()
+    yield session_cluster
+    session_cluster.cancel_all()
+
+
+@pytest.fixture
+def on_cluster(slurm: Cluster, tmp_path: Path, faulty: None) -> ClusterCommands:
+    """The command line on the cluster's login node."""
+    return commands(slurm, tmp_path, PLUGINS)

@@ -1,0 +1,103 @@
+"""The whole chain on a real Slurm, undisturbed: same bytes as here, and what the user sees meanwhile."""
+
+import json
+
+import pytest
+from clusters import wait_until
+from tiny_runs import do, make_run
+
+from magicseg.run import Run
+from magicseg.store.digest import logical_digest
+
+SMALL = (
+    *("plan.samples=256", "plan.shard_size=8", "generate.size=32"),
+    *("train.steps=12", "train.loader_workers=0", "train.checkpoint_every=4", "evaluate.scenes=8"),
+)
+
+
+@pytest.fixture(scope="module")
+def local_digest(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("local") / "run", *SMALL)
+    do(run)
+    return logical_digest(run)
+
+
+def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluster, slurm, tmp_path, local_digest):
+    run = make_run(tmp_path / "run", *SMALL)
+    assert run.plan.shards == 32
+    started = on_cluster.patiently("submit", "all", run.path, "--profile", "cpu", "--shards-per-task", 4, "--wait")
+    assert started.code == 0, started.err
+    assert logical_digest(run) == local_digest
+    results = json.loads((run.path / "results/miniature.json").read_bytes())
+    assert results["provenance"]["fingerprints"]["mask"] == run.fingerprints["mask"].digest
+    state = json.loads(on_cluster("status", run.path, "--json").out)
+    assert [(job["stage"], job["state"]) for job in state["jobs"]] == [
+        *((stage, "completed") for stage in ("describe", "generate", "mask", "train", "evaluate", "follow-up")),
+    ]
+    assert [job["tasks"]["completed"] for job in state["jobs"]] == [8, 8, 8, 1, 1, 1]
+    assert on_cluster("verify", run.path).code == 0
+    jobs = {job["stage"]: job["id"] for job in state["jobs"]}
+    for shard, record in run.ledger("generate").commits().items():
+        assert record.job == f"{jobs['generate']}_{shard // 4}"
+    # The follow-up job's report, the logs and the efficiency, as a user looks at them.
+    report = on_cluster("logs", run.path, "follow-up", "--task", jobs["follow-up"])
+    assert "all that was submitted is done" in report.out
+    log = on_cluster("logs", run.path, "generate", "--shard", 9)
+    assert f"{jobs['generate']}_2_0_log.out" in log.err
+    assert "generate shard 9: committed, 8 samples" in log.out
+    measured = json.loads(on_cluster("efficiency", run.path, "--json").out)
+    assert [(entry["stage"], entry["shards"], entry["tasks"]) for entry in measured] == [
+        (stage, 32, 8) for stage in ("describe", "generate", "mask")
+    ]
+    assert all(entry["overhead_seconds_per_task"] is not None for entry in measured)
+    again = on_cluster("submit", "all", run.path, "--profile", "cpu")
+    assert again.code == 0
+    assert "nothing to submit: all is done" in again.err
+    assert slurm.queued() == []
+
+
+def test_a_second_submit_leaves_what_is_in_the_queue_alone_and_force_does_not(on_cluster, slurm, tmp_path):
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
+    options = ("--profile", "cpu", "--set", "slurm.parallel=2")
+    assert on_cluster("submit", "describe", run.path, *options, "--shards-per-task", 8).code == 0
+    again = on_cluster("submit", "describe", run.path, *options)
+    assert again.code == 0, again.err
+    assert "in the queue already" in again.err
+    assert "nothing to submit: the rest is in the queue" in again.err
+    assert len({line.split("_")[0] for line in slurm.queued()}) == 1
+    # The next stage waits for the jobs that are there already.
+    assert on_cluster("submit", "generate", run.path, *options).code == 0
+    wait_until(lambda: "Dependency" in slurm.run("squeue", "-h", "-o", "%r", "-t", "PENDING").split())
+    assert on_cluster("submit", "describe", run.path, *options, "--force").code == 0
+    assert len({line.split("_")[0] for line in slurm.queued()}) == 3
+    cancelled = on_cluster("cancel", run.path)
+    assert cancelled.code == 0, cancelled.err
+    assert "again: magicseg submit all" in cancelled.err
+    state = json.loads(on_cluster("status", run.path, "--json").out)
+    assert not any(job["tasks"]["pending"] for job in state["jobs"])
+
+
+def test_what_slurm_refuses_is_told_in_its_words_with_a_remedy(on_cluster, slurm, tmp_path):
+    run = make_run(tmp_path / "run", *SMALL)
+    result = on_cluster("submit", "describe", run.path, "--profile", "cpu", "--set", "slurm.partition=nosuch")
+    assert result.code == 2
+    assert "invalid partition" in result.err
+    assert "--set slurm.partition=NAME" in result.err
+    assert "Traceback" not in result.err
+    assert not list((run.path / "jobs").glob("0*"))
+    result = on_cluster("submit", "describe", run.path, "--profile", "cpu", "--set", "slurm.gpus=9")
+    assert result.code == 2
+    assert "slurm.gpus" in result.err
+    assert slurm.queued() == []
+
+
+def test_stages_are_watched_and_a_log_is_followed(on_cluster, tmp_path):
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.1}")
+    assert on_cluster("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 16).code == 0
+    watched = on_cluster.patiently("status", run.path, "--watch")
+    assert watched.code == 0
+    assert "32/32" in watched.out
+    followed = on_cluster.patiently("logs", run.path, "--shard", 31, "--follow")
+    assert followed.code == 0
+    assert "describe shard 31: committed" in followed.out
+    assert len(Run.open(run.path).ledger("describe").commits()) == 32

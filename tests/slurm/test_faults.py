@@ -1,0 +1,97 @@
+"""What clusters do to jobs, all at once: the data set comes out the same, and nothing was done twice in vain."""
+
+import json
+
+from clusters import wait_until
+from evidence import check_done_once, events, workers
+from tiny_runs import do, make_run
+
+from magicseg.store.digest import logical_digest
+
+SMALL = (
+    *("plan.samples=256", "plan.shard_size=8", "generate.size=32"),
+    *("train.steps=12", "train.loader_workers=0", "train.checkpoint_every=4", "evaluate.scenes=8"),
+)
+SLOW = ("generate.backend=faulty", "generate.options={seconds: 2.0}")
+
+
+def running(slurm, stage):
+    """Running tasks of a stage and their nodes."""
+    lines = (line.split() for line in slurm.queued("-t", "RUNNING", "-o", "%i %T %N %j"))
+    return {task: node for task, _, node, name in lines if name.startswith(f"{stage}-")}
+
+
+def test_a_run_survives_all_of_it(on_cluster, slurm, tmp_path):
+    local = make_run(tmp_path / "local", *SMALL)
+    do(local)
+    run = make_run(tmp_path / "run", *SMALL, *SLOW)
+    options = ("--profile", "cpu", "--set", "slurm.partition=low", "--shards-per-task", 4, "--resubmit", 3)
+    command = on_cluster.start("submit", "all", run.path, *options, "--wait")
+    wait_until(lambda: len(running(slurm, "generate")) == 8)
+    ledger = run.ledger("generate")
+    wait_until(lambda: len(ledger.claimed()) == 8)
+    tasks = running(slurm, "generate")
+    folder = run.path / "jobs/0002-generate"
+    nodes = sorted(set(tasks.values()))
+    on_node = {node: sorted(task for task, place in tasks.items() if place == node) for node in nodes}
+    lost, taken, *others = nodes
+    killed, cancelled, timed_out, left_alone = (task for node in others for task in on_node[node])
+
+    workers(folder, killed)[0].kill()
+    slurm.run("scancel", cancelled)
+    slurm.run("scontrol", "update", f"jobid={timed_out}", "EndTime=now+5")
+    slurm.run("sbatch", "-p", "high", "-w", taken, "--exclusive", "--mem=0", "-o", "/dev/null", "--wrap", "sleep 2")
+    slurm.kill_node(lost)
+    slurm.start_node(lost)
+
+    out, err = command.communicate(timeout=280)
+    assert command.returncode == 0, (out, err)
+    assert logical_digest(run) == logical_digest(local)
+    assert (run.path / "results/miniature.json").exists()
+    # Eight tasks were at work, and one of them was left alone: seven open shards at most were done again.
+    check_done_once(run, disturbed=7)
+    assert not any(shard // 4 == int(left_alone.split("_")[1]) for _, shard in repeated(run))
+    state = json.loads(on_cluster("status", run.path, "--json").out)
+    assert all(stage["shards"]["committed"] == 32 for stage in state["stages"].values())
+    assert on_cluster("verify", run.path).code == 0
+
+
+def repeated(run):
+    return [what for what, count in events(run)["started"].items() if count > 1]
+
+
+def test_a_real_time_limit_stops_tasks_in_time_and_they_go_on_from_there(on_cluster, slurm, tmp_path):
+    """A limit of one minute, with work for more: the warning comes, the shard is finished or left, all is done."""
+    slow = ("plan.samples=128", "describe.backend=faulty", "describe.options={seconds: 4.0}")
+    run = make_run(tmp_path / "run", *SMALL, *slow)
+    result = on_cluster.patiently(
+        *("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 8, "--wait"),
+        *("--set", "slurm.time=1"),
+    )
+    assert result.code == 0, result.err
+    seen = events(run)
+    assert set(seen["committed"].values()) == {1}
+    assert len(seen["committed"]) == 16
+    logs = [log.read_text() for log in (run.path / "jobs").glob("*/*_log.out")]
+    assert any("stopped, because the time of this job ends" in log for log in logs)
+    assert sum(count - 1 for count in seen["started"].values()) <= sum(log.count("stopped, because") for log in logs)
+
+
+def test_a_shard_that_kills_its_worker_does_not_keep_others_from_being_done(on_cluster, slurm, tmp_path):
+    run = make_run(
+        tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={fault: kill, at: [9], seconds: 0.0}"
+    )
+    result = on_cluster.patiently(
+        "submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 16, "--wait"
+    )
+    assert result.code == 1
+    assert "1 shards of describe: 1" in result.err
+    assert run.ledger("describe").commits().keys() == set(range(32)) - {1}
+    failed = on_cluster("logs", run.path, "--failed")
+    assert "describe shard 1: started" in failed.out
+    # Asked again, the map and the queue say that the task is dead; its shard is the only one that is tried.
+    again = on_cluster("submit", "describe", run.path, "--profile", "cpu")
+    assert again.code == 0
+    assert "1 shards in 1 task" in again.err
+    state = json.loads(on_cluster("status", run.path, "--json").out)
+    assert state["stages"]["describe"]["failure_reasons"] == {"WorkerDied": 1}
