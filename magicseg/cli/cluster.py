@@ -48,7 +48,7 @@ def submit(
     profile: Annotated[
         str | None,
         typer.Option(
-            "--profile", metavar="NAME|PATH.yaml", help="the site  [default: the run's, or MAGICSEG_PROFILE]"
+            "--profile", metavar="NAME|PATH.yaml", help="the site (default: the run's, or MAGICSEG_PROFILE)"
         ),
     ] = None,
     set_: Annotated[
@@ -57,7 +57,7 @@ def submit(
     ] = None,
     shards_per_task: Annotated[
         int | None,
-        typer.Option("--shards-per-task", min=1, help="shards of one array task  [default: from measured times]"),
+        typer.Option("--shards-per-task", min=1, help="shards of one array task (default: from measured times)"),
     ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="nodes of training")] = None,
     resubmit: Annotated[

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from magicseg.errors import MagicsegError
+from magicseg.errors import MagicsegError, RunError
 from magicseg.run.ranges import parse_ranges
 
 _TIMEOUT_SECONDS = 120
@@ -163,7 +163,7 @@ def queue(names: Sequence[str]) -> list[TaskState]:
     text = call(["squeue", "--noheader", "--states=all", f"--name={','.join(names)}", f"--format={format_}"])
     states: list[TaskState] = []
     for line in text.splitlines():
-        job, indices, raw, state, nodes, elapsed, left, name, reason = line.split("|", 8)
+        job, indices, raw, state, nodes, elapsed, left, name, reason = _fields("squeue", line, 9)
         common = TaskState(
             job=job,
             index=None,
@@ -193,13 +193,13 @@ def accounting(names: Sequence[str], since: str) -> list[TaskState]:
     )
     states: list[TaskState] = []
     for line in text.splitlines():
-        label, raw, state, nodes, elapsed, name, code = line.split("|")
+        label, raw, state, nodes, elapsed, name, code = _fields("sacct", line, 7)
         job, _, indices = label.partition("_")
         common = TaskState(
             job=job,
             index=None,
             raw=raw,
-            state=state.split()[0],  # "CANCELLED by 0"
+            state=state.partition(" ")[0],  # "CANCELLED by 0"
             nodes="" if nodes == "None assigned" else nodes,
             elapsed=elapsed,
             name=name,
@@ -209,8 +209,19 @@ def accounting(names: Sequence[str], since: str) -> list[TaskState]:
     return states
 
 
+def _fields(command: str, line: str, count: int) -> list[str]:
+    fields = line.split("|", count - 1)
+    if len(fields) != count:
+        raise SlurmError(f"{command} printed {line!r}, which is not understood", hint="try again later")
+    return fields
+
+
 def _indices(text: str) -> list[int | None]:
-    """Slurm's list of task indices, ``3-9%2``; [None] for a job that is no array."""
+    """Slurm's list of task indices, ``3-9%2`` or ``3-9:2`` (every second); [None] for a job that is no array."""
     if text in {"N/A", ""}:
         return [None]
-    return list(parse_ranges(text.partition("%")[0]))
+    spans, _, step = text.partition("%")[0].partition(":")
+    try:
+        return list(parse_ranges(spans)[:: int(step or 1)])
+    except (RunError, ValueError):
+        raise SlurmError(f"the tasks {text!r} are not understood", hint="try again later") from None

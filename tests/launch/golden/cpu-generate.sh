@@ -1,0 +1,36 @@
+### sbatch /RUN/jobs/0001-generate/JOB_submission.sh
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-2%3
+#SBATCH --cpus-per-task=2
+#SBATCH --job-name=generate-TOKEN-1-0
+#SBATCH --mem=1900M
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/RUN/jobs/0001-generate/%A_%a_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=60
+
+# setup
+# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+unset SLURM_EXPORT_ENV
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /RUN/jobs/0001-generate/%A_%a_%t_log.out /PYTHON -u -m submitit.core._submit /RUN/jobs/0001-generate
+
+
+# teardown
+code=$?
+# 75: stopped in time, more to do. Above 128: the worker was killed.
+restarts=${SLURM_RESTART_COUNT:-0}
+if { [ "$code" -eq 75 ] && [ "$restarts" -lt 10 ]; } || { [ "$code" -gt 128 ] && [ "$restarts" -lt 2 ]; }; then
+  if scontrol -o show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+fi
+exit "$code"

@@ -1,0 +1,57 @@
+### sbatch /RUN/jobs/0001-train/train.sbatch
+#!/bin/bash
+#SBATCH --account=lab
+#SBATCH --constraint='[rack1|rack2]'
+#SBATCH --contiguous
+#SBATCH --cpus-per-task=4
+#SBATCH --exclude='node[01-02]'
+#SBATCH --export=HOME,LANG,PATH,USER,HF_HOME,HF_TOKEN
+#SBATCH --gres=gpu:a100:1
+#SBATCH --job-name=train-TOKEN-1-0
+#SBATCH --mail-type=END,FAIL
+#SBATCH --mail-user=me@uni.example
+#SBATCH --mem=16G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/RUN/jobs/0001-train/%j_0_log.out
+#SBATCH --partition=short
+#SBATCH --qos=low
+#SBATCH --requeue
+#SBATCH --reservation=spring
+#SBATCH --signal=USR2@120
+#SBATCH --time=1440
+module load cuda/12.8
+module load gcc
+source /opt/site/setup.sh
+ulimit -n 4096
+export GREETING='it'"'"'s "here" & $HOME; `id`'
+export OMP_NUM_THREADS=4
+# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+unset SLURM_EXPORT_ENV
+run=/RUN
+python=(apptainer exec --nv --bind /RUN --bind /data --bind /scratch:/scratch:ro '/images/magicseg 1.sif' python3)
+processes=1
+restarts=3
+requeues=10
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((10000 + SLURM_JOB_ID % 20000)) # torchrun's own 29500 is often taken
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SRUN_CPUS_PER_TASK > processes ? SRUN_CPUS_PER_TASK / processes : 1))}"
+# Else ranks that torchrun starts again cannot find each other.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Slurm's warning reaches every process of the step: ranks act on it, torchrun itself must not die of it.
+srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --unbuffered \
+  bash -c 'trap "" USR2; exec "$@"' _ \
+  "${python[@]}" -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node="$processes" \
+  --rdzv-backend=c10d --rdzv-endpoint="$head:$port" --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
+  --max-restarts="$restarts" -m magicseg train "$run"
+code=$?
+if [ "$code" -eq 0 ] && [ ! -e "$run/model/model.json" ]; then
+  code=75 # stopped in time, more to do
+fi
+if { [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; } && [ "${SLURM_RESTART_COUNT:-0}" -lt "$requeues" ] &&
+  scontrol -o show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

@@ -1,0 +1,303 @@
+"""The board: every task's state from one squeue and at most one sacct, and what holds where these do not answer."""
+
+import json
+import math
+
+import pytest
+from stand_ins import accounted, queued, record
+from tiny_runs import do
+
+from magicseg.launch.board import KINDS, board_of, job_summaries, seconds_of
+from magicseg.launch.jobs import submissions
+from magicseg.launch.planning import Request
+from magicseg.launch.slurm import SlurmError
+from magicseg.launch.status import cluster_status
+from magicseg.launch.submit import submit
+
+SIX = ("0", "1", "2", "3", "4", "5")
+
+
+def kinds(board):
+    return [task.kind for task in board.tasks]
+
+
+def test_a_run_without_jobs_asks_nobody(fresh, slurm):
+    board = board_of(fresh)
+    assert (board.tasks, board.warnings, board.asked) == ([], [], True)
+    assert slurm.calls("squeue") == slurm.calls("sacct") == []
+
+
+def test_one_squeue_and_one_sacct_whatever_the_number_of_tasks(fresh, slurm):
+    first = record(fresh, "describe", ["0"] * 1500, jobs=("101", "102"))
+    second = record(fresh, "generate", ["1"] * 500, jobs=("103",))
+    slurm.says("squeue", queued(second.arrays[0], "3-499%20", "PENDING", job="103"))
+    slurm.says("sacct", "".join(accounted(first.arrays[0], f"101_{n}", "COMPLETED") for n in range(750)))
+    state = cluster_status(fresh)
+    (asked,), (sacct,) = slurm.calls("squeue"), slurm.calls("sacct")
+    for name in (*first.names, *second.names):
+        assert name in asked
+        assert name in sacct
+    assert sum(sum(job["tasks"].values()) for job in state["jobs"]) == 2000
+    assert state["jobs"][0]["tasks"]["completed"] == 750
+    assert state["jobs"][2]["tasks"]["pending"] == 497
+
+
+def test_accounting_is_not_asked_if_the_queue_knows_all(fresh, slurm):
+    made = record(fresh, "describe", SIX)
+    slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING"))
+    assert kinds(board_of(fresh)) == ["pending"] * 6
+    assert slurm.calls("sacct") == []
+
+
+def test_accounting_is_asked_from_the_first_submission_on_that_the_queue_forgot(fresh, slurm):
+    made = record(fresh, "describe", SIX)
+    board_of(fresh)
+    assert f"--starttime={made.created}" in slurm.calls("sacct")[0]
+
+
+@pytest.mark.parametrize(
+    ("indices", "pending"),
+    [
+        ("0-5", {0, 1, 2, 3, 4, 5}),
+        ("0-5%2", {0, 1, 2, 3, 4, 5}),
+        ("1,3-4%1", {1, 3, 4}),
+        ("5", {5}),
+        ("0-4:2", {0, 2, 4}),  # how Slurm may write evenly spaced tasks
+        ("1-5:4%3", {1, 5}),
+    ],
+)
+def test_ranges_of_pending_tasks_are_told_apart(fresh, slurm, indices, pending):
+    made = record(fresh, "describe", SIX)
+    slurm.says("squeue", queued(made.arrays[0], indices, "PENDING"))
+    assert {task.number for task in board_of(fresh).active()} == pending
+    assert board_of(fresh).shards_in_flight("describe") == pending
+
+
+def test_long_lists_of_tasks_arrive_whole(fresh, slurm):
+    made = record(fresh, "describe", ["0"] * 1001)
+    odd = [*range(1, 999, 2), 1000]
+    slurm.says("squeue", queued(made.arrays[0], ",".join(map(str, odd)), "PENDING"))
+    assert [task.number for task in board_of(fresh).active()] == odd
+    assert slurm.environment_of("squeue")["SLURM_BITSTR_LEN"] == "0", "Slurm would shorten them"
+
+
+def test_a_job_of_one_task_has_no_index(fresh, slurm):
+    made = record(fresh, "describe", ["0-5"], jobs=("107",))
+    slurm.says("squeue", queued(made.arrays[0], "N/A", "RUNNING", job="107"))
+    (task,) = board_of(fresh).tasks
+    assert (task.label, task.kind) == ("107", "running")
+
+
+def test_the_second_array_goes_on_where_the_first_ends(fresh, slurm):
+    made = record(fresh, "describe", SIX, jobs=("101", "102"))
+    slurm.says("squeue", queued(made.arrays[1], "0", "RUNNING", job="102"))
+    (task,) = board_of(fresh).active()
+    assert (task.label, task.number) == ("102_0", 3)
+    assert board_of(fresh).shards_in_flight("describe") == {3}
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("COMPLETED", "completed"),
+        ("CANCELLED by 1000", "cancelled"),
+        ("FAILED", "failed"),
+        ("TIMEOUT", "failed"),
+        ("OUT_OF_MEMORY", "failed"),
+        ("NODE_FAIL", "failed"),
+        ("PREEMPTED", "failed"),
+        ("BOOT_FAIL", "failed"),
+        ("REQUEUED", "pending"),
+        ("SUSPENDED", "running"),
+    ],
+)
+def test_slurms_words_become_the_few_that_a_reader_needs(fresh, slurm, word, kind):
+    made = record(fresh, "describe", ["0", "1"])
+    slurm.says("sacct", accounted(made.arrays[0], "101_0", word, code="1:0"))
+    task, other = board_of(fresh).tasks
+    assert task.kind == kind
+    assert task.state.reason == "exit code 1:0"
+    assert other.kind == "unknown"
+
+
+def test_of_several_records_of_a_task_the_active_one_counts_or_else_the_last(fresh, slurm):
+    made = record(fresh, "describe", ["0", "1"])
+    array = made.arrays[0]
+    slurm.says(
+        "sacct",
+        accounted(array, "101_0", "NODE_FAIL")
+        + accounted(array, "101_0", "COMPLETED")
+        + accounted(array, "101_1", "PREEMPTED"),
+    )
+    slurm.says("squeue", queued(array, "1", "RUNNING"))
+    assert kinds(board_of(fresh)) == ["completed", "running"]
+
+
+@pytest.mark.parametrize("accounting", ["missing", "disabled"])
+def test_without_accounting_the_ledger_says_what_is_done(fresh, slurm, accounting):
+    do(fresh, "describe", shards=[0, 1, 2])
+    made = record(fresh, "describe", SIX)
+    if accounting == "missing":
+        slurm.lacks("sacct")
+    else:
+        slurm.fails("sacct", "Slurm accounting storage is disabled")
+    slurm.says("squeue", queued(made.arrays[0], "5", "RUNNING"))
+    board = board_of(fresh)
+    assert kinds(board) == ["completed"] * 3 + ["unknown"] * 2 + ["running"]
+    assert (board.warnings, board.asked) == ([], True)
+
+
+@pytest.mark.parametrize("queue", ["missing", "broken"])
+def test_a_queue_that_cannot_be_asked_is_a_warning_for_status_and_a_refusal_for_submit(fresh, slurm, queue):
+    record(fresh, "describe", SIX)
+    if queue == "missing":
+        slurm.lacks("squeue")
+        words = "there is no squeue"
+    else:
+        slurm.fails("squeue", "slurm_load_jobs error: Unable to contact slurm controller (connect failure)")
+        words = "Unable to contact"
+    state = cluster_status(fresh)
+    assert any(words in warning for warning in state["warnings"])
+    assert slurm.calls("sacct") == []
+    with pytest.raises(SlurmError, match=words) as caught:
+        submit(fresh, Request(stage="describe", profile="cpu"))
+    assert "--force" in caught.value.hint
+    assert slurm.calls("sbatch") == []
+    assert submit(fresh, Request(stage="describe", profile="cpu", force=True)).submissions
+    assert len(submissions(fresh)) == 2
+
+
+@pytest.mark.parametrize("words", ["under maintenance until noon", "101|0-5,...|101|PENDING||0:00|1:00|NAME|None"])
+def test_a_squeue_that_is_not_understood_is_a_warning_not_a_crash_nor_an_empty_queue(fresh, slurm, words):
+    made = record(fresh, "describe", SIX)
+    slurm.says("squeue", words.replace("NAME", made.names[0]) + "\n")
+    board = board_of(fresh)
+    assert not board.asked
+    assert "not understood" in board.warnings[0]
+
+
+def test_a_sacct_that_prints_nonsense_is_as_good_as_none(fresh, slurm):
+    record(fresh, "describe", SIX)
+    slurm.says("sacct", "under maintenance\n")
+    assert kinds(board_of(fresh)) == ["unknown"] * 6
+
+
+def test_a_job_whose_number_was_never_written_down_is_found_by_its_name(fresh, slurm):
+    made = record(fresh, "describe", SIX, jobs=(None,))
+    slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING", job="4711"))
+    board = board_of(fresh)
+    assert [task.label for task in board.active()] == [f"4711_{n}" for n in range(6)]
+    assert job_summaries(board)[0]["id"] == "4711"
+    done = submit(fresh, Request(stage="describe", profile="cpu"))
+    assert done.submissions == []
+    assert "in the queue" in done.lines[-1]
+
+
+def test_ended_submissions_are_not_asked_about_again(fresh, slurm):
+    made = record(fresh, "describe", ["0", "1"])
+    slurm.says(
+        "sacct", accounted(made.arrays[0], "101_0", "COMPLETED") + accounted(made.arrays[0], "101_1", "FAILED")
+    )
+    again = submit(fresh, Request(stage="describe", profile="cpu")).submissions[0]
+    slurm.says("squeue", queued(again.arrays[0], "0-5", "PENDING", job=again.jobs[0]))
+    slurm.forget_calls()
+    board = board_of(fresh)
+    assert kinds(board)[:2] == ["completed", "failed"]
+    (asked,) = slurm.calls("squeue")
+    assert made.names[0] not in asked
+    assert slurm.calls("sacct") == []
+
+
+def test_of_shards_in_the_queue_none_is_submitted_twice(fresh, slurm):
+    made = record(fresh, "describe", ["0-1", "2", "3-4"])
+    slurm.says("squeue", queued(made.arrays[0], "0", "RUNNING") + queued(made.arrays[0], "2", "PENDING"))
+    assert board_of(fresh).shards_in_flight("describe") == {0, 1, 3, 4}
+    done = submit(fresh, Request(stage="describe", profile="cpu"))
+    assert done.submissions[0].all_shards() == {2, 5}
+    assert any("4 in the queue already" in line for line in done.lines)
+    assert board_of(fresh).shards_in_flight("mask") == set()
+
+
+def test_with_force_what_is_in_the_queue_is_submitted_again(fresh, slurm):
+    made = record(fresh, "describe", SIX)
+    slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING"))
+    done = submit(fresh, Request(stage="describe", profile="cpu", force=True))
+    assert done.submissions[0].all_shards() == set(range(6))
+
+
+def test_a_stage_after_jobs_in_the_queue_waits_for_them(fresh, slurm):
+    made = record(fresh, "describe", SIX)
+    slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING"))
+    submit(fresh, Request(stage="generate", profile="cpu"))
+    script = next(fresh.path.glob("jobs/*-generate/*_submission.sh")).read_text()
+    assert "--dependency=afterok:101\n" in script
+
+
+def test_reasons_for_waiting_are_counted_in_slurms_words(fresh, slurm):
+    made = record(fresh, "describe", SIX)
+    reason = "(Nodes required for job are DOWN, DRAINED or reserved | maintenance)"
+    slurm.says(
+        "squeue",
+        queued(made.arrays[0], "0-3", "PENDING", reason="Resources")
+        + queued(made.arrays[0], "4", "PENDING", reason=reason),
+    )
+    assert cluster_status(fresh)["waiting_for"] == {reason: 1, "Resources": 4}
+
+
+def test_the_json_of_jobs_keeps_its_contract(fresh, slurm):
+    one = record(fresh, "describe", SIX, jobs=("101", "102"))
+    record(fresh, "train", [""], jobs=("103",))
+    slurm.says(
+        "squeue",
+        queued(one.arrays[0], "1-2%1", "PENDING")
+        + queued(one.arrays[0], "0", "RUNNING")
+        + queued(one.arrays[1], "0", "CANCELLED", job="102")
+        + queued(one.arrays[1], "1", "FAILED", job="102")
+        + queued(one.arrays[1], "2", "COMPLETED", job="102"),
+    )
+    summaries = json.loads(json.dumps(job_summaries(board_of(fresh))))
+    none = dict.fromkeys(KINDS, 0)
+    assert summaries == [
+        {"id": "101", "stage": "describe", "state": "running", "tasks": none | {"running": 1, "pending": 2}},
+        {"id": "102", "stage": "describe", "state": "failed",
+         "tasks": none | {"cancelled": 1, "failed": 1, "completed": 1}},
+        {"id": "103", "stage": "train", "state": "unknown", "tasks": none | {"unknown": 1}},
+    ]  # fmt: skip
+    assert list(none) == ["running", "pending", "completed", "failed", "cancelled", "unknown"]
+
+
+def test_running_tasks_are_shown_with_their_node_times_and_shards(fresh, slurm):
+    do(fresh, "describe", shards=[0])
+    made = record(fresh, "describe", ["0-2", "3-5"])
+    slurm.says("squeue", queued(made.arrays[0], "0", "RUNNING"))
+    assert cluster_status(fresh)["tasks"] == [
+        {"id": "101_0", "stage": "describe", "nodes": "n1", "elapsed": "1:05", "left": "58:55", "shards": "0-2",
+         "committed": 1},
+    ]  # fmt: skip
+
+
+def test_a_job_that_asks_about_jobs_is_not_taken_for_one_of_them(fresh, slurm, monkeypatch):
+    record(fresh, "describe", SIX)
+    for name in ("SLURM_JOB_ID", "SQUEUE_STATES", "SBATCH_PARTITION", "SLURM_CLUSTERS", "SACCT_FORMAT"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    submit(fresh, Request(stage="describe", profile="cpu"))
+    for command in ("squeue", "sacct", "sbatch"):
+        seen = slurm.environment_of(command)
+        assert {name for name in seen if name.startswith(("SLURM", "SQUEUE", "SBATCH", "SACCT"))} <= {
+            "SLURM_CONF",
+            "SLURM_BITSTR_LEN",
+        }
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("0:00", 0), ("1:05", 65), ("00:01:05", 65), ("1-02:03:04", 93784), ("2-00:00:00", 172800), ("5", 5)],
+)
+def test_elapsed_times_are_read(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "INVALID", "UNLIMITED", "1-", "a:b", "Partition_Limit"])
+def test_what_is_no_time_is_not_a_number(text):
+    assert math.isnan(seconds_of(text))
