@@ -111,13 +111,15 @@ def call(command: Sequence[str]) -> str:
 def _remedy(words: str) -> str:
     lowered = words.lower()
     for part, remedy in {
+        "job violates": "a limit of the site: fewer or larger tasks: --shards-per-task N, --set slurm.tasks=N",
+        "invalid account": "name an account of yours, and a partition that it may use: --set slurm.account=NAME "
+        "(sacctmgr show associations user=$USER)",
         "partition": "name a partition of yours: --set slurm.partition=NAME (sinfo -s lists them)",
         "account": "name an account of yours: --set slurm.account=NAME (sacctmgr show associations user=$USER)",
         "qos": "name a quality of service of yours: --set slurm.qos=NAME",
         "node configuration is not available": "ask for what a node has: --set slurm.cpus=..., slurm.memory=..., "
         "slurm.gpus=... (sinfo -N -o '%N %c %m %G')",
         "time limit": "ask for less: --set slurm.time=... (sinfo -o '%P %l')",
-        "job violates": "a limit of the site: fewer or larger tasks: --shards-per-task N, --set slurm.tasks=N",
         "unable to contact": "the controller does not answer: try again later",
     }.items():
         if part in lowered:

@@ -151,11 +151,14 @@ def _submit_text(path: Path, text: str) -> str:
 
 
 def _keep(record: Submission, send: Callable[[int], str]) -> Submission:
-    """Submit a record's jobs one by one, writing each number down at once; forget what was refused."""
+    """Submit a record's jobs one by one, writing each number down at once; forget what was refused.
+
+    Of an interruption nobody knows whether sbatch took the job: the record stays, and the queue is asked by its name.
+    """
     for position in range(len(record.arrays)):
         try:
             job = send(position)
-        except BaseException:
+        except Exception:
             if position == 0:
                 shutil.rmtree(record.folder, ignore_errors=True)
             else:

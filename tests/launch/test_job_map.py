@@ -1,0 +1,318 @@
+"""The job map: what was submitted is written down, whatever becomes of a submission half-way."""
+
+import json
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stand_ins import accounted, claim, queued, record
+from tiny_runs import do
+
+from magicseg.errors import ConfigError, DamageError, RunError
+from magicseg.launch.board import board_of
+from magicseg.launch.follow_up import follow_up, left_undone
+from magicseg.launch.jobs import ArrayJob, Submission, new_folder, submissions, submitting
+from magicseg.launch.planning import Request
+from magicseg.launch.slurm import SlurmError
+from magicseg.launch.submit import submit
+from magicseg.run import Run
+from magicseg.run.ranges import format_ranges
+
+line = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+values = st.none() | st.booleans() | st.integers() | line
+shards = st.sets(st.integers(0, 99), min_size=1).map(format_ranges) | st.just("")
+
+
+@st.composite
+def records(draw):
+    tasks = draw(st.lists(shards, min_size=1, max_size=5))
+    count = draw(st.integers(1, len(tasks)))
+    jobs = draw(st.lists(st.none() | st.integers(1, 10**9).map(str), min_size=count, max_size=count))
+    arrays = tuple(ArrayJob(name=draw(line), first=n, count=1, job=job) for n, job in enumerate(jobs))
+    return {
+        "number": draw(st.integers(1, 9999)),
+        "stage": draw(st.sampled_from(["describe", "train", "follow-up"])),
+        "created": draw(line),
+        "version": draw(line),
+        "tasks": tuple(tasks),
+        "arrays": arrays,
+        "profile": draw(line),
+        "resources": draw(st.dictionaries(line, values | st.dictionaries(line, line, max_size=2), max_size=3)),
+        "parent": draw(st.none() | st.integers(1, 99)),
+        "asked": draw(st.dictionaries(line, st.lists(line, max_size=2), max_size=3)),
+        "ended": draw(st.dictionaries(st.sampled_from(["failed", "completed"]), shards, max_size=2)),
+    }
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(records())
+def test_a_record_is_read_back_as_it_was_written(fresh, data):
+    folder = fresh.path / "jobs/0001-any"
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Submission(folder=folder, **data)
+    made.write()
+    assert submissions(Run(fresh.path, fresh.config)) == [made]
+
+
+def test_submissions_come_oldest_first(fresh):
+    for stage in ("mask", "describe", "train"):
+        record(fresh, stage, ["0"])
+    assert [(one.number, one.stage) for one in submissions(fresh)] == [(1, "mask"), (2, "describe"), (3, "train")]
+    assert new_folder(fresh, "mask")[0] == 4
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"tasks": [], "arrays": [{}]}', "\x00\xff"])
+def test_a_damaged_record_is_damage_with_a_way_out(fresh, text):
+    made = record(fresh, "describe", ["0"])
+    (made.folder / "submission.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DamageError) as caught:
+        submissions(fresh)
+    assert str(made.folder / "submission.json") in caught.value.message
+    assert f"rm -r {made.folder}" in caught.value.hint
+
+
+def test_a_record_of_another_shape_is_damage_too(fresh):
+    made = record(fresh, "describe", ["0"])
+    file = made.folder / "submission.json"
+    for change in ({"new": 1}, {"tasks": 3}, {"arrays": {"a": 1}}):
+        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        with pytest.raises(DamageError):
+            submissions(fresh)
+
+
+def test_what_is_no_submission_is_left_alone(fresh):
+    (fresh.path / "jobs/notes").mkdir(parents=True)
+    (fresh.path / "jobs/0007-describe").mkdir()  # a submit that was killed before it wrote anything
+    assert submissions(fresh) == []
+    assert new_folder(fresh, "describe")[0] == 8
+
+
+# ---------------------------------------------------------------------------------------------- submitting by halves
+
+
+def test_a_submission_is_written_down_with_its_jobs(fresh, slurm):
+    done = submit(
+        fresh, Request(stage="describe", profile="cpu", shards_per_task=2, overrides=("slurm.array_size=2",))
+    )
+    (made,) = submissions(fresh)
+    assert done.submissions == [made]
+    assert made.tasks == ("0-1", "2-3", "4-5")
+    assert [(array.first, array.count, array.job) for array in made.arrays] == [(0, 2, "101"), (2, 1, "102")]
+    assert made.arrays[0].label(1) == "101_1"
+    assert made.arrays[1].label(2) == "102"
+    assert made.resources["memory"] == "1900M"
+    assert any("6 shards in 3 tasks" in text for text in done.lines)
+    assert len(slurm.calls("sbatch")) == 2
+
+
+def test_an_sbatch_that_refuses_the_first_array_leaves_no_trace(fresh, slurm):
+    slurm.fails(
+        "sbatch", "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed"
+    )
+    with pytest.raises(SlurmError, match="invalid partition specified") as caught:
+        submit(fresh, Request(stage="describe", profile="cpu"))
+    assert "slurm.partition=NAME" in caught.value.hint
+    assert list((fresh.path / "jobs").iterdir()) == []
+    slurm.heals("sbatch")
+    assert submit(fresh, Request(stage="describe", profile="cpu")).submissions[0].number == 1
+
+
+def test_an_sbatch_that_refuses_the_third_array_keeps_the_two_that_were_taken(fresh, slurm):
+    slurm.fails("sbatch", "sbatch: error: Job violates accounting/QOS policy", call=3)
+    request = Request(stage="describe", profile="cpu", shards_per_task=1, overrides=("slurm.array_size=2",))
+    with pytest.raises(SlurmError, match="violates") as caught:
+        submit(fresh, request)
+    assert "--shards-per-task" in caught.value.hint
+    (made,) = submissions(fresh)
+    assert made.jobs == ["101", "102"]
+    assert made.tasks == ("0", "1", "2", "3")
+    slurm.says("squeue", "".join(queued(array, "0-1", "PENDING", job=array.job) for array in made.arrays))
+    (rest,) = submit(fresh, request).submissions
+    assert rest.all_shards() == {4, 5}
+
+
+def test_a_submit_that_is_interrupted_in_sbatch_does_not_forget_the_job_that_sbatch_may_have_taken(
+    fresh, slurm, monkeypatch
+):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("magicseg.launch.array.submit_array", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        submit(fresh, Request(stage="describe", profile="cpu", shards_per_task=2))
+    (made,) = submissions(fresh)
+    assert made.jobs == []
+    slurm.says("squeue", queued(made.arrays[0], "0-2", "PENDING", job="4711"))
+    assert board_of(fresh).shards_in_flight("describe") == set(range(6))
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (
+            "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+            "--shards-per-task",
+        ),
+        ("Invalid account or account/partition combination specified", "slurm.account"),
+        ("invalid partition specified: gpu", "slurm.partition"),
+        ("Invalid qos specification", "slurm.qos"),
+        ("Requested node configuration is not available", "slurm.memory"),
+        ("Requested time limit is invalid (missing or exceeds some limit)", "slurm.time"),
+        ("Unable to contact slurm controller (connect failure)", "later"),
+        ("Unspecified error", "--dry-run"),
+    ],
+)
+def test_slurms_complaint_is_passed_on_with_what_to_do(fresh, slurm, words, hint):
+    slurm.fails("sbatch", f"sbatch: error: Batch job submission failed: {words}")
+    with pytest.raises(SlurmError) as caught:
+        submit(fresh, Request(stage="describe", profile="cpu"))
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_stage_that_is_refused_leaves_the_stages_before_it_in_the_queue(fresh, slurm):
+    slurm.fails("sbatch", "sbatch: error: Requested node configuration is not available", call=3)
+    with pytest.raises(SlurmError) as caught:
+        submit(fresh, Request(stage="all", profile="gpu"))
+    assert "slurm.gpus" in caught.value.hint
+    assert [one.stage for one in submissions(fresh)] == ["describe", "generate"]
+
+
+def test_an_sbatch_that_answers_without_a_number_is_told(fresh, slurm):
+    (slurm.path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
+    with pytest.raises(SlurmError, match="welcome"):
+        submit(fresh, Request(stage="describe", profile="cpu"))
+
+
+def test_of_two_submits_at_once_one_is_refused(fresh, slurm):
+    with submitting(fresh), pytest.raises(RunError, match="another submission") as caught:
+        submit(fresh, Request(stage="describe", profile="cpu"))
+    assert "magicseg status" in caught.value.hint
+    assert slurm.calls("sbatch") == []
+    assert submit(fresh, Request(stage="describe", profile="cpu")).submissions
+
+
+def test_a_run_path_that_slurm_would_misread_is_refused(tmp_path, fresh, slurm):
+    odd = fresh.path.with_name("100% mine")
+    fresh.path.rename(odd)
+    for request in (Request(stage="describe", profile="cpu"), Request(stage="all", profile="cpu")):
+        with pytest.raises(ConfigError, match="%"):
+            submit(Run.open(odd), request)
+    assert submissions(Run.open(odd)) == []
+    assert slurm.calls("sbatch") == []
+
+
+def test_a_submission_from_within_a_job_is_not_part_of_that_job(fresh, slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    monkeypatch.setenv("SBATCH_PARTITION", "other")
+    submit(fresh, Request(stage="describe", profile="cpu"))
+    assert not {"SLURM_JOB_ID", "SBATCH_PARTITION"} & slurm.environment_of("sbatch").keys()
+    assert os.environ["SLURM_JOB_ID"] == "5", "the caller's environment stays"
+
+
+# ------------------------------------------------------------------------------------------------------- housekeeping
+
+
+def test_pickles_of_ended_submissions_are_removed_and_those_of_active_ones_stay(fresh, slurm):
+    request = Request(stage="describe", profile="cpu", shards_per_task=2)
+    (ended,) = submit(fresh, request).submissions
+    assert len(list(ended.folder.glob("*.pkl"))) == 3
+    (ended.folder / "101_0_0_log.out").write_text("a log")
+    (active,) = submit(fresh, request).submissions  # the queue knows nothing of the first one
+    slurm.says("squeue", queued(active.arrays[0], "0-2", "PENDING", job="102"))
+    assert submit(fresh, request).submissions == []
+    assert list(ended.folder.glob("*.pkl")) == []
+    assert {path.name for path in ended.folder.iterdir()} >= {
+        "101_0_0_log.out",
+        "101_submission.sh",
+        "submission.json",
+    }
+    assert len(list(active.folder.glob("*.pkl"))) == 3
+
+
+def test_how_tasks_ended_is_kept_for_when_slurm_has_forgotten_it(fresh, slurm):
+    made = record(fresh, "describe", ["0", "1", "2"])
+    (array,) = made.arrays
+    slurm.says("sacct", accounted(array, "101_0", "TIMEOUT") + accounted(array, "101_1", "CANCELLED by 0"))
+    submit(fresh, Request(stage="describe", profile="cpu"))
+    slurm.says("sacct", "")
+    assert submissions(fresh)[0].ended == {"failed": "0", "cancelled": "1", "unknown": "2"}
+    assert [task.kind for task in board_of(fresh).tasks[:3]] == ["failed", "cancelled", "unknown"]
+
+
+def test_claims_of_ended_tasks_are_taken_back_with_a_note_and_those_of_others_stay(fresh, slurm):
+    made = record(fresh, "describe", ["0-1", "2", "3"])
+    paths = {
+        shard: claim(fresh, "describe", shard, job)
+        for shard, job in ((0, "101_0"), (2, "101_1"), (3, "999_0"), (4, ""))
+    }
+    slurm.says("squeue", queued(made.arrays[0], "1-2", "RUNNING") + queued(made.arrays[0], "0", "NODE_FAIL"))
+    submit(fresh, Request(stage="describe", profile="cpu"))
+    assert {shard for shard, path in paths.items() if path.exists()} == {2, 3, 4}
+    failures = fresh.ledger("describe").failures()
+    assert set(failures) == {0}
+    assert failures[0] == "WorkerDied: task 101_0 ended while it was at it"
+
+
+def test_a_claim_that_is_too_old_to_hold_anybody_up_goes_without_a_note(fresh, slurm):
+    made = record(fresh, "describe", ["0-5"])
+    path = claim(fresh, "describe", 0, "101")
+    os.utime(path, (0, 0))
+    slurm.says("squeue", queued(made.arrays[0], "N/A", "FAILED"))
+    submit(fresh, Request(stage="describe", profile="cpu"))
+    assert not path.exists()
+    assert fresh.ledger("describe").failures() == {}
+
+
+def test_nothing_is_taken_back_while_the_queue_does_not_answer(fresh, slurm):
+    made = record(fresh, "describe", ["0-5"])
+    path = claim(fresh, "describe", 0, "101")
+    (made.folder / "101_submitted.pkl").touch()
+    slurm.fails("squeue", "Unable to contact slurm controller")
+    submit(fresh, Request(stage="describe", profile="cpu", force=True))
+    assert path.exists()
+    assert (made.folder / "101_submitted.pkl").exists()
+    assert submissions(fresh)[0].ended == {}
+
+
+# ----------------------------------------------------------------------------------------------------- follow-up jobs
+
+
+def test_a_follow_up_job_submits_what_is_missing_one_time_less(fresh, slurm):
+    request = Request(stage="describe", profile="cpu", overrides=("slurm.resubmit=2",), shards_per_task=3)
+    first, after = submit(fresh, request).submissions
+    assert slurm.calls("sbatch")[1].startswith("--parsable")
+    assert after.asked["submissions"] == [first.number]
+    do(fresh, "describe", shards=[0, 1, 2, 4])
+    lines, again = follow_up(fresh, after.number)
+    assert any("2 shards of describe: 3,5" in text for text in lines)
+    second, third = again.submissions
+    assert second.all_shards() == {3, 5}
+    assert second.parent == third.parent == after.number
+    assert third.asked["resubmit"] == 1
+    assert third.asked["overrides"][-1] == "slurm.resubmit=0"
+
+
+def test_a_follow_up_job_of_what_is_done_submits_nothing(fresh, slurm):
+    *_, after = submit(fresh, Request(stage="describe", profile="cpu", overrides=("slurm.resubmit=2",))).submissions
+    do(fresh, "describe")
+    slurm.forget_calls()
+    lines, again = follow_up(fresh, after.number)
+    assert again is None
+    assert lines[-1] == "all that was submitted is done"
+    assert slurm.calls("sbatch") == []
+
+
+def test_only_a_follow_up_job_follows_up(fresh, slurm):
+    made, *_ = submit(fresh, Request(stage="describe", profile="cpu")).submissions
+    for number in (made.number, 99):
+        with pytest.raises(RunError, match="no follow-up job"):
+            follow_up(fresh, number)
+
+
+def test_what_is_left_undone_is_told_by_stage(fresh, slurm):
+    made = submit(fresh, Request(stage="all", profile="cpu", shards_per_task=3)).submissions
+    do(fresh, "describe")
+    do(fresh, "generate", shards=[0, 1])
+    assert left_undone(fresh, made) == ["4 shards of generate: 2-5", "6 shards of mask: 0-5", "train", "evaluate"]
