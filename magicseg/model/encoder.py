@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from magicseg.errors import ConfigError, DataError
+from magicseg.model.batch_norm import BatchNorm2d
 from magicseg.model.settings import EncoderSettings
 
 
@@ -125,7 +126,7 @@ class _Surroundings(nn.Module):
 def _convolution(before: int, after: int, *, stride: int) -> list[nn.Module]:
     return [
         nn.Conv2d(before, after, 3, stride=stride, padding=1, bias=False),
-        nn.BatchNorm2d(after),
+        BatchNorm2d(after),
         nn.ReLU(),
     ]
 
