@@ -1,33 +1,48 @@
 """``magicseg train|evaluate|report``: from the data set to a model, its score and a page about both."""
 
+import contextlib
+
 from magicseg.cli.output import JsonOption, RunArgument, note, print_json, progress
 from magicseg.errors import IncompleteError
 
 
 def train(run: RunArgument) -> None:
-    """Train the segmentation model on the kept samples; goes on from the newest checkpoint."""
+    """Train the segmentation model on the kept samples; goes on from the newest checkpoint.
+
+    On several GPUs: torchrun --nproc-per-node=N -m magicseg train RUN
+    """
     from magicseg.execute.pool import StopFlag, on_signals
     from magicseg.run.directory import Run
+    from magicseg.train.distributed import STOP_SIGNALS, World
     from magicseg.train.of_run import train_run
 
+    world = World.from_environment()
     opened = Run.open(run)
     steps = opened.config.train.steps
-    with on_signals(StopFlag()) as stop:
+    # Slurm and torchrun may both pass the same signal on, and torchrun kills what takes too long.
+    with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched) as stop:
         last = 0
-        with progress("train", steps, "steps") as show:
+        shown = progress("train", steps, "steps") if world.leads else contextlib.nullcontext(_show_nothing)
+        with shown as show:
 
             def report(step: int, text: str) -> None:
                 nonlocal last
                 show(step - last, text)
                 last = step
 
-            result = train_run(opened, progress=report, stop=stop)
+            result = train_run(opened, world=world, progress=report, stop=stop)
     if result.status != "finished":
-        raise IncompleteError(
-            f"{run}: training was interrupted after step {result.step} of {steps}",
-            hint=f"magicseg train {run}",
-        )
-    note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
+        message = f"{run}: training was interrupted after step {result.step} of {steps}"
+        if not world.launched:
+            raise IncompleteError(message, hint=f"magicseg train {run}")
+        if world.leads:  # no error: torchrun would start over at once
+            note(f"train: {message}")
+    elif world.leads:
+        note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
+
+
+def _show_nothing(_count: int, _text: str) -> None:
+    """What all processes but the first show of their progress."""
 
 
 def evaluate(run: RunArgument, json_: JsonOption = False) -> None:

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from magicseg.errors import PlanMismatch, StoreError
 from magicseg.run.files import write_atomic
+from magicseg.train.distributed import World, from_first
 from magicseg.train.optim import trained_parameters
 
 KEPT = 2
 
 _FORMAT = 1
+_NONE = -1  # instead of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
+_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
 _log = logging.getLogger(__name__)
 
 
@@ -74,7 +77,7 @@ def write_checkpoint(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
         metadata={"magicseg": json.dumps(scalars)},
     )
-    path = folder / f"step-{step:08d}.safetensors"
+    path = _path(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)
@@ -96,7 +99,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     for path in reversed(files):
         try:
             return _read(path)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except _UNREADABLE as error:
             _log.warning("%s: passed over, it cannot be read: %s", path, error)
     if files:
         raise StoreError(
@@ -104,6 +107,22 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
             hint=f"magicseg reset train {folder.parent}",
         )
     return None
+
+
+def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
+    """What is the newest that can be read for the first process, on all of them.
+
+    Raises: StoreError as `newest_checkpoint` does, or when another process cannot read it.
+    """
+    found = newest_checkpoint(folder) if world.leads else None
+    step = from_first(world, found.step if found else _NONE)
+    if world.leads or step == _NONE:
+        return found
+    path = _path(folder, step)
+    try:
+        return _read(path)
+    except _UNREADABLE as error:
+        raise StoreError(f"{path}: process {world.rank} cannot read what the first one can: {error}") from error
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
@@ -137,6 +156,10 @@ def _read(path: Path) -> Checkpoint:
         sums=scalars["sums"],
         tensors=tensors,
     )
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:

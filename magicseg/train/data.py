@@ -5,9 +5,14 @@ with every sample exactly once. Step s takes the places s * batch_size and on of
 full, nothing is dropped or repeated within an epoch, and a run resumes at any step without any state.
 """
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -18,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from magicseg.errors import DataError
 from magicseg.labels import BACKGROUND, IGNORE
+from magicseg.train.distributed import STOP_SIGNALS
 
 Read = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]
 
@@ -192,22 +198,44 @@ class SampleDataset(Dataset[Batch]):
         return self._cache[shard]
 
 
-def load_batches(
-    dataset: SampleDataset, steps: Steps, *, workers: int, pin_memory: bool = False
-) -> "DataLoader[Batch]":
+def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
     """The batches of ``steps``, in order, read by ``workers`` processes (0: by this one).
 
-    The processes come from a fork server: a store's threads do not survive a plain fork.
+    The processes come from a fork server: a store's threads do not survive a plain fork. They end with their
+    reader, which may still need a batch when a signal to the whole process group has asked it to stop.
     """
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=steps,
         collate_fn=cast("Any", _as_is),  # what __getitems__ returns is a batch already
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=_end_with_reader,
         generator=torch.Generator(),  # else the loader draws from, and so moves, the global one
     )
+    if workers:
+        resource_tracker.ensure_running()  # first: its start unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_reader(_worker: int) -> None:
+    """Have a reading process end when the process it reads for is killed.
+
+    torch looks at the parent in the sense of the operating system: the fork server, which waits for its children.
+    """
+    reader = multiprocessing.parent_process()
+    assert reader is not None
+
+    def watch() -> None:
+        reader.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_is(batch: Batch) -> Batch:

@@ -9,8 +9,9 @@
 
 Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a
 finished run nothing is done again. Every step derives its own randomness from (seed, step): no state is lost.
-Many processes can share this out: `Steps` deals each batch to the ranks, `LossTerms` is one module to wrap, and
-only rank 0 logs and saves.
+Many processes share this out (`magicseg.train.distributed`): `Steps` deals each batch to the ranks, the gradients
+are averaged, and only rank 0 logs and saves. A checkpoint goes on in any number of processes. The losses' own means
+are each rank's, so dice counts the classes of a rank with few of them more than one process would.
 """
 
 import json
@@ -18,12 +19,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from magicseg.errors import ConfigError, IncompleteError
 from magicseg.labels import Vocabulary
@@ -31,15 +34,18 @@ from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
 from magicseg.model.segmenter import Segmenter, build_segmenter, read_card, save_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.run.files import write_atomic
-from magicseg.train.checkpoints import check_identity, newest_checkpoint, write_checkpoint
+from magicseg.train.checkpoints import check_identity, shared_checkpoint, write_checkpoint
 from magicseg.train.data import Batch, SampleDataset, SampleOrder, Samples, Steps, load_batches
+from magicseg.train.distributed import ALONE, World, agree
 from magicseg.train.optim import build_optimizer, learning_rate, set_learning_rate
 from magicseg.train.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainProgress:
-    """Where training is after a step. ``losses``: total and terms (before their weights) of this step."""
+    """Where training is after a step. ``losses``: total and terms (before their weights) of this step.
+    ``samples_per_second``: of all processes together.
+    """
 
     step: int
     steps: int
@@ -50,7 +56,9 @@ class TrainProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """``step``: steps done in all; ``seconds``: of this call; ``weights_digest``: None unless finished."""
+    """``step``: steps done in all; ``seconds``: of this call; ``weights_digest``: None unless finished, and on
+    all ranks but the first.
+    """
 
     status: Literal["finished", "interrupted"]
     step: int
@@ -105,6 +113,7 @@ def train(
     seed: int,
     data_fingerprint: str,
     device: str = "cpu",
+    world: World = ALONE,
     progress: Callable[[TrainProgress], None] | None = None,
     stop: Callable[[], bool] | None = None,
     provenance: Mapping[str, Any] | None = None,
@@ -113,14 +122,16 @@ def train(
 
     Args:
         data_fingerprint: names the samples; a checkpoint made with others is refused.
+        world: the processes that train together, joined already; each calls this with the same arguments.
         progress: called after every step.
-        stop: asked after every step; when it says yes, a checkpoint is written and training returns.
+        stop: asked in every step; when it says yes in any process, a checkpoint is written after that step and
+            training returns in all of them.
         provenance: written into the finished model's ``model.json``.
 
     Raises:
         PlanMismatch: the newest checkpoint was made with other settings, samples, classes or seed.
         IncompleteError: a loss is not a finite number.
-        ConfigError: the images do not fit the encoder.
+        ConfigError: the images do not fit the encoder, or the batch cannot be dealt out evenly.
         StoreError, DataError: something cannot be written or read.
     """
     started = time.perf_counter()
@@ -129,6 +140,12 @@ def train(
     stride = settings.model.encoder.stride
     if samples.image_size % stride:
         raise ConfigError(f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({stride})")
+    if settings.batch_size % world.size:
+        raise ConfigError(
+            f"train.batch_size is {settings.batch_size}, which {world.size} processes cannot share evenly",
+            hint=f"set train.batch_size={-(-settings.batch_size // world.size) * world.size}, "
+            "or start a number of processes that divides it",
+        )
     identity = {
         "data": data_fingerprint,
         "seed": seed,
@@ -138,13 +155,13 @@ def train(
     folder, model_dir = out_dir / "checkpoints", out_dir / "model"
     model = build_segmenter(settings.model, seed=seed).to(device).train()
     optimizer = build_optimizer(model, settings)
-    checkpoint = newest_checkpoint(folder)
+    checkpoint = shared_checkpoint(folder, world)
     start, sums = 0, dict[str, float]()
     if checkpoint is not None:
         check_identity(checkpoint, identity)
         checkpoint.restore(model, optimizer)
         start, sums = checkpoint.step, dict(checkpoint.sums)
-    log = _Log(out_dir / "train.jsonl", done=start)
+    log = _Log(out_dir / "train.jsonl", done=start) if world.leads else None
     dataset = SampleDataset(
         samples,
         window=settings.shuffle_window,
@@ -154,30 +171,52 @@ def train(
         cache_bytes=settings.loader_cache_mib * 2**20,
     )
     order = SampleOrder(samples.indices, shard_size=samples.shard_size, window=settings.shuffle_window, seed=seed)
-    steps = Steps(order, batch_size=settings.batch_size, start=start, stop=settings.steps)
+    steps = Steps(
+        order,
+        batch_size=settings.batch_size,
+        start=start,
+        stop=settings.steps,
+        rank=world.rank,
+        world=world.size,
+    )
     batches = load_batches(
         dataset, steps, workers=settings.loader_workers, pin_memory=torch.device(device).type == "cuda"
     )
-    terms = LossTerms(model, vocabulary, settings)
+    terms: nn.Module = LossTerms(model, vocabulary, settings)
+    if world.size > 1:
+        terms = DistributedDataParallel(terms)
+    step = partial(
+        _step,
+        terms,
+        optimizer,
+        settings=settings,
+        classes=len(vocabulary.names),
+        seed=seed,
+        device=device,
+        world=world,
+    )
     losses: dict[str, float] = {}
     done, saved, clock, since = start, start, time.perf_counter(), 0
 
     def save() -> None:
         nonlocal saved
-        write_checkpoint(folder, model, optimizer, step=done, identity=identity, sums=sums)
+        if world.leads:
+            write_checkpoint(folder, model, optimizer, step=done, identity=identity, sums=sums)
         saved = done
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         for batch in batches:
             rate = learning_rate(done, settings)
             set_learning_rate(optimizer, rate)
-            losses = _step(terms, optimizer, batch, seed=seed, step=done, device=device)
+            losses, stopping = step(batch, step=done, stop=stop is not None and stop())
             done += 1
-            since += len(batch.images)
+            since += settings.batch_size
             speed = since / max(time.perf_counter() - clock, 1e-9)
             sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
             if done % settings.log_every == 0 or done == settings.steps:
-                log.write(step=done, sums=sums, steps=(done - 1) % settings.log_every + 1, rate=rate, speed=speed)
+                if log is not None:
+                    span = (done - 1) % settings.log_every + 1
+                    log.write(step=done, sums=sums, steps=span, rate=rate, speed=speed)
                 sums, clock, since = {}, time.perf_counter(), 0
             if done % settings.checkpoint_every == 0 or done == settings.steps:
                 save()
@@ -191,15 +230,15 @@ def train(
                         samples_per_second=speed,
                     )
                 )
-            if stop is not None and done < settings.steps and stop():
+            if stopping and done < settings.steps:
                 if saved != done:
                     save()
                 break
     digest = None
-    if done == settings.steps:
+    if done == settings.steps and world.leads:
         digest = _save_once(model, model_dir, identity=identity, provenance=provenance)
     return TrainResult(
-        status="finished" if digest else "interrupted",
+        status="finished" if done == settings.steps else "interrupted",
         step=done,
         seconds=time.perf_counter() - started,
         losses=losses,
@@ -209,25 +248,31 @@ def train(
 
 
 def _step(
-    terms: LossTerms,
+    terms: nn.Module,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     *,
+    settings: TrainSettings,
+    classes: int,
     seed: int,
     step: int,
     device: str,
-) -> dict[str, float]:
-    """One step of the optimiser. All its randomness comes from (seed, step).
+    world: World,
+    stop: bool,
+) -> tuple[dict[str, float], bool]:
+    """One step of the optimiser. All its randomness comes from (seed, step), and dropout's from the rank too.
 
-    Raises: IncompleteError when the loss is not finite; the weights are then as before.
+    Args: classes: in the vocabulary. stop: whether this process wants this step to be the last.
+    Returns: the losses, means over all processes, and whether any wants to stop.
+    Raises: IncompleteError when the loss of any is not finite; the weights are then as before.
     """
-    settings = terms.settings
     words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint64)
-    torch.manual_seed(int(words[0]))
-    draws = torch.rand(len(batch.images), len(terms.names), generator=torch.Generator().manual_seed(int(words[1])))
+    torch.manual_seed(int(words[0]) ^ world.rank)
+    # Drawn for the whole batch: which classes an image is asked for does not depend on the number of processes.
+    draws = torch.rand(settings.batch_size, classes, generator=torch.Generator().manual_seed(int(words[1])))
     on_device = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-    losses = terms(on_device, draws.to(device))
-    values = {name: float(value.detach()) for name, value in losses.items()}
+    losses = terms(on_device, draws[world.rank :: world.size].to(device))
+    values, stopping = agree(world, losses, stop=stop)
     if not math.isfinite(values["loss"]):
         raise IncompleteError(
             f"the loss of step {step + 1} is not a finite number: {values}",
@@ -239,7 +284,7 @@ def _step(
     if settings.gradient_clip:
         nn.utils.clip_grad_norm_(terms.parameters(), settings.gradient_clip)
     optimizer.step()
-    return values
+    return values, stopping
 
 
 class _Log:

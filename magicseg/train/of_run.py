@@ -1,4 +1,4 @@
-"""Training on a run's own data."""
+"""Training on a run's own data, in this process alone or in one of many."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -8,21 +8,22 @@ from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors
 from magicseg.run.versions import library_versions
 from magicseg.store.kept import KeptSamples
+from magicseg.train.distributed import World, joined
 
 if TYPE_CHECKING:
     from magicseg.train.loop import TrainResult
 
 
-def train_run(run: Run, *, progress: Callable[[int, str], None], stop: Callable[[], bool]) -> "TrainResult":
+def train_run(
+    run: Run, *, world: World, progress: Callable[[int, str], None], stop: Callable[[], bool]
+) -> "TrainResult":
     """Train on the kept samples, or go on from the newest checkpoint; a finished training is left alone.
 
-    Args: progress: told the step and a text about it. stop: asked after every step.
+    Args: progress: told the step and a text about it. stop: asked in every step.
     Raises: IncompleteError if the data are not whole; BackendError without torch; what `train` itself raises.
     """
     samples = KeptSamples.of(run)
     try:
-        import torch
-
         from magicseg.train.loop import TrainProgress, train
     except ImportError as error:
         raise BackendError(
@@ -32,7 +33,7 @@ def train_run(run: Run, *, progress: Callable[[int, str], None], stop: Callable[
     def show(state: TrainProgress) -> None:
         progress(state.step, f"loss {state.losses['loss']:.4f}")
 
-    with storage_errors(run.path, f"free some space, then: magicseg train {run.path}"):
+    with joined(world), storage_errors(run.path, f"free some space, then: magicseg train {run.path}"):
         return train(
             samples,
             run.vocabulary,
@@ -40,8 +41,13 @@ def train_run(run: Run, *, progress: Callable[[int, str], None], stop: Callable[
             run.path,
             seed=run.config.seed,
             data_fingerprint=run.fingerprints["mask"].digest,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=world.device,
+            world=world,
             progress=show,
             stop=stop,
-            provenance={"versions": library_versions(), "samples": len(samples.indices)},
+            provenance={
+                "versions": library_versions(),
+                "samples": len(samples.indices),
+                "world_size": world.size,
+            },
         )

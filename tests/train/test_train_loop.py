@@ -40,7 +40,7 @@ def go(squares, vocabulary, settings):
             seed=seed,
             data_fingerprint=data,
             progress=progress,
-            stop=lambda: stop_at is not None and steps[-1] >= stop_at,
+            stop=lambda: stop_at is not None and bool(steps) and steps[-1] + 1 >= stop_at,
         )
 
     return call

@@ -1,0 +1,134 @@
+"""The processes that train together: torchrun's group, and what they agree on in every step.
+
+    world = World.from_environment()     # under torchrun one of many, else alone
+    with joined(world):
+        ...
+
+A process alone is a world of one: no group, no communication, and the same code. torch is imported inside the
+functions, because the command line asks for the rank before anything heavy.
+"""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from magicseg.errors import ConfigError, IncompleteError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What asks a training to stop. Slurm warns of the time limit with SIGUSR1 or SIGUSR2, as the job script says.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+# A peer that dies is noticed at once; this is for one whose machine is gone, and longer than any step or file.
+_TIMEOUT = timedelta(minutes=5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process is ``rank`` of ``size``, and ``local_rank`` of those on its machine.
+
+    ``launched``: by torchrun, which restarts all processes when one of them fails.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    launched: bool = False
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """As torchrun says. Slurm's own ranks are not read: they count torchrun's, one per node."""
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            return ALONE
+        rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return cls(rank=rank, size=size, local_rank=local_rank, launched=True)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that logs, saves and talks."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> str:
+        """``cuda:LOCAL_RANK``, or ``cpu`` where there is no GPU."""
+        import torch
+
+        return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
+
+
+ALONE = World()
+
+
+@contextlib.contextmanager
+def joined(world: World) -> Iterator[None]:
+    """Be in the process group: NCCL between GPUs, Gloo between CPUs.
+
+    After an error the group is left as it is. Its orderly end would wait for peers that wait for this process;
+    the end of the process frees everything, and tells them.
+
+    Raises: ConfigError when there are more processes than GPUs; IncompleteError when a peer is gone.
+    """
+    if not world.launched:
+        yield
+        return
+    import torch
+    from torch import distributed as dist
+
+    device = torch.device(world.device)
+    if device.type == "cuda":
+        if world.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"torchrun started a process for GPU {world.local_rank} on a machine with "
+                f"{torch.cuda.device_count()} GPUs, which are counted from 0",
+                hint=f"torchrun --nproc-per-node={torch.cuda.device_count()} ...",
+            )
+        torch.cuda.set_device(device)
+    try:
+        if device.type == "cuda":
+            dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=_TIMEOUT)
+        yield
+        dist.barrier()
+    except RuntimeError as error:
+        # Gloo's errors have no class of their own.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise IncompleteError(
+                f"process {world.rank} of {world.size} lost another one: {str(error).split('. ', 1)[0]}",
+                hint="look for what ended first; the same command goes on from the newest checkpoint",
+            ) from error
+        raise
+    dist.destroy_process_group()
+
+
+def from_first(world: World, value: int) -> int:
+    """The first process's ``value``, on all of them."""
+    if world.size == 1:
+        return value
+    import torch
+    from torch import distributed as dist
+
+    shared = torch.tensor(value, device=world.device)
+    dist.broadcast(shared, src=0)
+    return int(shared)
+
+
+def agree(world: World, losses: "Mapping[str, Tensor]", *, stop: bool) -> tuple[dict[str, float], bool]:
+    """The mean of every process's ``losses``, and whether any has to ``stop``: one message per step.
+
+    A loss that is not finite on one process is not finite in the mean, so all see it.
+    """
+    import torch
+    from torch import distributed as dist
+
+    values = torch.stack([value.detach().double() for value in losses.values()])
+    values = torch.cat([values, values.new_tensor([float(stop)])])
+    if world.size > 1:
+        dist.all_reduce(values)
+    *totals, stopping = values.tolist()
+    return {name: total / world.size for name, total in zip(losses, totals, strict=True)}, stopping > 0

@@ -1,0 +1,288 @@
+"""Training in several processes: the same curve, one log, one decision to stop, and what a kill costs."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from safetensors import safe_open
+from tiny_runs import Result, change
+
+from magicseg.run import Run
+from magicseg.train.distributed import World
+
+STEPS = 60
+SIZES = {
+    "encoder.image_size": 32, "encoder.width": 16, "encoder.heads": 2, "encoder.embed_dim": 16,
+    "decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1, "prompt_tokens": 2, "prompt_dropout": 0.1,
+    "drop_path": 0.1, "batch_size": 8, "steps": STEPS, "warmup_steps": 2, "checkpoint_every": 10, "log_every": 1,
+}  # fmt: skip
+
+
+class Torchrun:
+    """Two processes on this machine, or one on each of several pretended ones."""
+
+    def __init__(self, environment):
+        self.environment = {
+            **environment,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), environment.get("PYTHONPATH", "")]),
+            "OMP_NUM_THREADS": "1",
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "SLURM_PROCID": "7",
+            "SLURM_NTASKS": "9",
+            "SLURM_LOCALID": "3",
+        }
+
+    def start(self, *arguments, options=("--standalone", "--nproc-per-node=2")):
+        return subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *options, *map(str, arguments)],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, process):
+        try:
+            out, err = process.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            out, err = process.communicate(timeout=10)
+            raise AssertionError(f"training hangs: {out}{err}") from None
+        return Result(process.returncode, out, err)
+
+    def __call__(self, *arguments, **options):
+        return self.finish(self.start(*arguments, **options))
+
+
+@pytest.fixture(scope="module")
+def torchrun():
+    return Torchrun({**os.environ, "NO_COLOR": "1", "PYTHONWARNINGS": "ignore"})
+
+
+@pytest.fixture(scope="module")
+def untrained(finished_run, tmp_path_factory):
+    """A run with a tiny model, ready to be trained. Not to be changed."""
+    path = tmp_path_factory.mktemp("untrained") / "run"
+    shutil.copytree(finished_run.path, path)
+    run = Run.open(path)
+    for name, value in SIZES.items():
+        change(run, f"train.{name}", value)
+    return Run.open(path)
+
+
+@pytest.fixture
+def run(untrained, copy_of):
+    return copy_of(untrained)
+
+
+@pytest.fixture(scope="module")
+def whole(untrained, torchrun, tmp_path_factory):
+    """The path of a run that two processes trained, undisturbed. Not to be changed."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    shutil.copytree(untrained.path, path)
+    done = torchrun("-m", "magicseg", "train", path)
+    assert done.code == 0, done.err
+    return path
+
+
+def rows(out):
+    """The log without its speeds."""
+    lines = (out / "train.jsonl").read_text().splitlines()
+    return [{key: value for key, value in json.loads(line).items() if key != "samples_per_second"} for line in lines]
+
+
+def digest(out):
+    return json.loads((out / "model" / "model.json").read_text())["weights_digest"]
+
+
+def steps_of_checkpoints(out):
+    return [int(path.stem.removeprefix("step-")) for path in sorted((out / "checkpoints").iterdir())]
+
+
+def await_step(out, step, process):
+    """Wait until so many steps are logged."""
+    deadline = time.monotonic() + 60
+    while not (out / "train.jsonl").exists() or (out / "train.jsonl").read_bytes().count(b"\n") < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def rank(process, number):
+    """The process of a rank, among torchrun's children."""
+    children = psutil.Process(process.pid).children()
+    return next(child for child in children if child.environ().get("RANK") == str(number))
+
+
+def test_a_process_alone_is_a_world_of_one_whatever_slurm_says(monkeypatch):
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("RANK", "3")
+    assert World.from_environment() == World(rank=0, size=1, local_rank=0, launched=False)
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert World.from_environment() == World(rank=3, size=8, local_rank=1, launched=True)
+
+
+def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(torchrun, tmp_path):
+    done = torchrun(Path(__file__).with_name("in_ranks.py"), "batch-norm", tmp_path)
+    assert done.code == 0, done.err
+
+
+def test_two_ranks_have_the_curve_of_one_process(torchrun, tmp_path):
+    """Exact but for rounding, where every rank's means are over as many pixels and present classes as any other's:
+    no IGNORE, one class in each image. Dice is a mean over a rank's present classes: with one class in some images
+    and two in others, the mean of the ranks' means weighs them differently.
+    """
+    from in_ranks import train_squares
+
+    from magicseg.train.distributed import ALONE
+
+    settings = {"prompt_dropout": 0.0, "drop_path": 0.0, "paste": 0.0, "batch_size": 6, "steps": 12, "log_every": 1}
+    done = torchrun(Path(__file__).with_name("in_ranks.py"), "train", tmp_path / "two", json.dumps(settings))
+    assert done.code == 0, done.err
+    train_squares(tmp_path / "one", settings, ALONE)
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [row["step"] for row in two] == list(range(1, 13)), "one process writes the log"
+    for expected, row in zip(one, two, strict=True):
+        assert row == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_that_is_not_a_number_stops_all_ranks_at_the_same_step(torchrun, tmp_path):
+    done = torchrun(Path(__file__).with_name("in_ranks.py"), "not-finite", tmp_path)
+    assert done.code == 0, done.err
+    first, second = (json.loads((tmp_path / f"rank{number}.json").read_text()) for number in (0, 1))
+    assert first == second
+    assert first["message"].startswith("the loss of step 3 is not a finite number")
+    assert first["steps"] == 3
+    with safe_open(tmp_path / "checkpoints" / "step-00000002.safetensors", framework="pt") as file:
+        assert first["weight"] == float(file.get_tensor("model/prompts.tokens").sum()), "the optimiser has moved"
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(torchrun, run, tmp_path):
+    change(run, "train.batch_size", 9)
+    options = ("--standalone", "--nproc-per-node=2", "--redirects=3", f"--log-dir={tmp_path / 'logs'}")
+    done = torchrun("-m", "magicseg", "train", run.path, options=options)
+    assert "exitcode  : 2" in done.err
+    said = next((tmp_path / "logs").glob("*/attempt_0/0/stderr.log")).read_text()
+    assert "error: train.batch_size is 9, which 2 processes cannot share evenly" in said
+    assert "hint:  set train.batch_size=10" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.slow
+def test_a_finished_training_is_left_alone(torchrun, whole):
+    card = json.loads((whole / "model" / "model.json").read_text())
+    assert card["provenance"]["world_size"] == 2
+    before = (whole / "train.jsonl").read_bytes(), (whole / "model" / "model.json").stat().st_mtime_ns
+    assert before[0].count(b"\n") == STEPS, "one process writes the log"
+    done = torchrun("-m", "magicseg", "train", whole)
+    assert done.code == 0, done.err
+    assert done.err.count("train: step 60, weights") == 1, "one process talks"
+    assert ((whole / "train.jsonl").read_bytes(), (whole / "model" / "model.json").stat().st_mtime_ns) == before
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_rank_stops_all_and_the_next_start_goes_on_exactly(torchrun, run, whole):
+    process = torchrun.start("-m", "magicseg", "train", run.path)
+    await_step(run.path, 13, process)
+    rank(process, 1).send_signal(signal.SIGUSR2)
+    stopped = torchrun.finish(process)
+    assert stopped.code == 0, stopped.err
+    step = len(rows(run.path))
+    assert f"training was interrupted after step {step} of {STEPS}" in stopped.err
+    assert 13 <= step < STEPS
+    assert steps_of_checkpoints(run.path)[-1] == step
+    assert not (run.path / "model").exists()
+    resumed = torchrun("-m", "magicseg", "train", run.path)
+    assert resumed.code == 0, resumed.err
+    assert rows(run.path) == rows(whole)
+    assert digest(run.path) == digest(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_to_torchrun_stops_all_with_a_checkpoint(torchrun, run, number):
+    """torchrun passes it on to the ranks' whole process groups, so to their reading processes too. Some ranks may
+    have it from Slurm already.
+    """
+    options = ("--standalone", "--nproc-per-node=2", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2")
+    process = torchrun.start("-m", "magicseg", "train", run.path, options=options)
+    await_step(run.path, 13, process)
+    rank(process, 1).send_signal(number)
+    process.send_signal(number)
+    stopped = torchrun.finish(process)
+    step = len(rows(run.path))
+    assert f"training was interrupted after step {step} of {STEPS}" in stopped.err
+    assert steps_of_checkpoints(run.path)[-1] == step
+    assert stopped.code == 1, "torchrun's own: its reader looks at RUN/model/model.json"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_killed_rank_costs_the_steps_since_the_checkpoint(torchrun, run, whole, number):
+    options = ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc-per-node=2", "--max-restarts=2")
+    process = torchrun.start("-m", "magicseg", "train", run.path, options=options)
+    await_step(run.path, 13, process)
+    rank(process, number).kill()
+    done = torchrun.finish(process)
+    assert done.code == 0, done.err
+    assert rows(run.path) == rows(whole)
+    assert digest(run.path) == digest(whole)
+
+
+@pytest.mark.slow
+def test_reading_processes_end_with_a_killed_training(magicseg, run):
+    process = magicseg.start("train", run.path)
+    await_step(run.path, 1, process)
+    readers = psutil.Process(process.pid).children(recursive=True)
+    assert len(readers) >= 3, "the resource tracker, the fork server, a reader"
+    process.kill()
+    process.communicate(timeout=30)
+    assert psutil.wait_procs(readers, timeout=30)[1] == []
+
+
+@pytest.mark.slow
+def test_one_process_stops_at_slurms_warning_and_two_go_on(magicseg, torchrun, run):
+    process = magicseg.start("train", run.path)
+    await_step(run.path, 13, process)
+    process.send_signal(signal.SIGUSR1)
+    stopped = magicseg.finish(process)
+    step = len(rows(run.path))
+    assert stopped.code == 1
+    assert f"training was interrupted after step {step} of {STEPS}" in stopped.err
+    assert f"hint:  magicseg train {run.path}" in stopped.err
+    before = rows(run.path)
+    resumed = torchrun("-m", "magicseg", "train", run.path)
+    assert resumed.code == 0, resumed.err
+    assert rows(run.path)[:step] == before
+    assert [row["step"] for row in rows(run.path)] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_two_nodes_stop_together_and_one_process_goes_on(magicseg, torchrun, run):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    options = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}")
+    nodes = [torchrun.start("-m", "magicseg", "train", run.path, options=options) for _ in range(2)]
+    await_step(run.path, 13, nodes[0])
+    psutil.Process(nodes[1].pid).children()[0].send_signal(signal.SIGUSR2)
+    ends = [torchrun.finish(node) for node in nodes]
+    assert [end.code for end in ends] == [0, 0], ends
+    step = len(rows(run.path))
+    assert "".join(end.err for end in ends).count(f"interrupted after step {step} of {STEPS}") == 1
+    assert magicseg("train", run.path).code == 0
+    assert [row["step"] for row in rows(run.path)] == list(range(1, STEPS + 1))
+    assert json.loads((run.path / "model" / "model.json").read_text())["provenance"]["world_size"] == 1
