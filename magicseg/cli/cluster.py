@@ -1,4 +1,4 @@
-"""``magicseg submit|logs|cancel|efficiency|follow-up``: a run on a Slurm cluster."""
+"""``magicseg submit|profile|logs|cancel|efficiency|follow-up``: a run on a Slurm cluster."""
 
 import enum
 import os
@@ -133,6 +133,17 @@ def _wait(run: "Run", done: "Submitted") -> None:
         note(f"the jobs go on; look: magicseg status {run.path}")
         raise typer.Exit(130) from None
     note(f"done; look: magicseg status {run.path}")
+
+
+def profile(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="a shipped profile", show_default=False)
+    ] = None,
+) -> None:
+    """Print a shipped profile, to make one's own of it: magicseg profile gpu > my-cluster.yaml."""
+    from magicseg.launch.profile import profile_names, profile_text
+
+    typer.echo(profile_text(name) if name else "\n".join(profile_names()), nl=name is None)
 
 
 def logs(

@@ -88,6 +88,8 @@ def _accounted(known: Sequence[Submission]) -> dict[str, tuple[float, float]]:
         return {}  # a site without accounting
     found = {}
     for line in text.splitlines():
+        if line.count("|") != 2:
+            continue  # not of sacct's own
         label, elapsed, processor = line.split("|")
         found[label] = (seconds_of(elapsed), seconds_of(processor.partition(".")[0]))
     return {label: (a, b) for label, (a, b) in found.items() if not math.isnan(a) and not math.isnan(b)}

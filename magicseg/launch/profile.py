@@ -283,18 +283,23 @@ def profile_names() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
 
 
+def profile_text(name: str) -> str:
+    """A shipped profile's file. Raises: ConfigError if there is none of this name."""
+    if name not in profile_names():
+        raise ConfigError(
+            f"there is no profile {name!r}",
+            hint=f"profiles: {', '.join(profile_names())}; or the path of a file, PATH.yaml",
+        )
+    return (_shipped() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
 def load_profile(reference: str, overrides: Sequence[str] = ()) -> Profile:
     """A shipped profile by its name, or a file by its path, with ``slurm.KEY=VALUE`` overrides.
 
     Raises: ConfigError naming the file and the key.
     """
     if re.fullmatch(r"[\w-]+", reference):
-        if reference not in profile_names():
-            raise ConfigError(
-                f"there is no profile {reference!r}",
-                hint=f"profiles: {', '.join(profile_names())}; or the path of a file, PATH.yaml",
-            )
-        text = (_shipped() / f"{reference}.yaml").read_text(encoding="utf-8")
+        text = profile_text(reference)
     else:
         try:
             text = Path(reference).read_text(encoding="utf-8")

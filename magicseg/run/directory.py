@@ -55,7 +55,7 @@ class Run:
 
         Raises: PlanMismatch if it exists with another one, RunError if ``path`` holds something else.
         """
-        config = _with_absolute_list(resolve_backends(config))
+        config = _with_absolute_paths(resolve_backends(config))
         if (path / CONFIG_NAME).exists():
             run = cls.open(path)
             differing = changed_keys(_flat(run.config), _flat(config))
@@ -184,13 +184,15 @@ class Run:
         return dropped
 
 
-def _with_absolute_list(config: Config) -> Config:
-    """A user's own label list by its absolute path, so that a later command finds it from any directory."""
-    reference = config.labels.vocabulary
-    if reference in vocabulary_names():
-        return config
-    labels = config.labels.model_copy(update={"vocabulary": str(Path(reference).absolute())})
-    return config.model_copy(update={"labels": labels})
+def _with_absolute_paths(config: Config) -> Config:
+    """A user's own label list and profile by absolute paths, so that a later command finds them from anywhere."""
+    reference, profile = config.labels.vocabulary, config.slurm.profile
+    changes: dict[str, object] = {}
+    if reference not in vocabulary_names():
+        changes["labels"] = config.labels.model_copy(update={"vocabulary": str(Path(reference).absolute())})
+    if profile is not None and ("/" in profile or profile.endswith(".yaml")):
+        changes["slurm"] = config.slurm.model_copy(update={"profile": str(Path(profile).absolute())})
+    return config.model_copy(update=changes)
 
 
 def remove(path: Path) -> None:

@@ -1,0 +1,326 @@
+"""Sites differ: no accounting, small arrays, preemption that cancels, containers, ordinary users, jobs in jobs."""
+
+import json
+import os
+import pickletools
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from clusters import ClusterCommands, commands, require_slurm, started, wait_until
+from conftest import PLUGINS
+from evidence import check_done_once, workers
+from tiny_runs import do, make_run
+
+from magicseg.launch.jobs import submissions
+from magicseg.run import Run
+from magicseg.store.digest import logical_digest
+
+SMALL = (
+    *("plan.samples=256", "plan.shard_size=4", "generate.size=32"),
+    *("train.steps=4", "train.loader_workers=0", "evaluate.scenes=8"),
+)
+SITE = """MaxArraySize=20
+PartitionName=cancel PriorityTier=1 PreemptMode=CANCEL"""
+
+
+@pytest.fixture(scope="module")
+def plain_cluster():
+    """No accounting; arrays of 20; a partition whose preempted jobs are cancelled. Users need no privilege."""
+    require_slurm()
+    with started(ACCT="0", ISOLATE="pid", EXTRA_CONF=SITE) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def plain(plain_cluster):
+    plain_cluster.cancel_all()
+    yield plain_cluster
+    plain_cluster.cancel_all()
+
+
+@pytest.fixture
+def on_plain(plain, tmp_path, faulty):
+    return commands(plain, tmp_path, PLUGINS)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("local") / "run", *SMALL)
+    do(run)
+    return run
+
+
+def test_64_tasks_where_arrays_have_20_and_nothing_keeps_accounts(on_plain, plain, tmp_path):
+    run = make_run(tmp_path / "run", *SMALL)
+    result = on_plain.patiently(
+        *("submit", "describe", run.path, "--profile", "no-accounting", "--shards-per-task", 1, "--wait"),
+        *("--set", "slurm.gpus=0", "--set", "slurm.cpus=1", "--set", "slurm.memory=500M"),
+    )
+    assert result.code == 0, result.err
+    (made, follow_up) = submissions(run)
+    assert [array.count for array in made.arrays] == [16, 16, 16, 16]
+    assert [(array.first, made.shards_of(array.first)) for array in made.arrays] == [
+        *((0, [0]), (16, [16]), (32, [32]), (48, [48])),
+    ]
+    assert follow_up.stage == "follow-up"
+    assert len(run.ledger("describe").commits()) == 64
+    state = json.loads(on_plain("status", run.path, "--json").out)
+    assert [job["tasks"]["completed"] for job in state["jobs"]] == [16, 16, 16, 16, 1]
+    assert state["warnings"] == []
+    measured = on_plain("efficiency", run.path, "describe")
+    assert "64 shards in 64 tasks" in measured.out
+
+
+def test_where_preemption_cancels_follow_up_jobs_submit_the_rest(on_plain, plain, tmp_path, local):
+    run = make_run(tmp_path / "run", *SMALL, "generate.backend=faulty", "generate.options={seconds: 0.5}")
+    do(run, "describe")
+    profile = tmp_path / "site.yaml"
+    profile.write_text("partition: cancel\ncpus: 2\nmemory: 1900M\nrequeue: 0\nresubmit: 3\n")
+    options = ("--profile", profile, "--shards-per-task", 8)
+    command = on_plain.start("submit", "generate", run.path, *options, "--wait")
+    wait_until(lambda: len(run.ledger("generate").claimed()) == 8)
+    node = plain.queued("-t", "RUNNING", "-o", "%N")[0]
+    plain.run("sbatch", "-p", "high", "-w", node, "--exclusive", "--mem=0", "-o", "/dev/null", "--wrap", "sleep 2")
+    out, err = command.communicate(timeout=200)
+    assert command.returncode == 0, (out, err)
+    assert [one.stage for one in submissions(run)] == ["generate", "follow-up", "generate", "follow-up"]
+    second = submissions(run)[2]
+    assert second.parent == 2
+    assert 1 <= len(second.all_shards()) <= 16
+    do(run, "mask")
+    assert logical_digest(run) == logical_digest(local)
+
+
+def test_submitting_from_inside_a_job_whose_environment_leaks(on_plain, plain, tmp_path, local):
+    run = make_run(tmp_path / "run", *SMALL)
+    command = (
+        f"exec {sys.executable} -m magicseg submit describe {run.path} --profile cpu --shards-per-task 16 --wait"
+    )
+    script = tmp_path / "outer.sh"
+    script.write_text(
+        f"#!/bin/bash\n#SBATCH --array=5\n#SBATCH --ntasks=2\nexport SBATCH_PARTITION=high\n{command}\n"
+    )
+    plain_environment = {**on_plain.environment, "SLURM_ARRAY_TASK_ID": "7", "SUBMITIT_FOLDER": "/nowhere"}
+    log = tmp_path / "outer.log"
+    subprocess.run(
+        ["sbatch", "--wait", "-o", log, script],
+        env=plain_environment,
+        check=True,
+        timeout=200,
+        stdout=subprocess.DEVNULL,
+    )
+    assert len(run.ledger("describe").commits()) == 64, log.read_text()
+    assert (
+        "--partition=high"
+        not in (submissions(run)[0].folder / f"{submissions(run)[0].jobs[0]}_submission.sh").read_text()
+    )
+
+
+def test_a_login_environment_full_of_slurm_variables_changes_nothing(on_plain, plain, tmp_path):
+    run = make_run(tmp_path / "run", *SMALL)
+    leaks = {
+        "SLURM_JOB_ID": "99",
+        "SLURM_ARRAY_JOB_ID": "98",
+        "SLURM_ARRAY_TASK_ID": "3",
+        "SLURM_NTASKS": "17",
+        "SLURM_PROCID": "4",
+        "SLURM_MEM_PER_CPU": "77777",
+        "SBATCH_ARRAY_INX": "0-9",
+        "SBATCH_TIMELIMIT": "1",
+        "SQUEUE_FORMAT": "%i",
+        "SQUEUE_STATES": "RUNNING",
+        "SACCT_FORMAT": "JobID",
+        "SLURM_EXPORT_ENV": "NONE",
+    }
+    polluted = ClusterCommands(on_plain.folder, {**on_plain.environment, **leaks})
+    result = polluted.patiently("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 16, "--wait")
+    assert result.code == 0, result.err
+    assert len(run.ledger("describe").commits()) == 64
+
+
+def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
+    python = Path("/usr/bin/python3")
+    same = subprocess.run([python, "-V"], capture_output=True, text=True, check=False).stdout.split(".")[:2]
+    if same != f"Python {sys.version}".split(".")[:2]:
+        pytest.skip(f"{python} is not of this minor version, and this one may not be for everybody")
+    home = Path(plain.folder) / "home"
+    home.mkdir(exist_ok=True)
+    shutil.chown(home, "nobody", "nogroup")
+    paths = os.pathsep.join(map(str, readable_libraries(Path(plain.folder))))
+    become = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    environment = {
+        **plain.environment,
+        "PYTHONPATH": paths,
+        "HOME": str(home),
+        "COLUMNS": "200",
+        "NO_COLOR": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+    def magicseg(*arguments):
+        command = [*become, python, "-m", "magicseg", *map(str, arguments)]
+        return subprocess.run(
+            command, cwd=home, env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+
+    sets = [word for setting in (*SMALL, "describe.batch_size=4") for word in ("--set", setting)]
+    assert magicseg("init", "run", "--preset", "miniature", *sets).returncode == 0
+    for stage in ("describe", "generate", "mask"):
+        done = magicseg("submit", stage, "run", "--profile", "cpu", "--shards-per-task", 8, "--wait")
+        assert done.returncode == 0, done.stderr
+    run = Run.open(home / "run")
+    assert logical_digest(run) == logical_digest(local)
+    owners = {path.owner() for path in run.path.rglob("*")}
+    assert owners == {"nobody"}
+    assert magicseg("reset", "mask", "run", "--yes").returncode == 0
+    assert (
+        magicseg("submit", "mask", "run", "--profile", "cpu", "--set", "slurm.extra.begin=now+1hour").returncode == 0
+    )
+    assert "16 pending" in magicseg("status", "run").stdout
+    assert magicseg("cancel", "run").returncode == 0
+    wait_until(lambda: not plain.queued())
+
+
+def readable_libraries(folder):
+    """This checkout and its libraries where everybody may read them: as they are, or a copy of the light ones."""
+    checkout, site = Path(__file__).parents[2], Path(pydantic_location()).parents[1]
+    become = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "test", "-r"]
+    files = (checkout / "magicseg/__init__.py", site / "pydantic/__init__.py")
+    if all(subprocess.run([*become, file], check=False).returncode == 0 for file in files):
+        return checkout, site
+    heavy = shutil.ignore_patterns("torch*", "nvidia*", "triton*", "cuda*", "mypy*", "sympy*", "__pycache__")
+    shutil.copytree(site, folder / "site", ignore=heavy)
+    shutil.copytree(checkout / "magicseg", folder / "checkout/magicseg")
+    return folder / "checkout", folder / "site"
+
+
+def pydantic_location():
+    import pydantic
+
+    return pydantic.__file__
+
+
+CONTAINER = """#!/bin/sh
+# Stands in for apptainer: what it was given is written down, then the rest runs, without Slurm's commands.
+echo "$@" >>{log}
+[ "$1" = exec ] || exit 99
+shift
+while :; do case "$1" in
+  --nv) shift ;;
+  --bind) shift 2 ;;
+  *) break ;;
+esac; done
+[ -e "$1" ] || {{ echo "FATAL: could not open image $1" >&2; exit 255; }}
+image=$1 python=$2
+shift 2
+[ "$python" = python3 ] || exit 98
+exec env PATH=/nowhere APPTAINER_CONTAINER="$image" {more} {python} "$@"
+"""
+
+
+def container(folder, log, **more):
+    file = folder / "apptainer"
+    settings = " ".join(f"{name}={value}" for name, value in more.items())
+    file.write_text(CONTAINER.format(log=log, python=sys.executable, more=settings))
+    file.chmod(0o755)
+    (folder / "image.sif").touch()
+    profile = folder / "site.yaml"
+    profile.write_text(
+        f"cpus: 2\nmemory: 1900M\n"
+        f"container:\n  image: {folder}/image.sif\n  executable: {file}\n  binds: [/scratch:/data:ro]\n"
+    )
+    return profile
+
+
+def test_workers_run_in_the_container_and_go_back_into_the_queue_from_outside(on_plain, plain, tmp_path, local):
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.5}")
+    log = tmp_path / "calls"
+    profile = container(tmp_path, log)
+    options = ("--profile", profile, "--shards-per-task", 32, "--wait")
+    command = on_plain.start("submit", "describe", run.path, *options, "--set", "slurm.gpus=1")
+    wait_until(lambda: len(run.ledger("describe").commits()) >= 4)
+    # Slurm's warning, as before a time limit: the worker stops, and the script outside asks for another turn.
+    task = plain.queued("-t", "RUNNING", "-o", "%i")[0]
+    plain.run("scancel", "--signal=USR2", task)
+    out, err = command.communicate(timeout=200)
+    assert command.returncode == 0, (out, err)
+    check_part = [line for line in log.read_text().splitlines() if "submitit.core._submit" in line]
+    assert len(check_part) == 3, "two tasks, and one of them again"
+    assert check_part[0].startswith(
+        f"exec --nv --bind {run.path} --bind /scratch:/data:ro {tmp_path}/image.sif python3 -u -m submitit"
+    )
+    assert len(run.ledger("describe").commits()) == 64
+    # In the container of another version nothing is done, and the log says what to do.
+    other = tmp_path / "other"
+    (other / "magicseg-9.9.dist-info").mkdir(parents=True)
+    (other / "magicseg-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: magicseg\nVersion: 9.9\n")
+    profile = container(tmp_path, log, PYTHONPATH=f"{other}:{PLUGINS}")
+    result = on_plain.patiently(
+        "submit", "generate", run.path, "--profile", profile, "--wait", "--shards-per-task", 64
+    )
+    assert result.code == 1
+    shown = on_plain("logs", run.path, "generate", "--failed").out
+    assert "but this node or image has 9.9" in shown
+    assert "Traceback" not in shown
+    assert run.ledger("generate").commits() == {}
+
+
+def test_pickled_calls_hold_a_function_of_ours_by_name_and_plain_values(on_plain, plain, tmp_path):
+    run = make_run(tmp_path / "run", *SMALL)
+    held = ("--set", "slurm.extra.begin=now+1hour")
+    assert on_plain("submit", "describe", run.path, "--profile", "cpu", *held).code == 0
+    pickles = list((run.path / "jobs").glob("*/*_submitted.pkl"))
+    assert pickles
+    names, strings = set(), []
+    for operation, argument, _ in pickletools.genops(pickles[0].read_bytes()):
+        if operation.name == "STACK_GLOBAL":
+            names.add(tuple(strings[-2:]))
+        elif isinstance(argument, str):
+            strings.append(argument)
+        assert operation.name not in {"GLOBAL", "INST", "EXT1"}
+    assert names == {("submitit.core.utils", "DelayedSubmission"), ("magicseg.launch.task", "run_task")}
+
+
+def test_a_lost_worker_of_another_job_is_not_waited_for(on_plain, plain, tmp_path):
+    """Its node is gone and so is its task: the next submission takes its claim back."""
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
+    profile = tmp_path / "site.yaml"
+    profile.write_text("cpus: 2\nmemory: 1900M\nrequeue: 0\n")
+    assert on_plain("submit", "describe", run.path, "--profile", profile, "--shards-per-task", 32).code == 0
+    wait_until(lambda: len(run.ledger("describe").claimed()) == 2)
+    for process in workers(submissions(run)[0].folder):
+        process.kill()
+    wait_until(lambda: not plain.queued())
+    assert len(run.ledger("describe").claimed()) == 2
+    result = on_plain.patiently(
+        "submit", "describe", run.path, "--profile", profile, "--shards-per-task", 32, "--wait"
+    )
+    assert result.code == 0, result.err
+    log = on_plain("logs", run.path, "--shard", 0).out
+    assert "busy" not in log
+    do(run, "generate", "mask")
+    assert len(run.ledger("describe").commits()) == 64
+
+
+def test_everything_is_done_once_on_the_plain_site(on_plain, plain, tmp_path, local):
+    run = make_run(tmp_path / "run", *SMALL)
+    result = on_plain.patiently(
+        *(
+            "submit",
+            "all",
+            run.path,
+            "--profile",
+            "cpu",
+            "--shards-per-task",
+            8,
+            "--wait",
+            "--set",
+            "slurm.array_size=3",
+        )
+    )
+    assert result.code == 0, result.err
+    check_done_once(run, disturbed=0)
+    assert logical_digest(run) == logical_digest(local)
