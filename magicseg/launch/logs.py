@@ -1,5 +1,6 @@
 """Finding the logs of tasks, and following one."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 def follow(path: Path, is_active: Callable[[], bool]) -> Iterator[str]:
     """A log's text as it grows, until its task has left the queue. ``is_active`` is asked every few seconds."""
-    asked, active = time.monotonic(), True
+    asked, active = -math.inf, True
     with path.open(encoding="utf-8", errors="replace") as file:
         while True:
             text = file.read()

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from magicseg.run.claims import STALE_SECONDS, is_live, try_claim
+from magicseg.run.claims import STALE_SECONDS, claiming_job, is_live, try_claim
 
 
 @pytest.fixture
@@ -138,3 +138,70 @@ def test_a_full_disk_leaves_no_empty_claim(small_disk):
     with pytest.raises(OSError, match="No space"):
         try_claim(small_disk / "claim")
     assert not (small_disk / "claim").exists()
+
+
+@pytest.fixture
+def in_slurm(monkeypatch):
+    """Be a task of a job array, put back into the queue so many times."""
+
+    def become(job, restarts):
+        array, _, index = job.partition("_")
+        for name, value in (
+            ("SLURM_ARRAY_JOB_ID", array if index else ""),
+            ("SLURM_ARRAY_TASK_ID", index),
+            ("SLURM_JOB_ID", array),
+            ("SLURM_RESTART_COUNT", restarts),
+        ):
+            monkeypatch.delenv(name, raising=False)
+            if value:
+                monkeypatch.setenv(name, value)
+
+    become("", "")
+    return become
+
+
+def left_by(path, job, restarts):
+    """A claim that was made a moment ago on another machine."""
+    data = {"token": "t", "pid": 1, "started": 0.0, "namespace": "elsewhere", "job": job, "restarts": restarts}
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("job", ["123_4", "123"])
+def test_a_claim_of_the_same_job_before_it_went_back_into_the_queue_is_taken_over_at_once(path, in_slurm, job):
+    left_by(path, job, 0)
+    in_slurm(job, "1")
+    assert not is_live(path)
+    with try_claim(path) as claim:
+        assert claim is not None
+        assert json.loads(path.read_text()) | {"job": job, "restarts": 1} == json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("job", "restarts", "own", "own_restarts"),
+    [
+        ("123_4", 1, "123_4", "1"),  # the same job at the same time: another node of it
+        ("123_4", 2, "123_4", "1"),  # the same job, later
+        ("123_4", 0, "123_5", "1"),  # another task of the array
+        ("123_4", 0, "999_4", "3"),
+        ("123", 0, "123_4", "3"),
+        ("", 0, "", ""),  # no job at all
+        ("", 0, "", "3"),
+        ("123_4", 0, "123_4", "many"),
+        ("123_4", None, "123_4", ""),
+    ],
+)
+def test_a_claim_of_any_other_job_is_respected_while_it_is_young(path, in_slurm, job, restarts, own, own_restarts):
+    left_by(path, job, restarts)
+    in_slurm(own, own_restarts)
+    assert is_live(path)
+    assert try_claim(path) is None
+    os.utime(path, (0, 0))
+    assert not is_live(path)
+
+
+def test_a_claim_says_which_job_made_it(path, in_slurm):
+    assert claiming_job(path) == ""
+    for job in ("123_4", "123", ""):
+        in_slurm(job, "")
+        with try_claim(path):
+            assert claiming_job(path) == job
