@@ -196,7 +196,7 @@ def cancel(run: RunArgument, stage: StageArgument = None) -> None:
     from magicseg.run.directory import Run
 
     opened = Run.open(run)
-    board = board_of(opened)
+    board = board_of(opened, whole_queue=True)
     if not board.asked:
         raise SlurmError("; ".join(board.warnings), hint="try again later, or: scancel JOB")
     active = board.active(stage.value if stage else None)

@@ -73,15 +73,16 @@ class Board:
         return {shard for task in self.active(stage) for shard in task.submission.shards_of(task.number)}
 
 
-def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None) -> Board:
+def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, whole_queue: bool = False) -> Board:
     """Ask the queue, and where it has forgotten a task, the accounting.
 
-    Args: commits: shards by stage, if they are at hand.
+    Args: commits: shards by stage, if they are at hand. whole_queue: ask also about jobs whose work is all there by
+        now, perhaps done by somebody else: they may be in the queue nevertheless.
     """
     committed = commits or all_commits(run)
     done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
     known = submissions(run)
-    open_ = [one for one in known if not _settled(one, committed, done)]
+    open_ = [one for one in known if not (one.ended if whole_queue else _settled(one, committed, done))]
     if not open_:
         return Board(tasks=[task for one in known for task in _tasks(one, {}, committed, done)])
     warnings: list[str] = []

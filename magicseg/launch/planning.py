@@ -65,7 +65,7 @@ class State:
     def of(cls, run: Run) -> "State":
         commits = {stage: run.checked_commits(stage) for stage in STAGES}
         done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
-        return cls(run=run, commits=commits, done=done, board=board_of(run, commits))
+        return cls(run=run, commits=commits, done=done, board=board_of(run, commits, whole_queue=True))
 
     def complete(self, stage: str) -> bool:
         if stage in STAGES:
@@ -135,6 +135,9 @@ def dependency_of(state: State, new: Mapping[str, Submission], stage: str) -> st
     """After the jobs of the stages before that are in the queue or just submitted, if they end well."""
     jobs: list[str] = []
     for before in JOBS[: JOBS.index(stage)]:
+        if before not in new and state.complete(before):
+            jobs = []  # tasks of it that are left in the queue have nothing to do
+            continue
         active = {str(task.array.job) for task in state.board.active(before) if task.array.job is not None}
         made = job_numbers([new[before]]) if before in new else []
         # What is done by the stage before rests on what was done before that.

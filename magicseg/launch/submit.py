@@ -75,7 +75,7 @@ def submit(run: Run, request: Request) -> Submitted:
             result.append(follow_up)
     if new:
         lines.append(f"next: magicseg status {run.path} --watch")
-    elif any(state.board.active(stage) for stage in stages_of(request)):
+    elif any(state.board.active(stage) and not state.complete(stage) for stage in stages_of(request)):
         lines.append(f"nothing to submit: the rest is in the queue; look: magicseg status {run.path}")
     else:
         lines.append(f"nothing to submit: {request.stage} is done; look: magicseg status {run.path}")

@@ -208,6 +208,22 @@ def test_ended_submissions_are_not_asked_about_again(fresh, slurm):
     assert slurm.calls("sacct") == []
 
 
+def test_jobs_whose_work_somebody_else_has_done_are_only_asked_about_where_it_matters(fresh, slurm):
+    made = record(fresh, "describe", SIX)
+    pickle = made.folder / "101_0_submitted.pkl"
+    pickle.touch()
+    do(fresh, "describe")
+    slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING"))
+    assert kinds(board_of(fresh)) == ["completed"] * 6
+    assert slurm.calls("squeue") == []
+    assert len(board_of(fresh, whole_queue=True).active()) == 6, "so that they can be cancelled"
+    assert "describe is done" in submit(fresh, Request(stage="describe", profile="cpu")).lines[-1]
+    submit(fresh, Request(stage="generate", profile="cpu"))
+    assert pickle.exists(), "without it they would fail, and what waits for them would be cancelled"
+    script = next(fresh.path.glob("jobs/*-generate/*_submission.sh")).read_text()
+    assert "--dependency" not in script
+
+
 def test_of_shards_in_the_queue_none_is_submitted_twice(fresh, slurm):
     made = record(fresh, "describe", ["0-1", "2", "3-4"])
     slurm.says("squeue", queued(made.arrays[0], "0", "RUNNING") + queued(made.arrays[0], "2", "PENDING"))

@@ -209,6 +209,14 @@ def test_cancel_takes_follow_up_jobs_first_and_only_what_is_asked_for(on_cluster
     assert len(slurm.calls("scancel")) == 2
 
 
+def test_cancel_takes_also_jobs_whose_work_somebody_else_has_done(here, slurm, fresh):
+    (array,) = record(fresh, "describe", ["0-5"]).arrays
+    do(fresh, "describe")
+    slurm.says("squeue", queued(array, "N/A", "PENDING"))
+    assert here("cancel", fresh.path).code == 0
+    assert slurm.calls("scancel") == ["--quiet 101"]
+
+
 def test_logs_show_the_last_line_of_each_or_all_of_one_or_what_failed(on_cluster, slurm, fresh):
     made = record(fresh, "describe", ["0-2", "3-5"])
     (array,) = made.arrays
