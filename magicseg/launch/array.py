@@ -16,7 +16,6 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 import magicseg
-from magicseg.errors import ConfigError
 from magicseg.launch.profile import Profile
 from magicseg.launch.script import interpreter, sbatch_options, setup_lines, task_teardown
 from magicseg.launch.slurm import SlurmError, clean_environment
@@ -48,9 +47,7 @@ class ArraySpec:
 
 
 def _executor(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> _Executor:
-    if "%" in str(folder):
-        raise ConfigError(f"{run.path}: Slurm cannot write logs into a path with a '%'", hint="move the run")
-    options = sbatch_options(profile, stage, job_name=spec.name, dependency=spec.dependency, output="")
+    options = sbatch_options(profile, stage, job_name=spec.name, dependency=spec.dependency, output=str(folder))
     # submitit has these from its folder and its own parameter.
     for name in ("output", "open-mode", "signal"):
         del options[name]

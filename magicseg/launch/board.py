@@ -105,7 +105,7 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
             states = old | states
         except SlurmError:
             pass  # a site without accounting: the ledger has to do
-    tasks = [task for one in known for task in _tasks(one, states if one in open_ else {}, committed, done)]
+    tasks = [task for one in known for task in _tasks(one, states, committed, done)]
     return Board(tasks=tasks, warnings=warnings, asked=asked)
 
 

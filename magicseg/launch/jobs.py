@@ -113,11 +113,16 @@ def new_folder(run: Run, stage: str) -> tuple[int, Path]:
     folder = jobs_folder(run)
     with storage_errors(folder, "give the run's directory write permission"):
         folder.mkdir(exist_ok=True)
-        numbers = [int(path.name[:4]) for path in folder.iterdir() if path.name[:4].isdigit()]
-        number = max(numbers, default=0) + 1
+        number = max((_number(path) for path in folder.iterdir()), default=0) + 1
         made = folder / f"{number:04d}-{stage}"
         made.mkdir()
     return number, made
+
+
+def _number(folder: Path) -> int:
+    """A submission's number, of its folder's name; 0 for other folders."""
+    number = folder.name.partition("-")[0]
+    return int(number) if number.isascii() and number.isdigit() else 0
 
 
 def job_name(run: Run, stage: str, number: int, position: int) -> str:
@@ -132,7 +137,7 @@ def submissions(run: Run) -> list[Submission]:
     if not folder.is_dir():
         return []
     found = []
-    for path in sorted(folder.glob(f"[0-9][0-9][0-9][0-9]-*/{_FILE}")):
+    for path in sorted(folder.glob(f"[0-9]*-*/{_FILE}"), key=lambda path: _number(path.parent)):
         try:
             data = json.loads(path.read_bytes())
             data["tasks"] = tuple(map(str, data["tasks"]))

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from magicseg.errors import ConfigError
 from magicseg.launch.profile import Profile, Resources
 from magicseg.launch.task import STOPPED
 
@@ -18,7 +19,16 @@ _DEATHS = 2  # a killed worker goes back into the queue this often; then it is i
 def sbatch_options(
     profile: Profile, stage: str, *, job_name: str, dependency: str | None, output: str
 ) -> dict[str, str | int | bool]:
-    """The options of a stage's jobs by their long names, without those that make an array."""
+    """The options of a stage's jobs by their long names, without those that make an array.
+
+    Args: output: the log's path, in which Slurm replaces %j.
+    Raises: ConfigError if Slurm would replace more.
+    """
+    if "%" in output.replace("%j_0_log.out", "") or not output.isprintable():
+        raise ConfigError(
+            f"{output!r}: Slurm cannot write logs there: the path has a '%' or a character that cannot be printed",
+            hint="move the run to a path without",
+        )
     resources = profile.resources(stage)
     options: dict[str, str | int | bool | None] = {
         "job-name": job_name,
@@ -68,6 +78,7 @@ def directives(options: dict[str, str | int | bool]) -> list[str]:
 def setup_lines(profile: Profile) -> list[str]:
     """Shell lines before the work."""
     return [
+        *(["type module >/dev/null 2>&1 || source /etc/profile"] if profile.modules else []),
         *(f"module load {shlex.quote(name)}" for name in profile.modules),
         *profile.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment.items())),
@@ -102,7 +113,7 @@ def task_teardown(profile: Profile) -> list[str]:
 
 
 def interpreter(profile: Profile, stage: str, run: Path, also: Sequence[Path] = ()) -> list[str]:
-    """The command that starts Python: this very one, or the container's.
+    """The command that starts Python: this very one, or the container's. Raises: ConfigError for an odd path.
 
     Args: also: folders besides the run's directory that the work needs.
     """
@@ -112,5 +123,10 @@ def interpreter(profile: Profile, stage: str, run: Path, also: Sequence[Path] = 
     resources = profile.resources(stage)
     asks_gpu = resources.gpus > 0 or "gpu" in (resources.gres or "")
     nv = ["--nv"] if (asks_gpu if box.nv is None else box.nv) else []
+    if ":" in str(run) or "," in str(run):
+        raise ConfigError(
+            f"{run}: cannot be seen in a container: its path has a ':' or a ','",
+            hint="move the run to a path without",
+        )
     binds = [word for bind in (str(run), *map(str, also), *box.binds) for word in ("--bind", bind)]
     return [box.executable, "exec", *nv, *binds, box.image, box.python]

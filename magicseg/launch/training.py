@@ -4,7 +4,6 @@ import shlex
 import sys
 from importlib.resources import files
 
-from magicseg.errors import ConfigError
 from magicseg.launch.jobs import Submission
 from magicseg.launch.profile import FOLLOW_UP, Profile
 from magicseg.launch.script import directives, interpreter, sbatch_options, setup_lines
@@ -12,8 +11,6 @@ from magicseg.run.directory import Run
 
 
 def _header(run: Run, profile: Profile, submission: Submission, dependency: str | None) -> list[str]:
-    if "%" in str(submission.folder):
-        raise ConfigError(f"{run.path}: Slurm cannot write logs into a path with a '%'", hint="move the run")
     output = submission.folder / "%j_0_log.out"
     options = sbatch_options(
         profile,

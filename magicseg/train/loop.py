@@ -17,6 +17,7 @@ are each rank's, so dice counts the classes of a rank with few of them more than
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -184,7 +185,7 @@ def train(
     )
     terms: nn.Module = LossTerms(model, vocabulary, settings)
     if world.size > 1:
-        terms = DistributedDataParallel(terms)
+        terms = _distributed(terms)
     step = partial(
         _step,
         terms,
@@ -245,6 +246,16 @@ def train(
         model_dir=model_dir,
         weights_digest=digest,
     )
+
+
+def _distributed(terms: nn.Module) -> DistributedDataParallel:
+    """``terms`` with its gradients averaged over all ranks, in the same order of addition in every step.
+
+    DDP would lay its buckets out anew after the first step, and so also after a resume, whose curve would then
+    differ in the last bits; looking for unused parameters, of which there are none, keeps it from that.
+    """
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified", category=UserWarning)
+    return DistributedDataParallel(terms, find_unused_parameters=True)
 
 
 def _step(

@@ -26,6 +26,7 @@
 #SBATCH --time=1440
 
 # setup
+type module >/dev/null 2>&1 || source /etc/profile
 module load cuda/12.8
 module load gcc
 source /opt/site/setup.sh

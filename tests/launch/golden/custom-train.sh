@@ -21,6 +21,7 @@
 #SBATCH --reservation=spring
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
+type module >/dev/null 2>&1 || source /etc/profile
 module load cuda/12.8
 module load gcc
 source /opt/site/setup.sh
