@@ -66,6 +66,9 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
         raise RunError(f"{run.path}: submission {number} is no follow-up job", hint=f"magicseg status {run.path}")
     asked = own.asked
     made = [one for one in submissions(run) if one.number in set(asked["submissions"])]
+    for stage in STAGES:  # thousands of small files become one; here, where nobody waits for it
+        ledger = run.ledger(stage)
+        ledger.compact(ledger.commits())
     lines = efficiency_lines(efficiency(run), run)
     undone = left_undone(run, made)
     if not undone:
