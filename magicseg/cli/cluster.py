@@ -94,14 +94,14 @@ def submit(
     for line in done.lines:
         note(line)
     if wait:
-        _wait(opened, done)
+        _wait(opened, stage.value, done)
 
 
 def _profile(option: str | None, run: "Run") -> str:
     """The profile that was asked for; a file by its absolute path, so that a job finds it from anywhere."""
     reference = option or run.config.slurm.profile or os.environ.get("MAGICSEG_PROFILE")
     if not reference:
-        from magicseg.launch.profile import profile_names
+        from magicseg.launch.profile_files import profile_names
 
         raise ConfigError(
             "which cluster is it? There is no --profile, the run's slurm.profile is not set, nor is MAGICSEG_PROFILE",
@@ -110,7 +110,9 @@ def _profile(option: str | None, run: "Run") -> str:
     return reference if re.fullmatch(r"[\w-]+", reference) else str(Path(reference).absolute())
 
 
-def _wait(run: "Run", done: "Submitted") -> None:
+def _wait(run: "Run", stage: str, done: "Submitted") -> None:
+    from magicseg.launch.efficiency import efficiency as measure
+    from magicseg.launch.efficiency import efficiency_lines
     from magicseg.launch.follow_up import wait_for
 
     shown = ""
@@ -128,10 +130,13 @@ def _wait(run: "Run", done: "Submitted") -> None:
         shown = line
 
     try:
-        wait_for(run, done.submissions, show)
+        wait_for(run, stage, [*done.waiting, *done.submissions], show)
     except KeyboardInterrupt:
         note(f"the jobs go on; look: magicseg status {run.path}")
         raise typer.Exit(130) from None
+    if done.submissions or done.waiting:
+        for line in efficiency_lines(measure(run, None if stage == SubmitStage.ALL else stage), run):
+            note(line)
     note(f"done; look: magicseg status {run.path}")
 
 
@@ -141,7 +146,7 @@ def profile(
     ] = None,
 ) -> None:
     """Print a shipped profile, to make one's own of it: magicseg profile gpu > my-cluster.yaml."""
-    from magicseg.launch.profile import profile_names, profile_text
+    from magicseg.launch.profile_files import profile_names, profile_text
 
     typer.echo(profile_text(name) if name else "\n".join(profile_names()), nl=name is None)
 
@@ -190,24 +195,27 @@ def logs(
 def cancel(run: RunArgument, stage: StageArgument = None) -> None:
     """Take a run's jobs out of the queue. What is committed stays; `submit` goes on from there."""
     from magicseg.launch.board import board_of
-    from magicseg.launch.profile import FOLLOW_UP
+    from magicseg.launch.jobs import submitting
     from magicseg.launch.slurm import SlurmError
     from magicseg.launch.slurm import cancel as cancel_jobs
     from magicseg.run.directory import Run
 
     opened = Run.open(run)
-    board = board_of(opened, whole_queue=True)
-    if not board.asked:
-        raise SlurmError("; ".join(board.warnings), hint="try again later, or: scancel JOB")
-    active = board.active(stage.value if stage else None)
-    # Follow-up jobs first, or they would submit again what is cancelled here.
-    active.sort(key=lambda task: task.submission.stage != FOLLOW_UP)
-    jobs = list(dict.fromkeys(str(task.array.job) for task in active))
+    with submitting(opened):  # or a follow-up job might submit meanwhile
+        board = board_of(opened, whole_queue=True)
+        if not board.asked:
+            raise SlurmError("; ".join(board.warnings), hint="try again later, or: scancel JOB")
+        chosen = board.active(stage.value if stage else None)
+        chosen.sort(key=lambda task: task.submission.stage != JobStage.FOLLOW_UP)
+        numbers = {task.submission.number for task in chosen}
+        # A follow-up job of what is cancelled would submit it again: it goes too, and first.
+        followers = [task for task in board.active() if numbers & set(task.submission.asked.get("submissions", ()))]
+        jobs = list(dict.fromkeys(str(task.array.job) for task in (*followers, *chosen)))
+        cancel_jobs(jobs)
     if not jobs:
         note("nothing of it is in the queue")
         return
-    cancel_jobs(jobs)
-    note(f"cancelled: {', '.join(jobs)} ({len(active)} tasks); again: magicseg submit {stage or 'all'} {run}")
+    note(f"cancelled: {', '.join(jobs)} ({len(chosen)} tasks); again: magicseg submit {stage or 'all'} {run}")
 
 
 def efficiency(

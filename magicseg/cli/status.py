@@ -111,7 +111,8 @@ def _jobs_table(jobs: list[dict[str, Any]]) -> Any:
     table = Table("job", "stage", "tasks")
     for job in jobs[-20:]:
         tasks = ", ".join(f"{count} {kind}" for kind, count in job["tasks"].items() if count)
-        table.add_row(str(job["id"]), job["stage"], tasks)
+        endings = ", ".join(f"{word} {count}" for word, count in job["endings"].items())
+        table.add_row(str(job["id"]), job["stage"], f"{tasks} ({endings})" if endings else tasks)
     return table
 
 

@@ -1,42 +1,24 @@
 """The board: every task of a run's submissions with its state, from one ``squeue`` and at most one ``sacct``."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from magicseg.launch.jobs import ArrayJob, Submission, submissions
-from magicseg.launch.slurm import SlurmError, TaskState, accounting, installed, queue
+from magicseg.launch.slurm import SlurmError, TaskState, accounting, installed, kind_of, queue
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ranges import parse_ranges
 from magicseg.run.status import all_commits, evaluated, trained
 
-# Slurm's many words in the few that a reader needs.
-_KINDS = {
-    "PENDING": "pending",
-    "CONFIGURING": "pending",
-    "REQUEUED": "pending",
-    "REQUEUE_FED": "pending",
-    "REQUEUE_HOLD": "pending",
-    "RESV_DEL_HOLD": "pending",
-    "SPECIAL_EXIT": "pending",
-    "RUNNING": "running",
-    "COMPLETING": "running",
-    "RESIZING": "running",
-    "SIGNALING": "running",
-    "STAGE_OUT": "running",
-    "STOPPED": "running",
-    "SUSPENDED": "running",
-    "COMPLETED": "completed",
-    "CANCELLED": "cancelled",
-}
 KINDS = ("running", "pending", "completed", "failed", "cancelled", "unknown")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task of a submission. ``state`` is Slurm's word, or "" when nothing knows it any more;
-    ``kind`` is one of `KINDS`.
+    """One task of a submission. ``state`` is what Slurm says, None when it knows the task no more; ``kind`` is one of
+    `KINDS`; ``ending`` is Slurm's word where there is one, with the exit code: ``TIMEOUT``, ``FAILED 1:0``.
     """
 
     submission: Submission
@@ -44,6 +26,7 @@ class Task:
     number: int
     state: TaskState | None
     kind: str
+    ending: str
 
     @property
     def label(self) -> str:
@@ -82,7 +65,9 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
     committed = commits or all_commits(run)
     done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
     known = submissions(run)
-    open_ = [one for one in known if not (one.ended if whole_queue else _settled(one, committed, done))]
+    open_ = [
+        one for one in known if not (one.ended or one.foreign if whole_queue else _settled(one, committed, done))
+    ]
     if not open_:
         return Board(tasks=[task for one in known for task in _tasks(one, {}, committed, done)])
     warnings: list[str] = []
@@ -101,8 +86,9 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
     if asked and forgotten and installed("sacct"):
         try:
             since = min(one.created for one in forgotten)
-            old = _newest(accounting([name for one in forgotten for name in one.names], since))
-            states = old | states
+            old = accounting([name for one in forgotten for name in one.names], since)
+            # The queue has answered: what it does not know is not active, whatever the accounting missed.
+            states = _newest(state for state in old if not state.active) | states
         except SlurmError:
             pass  # a site without accounting: the ledger has to do
     tasks = [task for one in known for task in _tasks(one, states, committed, done)]
@@ -111,7 +97,7 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
 
 def _settled(submission: Submission, committed: Mapping[str, Collection[int]], done: Collection[str]) -> bool:
     """Whether it is known how a submission ended, so that nobody needs to be asked about it."""
-    if submission.ended:
+    if submission.ended or submission.foreign:
         return True
     if submission.stage in STAGES:
         have = committed[submission.stage]
@@ -134,7 +120,9 @@ def _numbered(submission: Submission) -> list[tuple[ArrayJob, int]]:
 
 
 def _state(array: ArrayJob, number: int, states: Mapping[tuple[str, int | None], TaskState]) -> TaskState | None:
-    return states.get((array.name, None if array.count == 1 else number - array.first))
+    state = states.get((array.name, None if array.count == 1 else number - array.first))
+    # The same name under another number is a job of another time, of a run that was removed and made again.
+    return None if state is None or array.job not in {None, state.job} else state
 
 
 def _tasks(
@@ -144,19 +132,19 @@ def _tasks(
     done: Collection[str],
 ) -> list[Task]:
     tasks = []
-    ended = {number: kind for kind, numbers in submission.ended.items() for number in parse_ranges(numbers)}
+    # Once written down, an ending stays: a task that somebody puts back by hand after that is not seen.
+    endings = {number: text for text, numbers in submission.ended.items() for number in parse_ranges(numbers)}
     for array, number in _numbered(submission):
         state = _state(array, number, states)
-        if number in ended:
-            kind = ended[number]
+        if number in endings:
+            ending = endings[number]
         elif state is not None:
-            kind = _KINDS.get(state.state, "failed")
-        elif _task_done(submission, number, committed, done):
-            kind = "completed"
+            ending = f"{state.state} {state.exit_code}".strip()
         else:
-            kind = "unknown"
+            ending = "COMPLETED" if _task_done(submission, number, committed, done) else "unknown"
+        kind = "unknown" if ending == "unknown" else kind_of(ending.partition(" ")[0])
         job = array if array.job is not None or state is None else _found(array, state)
-        tasks.append(Task(submission=submission, array=job, number=number, state=state, kind=kind))
+        tasks.append(Task(submission=submission, array=job, number=number, state=state, kind=kind, ending=ending))
     return tasks
 
 
@@ -175,17 +163,27 @@ def _task_done(
 
 
 def job_summaries(board: Board) -> list[dict[str, object]]:
-    """``status --json``'s ``jobs``: one entry per Slurm job, newest last, with its tasks counted by kind."""
-    summaries: dict[str, dict[str, object]] = {}
-    counts: dict[str, dict[str, int]] = {}
+    """``status --json``'s ``jobs``: one entry per Slurm job, newest last, with its tasks counted by kind, and those
+    that did not end well by Slurm's word (``endings``).
+    """
+    by_job: dict[str, list[Task]] = {}
     for task in board.tasks:
-        name = task.array.name
-        tally = counts.setdefault(name, dict.fromkeys(KINDS, 0))
-        tally[task.kind] += 1
-        summaries[name] = {"id": task.array.job, "stage": task.submission.stage, "state": "", "tasks": tally}
-    for name, summary in summaries.items():
-        summary["state"] = _overall(counts[name])
-    return list(summaries.values())
+        by_job.setdefault(task.array.name, []).append(task)
+    summaries: list[dict[str, object]] = []
+    for tasks in by_job.values():
+        tally = dict.fromkeys(KINDS, 0) | Counter(task.kind for task in tasks)
+        bad = Counter(task.ending for task in tasks if task.kind in {"failed", "cancelled"})
+        first = tasks[0]
+        summaries.append(
+            {
+                "id": first.array.job,
+                "stage": first.submission.stage,
+                "state": _overall(tally),
+                "tasks": tally,
+                "endings": dict(sorted(bad.items())),
+            }
+        )
+    return summaries
 
 
 def _overall(tally: Mapping[str, int]) -> str:

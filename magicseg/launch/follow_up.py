@@ -1,5 +1,6 @@
 """After jobs: waiting for them, reporting on them, submitting what they left."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -9,6 +10,7 @@ from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.planning import Request
 from magicseg.launch.profile import FOLLOW_UP
+from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import Submitted, submit
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -16,6 +18,7 @@ from magicseg.run.ranges import format_ranges
 from magicseg.run.status import evaluated, trained
 
 _POLL_SECONDS = 3.0
+_PATIENCE_SECONDS = 240.0  # a follow-up job has ten minutes
 
 
 def left_undone(run: Run, made: Sequence[Submission]) -> list[str]:
@@ -32,14 +35,15 @@ def left_undone(run: Run, made: Sequence[Submission]) -> list[str]:
     return phrases
 
 
-def wait_for(run: Run, made: Sequence[Submission], show: Callable[[Board], None]) -> None:
+def wait_for(run: Run, stage: str, made: Sequence[Submission], show: Callable[[Board], None]) -> None:
     """Stay until ``made``, and what its follow-up jobs submit, has left the queue.
 
+    Args: stage: what was asked for, for the hint.
     Raises: IncompleteError if some of its work is not done then.
     """
     numbers = {one.number for one in made}
     while True:
-        board = board_of(run)
+        board = board_of(run, whole_queue=True)
         show(board)
         # A follow-up job writes down what it submits before it ends.
         heirs = {one.number for one in submissions(run) if one.parent in numbers} - numbers
@@ -51,7 +55,7 @@ def wait_for(run: Run, made: Sequence[Submission], show: Callable[[Board], None]
     if undone:
         raise IncompleteError(
             f"{run.path}: the jobs have ended, but not done are: {'; '.join(undone)}",
-            hint=f"why: magicseg logs {run.path} --failed; again: magicseg submit {made[0].stage} {run.path}",
+            hint=f"why: magicseg logs {run.path} --failed; again: magicseg submit {stage} {run.path}",
         )
 
 
@@ -68,7 +72,8 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
     made = [one for one in submissions(run) if one.number in set(asked["submissions"])]
     for stage in STAGES:  # thousands of small files become one; here, where nobody waits for it
         ledger = run.ledger(stage)
-        ledger.compact(ledger.commits())
+        with contextlib.suppress(OSError):  # nothing depends on it
+            ledger.compact(ledger.commits())
     lines = efficiency_lines(efficiency(run), run)
     undone = left_undone(run, made)
     if not undone:
@@ -78,14 +83,26 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
             "\n".join([*lines, f"{run.path}: not done are: {'; '.join(undone)}"]),
             hint=f"why: magicseg logs {run.path} --failed; again: magicseg submit {asked['stage']} {run.path}",
         )
-    again = submit(
-        run,
-        Request(
-            stage=asked["stage"],
-            profile=asked["profile"],
-            overrides=tuple(asked["overrides"]),
-            shards_per_task=asked["shards_per_task"],
-            parent=number,
-        ),
+    request = Request(
+        stage=asked["stage"],
+        profile=asked["profile"],
+        overrides=tuple(asked["overrides"]),
+        shards_per_task=asked["shards_per_task"],
+        parent=number,
     )
+    again = _patiently(lambda: submit(run, request))
     return [*lines, f"not done are: {'; '.join(undone)}; submitted again:", *again.lines], again
+
+
+def _patiently(submit_again: Callable[[], Submitted]) -> Submitted:
+    """Try for a while: somebody else may be submitting, the queue may be silent, the stage before may be just about
+    to be submitted by its own follow-up job.
+    """
+    until = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return submit_again()
+        except (RunError, SlurmError, IncompleteError):
+            if time.monotonic() > until:
+                raise
+            time.sleep(_POLL_SECONDS)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from magicseg.launch.planning import State
-from magicseg.run.claims import claiming_job, is_live
+from magicseg.run.claims import claiming_job
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ranges import format_ranges
 
@@ -23,8 +23,7 @@ def take_back_claims(state: State) -> None:
             path = ledger.claim_path(shard)
             job = claiming_job(path)
             if job in ended and shard not in state.commits[stage]:
-                if is_live(path):
-                    ledger.fail(shard, "WorkerDied", f"task {job} ended while it was at it")
+                ledger.fail(shard, "WorkerDied", f"task {job} ended while it was at it")
                 path.unlink(missing_ok=True)
 
 
@@ -41,8 +40,8 @@ def tidy(state: State) -> None:
         one = tasks[0].submission
         if one.ended or any(task.active for task in tasks):
             continue
-        kinds = {task.kind for task in tasks}
-        ended = {kind: format_ranges(task.number for task in tasks if task.kind == kind) for kind in kinds}
+        endings = {task.ending for task in tasks}
+        ended = {ending: format_ranges(task.number for task in tasks if task.ending == ending) for ending in endings}
         replace(one, ended=ended).write()
         for path in (*one.folder.glob("*.pkl"), *one.folder.glob(".submission_file_*.sh")):
             path.unlink(missing_ok=True)

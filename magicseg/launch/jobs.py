@@ -42,12 +42,15 @@ class ArrayJob:
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What one ``submit`` put into the queue for one stage. ``tasks`` are ranges of shards; training, evaluation
-    and follow-up jobs have one task without any. ``parent``: the follow-up job that submitted it. ``asked``: what a
-    follow-up job has to submit again. ``ended``: once all have left the queue, tasks by how they ended, as ranges.
+    """What one ``submit`` put into the queue for one stage.
+
+    ``run``: the directory that it was for. ``tasks`` are ranges of shards; training, evaluation and follow-up jobs
+    have one task without any. ``parent``: the follow-up job that submitted it. ``asked``: what a follow-up job has to
+    submit again. ``ended``: once all have left the queue, tasks by Slurm's word for how they ended, as ranges.
     """
 
     folder: Path
+    run: str
     number: int
     stage: str
     created: str
@@ -59,6 +62,11 @@ class Submission:
     parent: int | None = None
     asked: Mapping[str, Any] = field(default_factory=dict)
     ended: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it was submitted for another directory, of which this one is a copy: its jobs are not ours."""
+        return self.run != str(self.folder.parents[1])
 
     @property
     def names(self) -> list[str]:
@@ -108,15 +116,16 @@ def now() -> str:
     return datetime.datetime.now().isoformat(timespec="seconds")
 
 
-def new_folder(run: Run, stage: str) -> tuple[int, Path]:
-    """The next submission's number and its empty folder."""
+def next_number(run: Run) -> int:
+    """The number of the next submission."""
     folder = jobs_folder(run)
-    with storage_errors(folder, "give the run's directory write permission"):
-        folder.mkdir(exist_ok=True)
-        number = max((_number(path) for path in folder.iterdir()), default=0) + 1
-        made = folder / f"{number:04d}-{stage}"
-        made.mkdir()
-    return number, made
+    return max((_number(path) for path in folder.iterdir()), default=0) + 1 if folder.is_dir() else 1
+
+
+def make_folder(record: Submission) -> None:
+    """A submission's own, empty folder. Raises: StoreError."""
+    with storage_errors(record.folder, "give the run's directory write permission"):
+        record.folder.mkdir(parents=True)
 
 
 def _number(folder: Path) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import magicseg
 from magicseg.errors import IncompleteError
-from magicseg.launch.board import Board, board_of
+from magicseg.launch.board import Board, Task, board_of
 from magicseg.launch.grouping import (
     contiguous_groups,
     median_seconds,
@@ -43,13 +43,17 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Todo:
-    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards."""
+    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards.
+
+    ``raised_from``: the size of groups that was asked for, if the queue does not take as many tasks.
+    """
 
     stage: str
     groups: list[list[int]]
     committed: int = 0
     in_flight: int = 0
     blocked: int = 0
+    raised_from: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -107,16 +111,20 @@ def find_todo(
         todo = [shard for shard in todo if shard in there]
         if blocked and not todo:
             raise _nothing_before(run, stage, before)
+    stages = len(STAGES) if request.stage == ALL else 1
     size = shards_per_task(
         len(todo),
         profile,
         stage,
         measured=median_seconds(commits.values()),
         asked=request.shards_per_task,
-        most_tasks=min(profile.tasks or limits.max_job_count, max(1, limits.max_job_count // 2)),
+        # Never more than half of what the controller holds in all, for all stages together.
+        most_tasks=min(profile.tasks or limits.max_job_count, max(1, limits.max_job_count // (2 * stages))),
     )
+    asked = request.shards_per_task or profile.shards_per_task
     return Todo(
         stage=stage,
+        raised_from=asked if todo and asked is not None and size > asked else None,
         groups=contiguous_groups(todo, size),
         committed=len(commits),
         in_flight=len(missing) - len(todo) - len(blocked),
@@ -138,11 +146,27 @@ def dependency_of(state: State, new: Mapping[str, Submission], stage: str) -> st
         if before not in new and state.complete(before):
             jobs = []  # tasks of it that are left in the queue have nothing to do
             continue
-        active = {str(task.array.job) for task in state.board.active(before) if task.array.job is not None}
         made = job_numbers([new[before]]) if before in new else []
         # What is done by the stage before rests on what was done before that.
-        jobs = [*sorted(active), *made] or jobs
+        jobs = [*_still_to_come(state.board, before), *made] or jobs
     return "afterok:" + ":".join(jobs) if jobs else None
+
+
+def _still_to_come(board: Board, stage: str) -> list[str]:
+    """Jobs of a stage in the queue; of an array of which tasks have ended badly, only the tasks that have not: no
+    dependency on the whole of it could hold.
+    """
+    by_job: dict[str, list[Task]] = {}
+    for task in board.tasks:
+        if task.submission.stage == stage and task.array.job is not None:
+            by_job.setdefault(task.array.job, []).append(task)
+    found: list[str] = []
+    for job, tasks in sorted(by_job.items()):
+        active = [task.label for task in tasks if task.active]
+        if active:
+            well = all(task.active or task.kind == "completed" for task in tasks)
+            found += [job] if well else active
+    return found
 
 
 def job_numbers(made: Collection[Submission]) -> list[str]:
@@ -160,6 +184,7 @@ def planned(run: Run, profile: Profile, request: Request, todo: Todo, limits: Si
         first += len(tasks)
     return Submission(
         folder=run.path / "jobs" / f"{number:04d}-{todo.stage}",
+        run=str(run.path),
         number=number,
         stage=todo.stage,
         created=now(),

@@ -5,7 +5,6 @@ Every value has passed `magicseg.launch.profile`, and is quoted here once more.
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from magicseg.errors import ConfigError
@@ -42,7 +41,7 @@ def sbatch_options(
         "time": resources.minutes,
         "mail-user": profile.mail_user,
         "mail-type": profile.mail_type,
-        **_resource_options(resources),
+        **_resource_options(resources, stage),
     }
     if profile.pass_environment != "all":
         options["export"] = ",".join(dict.fromkeys([*_MINIMAL, *profile.pass_environment]))
@@ -50,7 +49,7 @@ def sbatch_options(
     return {name: value for name, value in options.items() if value is not None} | extra
 
 
-def _resource_options(resources: Resources) -> dict[str, str | int | bool | None]:
+def _resource_options(resources: Resources, stage: str) -> dict[str, str | int | bool | None]:
     return {
         "partition": resources.partition,
         "account": resources.account,
@@ -62,7 +61,7 @@ def _resource_options(resources: Resources) -> dict[str, str | int | bool | None
         "cpus-per-task": resources.cpus,
         "mem": resources.memory,
         "exclusive": True if resources.exclusive else None,
-        "nodes": resources.nodes,
+        "nodes": resources.nodes if stage == "train" else 1,
         "ntasks-per-node": 1,
     }
 
@@ -94,8 +93,10 @@ def _requeue_lines(condition: str) -> list[str]:
     """
     return [
         f"if {condition}; then",
-        '  if scontrol -o show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then',
-        '    scontrol requeue "$SLURM_JOB_ID"',
+        "  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.",
+        '  task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"',
+        '  if scontrol -o show job "$task" | grep -q JobState=RUNNING; then',
+        '    scontrol requeue "$task"',
         "  fi",
         "fi",
     ]
@@ -112,11 +113,8 @@ def task_teardown(profile: Profile) -> list[str]:
     return ["code=$?", *([comment, *lines] if lines else []), 'exit "$code"']
 
 
-def interpreter(profile: Profile, stage: str, run: Path, also: Sequence[Path] = ()) -> list[str]:
-    """The command that starts Python: this very one, or the container's. Raises: ConfigError for an odd path.
-
-    Args: also: folders besides the run's directory that the work needs.
-    """
+def interpreter(profile: Profile, stage: str, run: Path) -> list[str]:
+    """The command that starts Python: this very one, or the container's. Raises: ConfigError for an odd path."""
     box = profile.container
     if box is None:
         return [sys.executable]
@@ -128,5 +126,5 @@ def interpreter(profile: Profile, stage: str, run: Path, also: Sequence[Path] = 
             f"{run}: cannot be seen in a container: its path has a ':' or a ','",
             hint="move the run to a path without",
         )
-    binds = [word for bind in (str(run), *map(str, also), *box.binds) for word in ("--bind", bind)]
+    binds = [word for bind in (str(run), *box.binds) for word in ("--bind", bind)]
     return [box.executable, "exec", *nv, *binds, box.image, box.python]

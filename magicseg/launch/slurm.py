@@ -16,9 +16,14 @@ _TIMEOUT_SECONDS = 120
 # Variables that a job, or a user's shell, may hold and that would change what these commands do.
 _LEAKING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SUBMITIT)_")
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}  # where the cluster is
-ACTIVE = {
-    *("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING"),
-    *("SIGNALING", "STAGE_OUT", "SPECIAL_EXIT", "STOPPED", "SUSPENDED", "RESV_DEL_HOLD"),
+_PENDING = "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT"
+_RUNNING = "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED"
+# Slurm's many words in the few that a reader needs; all others mean that it failed.
+_KINDS = {
+    **dict.fromkeys(_PENDING.split(), "pending"),
+    **dict.fromkeys(_RUNNING.split(), "running"),
+    "COMPLETED": "completed",
+    "CANCELLED": "cancelled",
 }
 
 
@@ -28,22 +33,33 @@ class SlurmError(MagicsegError):
     @classmethod
     def refused(cls, command: str, words: str) -> "SlurmError":
         """What ``command`` complained of, with a remedy where one is known."""
-        return cls(f"{command}: {words}", hint=_remedy(words))
+        words = words.removeprefix(f"{command}: error: ")
+        kind = SlurmSilence if _SILENT.search(words) else cls
+        return kind(f"{command}: {words}", hint=_remedy(words))
+
+
+class SlurmSilence(SlurmError):
+    """Slurm did not answer, so that nobody knows whether it did what was asked."""
+
+
+_SILENT = re.compile(
+    r"timed out|unable to contact|connection refused|communication connection failure", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskState:
     """A job, or one task of an array, as Slurm sees it. ``job``: the array's or the job's number; ``index``: the
-    task's, None for a job that is no array. ``raw``: the number that the task itself knows as SLURM_JOB_ID.
-    ``elapsed`` and ``left`` are as Slurm prints them, ``reason`` why it waits or ended.
+    task's, None for a job that is no array. ``elapsed`` and ``left`` are as Slurm prints them; ``reason``: why it
+    waits; ``exit_code``: CODE:SIGNAL, unless 0:0.
     """
 
     job: str
     index: int | None
     state: str
     name: str
-    raw: str = ""
     reason: str = ""
+    exit_code: str = ""
     nodes: str = ""
     elapsed: str = ""
     left: str = ""
@@ -51,12 +67,17 @@ class TaskState:
     @property
     def active(self) -> bool:
         """Whether it waits or runs, as far as Slurm knows."""
-        return self.state in ACTIVE
+        return kind_of(self.state) in {"pending", "running"}
 
     @property
     def label(self) -> str:
         """``123_4``, or ``123`` for a job that is no array."""
         return self.job if self.index is None else f"{self.job}_{self.index}"
+
+
+def kind_of(state: str) -> str:
+    """Slurm's word for a state as one of pending, running, completed, failed, cancelled."""
+    return _KINDS.get(state, "failed")
 
 
 def slurm_environment() -> dict[str, str]:
@@ -101,7 +122,9 @@ def call(command: Sequence[str]) -> str:
             timeout=_TIMEOUT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s", hint="try again later") from None
+        raise SlurmSilence(
+            f"{command[0]} did not answer within {_TIMEOUT_SECONDS} s", hint="try again later"
+        ) from None
     if done.returncode:
         words = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
         raise SlurmError.refused(command[0], words)
@@ -161,15 +184,14 @@ def queue(names: Sequence[str]) -> list[TaskState]:
     """All tasks of the jobs with these names that the controller still knows, ended ones too, in one call."""
     if not names:
         return []
-    format_ = "|".join(("%F", "%K", "%A", "%T", "%N", "%M", "%L", "%j", "%r"))
+    format_ = "|".join(("%F", "%K", "%T", "%N", "%M", "%L", "%j", "%r"))
     text = call(["squeue", "--noheader", "--states=all", f"--name={','.join(names)}", f"--format={format_}"])
     states: list[TaskState] = []
     for line in text.splitlines():
-        job, indices, raw, state, nodes, elapsed, left, name, reason = _fields("squeue", line, 9)
+        job, indices, state, nodes, elapsed, left, name, reason = _fields("squeue", line, 8)
         common = TaskState(
             job=job,
             index=None,
-            raw=raw,
             state=state,
             nodes=nodes,
             elapsed=elapsed,
@@ -189,23 +211,22 @@ def accounting(names: Sequence[str], since: str) -> list[TaskState]:
     """
     if not names:
         return []
-    fields = "JobID,JobIDRaw,State,NodeList,Elapsed,JobName,ExitCode"
+    fields = "JobID,State,NodeList,Elapsed,JobName,ExitCode"
     text = call(
         ["sacct", "-X", "-n", "-P", "-a", f"--starttime={since}", f"--name={','.join(names)}", f"--format={fields}"]
     )
     states: list[TaskState] = []
     for line in text.splitlines():
-        label, raw, state, nodes, elapsed, name, code = _fields("sacct", line, 7)
+        label, state, nodes, elapsed, name, code = _fields("sacct", line, 6)
         job, _, indices = label.partition("_")
         common = TaskState(
             job=job,
             index=None,
-            raw=raw,
             state=state.partition(" ")[0],  # "CANCELLED by 0"
             nodes="" if nodes == "None assigned" else nodes,
             elapsed=elapsed,
             name=name,
-            reason="" if code == "0:0" else f"exit code {code}",
+            exit_code="" if code == "0:0" else code,
         )
         states += (replace(common, index=index) for index in _indices(indices.strip("[]")))
     return states

@@ -6,12 +6,13 @@ done.submissions                # what is in the queue now
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from magicseg.launch.housekeeping import take_back_claims, tidy
-from magicseg.launch.jobs import Submission, new_folder, submissions, submitting
+from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
 from magicseg.launch.planning import (
     ALL,
     Request,
@@ -25,8 +26,9 @@ from magicseg.launch.planning import (
     planned_follow_up,
     stages_of,
 )
-from magicseg.launch.profile import FOLLOW_UP, Profile, load_profile
-from magicseg.launch.slurm import SiteLimits, SlurmError, installed, submit_script
+from magicseg.launch.profile import FOLLOW_UP, Profile
+from magicseg.launch.profile_files import load_profile
+from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training import follow_up_script, training_script
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -34,10 +36,13 @@ from magicseg.run.fingerprint import STAGES
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """``lines`` tell what was done; ``submissions`` are what is new in the queue, the follow-up job last."""
+    """``lines`` tell what was done; ``submissions`` are what is new in the queue, the follow-up job last; ``waiting``
+    are those of the same stages that were there already.
+    """
 
     lines: list[str]
     submissions: list[Submission] = field(default_factory=list)
+    waiting: list[Submission] = field(default_factory=list)
 
 
 def submit(run: Run, request: Request) -> Submitted:
@@ -57,29 +62,18 @@ def submit(run: Run, request: Request) -> Submitted:
             )
         take_back_claims(state)
         tidy(state)
-        new: dict[str, Submission] = {}
-        lines: list[str] = []
-        for stage in stages_of(request):
-            todo = find_todo(state, profile, limits, request, stage, new)
-            lines += _told(run, todo)
-            if todo.groups:
-                dependency = dependency_of(state, new, stage)
-                made = _enqueue(run, profile, limits, request, todo, dependency)
-                new[stage] = made
-                lines += _told_jobs(made)
-        result = list(new.values())
-        if new and (request.stage == ALL or profile.resubmit):
-            follow_up = _enqueue_follow_up(run, profile, request, result)
-            again = f", then submits what is missing, up to {profile.resubmit} times" if profile.resubmit else ""
-            lines.append(f"follow-up: job {follow_up.jobs[0]} reports at the end{again}")
-            result.append(follow_up)
+        new, lines = _walk(state, profile, limits, request, partial(_enqueue, run, profile))
+    stages = stages_of(request)
+    numbers = {task.submission.number for stage in stages for task in state.board.active(stage)}
+    there = [one for one in submissions(run) if one.number in numbers]
+    followers = [one for one in submissions(run) if numbers & set(one.asked.get("submissions", ()))]
     if new:
         lines.append(f"next: magicseg status {run.path} --watch")
-    elif any(state.board.active(stage) and not state.complete(stage) for stage in stages_of(request)):
+    elif any(state.board.active(stage) and not state.complete(stage) for stage in stages):
         lines.append(f"nothing to submit: the rest is in the queue; look: magicseg status {run.path}")
     else:
         lines.append(f"nothing to submit: {request.stage} is done; look: magicseg status {run.path}")
-    return Submitted(lines=lines, submissions=result)
+    return Submitted(lines=lines, submissions=new, waiting=[*there, *followers])
 
 
 def dry_run(run: Run, request: Request) -> str:
@@ -88,61 +82,74 @@ def dry_run(run: Run, request: Request) -> str:
     Dependencies name jobs by their names, since there are no numbers yet. Where there is no Slurm, the limits are
     Slurm's own defaults.
     """
-    from magicseg.launch.array import array_script
-
     profile = load_profile(request.profile, request.overrides)
     limits = SiteLimits.ask() if installed("scontrol") else SiteLimits(max_array_size=1001, max_job_count=10_000)
-    state = State.of(run)
     parts: list[str] = []
-    new: dict[str, Submission] = {}
 
-    def show(command: str, text: str) -> None:
-        parts.append(f"### {command}\n{text.rstrip()}\n")
+    def show(record: Submission, dependency: str | None) -> Submission:
+        for script, text in _scripts(run, profile, record, dependency):
+            parts.append(f"### sbatch {record.folder / script}\n{text.rstrip()}\n")
+        return record
 
-    number = max((one.number for one in submissions(run)), default=0)
-    for stage in stages_of(request):
-        todo = find_todo(state, profile, limits, request, stage, new)
-        if not todo.groups:
-            continue
-        number += 1
-        record = planned(run, profile, request, todo, limits, number)
-        dependency = dependency_of(state, new, stage)
-        if stage == "train":
-            show(f"sbatch {record.folder / 'train.sbatch'}", training_script(run, profile, record, dependency))
-        else:
-            for spec in array_specs(record, profile, dependency):
-                text = array_script(run, stage, profile, spec, record.folder)
-                show(f"sbatch {record.folder / 'JOB_submission.sh'}", text)
-        new[stage] = record
-    if new and (request.stage == ALL or profile.resubmit):
-        record = planned_follow_up(run, profile, request, list(new.values()), number + 1)
-        dependency = "afterany:" + ":".join(job_numbers(new.values()))
-        show(f"sbatch {record.folder / 'follow-up.sbatch'}", follow_up_script(run, profile, record, dependency))
+    _walk(State.of(run), profile, limits, request, show)
     return "\n".join(parts) or "nothing to submit\n"
 
 
-def _enqueue(
-    run: Run, profile: Profile, limits: SiteLimits, request: Request, todo: Todo, dependency: str | None
-) -> Submission:
+def _walk(
+    state: State,
+    profile: Profile,
+    limits: SiteLimits,
+    request: Request,
+    enqueue: Callable[[Submission, str | None], Submission],
+) -> tuple[list[Submission], list[str]]:
+    """Plan stage after stage, and the follow-up job, and give each record to ``enqueue`` with its dependency.
+
+    Returns: the records as ``enqueue`` gave them back, and lines for the user.
+    """
+    run = state.run
+    new: dict[str, Submission] = {}
+    lines: list[str] = []
+    number = next_number(run)
+    for stage in stages_of(request):
+        todo = find_todo(state, profile, limits, request, stage, new)
+        lines += _told(run, todo)
+        if todo.groups:
+            record = planned(run, profile, request, todo, limits, number + len(new))
+            new[stage] = enqueue(record, dependency_of(state, new, stage))
+            lines += _told_jobs(new[stage])
+    made = list(new.values())
+    if made and (request.stage == ALL or profile.resubmit):
+        record = planned_follow_up(run, profile, request, made, number + len(new))
+        follow_up = enqueue(record, "afterany:" + ":".join(job_numbers(made)))
+        again = f", then submits what is missing, up to {profile.resubmit} times" if profile.resubmit else ""
+        lines.append(f"follow-up: job {follow_up.arrays[0].job} reports at the end{again}")
+        made.append(follow_up)
+    return made, lines
+
+
+def _scripts(run: Run, profile: Profile, record: Submission, dependency: str | None) -> list[tuple[str, str]]:
+    """File names and texts of a submission's job scripts."""
+    if record.stage == "train":
+        return [("train.sbatch", training_script(run, profile, record, dependency))]
+    if record.stage == FOLLOW_UP:
+        return [("follow-up.sbatch", follow_up_script(run, profile, record, dependency))]
+    from magicseg.launch.array import array_script
+
+    specs = array_specs(record, profile, dependency)
+    return [("JOB_submission.sh", array_script(run, record.stage, profile, spec, record.folder)) for spec in specs]
+
+
+def _enqueue(run: Run, profile: Profile, record: Submission, dependency: str | None) -> Submission:
+    """Make a submission's folder, submit its jobs, keep its record."""
     from magicseg.launch.array import submit_array
 
-    number, folder = new_folder(run, todo.stage)
-    record = planned(run, profile, request, todo, limits, number)
+    make_folder(record)
     record.write()
-    if todo.stage == "train":
-        script = folder / "train.sbatch"
-        return _keep(record, lambda _: _submit_text(script, training_script(run, profile, record, dependency)))
+    if record.stage in {"train", FOLLOW_UP}:
+        ((name, text),) = _scripts(run, profile, record, dependency)
+        return _keep(record, lambda _: _submit_text(record.folder / name, text))
     specs = array_specs(record, profile, dependency)
-    return _keep(record, lambda position: submit_array(run, todo.stage, profile, specs[position], folder))
-
-
-def _enqueue_follow_up(run: Run, profile: Profile, request: Request, made: Sequence[Submission]) -> Submission:
-    number, folder = new_folder(run, FOLLOW_UP)
-    record = planned_follow_up(run, profile, request, made, number)
-    record.write()
-    dependency = "afterany:" + ":".join(job for one in made for job in one.jobs)
-    script = folder / "follow-up.sbatch"
-    return _keep(record, lambda _: _submit_text(script, follow_up_script(run, profile, record, dependency)))
+    return _keep(record, lambda position: submit_array(run, record.stage, profile, specs[position], record.folder))
 
 
 def _submit_text(path: Path, text: str) -> str:
@@ -153,11 +160,14 @@ def _submit_text(path: Path, text: str) -> str:
 def _keep(record: Submission, send: Callable[[int], str]) -> Submission:
     """Submit a record's jobs one by one, writing each number down at once; forget what was refused.
 
-    Of an interruption nobody knows whether sbatch took the job: the record stays, and the queue is asked by its name.
+    After an interruption, or if Slurm did not answer, nobody knows whether it took the job: the record stays, and the
+    queue is asked by its name.
     """
     for position in range(len(record.arrays)):
         try:
             job = send(position)
+        except SlurmSilence:
+            raise
         except Exception:
             if position == 0:
                 shutil.rmtree(record.folder, ignore_errors=True)
@@ -174,6 +184,10 @@ def _told(run: Run, todo: Todo) -> list[str]:
     skipped = [f"{todo.committed} committed"] if todo.committed else []
     skipped += [f"{todo.in_flight} in the queue already"] if todo.in_flight else []
     skipped += [f"{todo.blocked} wait for the stage before"] if todo.blocked else []
+    if todo.raised_from:
+        size = f"{todo.stage}: {len(todo.groups[0])} shards per task, not {todo.raised_from}"
+        why = "the queue does not take more tasks (slurm.tasks, or the site's MaxJobCount)"
+        return [f"{size}: {why}", *_told(run, replace(todo, raised_from=None))]
     if todo.stage not in STAGES:
         state = "done" if todo.committed else "in the queue already" if todo.in_flight else ""
         return [f"{todo.stage}: {state}"] if state else []
@@ -188,5 +202,6 @@ def _told_jobs(made: Submission) -> list[str]:
     if made.stage == "train":
         nodes = made.resources["nodes"]
         what = f"{nodes} node{'s' if nodes > 1 else ''}"
-    jobs = f"job {made.jobs[0]}" if len(made.jobs) == 1 else f"{len(made.jobs)} jobs {', '.join(made.jobs)}"
+    numbers = job_numbers([made])
+    jobs = f"job {numbers[0]}" if len(numbers) == 1 else f"{len(numbers)} jobs {', '.join(numbers)}"
     return [f"{made.stage}: {what}, {jobs}; logs in {made.folder}"]

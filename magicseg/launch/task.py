@@ -52,13 +52,13 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
     """
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its farewells would hide ours
     stop = _Warned()
-    stop.listen()
     try:
         _check_version(version, run)
-        _wait(delay, stop)
         if stage == "evaluate":
             _evaluate(Path(run))
             return
+        stop.listen()
+        _wait(delay, stop)
         missing = _do(Run.open(Path(run)), stage, parse_ranges(shards), stop)
     except MagicsegError as error:
         _say(f"error: {error.message}")
@@ -94,6 +94,9 @@ def _wait(seconds: float, stop: Callable[[], bool]) -> None:
 
 
 def _evaluate(path: Path) -> None:
+    """Score the model. It has no parts that could be kept: signals end it, and it begins again."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     from magicseg.evaluate.of_run import evaluate_run
 
     results = evaluate_run(Run.open(path))

@@ -90,12 +90,12 @@ def queued(array: ArrayJob | str, indices: str, state: str, *, job: str = "101",
     """A line of ``squeue``, in the format that is asked for."""
     name = array if isinstance(array, str) else array.name
     nodes, elapsed = ("n1", "1:05") if state == "RUNNING" else ("", "0:00")
-    return "|".join((job, indices, job, state, nodes, elapsed, "58:55", name, reason)) + "\n"
+    return "|".join((job, indices, state, nodes, elapsed, "58:55", name, reason)) + "\n"
 
 
 def accounted(array: ArrayJob, label: str, state: str, *, code: str = "0:0") -> str:
     """A line of ``sacct``, in the format that is asked for."""
-    return f"{label}|{label}|{state}|n1|00:01:05|{array.name}|{code}\n"
+    return f"{label}|{state}|n1|00:01:05|{array.name}|{code}\n"
 
 
 def record(
@@ -115,6 +115,7 @@ def record(
     )
     made = Submission(
         folder=run.path / "jobs" / f"{number:04d}-{stage}",
+        run=str(run.path),
         number=number,
         stage=stage,
         created=now(),

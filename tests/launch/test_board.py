@@ -107,8 +107,7 @@ def test_the_second_array_goes_on_where_the_first_ends(fresh, slurm):
         ("NODE_FAIL", "failed"),
         ("PREEMPTED", "failed"),
         ("BOOT_FAIL", "failed"),
-        ("REQUEUED", "pending"),
-        ("SUSPENDED", "running"),
+        ("WORD_OF_ANOTHER_VERSION", "failed"),
     ],
 )
 def test_slurms_words_become_the_few_that_a_reader_needs(fresh, slurm, word, kind):
@@ -116,8 +115,35 @@ def test_slurms_words_become_the_few_that_a_reader_needs(fresh, slurm, word, kin
     slurm.says("sacct", accounted(made.arrays[0], "101_0", word, code="1:0"))
     task, other = board_of(fresh).tasks
     assert task.kind == kind
-    assert task.state.reason == "exit code 1:0"
+    assert task.ending == f"{word.split()[0]} 1:0"
     assert other.kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"), [("REQUEUED", "pending"), ("SUSPENDED", "running"), ("RUNNING", "running")]
+)
+def test_only_the_queue_says_that_a_task_is_at_work(fresh, slurm, word, kind):
+    """An accounting that lags behind, or lost the end of a job, would keep its shards in flight for ever."""
+    made = record(fresh, "describe", ["0", "1"])
+    slurm.says("sacct", accounted(made.arrays[0], "101_0", word))
+    assert [task.kind for task in board_of(fresh).tasks] == ["unknown", "unknown"]
+    slurm.says("squeue", queued(made.arrays[0], "0", word))
+    assert [task.kind for task in board_of(fresh).tasks] == [kind, "unknown"]
+
+
+def test_a_copy_of_a_run_has_no_jobs_in_the_queue(fresh, slurm, copy_of):
+    made = record(fresh, "describe", ["0", "1"])
+    slurm.says("squeue", queued(made.arrays[0], "0-1", "RUNNING"))
+    copy = copy_of(fresh)
+    assert board_of(fresh).shards_in_flight("describe") == {0, 1}
+    assert board_of(copy, whole_queue=True).active() == []
+    assert slurm.calls("squeue") == slurm.calls("squeue")[:1]
+
+
+def test_a_job_of_the_same_name_and_another_number_is_not_ours(fresh, slurm):
+    made = record(fresh, "describe", ["0", "1"])
+    slurm.says("squeue", queued(made.arrays[0], "0-1", "RUNNING", job="77"))
+    assert board_of(fresh).active() == []
 
 
 def test_of_several_records_of_a_task_the_active_one_counts_or_else_the_last(fresh, slurm):
@@ -274,10 +300,11 @@ def test_the_json_of_jobs_keeps_its_contract(fresh, slurm):
     summaries = json.loads(json.dumps(job_summaries(board_of(fresh))))
     none = dict.fromkeys(KINDS, 0)
     assert summaries == [
-        {"id": "101", "stage": "describe", "state": "running", "tasks": none | {"running": 1, "pending": 2}},
+        {"id": "101", "stage": "describe", "state": "running", "tasks": none | {"running": 1, "pending": 2},
+         "endings": {}},
         {"id": "102", "stage": "describe", "state": "failed",
-         "tasks": none | {"cancelled": 1, "failed": 1, "completed": 1}},
-        {"id": "103", "stage": "train", "state": "unknown", "tasks": none | {"unknown": 1}},
+         "tasks": none | {"cancelled": 1, "failed": 1, "completed": 1}, "endings": {"CANCELLED": 1, "FAILED": 1}},
+        {"id": "103", "stage": "train", "state": "unknown", "tasks": none | {"unknown": 1}, "endings": {}},
     ]  # fmt: skip
     assert list(none) == ["running", "pending", "completed", "failed", "cancelled", "unknown"]
 

@@ -245,7 +245,7 @@ def test_status_shows_jobs_tasks_and_why_they_wait(on_cluster, slurm, fresh):
     for words in ("1 running, 2 pending", "101_0", "n1", "58:55", "Resources 2", "Boom 1", "shard 3: Boom: it broke"):
         assert words in text
     state = json.loads(on_cluster("status", fresh.path, "--json").out)
-    assert set(state["jobs"][0]) == {"id", "stage", "state", "tasks"}
+    assert set(state["jobs"][0]) == {"id", "stage", "state", "tasks", "endings"}
 
 
 def test_efficiency_is_for_people_and_for_programs(on_cluster, slurm, fresh, monkeypatch):

@@ -10,7 +10,7 @@ from tiny_runs import do
 
 from magicseg.launch.efficiency import bytes_of, efficiency, efficiency_lines
 from magicseg.launch.grouping import contiguous_groups
-from magicseg.launch.profile import load_profile
+from magicseg.launch.profile_files import load_profile
 
 GIB = 2**30
 

@@ -15,7 +15,8 @@ from magicseg.launch.grouping import (
     share_parallelism,
     split_arrays,
 )
-from magicseg.launch.profile import Profile, load_profile
+from magicseg.launch.profile import Profile
+from magicseg.launch.profile_files import load_profile
 
 counts = st.integers(1, 5000)
 sizes = st.integers(1, 300)

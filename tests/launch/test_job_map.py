@@ -12,9 +12,9 @@ from tiny_runs import do
 from magicseg.errors import ConfigError, DamageError, RunError
 from magicseg.launch.board import board_of
 from magicseg.launch.follow_up import follow_up, left_undone
-from magicseg.launch.jobs import ArrayJob, Submission, new_folder, submissions, submitting
+from magicseg.launch.jobs import ArrayJob, Submission, next_number, submissions, submitting
 from magicseg.launch.planning import Request
-from magicseg.launch.slurm import SlurmError
+from magicseg.launch.slurm import SlurmError, SlurmSilence
 from magicseg.launch.submit import submit
 from magicseg.run import Run
 from magicseg.run.ranges import format_ranges
@@ -34,6 +34,7 @@ def records(draw):
         "number": draw(st.integers(1, 9999)),
         "stage": draw(st.sampled_from(["describe", "train", "follow-up"])),
         "created": draw(line),
+        "run": draw(line),
         "version": draw(line),
         "tasks": tuple(tasks),
         "arrays": arrays,
@@ -59,7 +60,7 @@ def test_submissions_come_oldest_first(fresh):
     for stage in ("mask", "describe", "train"):
         record(fresh, stage, ["0"])
     assert [(one.number, one.stage) for one in submissions(fresh)] == [(1, "mask"), (2, "describe"), (3, "train")]
-    assert new_folder(fresh, "mask")[0] == 4
+    assert next_number(fresh) == 4
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"tasks": [], "arrays": [{}]}', "\x00\xff"])
@@ -85,7 +86,7 @@ def test_what_is_no_submission_is_left_alone(fresh):
     (fresh.path / "jobs/notes").mkdir(parents=True)
     (fresh.path / "jobs/0007-describe").mkdir()  # a submit that was killed before it wrote anything
     assert submissions(fresh) == []
-    assert new_folder(fresh, "describe")[0] == 8
+    assert next_number(fresh) == 8
 
 
 # ---------------------------------------------------------------------------------------------- submitting by halves
@@ -237,7 +238,7 @@ def test_how_tasks_ended_is_kept_for_when_slurm_has_forgotten_it(fresh, slurm):
     slurm.says("sacct", accounted(array, "101_0", "TIMEOUT") + accounted(array, "101_1", "CANCELLED by 0"))
     submit(fresh, Request(stage="describe", profile="cpu"))
     slurm.says("sacct", "")
-    assert submissions(fresh)[0].ended == {"failed": "0", "cancelled": "1", "unknown": "2"}
+    assert submissions(fresh)[0].ended == {"TIMEOUT": "0", "CANCELLED": "1", "unknown": "2"}
     assert [task.kind for task in board_of(fresh).tasks[:3]] == ["failed", "cancelled", "unknown"]
 
 
@@ -255,14 +256,43 @@ def test_claims_of_ended_tasks_are_taken_back_with_a_note_and_those_of_others_st
     assert failures[0] == "WorkerDied: task 101_0 ended while it was at it"
 
 
-def test_a_claim_that_is_too_old_to_hold_anybody_up_goes_without_a_note(fresh, slurm):
+def test_a_death_is_noted_however_long_ago_it_was(fresh, slurm):
     made = record(fresh, "describe", ["0-5"])
     path = claim(fresh, "describe", 0, "101")
     os.utime(path, (0, 0))
     slurm.says("squeue", queued(made.arrays[0], "N/A", "FAILED"))
     submit(fresh, Request(stage="describe", profile="cpu"))
     assert not path.exists()
-    assert fresh.ledger("describe").failures() == {}
+    assert fresh.ledger("describe").failures() == {0: "WorkerDied: task 101 ended while it was at it"}
+
+
+def test_sbatch_that_does_not_answer_may_have_taken_the_job_all_the_same(fresh, slurm):
+    slurm.fails("sbatch", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+    with pytest.raises(SlurmSilence, match="timed out"):
+        submit(fresh, Request(stage="describe", profile="cpu"))
+    (made,) = submissions(fresh)
+    slurm.says("squeue", queued(made.arrays[0], "0-5", "RUNNING", job="55"))
+    assert board_of(fresh).shards_in_flight("describe") == set(range(6))
+    again = submit(fresh, Request(stage="describe", profile="cpu"))
+    assert again.submissions == []
+    assert [one.number for one in again.waiting] == [1]
+
+
+def test_a_dependency_leaves_out_tasks_that_have_ended_badly(fresh, slurm):
+    made = record(fresh, "describe", ["0-1", "2-3", "4-5"])
+    slurm.says("squeue", queued(made.arrays[0], "0,2", "RUNNING") + queued(made.arrays[0], "1", "CANCELLED"))
+    done = submit(fresh, Request(stage="all", profile="cpu"))
+    generate = next(one for one in done.submissions if one.stage == "generate")
+    script = (generate.folder / f"{generate.jobs[0]}_submission.sh").read_text()
+    new = done.submissions[0].jobs[0]
+    assert f"--dependency=afterok:101_0:101_2:{new}\n" in script
+
+
+def test_a_size_of_tasks_that_the_queue_does_not_take_is_raised_and_said(fresh, slurm):
+    slurm.says("scontrol", "MaxArraySize = 1001\nMaxJobCount = 4\n")
+    done = submit(fresh, Request(stage="describe", profile="cpu", shards_per_task=1))
+    assert [made.tasks for made in done.submissions] == [("0-2", "3-5")]
+    assert "describe: 3 shards per task, not 1: the queue does not take more tasks" in done.lines[0]
 
 
 def test_nothing_is_taken_back_while_the_queue_does_not_answer(fresh, slurm):

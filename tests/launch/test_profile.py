@@ -15,7 +15,8 @@ from magicseg.errors import ConfigError
 from magicseg.launch.array import ArraySpec, array_script
 from magicseg.launch.efficiency import bytes_of
 from magicseg.launch.jobs import ArrayJob, Submission
-from magicseg.launch.profile import JOBS, load_profile, profile_names, validate_profile
+from magicseg.launch.profile import JOBS
+from magicseg.launch.profile_files import load_profile, profile_names, validate_profile
 from magicseg.launch.training import follow_up_script, training_script
 from magicseg.run import Run
 
@@ -43,6 +44,7 @@ def scripts(profile):
     for stage, render in (("train", training_script), ("follow-up", follow_up_script)):
         submission = Submission(
             folder=RUN.path / "jobs/0002",
+            run=str(RUN.path),
             number=2,
             stage=stage,
             created="",

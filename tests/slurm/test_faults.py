@@ -95,3 +95,25 @@ def test_a_shard_that_kills_its_worker_does_not_keep_others_from_being_done(on_c
     assert "1 shards in 1 task" in again.err
     state = json.loads(on_cluster("status", run.path, "--json").out)
     assert state["stages"]["describe"]["failure_reasons"] == {"WorkerDied": 1}
+
+
+def test_the_last_task_of_an_array_goes_back_into_the_queue_alone(on_cluster, slurm, tmp_path):
+    """In its environment, the job's number is that of the whole array."""
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.7}")
+    command = on_cluster.start("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 8, "--wait")
+    wait_until(lambda: len(run.ledger("describe").claimed()) == 4)
+    tasks = sorted(running(slurm, "describe"))
+    slurm.run("scancel", tasks[0])
+    wait_until(lambda: len(running(slurm, "describe")) == 3)
+    slurm.run("scancel", "--signal=USR2", tasks[3])
+    out, err = command.communicate(timeout=200)
+    assert command.returncode == 1, (out, err)
+    committed = run.ledger("describe").commits().keys()
+    assert committed >= set(range(8, 32)), "the cancelled task's shards alone are missing"
+    assert not committed >= set(range(8))
+    again = {shard for _, shard in repeated(run)}
+    assert again <= set(range(24, 32)), "tasks that were at work, and the one that was cancelled, stayed as they were"
+    assert len(again) == 1
+    state = json.loads(on_cluster("status", run.path, "--json").out)
+    assert state["jobs"][0]["tasks"]["cancelled"] == 1
+    assert state["jobs"][0]["tasks"]["completed"] == 3

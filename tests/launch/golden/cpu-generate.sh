@@ -29,8 +29,10 @@ code=$?
 # 75: stopped in time, more to do. Above 128: the worker was killed.
 restarts=${SLURM_RESTART_COUNT:-0}
 if { [ "$code" -eq 75 ] && [ "$restarts" -lt 10 ]; } || { [ "$code" -gt 128 ] && [ "$restarts" -lt 2 ]; }; then
-  if scontrol -o show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
-    scontrol requeue "$SLURM_JOB_ID"
+  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.
+  task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
+  if scontrol -o show job "$task" | grep -q JobState=RUNNING; then
+    scontrol requeue "$task"
   fi
 fi
 exit "$code"

@@ -51,7 +51,9 @@ code=$?
 if [ "$code" -eq 0 ] && [ ! -e "$run/model/model.json" ]; then
   code=75 # stopped in time, more to do
 fi
-if { [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; } && [ "${SLURM_RESTART_COUNT:-0}" -lt "$requeues" ] &&
+turns=$requeues
+[ "$code" -gt 128 ] && turns=$((requeues < 2 ? requeues : 2)) # killed: twice is bad luck
+if { [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; } && [ "${SLURM_RESTART_COUNT:-0}" -lt "$turns" ] &&
   scontrol -o show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
   scontrol requeue "$SLURM_JOB_ID"
 fi

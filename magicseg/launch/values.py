@@ -1,0 +1,84 @@
+"""The kinds of values that a profile has: each refuses what would add a line or an option to a job script."""
+
+import math
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+
+def _one_line(text: str) -> str:
+    if not text or not text.isprintable() or text != text.strip():
+        raise ValueError("must be one line of printable text, without spaces around it")
+    return text
+
+
+def _word(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_(\[][\w.,:=@%&|*!()\[\]/+-]*", text, re.ASCII):
+        raise ValueError("must be one word that begins with a letter, a digit or a bracket")
+    return text
+
+
+def _module(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][\w.+/@-]*", text, re.ASCII):
+        raise ValueError("is not the name of a module")
+    return text
+
+
+def _size(text: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*[KMGT]?", text, re.ASCII):
+        raise ValueError("is a number with K, M, G or T behind it: 16G")
+    return text
+
+
+def _shell_line(text: str) -> str:
+    if _one_line(text).startswith("#"):
+        raise ValueError("must not begin with '#': sbatch would take #SBATCH and #PBS for its own")
+    if text.endswith("\\"):
+        raise ValueError("must not end with a backslash, which would swallow the next line")
+    return text
+
+
+def _bind(text: str) -> str:
+    if not re.fullmatch(r"[^\s:,]+(:[^\s:,]+(:r[ow])?)?", _one_line(text)):
+        raise ValueError("is SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro")
+    return text
+
+
+def minutes_of(text: str) -> int:
+    """Whole minutes of a Slurm time limit: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text, re.ASCII)
+    if match is None:
+        raise ValueError("is a time limit as Slurm writes them: 90 (minutes), 4:00:00, 1-12:00:00")
+    days, *rest = match.groups()
+    first, second, third = (int(part or 0) for part in rest)
+    if days is not None:
+        seconds = int(days) * 86400 + first * 3600 + second * 60 + third
+    elif match[4] is not None:
+        seconds = first * 3600 + second * 60 + third
+    else:
+        seconds = first * 60 + second
+    if seconds < 1:
+        raise ValueError("is no time at all")
+    return math.ceil(seconds / 60)
+
+
+def _time(text: str) -> str:
+    minutes_of(text)
+    return text
+
+
+def _operand(text: str) -> str:
+    if _one_line(text).startswith("-"):
+        raise ValueError("must not begin with a dash, which would make it an option")
+    return text
+
+
+Word = Annotated[str, AfterValidator(_word)]
+Line = Annotated[str, AfterValidator(_one_line)]
+Module = Annotated[str, AfterValidator(_module)]
+Size = Annotated[str, AfterValidator(_size)]
+ShellLine = Annotated[str, AfterValidator(_shell_line)]
+Operand = Annotated[str, AfterValidator(_operand)]
+Bind = Annotated[str, AfterValidator(_operand), AfterValidator(_bind)]
+TimeLimit = Annotated[str, AfterValidator(_time)]
