@@ -1,6 +1,7 @@
 """``magicseg train|evaluate|report``: from the data set to a model, its score and a page about both."""
 
 import contextlib
+import os
 
 from magicseg.cli.output import JsonOption, RunArgument, note, print_json, progress
 from magicseg.errors import IncompleteError
@@ -17,6 +18,8 @@ def train(run: RunArgument) -> None:
     from magicseg.train.of_run import train_run
 
     world = World.from_environment()
+    if world.launched:  # one line from every rank about a setting that is as it is meant to be, see the loop
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     opened = Run.open(run)
     steps = opened.config.train.steps
     # Slurm and torchrun may both pass the same signal on, and torchrun kills what takes too long.

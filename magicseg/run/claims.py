@@ -104,22 +104,39 @@ def try_claim(path: Path) -> Claim | None:
             "restarts": _restarts(),
         }
     )
-    for _ in range(3):
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            if is_live(path):
-                return None
-            _remove_stale(path)
-            continue
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-        except OSError:  # a full disk: an empty claim would hold the shard up
-            path.unlink(missing_ok=True)
-            raise
+    if _create(path, content):
         return Claim(path, token, threading.Event())
-    return None
+    if is_live(path):
+        return None
+    # Stale: of several that see it so, the one with the lock looks again, takes it away and makes its own.
+    lock = path.with_name(f".{path.name}.takeover")
+    if not _create(lock, b""):
+        age = _age(lock)
+        if age is not None and age > HEARTBEAT_SECONDS:
+            lock.unlink(missing_ok=True)  # of a process that was killed in mid-takeover
+        return None
+    try:
+        if is_live(path):
+            return None
+        path.unlink(missing_ok=True)
+        return Claim(path, token, threading.Event()) if _create(path, content) else None
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _create(path: Path, content: bytes) -> bool:
+    """Make a file; False if it is there already."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+    except OSError:  # a full disk: an empty claim would hold the shard up
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 def is_live(path: Path) -> bool:
@@ -165,16 +182,3 @@ def _age(path: Path) -> float | None:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
     return now - touched
-
-
-def _remove_stale(path: Path) -> None:
-    """Take a stale claim away; of several processes that try, one succeeds."""
-    aside = path.with_name(f".stale.{os.getpid()}.{os.urandom(4).hex()}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    if is_live(aside):  # a new owner came between the look and the rename: give it back
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-    aside.unlink(missing_ok=True)

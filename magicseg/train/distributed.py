@@ -68,7 +68,7 @@ ALONE = World()
 def joined(world: World) -> Iterator[None]:
     """Be in the process group: NCCL between GPUs, Gloo between CPUs.
 
-    After an error the group is left as it is. Its orderly end would wait for peers that wait for this process;
+    After an error NCCL's group is left as it is. Its orderly end would wait for peers that wait for this process;
     the end of the process frees everything, and tells them.
 
     Raises: ConfigError when there are more processes than GPUs; IncompleteError when a peer is gone.
@@ -95,9 +95,11 @@ def joined(world: World) -> Iterator[None]:
             dist.init_process_group("gloo", timeout=_TIMEOUT)
         yield
         dist.barrier()
-    except RuntimeError as error:
+    except BaseException as error:
+        if device.type == "cpu" and dist.is_initialized():
+            dist.destroy_process_group()  # else its threads abort the process as it ends
         # Gloo's errors have no class of their own.
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise IncompleteError(
                 f"process {world.rank} of {world.size} lost another one: {str(error).split('. ', 1)[0]}",
                 hint="look for what ended first; the same command goes on from the newest checkpoint",

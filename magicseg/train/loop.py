@@ -17,7 +17,6 @@ are each rank's, so dice counts the classes of a rank with few of them more than
 import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -254,7 +253,6 @@ def _distributed(terms: nn.Module) -> DistributedDataParallel:
     DDP would lay its buckets out anew after the first step, and so also after a resume, whose curve would then
     differ in the last bits; looking for unused parameters, of which there are none, keeps it from that.
     """
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified", category=UserWarning)
     return DistributedDataParallel(terms, find_unused_parameters=True)
 
 
