@@ -280,3 +280,18 @@ def test_the_commands_of_a_login_node_load_no_torch(on_cluster, slurm, described
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert len(slurm.calls("sbatch")) == 1
+
+
+def test_cancelling_a_stage_takes_the_follow_up_job_that_would_submit_it_again(on_cluster, slurm, fresh):
+    describe = record(fresh, "describe", ["0", "1"], jobs=("101",))
+    other = record(fresh, "mask", ["0"], jobs=("102",))
+    follow_up = record(fresh, "follow-up", [""], jobs=("103",), asked={"submissions": [1]})
+    slurm.says(
+        "squeue",
+        queued(describe.arrays[0], "0-1", "PENDING")
+        + queued(other.arrays[0], "N/A", "PENDING", job="102")
+        + queued(follow_up.arrays[0], "N/A", "PENDING", job="103"),
+    )
+    assert on_cluster("cancel", fresh.path, "mask").code == 0
+    assert on_cluster("cancel", fresh.path, "describe").code == 0
+    assert slurm.calls("scancel") == ["--quiet 102", "--quiet 103 101"]
