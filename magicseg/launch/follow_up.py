@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from magicseg.errors import IncompleteError, RunError
+from magicseg.errors import IncompleteError, PlanMismatch, RunError
 from magicseg.launch.board import Board, board_of
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.jobs import Submission, submissions
@@ -102,6 +102,8 @@ def _patiently(submit_again: Callable[[], Submitted]) -> Submitted:
     while True:
         try:
             return submit_again()
+        except PlanMismatch:
+            raise
         except (RunError, SlurmError, IncompleteError):
             if time.monotonic() > until:
                 raise

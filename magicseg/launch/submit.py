@@ -1,8 +1,10 @@
 """Submitting stages: jobs into the queue, records into the job map.
 
-done = submit(run, Request(stage="all", profile="gpu"))
-done.lines                      # what to tell the user
-done.submissions                # what is in the queue now
+    done = submit(run, Request(stage="all", profile="gpu"))
+    done.lines                      # what to tell the user
+    done.submissions                # what is in the queue now
+
+What is to be submitted is planned in `magicseg.launch.planning`.
 """
 
 import shutil
