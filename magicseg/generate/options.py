@@ -84,7 +84,7 @@ class DiffusersOptions(Settings):
                 f"from the model's page under 'Files', 'History' (got {self.revision!r})"
             )
         if self.folder is not None and self.revision is not None:
-            raise ValueError("revision goes with a name; the files of a path are identified by their digests")
+            raise ValueError("revision goes with a name; files of a path have their digests: set revision to null")
         if self.negative_prompt and self.guidance <= 1:
             raise ValueError(f"negative_prompt has no effect with guidance {self.guidance:g}; it needs more than 1")
         if self.shared_steps >= self.steps:

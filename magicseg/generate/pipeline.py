@@ -26,6 +26,9 @@ _LIBRARY_LOGGERS = ("diffusers", "transformers")
 _NEW_WEIGHTS = re.compile(r"newly initialized|\bMISSING\b|\bMISMATCH\b")
 _ESCAPES = re.compile(r"\x1b\[[\d;]*m")
 _FLOW = "FlowMatch"
+# Of a sentencepiece model transformers says that it lacks tiktoken.
+_TOKENIZER_LIBRARIES = re.compile(r"sentencepiece|tiktoken|protobuf", re.IGNORECASE)
+_TOKENIZER_HINT = "its tokenizer is a sentencepiece model: pip install sentencepiece protobuf"
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
 
@@ -213,7 +216,7 @@ def load_pipeline(options: DiffusersOptions) -> Any:
                 ) from error
             raise BackendError(
                 f"{_where(options)} cannot be loaded: {type(error).__name__}: {error}",
-                hint="install the library that it names" if isinstance(error, ImportError) else _remedy(options),
+                hint=_TOKENIZER_HINT if _TOKENIZER_LIBRARIES.search(str(error)) else _remedy(options),
             ) from error
     refuse_unknown_family(type(pipe).__name__, _where(options))
     lacking = [text for text in warnings if _NEW_WEIGHTS.search(text)]

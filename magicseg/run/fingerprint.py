@@ -74,7 +74,10 @@ def resolve_backends(config: Config) -> Config:
         except ValueError as error:
             known = ", ".join(backend.Options.model_fields) or "none"
             detail = "; ".join(
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in getattr(error, "errors", list)()
+                ": ".join(
+                    [*filter(None, [".".join(map(str, item["loc"]))]), item["msg"].removeprefix("Value error, ")]
+                )
+                for item in getattr(error, "errors", list)()
             )
             raise ConfigError(
                 f"{stage}.options does not fit back end {settings.backend!r}: {detail or error}",

@@ -29,7 +29,7 @@ NAME = {"model": "org/model", "revision": COMMIT}
     [
         ({"model": "org/model"}, "pinned revision"),
         ({"model": "org/model", "revision": "main"}, "40 hexadecimal digits"),
-        ({"model": "/weights", "revision": COMMIT}, "identified by their digests"),
+        ({"model": "/weights", "revision": COMMIT}, "set revision to null"),
         ({"model": " "}, "empty"),
         ({**NAME, "guidance": 0, "negative_prompt": "blurry"}, "no effect"),
         ({**NAME, "steps": 4, "shared_steps": 4, "noise": "shared"}, "below steps"),

@@ -1,5 +1,6 @@
 """Pairs of images from tiny checkpoints: equal bits, shared noise, retries, truncation."""
 
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -141,6 +142,21 @@ def test_a_prompt_beyond_the_text_encoder_is_counted(generator):
 def test_a_negative_prompt_changes_the_image_with_guidance(family, generator):
     plain, steered = (generator(family, negative_prompt=text).generate([request()])[0] for text in ("", "a dog on"))
     assert not equal(plain, steered)
+
+
+def test_a_t5_tokenizer_that_is_only_a_sentencepiece_model_is_read(generator, checkpoint, tmp_path):
+    sentencepiece_model_pb2 = pytest.importorskip("sentencepiece.sentencepiece_model_pb2")
+    folder = shutil.copytree(checkpoint("pixart_sigma"), tmp_path / "copy")
+    backend = generator(folder)
+    model = sentencepiece_model_pb2.ModelProto()
+    pieces = backend.pipeline._pipe.tokenizer.get_vocab()
+    for piece in sorted(pieces, key=pieces.get):
+        model.pieces.add(piece=piece, score=-3.0, type={"<unk>": 2, "<pad>": 3, "</s>": 3}.get(piece, 1))
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    (folder / "tokenizer" / "spiece.model").write_bytes(model.SerializeToString())
+    texts = ["a photo of a cat", "red dogs"]
+    read = generator(folder).pipeline._pipe.tokenizer
+    assert read(texts)["input_ids"] == backend.pipeline._pipe.tokenizer(texts)["input_ids"]
 
 
 def spoil(backend, how, rows, calls):
