@@ -74,9 +74,7 @@ def resolve_backends(config: Config) -> Config:
         except ValueError as error:
             known = ", ".join(backend.Options.model_fields) or "none"
             detail = "; ".join(
-                ": ".join(
-                    [*filter(None, [".".join(map(str, item["loc"]))]), item["msg"].removeprefix("Value error, ")]
-                )
+                f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
                 for item in getattr(error, "errors", list)()
             )
             raise ConfigError(

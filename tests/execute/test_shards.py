@@ -130,7 +130,7 @@ def test_doing_it_twice_does_nothing_the_second_time(finished):
 def test_a_stop_abandons_the_open_shard_between_batches(fresh):
     events, asked = [], iter([False, False, False, True, True])  # shard 0 starts; two batches of it; stop
     run_shards(fresh, "describe", range(6), report=events.append, should_stop=lambda: next(asked))
-    assert [(event.shard, event.outcome) for event in events] == [(0, "abandoned")]
+    assert [(event.shard, event.outcome) for event in events] == [(0, "started"), (0, "abandoned")]
     assert fresh.ledger("describe").commits() == {}
     assert fresh.ledger("describe").claimed() == []
 

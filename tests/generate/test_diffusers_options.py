@@ -163,6 +163,12 @@ def test_a_name_without_a_revision_is_refused_at_init(tmp_path):
         make_run(tmp_path / "run", "generate.backend=diffusers", "generate.options={model: org/model}")
 
 
+def test_the_guide_has_every_option_and_preset():
+    guide = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
+    names = [*DiffusersOptions.model_fields, *SCHEDULERS, *preset_names()]
+    assert [name for name in names if name != "miniature" and f"`{name}`" not in guide] == []
+
+
 PRESETS = [name for name in preset_names() if name != "miniature"]
 
 
