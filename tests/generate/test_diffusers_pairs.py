@@ -37,9 +37,11 @@ def test_every_family_makes_pairs_and_repeats_them_to_the_bit(family, generator)
     assert not any(np.array_equal(one.image, other.image) for one, other in pairwise(pairs))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_pixels_do_not_depend_on_where_the_shard_ends(family, generator):
-    backend = generator(family, batch_size=3)
+@pytest.mark.parametrize(
+    ("family", "dtype"), [*((family, "float32") for family in FAMILIES), ("sd15", "bfloat16"), ("flux", "bfloat16")]
+)
+def test_pixels_do_not_depend_on_where_the_shard_ends(family, dtype, generator):
+    backend = generator(family, batch_size=3, dtype=dtype)
     whole = backend.generate([request(index) for index in range(5)])
     for count in (1, 2, 4):
         assert all(map(equal, whole, backend.generate([request(index) for index in range(count)])))
