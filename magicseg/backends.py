@@ -5,6 +5,8 @@ A back end is a class named by an entry point (groups ``magicseg.captioners``, `
 
 - ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config),
 - ``identity(options)``: what of the back end itself decides bytes (recipe number, weights' digest), cheap,
+- ``IDENTIFIED``, if it likes: names of options that ``identity`` speaks for, such as where the weights lie; they stay
+  out of the fingerprint,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 

@@ -198,7 +198,7 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
             hint = f"known here: {', '.join(known)}"
         return ConfigError(f"{source}: {key} is not a setting", hint=hint)
     if first["type"] == "missing":
-        return ConfigError(f"{source}: {key} is missing", hint=f"start from a preset: --preset {preset_names()[0]}")
+        return ConfigError(f"{source}: {key} is missing", hint="start from a preset: --preset miniature")
     message = first["msg"].removeprefix("Value error, ")
     return ConfigError(f"{source}: {key}: {message} (got {first['input']!r})", hint="magicseg schema")
 

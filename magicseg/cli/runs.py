@@ -31,7 +31,7 @@ def init(
     if preset is None and config is None:
         raise ConfigError(
             "init needs a preset or a file of settings",
-            hint=f"--preset {preset_names()[0]}, or --config FILE",
+            hint=f"--preset miniature, or --config FILE; presets: {', '.join(preset_names())}",
         )
     made = Run.create(run, load_config(preset=preset, file=config, overrides=set_ or ()))
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")

@@ -95,11 +95,19 @@ def execute_shard(
         host=socket.gethostname(),
         job=job_label(),
         peak_gpu_memory=_peak_gpu_memory(),
-        versions=library_versions(),
+        versions=library_versions() | _gpu_name(),
     )
     with storage_errors(run.path, f"free some space, then: magicseg {stage} {run.path}"):
         run.ledger(stage).commit(record, run.fingerprints[stage])
     return record
+
+
+def _gpu_name() -> dict[str, str]:
+    """The GPU that this process computes on, if it does: another kind gives other bits."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    return {"gpu": str(torch.cuda.get_device_name())}
 
 
 def _peak_gpu_memory() -> int:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from magicseg.backends import find_backend
+from magicseg.backends import Backend, find_backend
 from magicseg.config import Config, StageSettings
-from magicseg.errors import ConfigError
+from magicseg.errors import BackendError, ConfigError
 from magicseg.run.files import to_json
 
 STAGES = ("describe", "generate", "mask")
@@ -45,8 +45,10 @@ def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Finge
         inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
         for key, value in settings.model_dump(mode="json", exclude={"options"}).items():
             inputs[f"{stage}.{key}"] = value
+        identified: frozenset[str] = getattr(backend, "IDENTIFIED", frozenset())
         for key, value in settings.options.items():
-            inputs[f"{stage}.options.{key}"] = value
+            if key not in identified:
+                inputs[f"{stage}.options.{key}"] = value
         for key, value in backend.identity(backend.Options.model_validate(settings.options)).items():
             inputs[f"{stage}.backend.{key}"] = value
         if stage == "generate":
@@ -66,13 +68,14 @@ def resolve_backends(config: Config) -> Config:
     data = config.model_dump(mode="json")
     for stage in STAGES:
         settings = stage_settings(config, stage)
-        backend = find_backend(BACKEND_KINDS[stage], settings.backend)
+        backend = _installed_backend(stage, settings.backend)
         try:
             options = backend.Options.model_validate(settings.options)
         except ValueError as error:
             known = ", ".join(backend.Options.model_fields) or "none"
             detail = "; ".join(
-                f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in getattr(error, "errors", list)()
+                f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
+                for item in getattr(error, "errors", list)()
             )
             raise ConfigError(
                 f"{stage}.options does not fit back end {settings.backend!r}: {detail or error}",
@@ -80,6 +83,16 @@ def resolve_backends(config: Config) -> Config:
             ) from None
         data[stage]["options"] = options.model_dump(mode="json")
     return Config.model_validate(data)
+
+
+def _installed_backend(stage: str, name: str) -> type[Backend]:
+    """`find_backend`, with an error that names the setting."""
+    try:
+        return find_backend(BACKEND_KINDS[stage], name)
+    except BackendError as error:
+        raise BackendError(
+            f"{stage}.backend: {error.message}", hint=f"{error.hint}; another one: --set {stage}.backend=NAME"
+        ) from error
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

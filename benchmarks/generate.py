@@ -1,0 +1,212 @@
+"""Making pairs through the back end costs little more than the bare pipeline, and far less than image by image.
+
+Reference 1: a bare loop over the same diffusers pipeline with the same batches, the same texts and a generator per
+image; it makes PIL images, as the library does by default, and keeps them. Reference 2: image by image, two calls for
+a pair, as simple scripts do. The three take turns; a ratio is our rate over the reference's in the same turn, and the
+table has medians over the turns. The weights are random, which changes no time: ``tiny`` is a small UNet, ``sd15``
+has the sizes of Stable Diffusion 1.5 (860 M, 123 M and 84 M parameters; no safety checker on any side). Nothing is
+downloaded.
+
+    python benchmarks/generate.py
+    python benchmarks/generate.py --model sd15 --device cuda --dtype float16 --size 512 --steps 20 --batch-size 8
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, AutoPipelineForText2Image, DDIMScheduler, StableDiffusionPipeline
+from diffusers import UNet2DConditionModel as UNet
+from measure import peak_mib, print_table, timed
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from magicseg.backends import GenerateRequest, ImagePair
+from magicseg.generate.counterfactual import counterfactual_caption
+from magicseg.generate.diffusion import DiffusersGenerator
+from magicseg.labels import Label
+
+CAT = Label(id=1, name="cat")
+CAPTION = "a photo of a small red cat on a beach at noon, with hills behind it and number {} on a sign"
+
+
+def _tokenizer(folder: Path) -> CLIPTokenizer:
+    """CLIP's format with single letters for words: as many tokens in the end, since texts are padded to 77."""
+    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
+    letters += [chr(256 + number) for number in range(256 - len(letters))]
+    words = [*letters, *(letter + "</w>" for letter in letters), "th", "<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    folder.joinpath("vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
+    folder.joinpath("merges.txt").write_text("#version: 0.2\nt h\n")
+    end = "<|endoftext|>"
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>"}
+    folder.joinpath("tokenizer_config.json").write_text(
+        json.dumps(settings | {"eos_token": end, "unk_token": end, "pad_token": end})
+    )
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def _build(kind: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
+    """A checkpoint with random weights."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer(folder / "tokenizer")
+    ids = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
+    text: dict[str, Any]
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    if kind == "sd15":
+        text = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
+        text |= {"num_attention_heads": 12, "projection_dim": 768}
+        unet = {
+            "sample_size": 64,
+            "cross_attention_dim": 768,
+            "attention_head_dim": 8,
+        }  # the rest: the class's defaults
+        vae = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
+    else:
+        text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+        text |= {"num_attention_heads": 4}
+        unet = {"sample_size": 8, "cross_attention_dim": 32, "attention_head_dim": 8, "layers_per_block": 1}
+        unet |= {"block_out_channels": (32, 64), "norm_num_groups": 8}
+        unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
+        unet |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+        vae = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 4}
+    with torch.device(device):  # a GPU draws a billion weights in no time
+        parts = {
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**text, **ids)),
+            "unet": UNet(**unet),
+            "vae": AutoencoderKL(
+                **vae,
+                latent_channels=4,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+            ),
+        }
+    for name, part in parts.items():
+        print(f"{name}: {sum(values.numel() for values in part.parameters()) / 1e6:.1f} M parameters")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    pipe = StableDiffusionPipeline(
+        **{name: part.to(dtype) for name, part in parts.items()},
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder / "checkpoint")
+    return folder / "checkpoint"
+
+
+def _bare(pipe: Any, requests: Sequence[GenerateRequest], batch: int, arguments: dict[str, Any]) -> list[Any]:
+    """Batches of ``batch`` pairs: the library's call and nothing else. ``batch`` 0: image by image."""
+    images: list[Any] = []
+    texts = [(request.caption, str(counterfactual_caption(request, "replace"))) for request in requests]
+    seeds = [request.seed for request in requests]
+    if batch == 0:
+        for pair, seed in zip(texts, seeds, strict=True):
+            for text in pair:
+                generator = torch.Generator("cpu").manual_seed(seed)
+                images += pipe(text, generator=generator, **arguments).images
+        return images
+    for start in range(0, len(requests), batch):
+        rows = texts[start : start + batch]
+        generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds[start : start + batch] * 2]
+        prompts = [text for text, _ in rows] + [text for _, text in rows]
+        images += pipe(prompts, generator=generators, **arguments).images
+    return images
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=["tiny", "sd15"], default="tiny")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument("--size", type=int, default=64, help="pixels")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--guidance", type=float, default=7.5)
+    parser.add_argument("--batch-size", type=int, default=8, help="pairs")
+    parser.add_argument("--pairs", type=int, default=16, help="in one turn; a multiple of the batch size")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--compile", action="store_true", help="ours only")
+    arguments = parser.parse_args()
+    if arguments.pairs % arguments.batch_size:
+        parser.error("--pairs must be a multiple of --batch-size")
+    requests = [
+        GenerateRequest(index=i, labels=(CAT,), caption=CAPTION.format(i), counterfactual="", seed=i)
+        for i in range(arguments.pairs)
+    ]
+    dtype = getattr(torch, arguments.dtype)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = _build(arguments.model, Path(temporary), dtype, arguments.device)
+        backend = DiffusersGenerator(
+            SimpleNamespace(size=arguments.size, batch_size=arguments.batch_size),
+            DiffusersGenerator.Options(
+                model=str(folder),
+                device=arguments.device,
+                dtype=arguments.dtype,
+                steps=arguments.steps,
+                guidance=arguments.guidance,
+                noise="shared",
+                cpu_threads=arguments.threads,
+                compile=arguments.compile,
+                min_contrast=0,
+                retries=0,
+            ),
+        )
+        bare = AutoPipelineForText2Image.from_pretrained(folder, dtype=dtype, use_safetensors=True)
+        bare.to(arguments.device)
+        bare.set_progress_bar_config(disable=True)
+    call = {
+        "height": arguments.size,
+        "width": arguments.size,
+        "num_inference_steps": arguments.steps,
+        "guidance_scale": arguments.guidance,
+    }
+
+    def ours() -> None:
+        answers = backend.generate(requests)
+        if not all(isinstance(answer, ImagePair) for answer in answers):
+            raise RuntimeError(f"not all pairs were made: {answers}")
+
+    turns: dict[str, Callable[[], object]] = {
+        "back end": ours,
+        "bare loop, same batches": lambda: _bare(bare, requests, arguments.batch_size, call),
+        "image by image": lambda: _bare(bare, requests, 0, call),
+    }
+    for turn in turns.values():
+        turn()
+    seconds = [{name: timed(turn) for name, turn in turns.items()} for _ in range(arguments.repeats)]
+    rows = []
+    for name in turns:
+        rate = statistics.median(arguments.pairs / turn[name] for turn in seconds)
+        ratio = statistics.median(turn[name] / turn["back end"] for turn in seconds)
+        rows.append([name, rate, 2 * rate, ratio])
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} threads"
+    print_table(
+        f"{arguments.model}, {arguments.size} px, {arguments.steps} steps, {arguments.batch_size} pairs a batch, "
+        f"{arguments.dtype}, {where} (median of {arguments.repeats} turns of {arguments.pairs} pairs)",
+        ["", "pairs/s", "images/s", "our rate over it"],
+        rows,
+    )
+    print(f"peak resident memory {peak_mib():,.0f} MiB", end="")
+    if arguments.device == "cuda":
+        print(f", on the GPU {torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB (both pipelines)", end="")
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The settings of the back end ``diffusers``; all of them decide bytes, but for where the weights lie."""
+
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from magicseg.settings import Settings
+
+SchedulerName = Literal[
+    "default",
+    "ddim",
+    "ddpm",
+    "pndm",
+    "euler",
+    "euler-ancestral",
+    "heun",
+    "dpm++-2m",
+    "dpm++-2m-karras",
+    "unipc",
+    "lcm",
+    "flow-euler",
+    "flow-heun",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+class DiffusersOptions(Settings):
+    """Which weights, how they are sampled, what makes a counterfactual, and how memory is saved."""
+
+    model: str = Field(description="a name on the Hugging Face hub, or the path of a folder with model_index.json")
+    revision: str | None = Field(None, description="for a name: the commit, 40 hexadecimal digits")
+    variant: str | None = Field(None, pattern=r"^\w+$", description="weight files with this infix, such as fp16")
+    safety_checker: bool = Field(True, description="use the checkpoint's own, if it has one")
+
+    scheduler: SchedulerName = Field("default", description="default: the checkpoint's own")
+    steps: int = Field(20, ge=1, le=1000)
+    guidance: float = Field(7.5, ge=0, le=50, description="1 or less: no guidance (Flux: embedded guidance)")
+    negative_prompt: str = Field("", description="the same for both images of all pairs")
+    text_length: int | None = Field(
+        None, ge=16, le=512, description="tokens of a T5 text encoder; None: the family's usual number"
+    )
+
+    counterfactual: Literal["replace", "rewrite"] = Field(
+        "replace", description="replace: class words by 'nothing'; rewrite: the captioner's scene without objects"
+    )
+    noise: Literal["independent", "shared"] = Field("independent", description="initial noise of a pair's images")
+    shared_steps: int = Field(0, ge=0, description="first steps after which the counterfactual takes on the latents")
+
+    retries: int = Field(3, ge=0, le=20, description="new tries of a pair with a black, flat or unsafe image")
+    min_contrast: float = Field(2.0, ge=0, le=100, description="standard deviation below which an image is flat")
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    cpu_threads: int = Field(1, ge=1, le=1024, description="on the CPU; results differ with it in the last bits")
+    compile: bool = Field(False, description="torch.compile of the denoiser")
+    offload: Literal["none", "model", "sequential"] = Field("none", description="weights wait in the CPU's memory")
+    attention_slicing: bool = Field(False, description="less memory, slower")
+    vae_slicing: bool = Field(False, description="decode image by image: less memory")
+
+    @field_validator("model")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        """A path as an absolute one, so that a later command finds it from anywhere."""
+        if not value.strip():
+            raise ValueError("is empty")
+        if value.startswith((".", "/", "~")) or not _NAME.fullmatch(value) or Path(value).is_dir():
+            return str(Path(value).expanduser().absolute())
+        return value
+
+    @property
+    def folder(self) -> Path | None:
+        """The checkpoint's folder, if ``model`` is a path."""
+        return Path(self.model) if Path(self.model).is_absolute() else None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.folder is None and not (self.revision and _COMMIT.fullmatch(self.revision)):
+            raise ValueError(
+                f"model {self.model!r} is a name and needs a pinned revision: the commit's 40 hexadecimal digits, "
+                f"from the model's page under 'Files', 'History' (got {self.revision!r})"
+            )
+        if self.folder is not None and self.revision is not None:
+            raise ValueError("revision goes with a name; files of a path have their digests: set revision to null")
+        if self.negative_prompt and self.guidance <= 1:
+            raise ValueError(f"negative_prompt has no effect with guidance {self.guidance:g}; it needs more than 1")
+        if self.shared_steps >= self.steps:
+            raise ValueError(f"shared_steps is {self.shared_steps}: it must be below steps, which is {self.steps}")
+        if self.shared_steps and self.noise != "shared":
+            raise ValueError("shared_steps needs noise: shared")
+        if self.device == "cpu" and self.dtype == "float16":
+            raise ValueError("float16 is for cuda; on the cpu use float32 or bfloat16")
+        if self.device == "cpu" and self.offload != "none":
+            raise ValueError("offload is for cuda")
+        return self
