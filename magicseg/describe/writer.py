@@ -9,7 +9,7 @@ from magicseg.backends import DescribeRequest, Description, Rejection
 from magicseg.describe import answer, prompt, template
 from magicseg.describe.answer import Draft, Unusable, check_draft, read_answer
 from magicseg.describe.length import CLIP_TOKENS
-from magicseg.describe.prompt import AnswerFormat, write_prompt
+from magicseg.describe.prompt import AnswerFormat, echoes_prompt, write_prompt
 from magicseg.describe.template import describe_by_template
 from magicseg.run.randomness import sample_seed
 from magicseg.settings import Settings
@@ -99,6 +99,8 @@ def _usable(text: str | Failed, request: DescribeRequest, max_tokens: int) -> Dr
         raise Unusable(text.reason)
     draft = read_answer(text)
     check_draft(draft, request.labels, max_tokens)
+    if echoes_prompt(draft.caption) or echoes_prompt(draft.counterfactual):
+        raise Unusable("echoes-the-prompt")
     return draft
 
 

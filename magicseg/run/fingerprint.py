@@ -45,9 +45,11 @@ def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Finge
         inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
         for key, value in settings.model_dump(mode="json", exclude={"options"}).items():
             inputs[f"{stage}.{key}"] = value
+        options = backend.Options.model_validate(settings.options)
         for key, value in settings.options.items():
-            inputs[f"{stage}.options.{key}"] = value
-        for key, value in backend.identity(backend.Options.model_validate(settings.options)).items():
+            if key not in options.NEUTRAL:
+                inputs[f"{stage}.options.{key}"] = value
+        for key, value in backend.identity(options).items():
             inputs[f"{stage}.backend.{key}"] = value
         if stage == "generate":
             inputs["store.image_codec"] = config.store.image_codec
