@@ -35,8 +35,8 @@ def pinned(model: str, revision: str | None) -> str:
         raise ValueError(f"model is neither a folder nor a name on the hub: {model!r}")
     if revision is None or not _COMMIT.fullmatch(revision):
         raise ValueError(
-            f"model {model!r} needs a revision: the commit, 40 hexadecimal digits "
-            f"(huggingface.co/{model}/commits), so that the weights cannot change; got {revision!r}"
+            f"model {model!r} needs a revision: the commit, 40 hexadecimal digits, from the history of its files on "
+            f"the hub, so that the weights cannot change; got {revision!r}"
         )
     return model
 

@@ -18,6 +18,7 @@ _MOST_REPEATS = 2  # of any three words in a row
 _THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(?P<inside>.*?)\n?[ \t]*```\s*", re.DOTALL)
 _ITEM = re.compile(r"[ \t]*(?P<number>\d{1,3})[.):][ \t]+(?P<text>\S.*?)[ \t]*")
+_WORD = re.compile(r"[^\W\d_]+")
 _QUOTED = re.compile(r'"(.+)"|“(.+)”', re.DOTALL)
 
 
@@ -66,7 +67,7 @@ def check_draft(draft: Draft, labels: Sequence[Label], max_tokens: int) -> None:
             caption.encode()
         except UnicodeEncodeError:
             raise Unusable("not-storable", repr(caption)) from None
-        words = caption.casefold().split()
+        words = _WORD.findall(caption.casefold())
         if len(words) < MIN_WORDS:
             raise Unusable("too-short", repr(caption))
         if count_tokens(caption) > max_tokens:

@@ -144,7 +144,10 @@ def _load(options: TransformersOptions) -> tuple[Any, Any]:
     """The tokenizer, padding on the left, and the model, ready on its device."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
 
+    quieten: Any = logging.disable_progress_bar
+    quieten()  # the stage has its own
     _refuse_missing_device(options.device)
     where = {"revision": options.revision, "gguf_file": options.gguf_file}
     where = {key: value for key, value in where.items() if value is not None}

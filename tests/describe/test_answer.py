@@ -97,6 +97,7 @@ def test_good_captions_pass_by_name_synonym_or_plural():
         (GOOD.caption, "A sofa without cats", "label-in-counterfactual"),
         (GOOD.caption, "A sofa, no Feline there", "label-in-counterfactual"),
         ("A cat", GOOD.counterfactual, "too-short"),
+        ('"Cat" - 1', GOOD.counterfactual, "too-short"),
         (GOOD.caption, "", "too-short"),
         (GOOD.caption + " very" * 80, GOOD.counterfactual, "too-long"),
         ("the grey cat, the grey cat, the grey cat,", GOOD.counterfactual, "repeats-itself"),
