@@ -1,6 +1,7 @@
 """A language model in this process: loaded offline in the true format, seeded per sample, refused with a hint."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -223,6 +224,22 @@ def test_a_weight_that_is_not_in_the_cache_is_an_error_with_the_command_to_type(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"where there is a network: hf download owner/name --revision {COMMIT}"
+
+
+def test_a_pinned_model_is_loaded_from_the_hubs_cache_without_a_network(tmp_path, babbler):
+    shutil.copytree(babbler, tmp_path / "models--owner--name" / "snapshots" / COMMIT)
+    code = (
+        "from magicseg.describe.local_model import TransformersCaptioner as T\n"
+        f"options = T.Options(model='owner/name', revision='{COMMIT}', device='cpu', dtype='float32')\n"
+        "print(type(T(None, options)._model).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
+    )
+    assert done.stdout.strip() == "LlamaForCausalLM", done.stderr
 
 
 def test_a_folder_that_is_not_there_or_is_empty_is_refused(tmp_path):
