@@ -15,6 +15,11 @@ class Scene:
     shows: tuple[str, ...]
     outdoors: bool = True
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What it says, and what it shows."""
+        return (self.noun, *self.shows)
+
 
 _OPEN = ("sky", "cloud", "ground", "earth", "horizon", "sun")
 _GREEN = (*_OPEN, "grass", "plant", "tree", "bush", "leaf", "flower", "soil")

@@ -6,14 +6,14 @@ must stay within the words that the painter reads.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from numpy.random import Generator, Philox
 from pydantic import Field
 
 from magicseg.backends import DescribeRequest, Description, Rejection
+from magicseg.describe.choosing import brings, checked, choose, sentence
 from magicseg.describe.length import CLIP_TOKENS, count_tokens
-from magicseg.describe.naming import mentions, spoken, takes_article, with_article
+from magicseg.describe.naming import spoken, takes_article, with_article
 from magicseg.describe.scenery import (
     COUNTS,
     EMPTY,
@@ -36,7 +36,6 @@ from magicseg.settings import Settings
 RECIPE = 1  # goes up whenever the same request gives another caption
 
 _SHARE_OF_SEVERAL = 0.2
-_Choice = TypeVar("_Choice", str, Scene)
 
 
 class TemplateCaptioner:
@@ -73,7 +72,7 @@ def describe_by_template(request: DescribeRequest, max_tokens: int) -> Descripti
         for bare_setting in (setting, setting.shorter()):
             positive, counterfactual = bare_setting.around(_joined([each.text(plain=plain) for each in objects]))
             if count_tokens(positive) <= max_tokens:
-                return _checked(request.labels, positive, counterfactual)
+                return checked(request.labels, positive, counterfactual)
     return Rejection(reason="too-long", detail=f"{count_tokens(positive)} tokens, at most {max_tokens}: {positive!r}")
 
 
@@ -94,22 +93,22 @@ class Setting:
         """The caption of the scene with the objects, and of the scene without."""
         rest = "".join([f" {self.light}" if self.light else "", f", {self.view}" if self.view else ""])
         return (
-            _sentence(f"{self.opening}{objects}, {self.scene.preposition} {with_article(self.scene.noun)}{rest}"),
-            _sentence(f"{self.opening}{with_article(f'{EMPTY} {self.scene.noun}')}{rest}"),
+            sentence(f"{self.opening}{objects}, {self.scene.preposition} {with_article(self.scene.noun)}{rest}"),
+            sentence(f"{self.opening}{with_article(f'{EMPTY} {self.scene.noun}')}{rest}"),
         )
 
 
 def draw_setting(seed: int, labels: Sequence[Label]) -> Setting | None:
     """A setting that neither names nor shows a label; None where there is none."""
     rng = Generator(Philox(key=[seed, 1]))
-    scene = _choose(rng, SCENES, labels)
+    scene = choose(rng, SCENES, labels)
     if scene is None:
         return None
     return Setting(
         scene,
-        opening=_choose(rng, OPENINGS, labels) or "",
-        light=_choose(rng, OUTDOOR_LIGHT if scene.outdoors else INDOOR_LIGHT, labels) or "",
-        view=(_choose(rng, VIEWS, labels) or "") if rng.random() < 0.5 else "",
+        opening=choose(rng, OPENINGS, labels) or "",
+        light=choose(rng, OUTDOOR_LIGHT if scene.outdoors else INDOOR_LIGHT, labels) or "",
+        view=(choose(rng, VIEWS, labels) or "") if rng.random() < 0.5 else "",
     )
 
 
@@ -139,49 +138,23 @@ def _draw_objects(seed: int, labels: Sequence[Label]) -> list[_Object]:
     objects = []
     for place, label in enumerate(labels):
         looks = LOOKS_OF_PEOPLE if PEOPLE.intersection(label.forms) else LOOKS
-        count = _choose(rng, COUNTS, labels) or ""
+        count = choose(rng, COUNTS, labels) or ""
         several, sized, looked, placed = rng.random(4)
-        size, look = _choose(rng, SIZES, labels) or "", _choose(rng, looks, labels) or ""
+        size, look = choose(rng, SIZES, labels) or "", choose(rng, looks, labels) or ""
         position = positions[place % len(positions)]
         objects.append(
             _Object(
                 name=spoken(label),
                 size=size if sized < 0.4 and looks is LOOKS else "",
                 look=look if looked < 0.8 else "",
-                position=position if placed < 0.7 and not _brings(position, labels) else "",
+                position=position if placed < 0.7 and not brings(position, labels) else "",
                 count=count if several < _SHARE_OF_SEVERAL else "",
             )
         )
     return objects
 
 
-def _checked(labels: Sequence[Label], caption: str, counterfactual: str) -> Description | Rejection:
-    for label in labels:
-        if not mentions(caption, label):
-            return Rejection(reason="label-not-named", detail=f"{label.name!r} in {caption!r}")
-        if mentions(counterfactual, label):
-            return Rejection(reason="counterfactual-names-label", detail=f"{label.name!r} in {counterfactual!r}")
-    return Description(caption=caption, counterfactual=counterfactual, quality={"words": len(caption.split())})
-
-
-def _choose(rng: Generator, choices: Sequence[_Choice], labels: Sequence[Label]) -> _Choice | None:
-    """One of the choices that bring no label, or None if all do. Draws from ``rng`` once in any case."""
-    allowed = [choice for choice in choices if not _brings(choice, labels)]
-    draw = rng.random()
-    return allowed[int(draw * len(allowed))] if allowed else None
-
-
-def _brings(choice: str | Scene, labels: Sequence[Label]) -> bool:
-    """Whether the choice names one of the labels, or shows it unasked."""
-    texts = (choice,) if isinstance(choice, str) else (choice.noun, *choice.shows)
-    return any(mentions(text, label) for text in texts for label in labels)
-
-
 def _joined(phrases: Sequence[str]) -> str:
     """ "a cat", "a cat and a dog", "a cat, a dog and a cow"."""
     *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
