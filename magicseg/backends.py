@@ -3,10 +3,9 @@
 A back end is a class named by an entry point (groups ``magicseg.captioners``, ``magicseg.generators``,
 ``magicseg.maskers``), imported only when a run names it. It has
 
-- ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config),
+- ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config); all of them are in
+  the fingerprint but for those in ``Options.NEUTRAL``, such as where the weights lie,
 - ``identity(options)``: what of the back end itself decides bytes (recipe number, weights' digest), cheap,
-- ``IDENTIFIED``, if it likes: names of options that ``identity`` speaks for, such as where the weights lie; they stay
-  out of the fingerprint,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 

@@ -17,6 +17,11 @@ class Phrase:
     text: str
     shows: tuple[str, ...] = ()
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What it says, and what it shows."""
+        return (self.text, *self.shows)
+
 
 PLACES = (
     Phrase("left", "on the left"),

@@ -6,7 +6,7 @@ This is what a local worker process and a task of a Slurm array both run.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from magicseg.errors import DamageError, IncompleteError, MagicsegError, PlanMismatch, StoreError
+from magicseg.errors import BackendError, DamageError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.shard import Stopped, execute_shard, load_backend
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
@@ -38,8 +38,9 @@ def run_shards(
 ) -> None:
     """Do those of ``shards`` that are not committed; report each.
 
-    A shard that fails is noted in the ledger and does not stop the others. Storage that refuses, or settings that
-    do not fit, stop the job. Raises: StoreError, PlanMismatch, BackendError.
+    A shard that fails is noted in the ledger and does not stop the others. Storage that refuses, settings that
+    do not fit, and a back end that can do no more (a dead endpoint) stop the job.
+    Raises: StoreError, PlanMismatch, BackendError.
     """
     ledger = run.ledger(stage)
     with storage_errors(run.path, f"mend it, then: magicseg {stage} {run.path}"):
@@ -70,7 +71,9 @@ def run_shards(
                 except IncompleteError as error:
                     report(ShardEvent(shard, "blocked", detail=error.message))
                 except MagicsegError as error:
-                    if isinstance(error, StoreError | PlanMismatch) and not isinstance(error, DamageError):
+                    if isinstance(error, StoreError | PlanMismatch | BackendError) and not isinstance(
+                        error, DamageError
+                    ):
                         raise
                     ledger.fail(shard, type(error).__name__, error.message)
                     report(ShardEvent(shard, "failed", detail=error.message))

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from magicseg.backends import Rejection, find_backend
+from magicseg.backends import Rejection
 from magicseg.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.execute.stages import STAGE_CODE, Stage
 from magicseg.run.claims import job_label
 from magicseg.run.directory import CONFIG_NAME, Run
 from magicseg.run.files import storage_errors, to_json
-from magicseg.run.fingerprint import BACKEND_KINDS, STAGES, stage_settings
+from magicseg.run.fingerprint import STAGES, chosen_backend, stage_settings
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
 from magicseg.run.versions import library_versions
@@ -35,9 +35,10 @@ class ShardFailed(MagicsegError):
 def load_backend(run: Run, stage: str) -> Any:
     """Make a stage's back end, as configured: weights are loaded here, once per job."""
     settings = stage_settings(run.config, stage)
-    backend: Any = find_backend(BACKEND_KINDS[stage], settings.backend)
+    backend: Any
+    backend, options = chosen_backend(settings, stage)
     try:
-        return backend(settings, backend.Options.model_validate(settings.options))
+        return backend(settings, options)
     except MagicsegError:
         raise
     except Exception as error:  # foreign code; it would fail in every worker alike

@@ -58,7 +58,6 @@ class DiffusersGenerator:
     """Back end of the generate stage."""
 
     Options = DiffusersOptions
-    IDENTIFIED = frozenset({"model", "revision"})  # `identity` speaks for them: weights may move
 
     @classmethod
     def identity(cls, options: DiffusersOptions) -> Mapping[str, str | int]:

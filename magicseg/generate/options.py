@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -30,6 +30,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 class DiffusersOptions(Settings):
     """Which weights, how they are sampled, what makes a counterfactual, and how memory is saved."""
+
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision"})  # `identity` speaks for them: weights may move
 
     model: str = Field(description="a name on the Hugging Face hub, or the path of a folder with model_index.json")
     revision: str | None = Field(None, description="for a name: the commit, 40 hexadecimal digits")

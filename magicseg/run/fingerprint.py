@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from magicseg.backends import Backend, find_backend
 from magicseg.config import Config, StageSettings
 from magicseg.errors import BackendError, ConfigError
 from magicseg.run.files import to_json
+from magicseg.settings import Settings
 
 STAGES = ("describe", "generate", "mask")
 BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
@@ -35,21 +38,40 @@ def stage_settings(config: Config, stage: str) -> StageSettings:
     return settings
 
 
+def chosen_backend(settings: StageSettings, stage: str) -> tuple[type[Backend], Settings]:
+    """The class of a stage's back end, and its options, validated.
+
+    Raises: BackendError for an unknown back end, ConfigError for options it does not take.
+    """
+    backend = _installed_backend(stage, settings.backend)
+    try:
+        return backend, backend.Options.model_validate(settings.options)
+    except ValidationError as error:
+        # Not pydantic's own text: it quotes the values, and one may be a key in the wrong place.
+        faults = [
+            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")]))
+            for item in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise ConfigError(
+            f"{stage}.options does not fit back end {settings.backend!r}: {'; '.join(faults)}",
+            hint=f"its options: {', '.join(backend.Options.model_fields) or 'none'}",
+        ) from None
+
+
 def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Fingerprint]:
     """The fingerprint of every stage under ``config``, each resting on the one before."""
     result: dict[str, Fingerprint] = {}
     upstream = plan_fingerprint
     for stage in STAGES:
         settings = stage_settings(config, stage)
-        backend = find_backend(BACKEND_KINDS[stage], settings.backend)
+        backend, options = chosen_backend(settings, stage)
         inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
         for key, value in settings.model_dump(mode="json", exclude={"options"}).items():
             inputs[f"{stage}.{key}"] = value
-        identified: frozenset[str] = getattr(backend, "IDENTIFIED", frozenset())
         for key, value in settings.options.items():
-            if key not in identified:
+            if key not in options.NEUTRAL:
                 inputs[f"{stage}.options.{key}"] = value
-        for key, value in backend.identity(backend.Options.model_validate(settings.options)).items():
+        for key, value in backend.identity(options).items():
             inputs[f"{stage}.backend.{key}"] = value
         if stage == "generate":
             inputs["store.image_codec"] = config.store.image_codec
@@ -67,20 +89,7 @@ def resolve_backends(config: Config) -> Config:
     """
     data = config.model_dump(mode="json")
     for stage in STAGES:
-        settings = stage_settings(config, stage)
-        backend = _installed_backend(stage, settings.backend)
-        try:
-            options = backend.Options.model_validate(settings.options)
-        except ValueError as error:
-            known = ", ".join(backend.Options.model_fields) or "none"
-            detail = "; ".join(
-                f"{'.'.join(map(str, item['loc']))}: {item['msg'].removeprefix('Value error, ')}".removeprefix(": ")
-                for item in getattr(error, "errors", list)()
-            )
-            raise ConfigError(
-                f"{stage}.options does not fit back end {settings.backend!r}: {detail or error}",
-                hint=f"its options: {known}",
-            ) from None
+        _, options = chosen_backend(stage_settings(config, stage), stage)
         data[stage]["options"] = options.model_dump(mode="json")
     return Config.model_validate(data)
 

@@ -4,7 +4,7 @@ import functools
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-_DISTRIBUTIONS = ("magicseg", "numpy", "pillow", "zarr", "torch", "diffusers", "transformers")
+_DISTRIBUTIONS = ("magicseg", "numpy", "pillow", "zarr", "torch", "diffusers", "transformers", "tokenizers")
 
 
 def library_versions() -> dict[str, str]:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.backends import DescribeRequest, Description, Rejection, find_backend
-from magicseg.describe.grammar import GrammarCaptioner, article, mentions, takes_article
+from magicseg.describe.grammar import GrammarCaptioner
+from magicseg.describe.naming import article, mentions, spoken, takes_article
 from magicseg.describe.words import LIGHTS, PLACES, SCENES
 from magicseg.labels import Label, load_vocabulary, vocabulary_names
 from magicseg.miniature.caption import NOUNS, parse
@@ -122,10 +123,32 @@ def test_articles_go_by_sound(text):
 
 @pytest.mark.parametrize(
     ("noun", "expected"),
-    [("scissors", False), ("bread", False), ("goldfish", True), ("sheep", True), ("cup", True)],
+    [
+        ("scissors", False),
+        ("bread", False),
+        ("water", False),
+        ("orange juice", False),
+        ("goldfish", True),
+        ("sheep", True),
+        ("cup", True),
+    ],
 )
 def test_plurals_and_substances_take_no_article(noun, expected):
     assert takes_article(noun) is expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("mouse (computer equipment)", "computer mouse"),
+        ("glass (drink container)", "drinking glass"),
+        ("bow (weapon)", "bow"),
+        ("railcar (part of a train)", "railcar"),
+        ("trash can", "trash can"),
+    ],
+)
+def test_a_label_with_namesakes_is_called_by_the_synonym_that_tells_them_apart(name, expected):
+    assert spoken(load_vocabulary("lvis1203").by_name(name)) == expected
 
 
 def test_the_painter_knows_all_ten_labels():

