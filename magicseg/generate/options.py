@@ -31,9 +31,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 class DiffusersOptions(Settings):
     """Which weights, how they are sampled, what makes a counterfactual, and how memory is saved."""
 
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset(
-        {"model", "revision"}
-    )  # see `identity`: weights may move
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision"})  # see `identity`: weights may move
 
     model: str = Field(description="a name on the Hugging Face hub, or the path of a folder with model_index.json")
     revision: str | None = Field(None, description="for a name: the commit, 40 hexadecimal digits")
