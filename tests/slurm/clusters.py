@@ -16,6 +16,7 @@ import pytest
 from tiny_runs import CommandLine, Result
 
 SANDBOX = Path(__file__).with_name("slurm-sandbox")
+PLUGINS = Path(__file__).parents[1] / "faults" / "plugins"
 NEEDED = ("slurmctld", "slurmd", "sbatch", "munged", "slurmdbd", "mariadbd", "ip")
 _SYSTEM = ":/usr/sbin:/sbin"
 _SLURM = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SQUEUE|SINFO|SACCT|SUBMITIT)_")

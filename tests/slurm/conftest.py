@@ -4,9 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, ClusterCommands, commands, require_slurm, started
-
-PLUGINS = Path(__file__).parents[1] / "faults" / "plugins"
+from clusters import PLUGINS, Cluster, ClusterCommands, commands, require_slurm, started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,8 +4,7 @@ import json
 import os
 
 import pytest
-from clusters import commands, require_slurm, started
-from conftest import PLUGINS
+from clusters import PLUGINS, commands, require_slurm, started
 from tiny_runs import make_run
 
 from magicseg.launch.jobs import submissions

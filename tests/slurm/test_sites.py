@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pydantic
 import pytest
-from clusters import ClusterCommands, commands, require_slurm, started, wait_until
-from conftest import PLUGINS
+from clusters import PLUGINS, ClusterCommands, commands, require_slurm, started, wait_until
 from evidence import workers
 from tiny_runs import do, make_run
 
