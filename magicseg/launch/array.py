@@ -37,11 +37,10 @@ class _Executor(SlurmExecutor):
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """One array to submit: its tasks' shards and the first task's place in the submission."""
+    """One array to submit, with the shards of its tasks."""
 
     name: str
     tasks: Sequence[Sequence[int]]
-    first: int
     parallel: int
     dependency: str | None = None
 
@@ -92,5 +91,5 @@ def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
         with clean_environment(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
             jobs = [executor.submit(run_task, **arguments) for arguments in calls]
     except (FailedSubmissionError, FailedJobError) as error:
-        raise SlurmError.refused("sbatch", str(error).removeprefix("sbatch: error: ")) from None
+        raise SlurmError.refused("sbatch", str(error)) from None
     return str(jobs[0].job_id).partition("_")[0]

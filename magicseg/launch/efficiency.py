@@ -59,6 +59,7 @@ def _of_stage(
         "tasks": len(by_task),
         "seconds_per_shard": round(seconds, 3),
         "overhead_seconds_per_task": None if overhead is None else round(overhead, 1),
+        "longest_task_seconds": round(max(used[job][0] if job in used else work for job, work in by_task.items()), 3),
         "cpu_share": round(processor / (elapsed * cpus), 3) if elapsed and processor else None,
         "asked": {
             "memory": bytes_of(str(latest.resources["memory"])),
@@ -112,6 +113,7 @@ def efficiency_lines(report: Sequence[dict[str, Any]], run: Run) -> list[str]:
             f"{entry['stage']}: {entry['shards']} shards in {entry['tasks']} tasks, "
             f"{entry['seconds_per_shard']:.2f} s a shard"
             + (f", {overhead:.1f} s more a task" if overhead is not None else ""),
+            f"  time: {entry['longest_task_seconds']:.0f} s at most, of {entry['asked']['time']} asked",
             f"  memory: {entry['peak_memory'] / 2**30:.2f} GiB of {entry['asked']['memory'] / 2**30:.2f} asked"
             + (f"; GPU memory: {gpu / 2**30:.2f} GiB" if gpu else "")
             + (f"; CPUs: {share:.0%} of {entry['asked']['cpus']} used" if share is not None else ""),

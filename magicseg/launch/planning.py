@@ -221,7 +221,6 @@ def array_specs(record: Submission, profile: Profile, dependency: str | None) ->
         ArraySpec(
             name=array.name,
             tasks=[record.shards_of(task) for task in range(array.first, array.first + array.count)],
-            first=array.first,
             parallel=share,
             dependency=dependency,
         )

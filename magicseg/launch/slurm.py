@@ -69,11 +69,6 @@ class TaskState:
         """Whether it waits or runs, as far as Slurm knows."""
         return kind_of(self.state) in {"pending", "running"}
 
-    @property
-    def label(self) -> str:
-        """``123_4``, or ``123`` for a job that is no array."""
-        return self.job if self.index is None else f"{self.job}_{self.index}"
-
 
 def kind_of(state: str) -> str:
     """Slurm's word for a state as one of pending, running, completed, failed, cancelled."""

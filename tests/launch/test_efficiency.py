@@ -58,7 +58,9 @@ def test_without_accounting_only_the_share_of_processors_and_the_start_are_unkno
     assert entry["overhead_seconds_per_task"] is None
     assert entry["cpu_share"] is None
     assert entry["suggested"]["shards_per_task"] >= 1
-    assert len(efficiency_lines([entry], done_by_slurm)) == 3
+    assert len(efficiency_lines([entry], done_by_slurm)) == 4
+    assert entry["longest_task_seconds"] > 0
+    assert "s at most, of 1:00:00 asked" in efficiency_lines([entry], done_by_slurm)[1]
 
 
 def test_with_accounting_they_are_known_from_one_call(done_by_slurm, slurm):

@@ -39,7 +39,7 @@ def scripts(profile):
     texts = []
     for stage in ("generate", "evaluate"):
         tasks = [[0, 1], [2]] if stage == "generate" else [[]]
-        spec = ArraySpec(name=f"{stage}-0", tasks=tasks, first=0, parallel=2, dependency="afterok:7")
+        spec = ArraySpec(name=f"{stage}-0", tasks=tasks, parallel=2, dependency="afterok:7")
         texts.append(array_script(RUN, stage, profile, spec, RUN.path / "jobs" / "0001"))
     for stage, render in (("train", training_script), ("follow-up", follow_up_script)):
         submission = Submission(
