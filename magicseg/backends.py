@@ -1,7 +1,8 @@
 """What a back end is: it takes a batch and returns a batch, and knows nothing of stores, ledgers or Slurm.
 
 A back end is a class named by an entry point (groups ``magicseg.captioners``, ``magicseg.generators``,
-``magicseg.maskers``), imported only when a run names it. It has
+``magicseg.maskers``, and for what maskers are made of ``magicseg.detectors`` and ``magicseg.segmenters``), imported
+only when a run names it. It has
 
 - ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config); all of them are in
   the fingerprint but for those in ``Options.NEUTRAL``, such as where the weights lie,
@@ -15,18 +16,20 @@ All randomness comes from each request's ``seed``; the answer for a request must
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
 
-from magicseg.errors import BackendError
+from magicseg.errors import BackendError, ConfigError, MagicsegError
 from magicseg.labels import Label
 from magicseg.settings import Settings
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB, 0 to 255
 ClassMap = NDArray[np.uint16]  # (height, width), BACKGROUND, a label's id, or IGNORE
-Quality = Mapping[str, float | int | str | bool]
+Quality = Mapping[str, float | int | str | bool | list[float]]
+Boxes = NDArray[np.float32]  # (boxes, 4): left, top, right, bottom, in pixels of the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,13 +80,13 @@ class ImagePair:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRequest:
-    """One pair of images to label by pixel."""
+    """One pair of images to label by pixel. A photograph has no counterfactual."""
 
     index: int
     labels: tuple[Label, ...]
     caption: str
     image: Image
-    counterfactual: Image
+    counterfactual: Image | None
     seed: int
 
 
@@ -93,6 +96,44 @@ class Masked:
 
     mask: ClassMap
     quality: Quality = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectRequest:
+    """One image, and what to look for."""
+
+    image: Image
+    labels: tuple[Label, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """All candidates, good and bad: the caller has the thresholds.
+
+    ``boxes`` lie inside the image. ``confidence`` float32 (boxes,) says how sure the detector is that there is
+    anything that was asked for; ``scores`` float32 (boxes, labels) how much it is each label; both 0 to 1.
+    """
+
+    boxes: Boxes
+    confidence: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRequest:
+    """One image, and the boxes of the objects to outline."""
+
+    image: Image
+    boxes: Boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """One outline per box: ``logits`` float32 (boxes, height, width), above 0 inside; ``quality`` float32 (boxes,),
+    the segmenter's own guess of its outlines' IoU."""
+
+    logits: NDArray[np.float32]
+    quality: NDArray[np.float32]
 
 
 class Backend(Protocol):
@@ -126,8 +167,22 @@ class Masker(Protocol):
     def mask(self, requests: Sequence[MaskRequest]) -> Sequence[Masked | Rejection]: ...
 
 
+@runtime_checkable
+class Detector(Protocol):
+    """Images and labels to boxes."""
+
+    def detect(self, requests: Sequence[DetectRequest]) -> Sequence[Detections]: ...
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """Images and boxes to outlines."""
+
+    def segment(self, requests: Sequence[SegmentRequest]) -> Sequence[Segments]: ...
+
+
 def find_backend(kind: str, name: str) -> type[Backend]:
-    """The class of back end ``name`` of ``kind`` ("captioners", "generators", "maskers").
+    """The class of back end ``name`` of ``kind``: "captioners", "generators", "maskers", "detectors", "segmenters".
 
     Raises: BackendError when no such back end is installed or it cannot be imported.
     """
@@ -144,3 +199,81 @@ def find_backend(kind: str, name: str) -> type[Backend]:
             f"back end {name!r} ({found[name].value}) cannot be imported: {error}",
             hint="install its libraries: pip install 'magicseg[models]'",
         ) from error
+
+
+def choose_backend(kind: str, name: str, options: Mapping[str, Any], where: str) -> tuple[type[Backend], Settings]:
+    """The class of a back end and its options, validated.
+
+    Args: where: the settings that choose it, for messages: "mask", or "mask.options.detector".
+    Raises: BackendError for an unknown back end, ConfigError for options it does not take.
+    """
+    try:
+        backend = find_backend(kind, name)
+    except BackendError as error:
+        raise BackendError(
+            f"{where}.backend: {error.message}", hint=f"{error.hint}; another one: --set {where}.backend=NAME"
+        ) from error
+    try:
+        return backend, backend.Options.model_validate(options)
+    except ValidationError as error:
+        # Not pydantic's own text: it quotes the values, and one may be a key in the wrong place.
+        faults = [
+            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")]))
+            for item in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise ConfigError(
+            f"{where}.options does not fit back end {name!r}: {'; '.join(faults)}",
+            hint=f"its options: {', '.join(backend.Options.model_fields) or 'none'}",
+        ) from None
+
+
+class BackendChoice(Settings):
+    """A back end inside another one's options; its own are validated, with every default written out."""
+
+    KIND: ClassVar[str]  # "detectors"
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"options"})  # see `identity`
+
+    backend: str = Field(description="an installed back end's name")
+    options: dict[str, Any] = Field(default_factory=dict, description="the back end's own settings")
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        _, options = self.chosen()
+        values = options.model_dump(mode="json")
+        return self if values == self.options else self.model_copy(update={"options": values})
+
+    def chosen(self) -> tuple[type[Backend], Settings]:
+        """The back end's class and its options. Raises: BackendError, ConfigError."""
+        return choose_backend(self.KIND, self.backend, self.options, self.KIND.removesuffix("s"))
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides bytes: the name, the options but for neutral ones, and what the back end itself says."""
+        backend, options = self.chosen()
+        values = {f"options.{key}": value for key, value in self.options.items() if key not in options.NEUTRAL}
+        return {"backend": self.backend, **values, **backend.identity(options)}
+
+    def made(self, settings: object) -> Any:
+        """The back end, loaded. Args: settings: what it needs of the stage's. Raises: BackendError."""
+        backend, options = self.chosen()
+        constructor: Any = backend
+        try:
+            return constructor(settings, options)
+        except MagicsegError:
+            raise
+        except Exception as error:  # foreign code
+            raise BackendError(
+                f"{self.KIND.removesuffix('s')} {self.backend!r} cannot start: {type(error).__name__}: {error}",
+                hint="check its options",
+            ) from error
+
+
+class DetectorChoice(BackendChoice):
+    """Which detector."""
+
+    KIND: ClassVar[str] = "detectors"
+
+
+class SegmenterChoice(BackendChoice):
+    """Which segmenter."""
+
+    KIND: ClassVar[str] = "segmenters"

@@ -17,6 +17,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from magicseg.devices import OutOfMemory, first_line, free_cached_memory, halves, is_out_of_memory, prepare_device
 from magicseg.errors import BackendError
 from magicseg.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.generate.options import DiffusersOptions
@@ -30,11 +31,6 @@ _FLOW = "FlowMatch"
 _TOKENIZER_LIBRARIES = re.compile(r"sentencepiece|tiktoken|protobuf", re.IGNORECASE)
 _TOKENIZER_HINT = "its tokenizer is a sentencepiece model: pip install sentencepiece protobuf"
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
-_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
-
-
-class OutOfMemory(BackendError):
-    """The device's memory does not hold a batch."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class TextToImage:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            message = _first_line(error)
+            message = first_line(error)
         raise self._explained_shortage(len(texts) // 2, message)
 
     def rehearse(self, pairs: int) -> None:
@@ -90,7 +86,7 @@ class TextToImage:
                     f"{_where(self._options)}: a first batch fails: {type(error).__name__}: {error}",
                     hint=f"its parts, or the options, do not fit each other; {_remedy(self._options)}",
                 ) from error
-            message = _first_line(error)
+            message = first_line(error)
         else:
             return
         raise self._explained_shortage(pairs, message)
@@ -158,8 +154,8 @@ class TextToImage:
 
     def _explained_shortage(self, pairs: int, message: str) -> OutOfMemory:
         """The error for a batch that does not fit, with the largest half, quarter... of it that does."""
-        _free()
-        fitting = next((count for count in _halves(pairs) if self._fits(count)), None)
+        free_cached_memory()
+        fitting = next((count for count in halves(pairs) if self._fits(count)), None)
         if fitting:
             hint = f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then made anew)"
         else:
@@ -176,7 +172,7 @@ class TextToImage:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            _free()
+            free_cached_memory()
             return False
         return True
 
@@ -296,16 +292,7 @@ def _prepare_device(options: DiffusersOptions) -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     diffusers.utils.logging.disable_progress_bar()
-    if options.device == "cpu":
-        torch.set_num_threads(options.cpu_threads)
-        return
-    if not torch.cuda.is_available():
-        raise BackendError(
-            "generate.options.device is cuda, but torch finds no CUDA device here",
-            hint="submit to a node with a GPU, or set generate.options.device to cpu and dtype to float32",
-        )
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
+    prepare_device(options.device, options.cpu_threads, "generate.options.device")
 
 
 def _set_scheduler(pipe: Any, options: DiffusersOptions) -> None:
@@ -341,32 +328,12 @@ def _place(pipe: Any, options: DiffusersOptions) -> None:
             raise
         raise OutOfMemory(
             f"generate.options.offload is {options.offload}: the weights in {options.dtype} do not fit on "
-            f"{options.device}: {_first_line(error)}",
+            f"{options.device}: {first_line(error)}",
             hint="set generate.options.offload to model (or sequential), or dtype to bfloat16",
         ) from error
     if options.compile:
         denoiser = getattr(pipe, "unet", None) or pipe.transformer
         denoiser.compile(dynamic=False)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the CPU, has no memory left."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_NO_MEMORY.search(str(error)))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _free() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _halves(count: int) -> Iterator[int]:
-    while count > 1:
-        count //= 2
-        yield count
 
 
 def _share(steps: int, step: int, latents: torch.Tensor) -> torch.Tensor:

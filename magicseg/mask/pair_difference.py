@@ -55,15 +55,12 @@ class PairDifferenceMasker:
         if len(request.labels) != 1:
             names = ", ".join(label.name for label in request.labels) or "none"
             return Rejection(reason="ambiguous-labels", detail=f"needs exactly one label, got {names}")
+        if request.counterfactual is None:
+            return Rejection(reason="no-counterfactual", detail="a photograph has none to compare it with")
         if request.image.shape != request.counterfactual.shape:
             shapes = f"{request.image.shape} and {request.counterfactual.shape}"
             return Rejection(reason="not-aligned", detail=shapes)
-        image, other = _blurred(request.image, options), _blurred(request.counterfactual, options)
-        difference = np.abs(image - other).max(axis=2)
-        found = difference > options.threshold
-        if options.shadow_tolerance > 0:
-            found &= ~_shadow(image, other, options.shadow_tolerance)
-        found = _without_specks(found)
+        found, difference = _differing(request.image, request.counterfactual, options)
         area = float(found.mean())
         if not found.any():
             most = float(difference.max())
@@ -82,6 +79,23 @@ class PairDifferenceMasker:
                 "difference_outside": float(difference[~found].mean()) if area < 1 else 0.0,
             },
         )
+
+
+def difference_mask(image: Image, counterfactual: Image, options: PairDifferenceMasker.Options) -> Where:
+    """Where two images of equal size differ, but for shadows and specks."""
+    return _differing(image, counterfactual, options)[0]
+
+
+def _differing(
+    image: Image, counterfactual: Image, options: PairDifferenceMasker.Options
+) -> tuple[Where, NDArray[np.float32]]:
+    """Where they do, and by how much: (height, width), the greatest of the channels."""
+    one, other = _blurred(image, options), _blurred(counterfactual, options)
+    difference = np.abs(one - other).max(axis=2)
+    found = difference > options.threshold
+    if options.shadow_tolerance > 0:
+        found &= ~_shadow(one, other, options.shadow_tolerance)
+    return _without_specks(found), difference
 
 
 def _blurred(image: Image, options: PairDifferenceMasker.Options) -> NDArray[np.float32]:

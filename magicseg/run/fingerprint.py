@@ -5,11 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
-from magicseg.backends import Backend, find_backend
+from magicseg.backends import Backend, choose_backend
 from magicseg.config import Config, StageSettings
-from magicseg.errors import BackendError, ConfigError
 from magicseg.run.files import to_json
 from magicseg.settings import Settings
 
@@ -43,19 +40,7 @@ def chosen_backend(settings: StageSettings, stage: str) -> tuple[type[Backend], 
 
     Raises: BackendError for an unknown back end, ConfigError for options it does not take.
     """
-    backend = _installed_backend(stage, settings.backend)
-    try:
-        return backend, backend.Options.model_validate(settings.options)
-    except ValidationError as error:
-        # Not pydantic's own text: it quotes the values, and one may be a key in the wrong place.
-        faults = [
-            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")]))
-            for item in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        raise ConfigError(
-            f"{stage}.options does not fit back end {settings.backend!r}: {'; '.join(faults)}",
-            hint=f"its options: {', '.join(backend.Options.model_fields) or 'none'}",
-        ) from None
+    return choose_backend(BACKEND_KINDS[stage], settings.backend, settings.options, stage)
 
 
 def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Fingerprint]:
@@ -92,16 +77,6 @@ def resolve_backends(config: Config) -> Config:
         _, options = chosen_backend(stage_settings(config, stage), stage)
         data[stage]["options"] = options.model_dump(mode="json")
     return Config.model_validate(data)
-
-
-def _installed_backend(stage: str, name: str) -> type[Backend]:
-    """`find_backend`, with an error that names the setting."""
-    try:
-        return find_backend(BACKEND_KINDS[stage], name)
-    except BackendError as error:
-        raise BackendError(
-            f"{stage}.backend: {error.message}", hint=f"{error.hint}; another one: --set {stage}.backend=NAME"
-        ) from error
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

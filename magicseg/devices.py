@@ -1,0 +1,58 @@
+"""A device for torch: prepared so that equal calls give equal bits, and what to say when its memory does not suffice.
+
+Imports torch.
+"""
+
+import re
+from collections.abc import Iterator
+
+import torch
+
+from magicseg.errors import BackendError
+
+_NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+
+
+class OutOfMemory(BackendError):
+    """The device's memory does not hold a batch."""
+
+
+def prepare_device(device: str, cpu_threads: int, setting: str) -> None:
+    """Fix, for the whole process, what else would change results.
+
+    Args: device: "cpu" or "cuda". setting: the option that names it, for the message.
+    Raises: BackendError if there is no such device.
+    """
+    if device == "cpu":
+        torch.set_num_threads(cpu_threads)
+        return
+    if not torch.cuda.is_available():
+        raise BackendError(
+            f"{setting} is cuda, but torch finds no CUDA device here",
+            hint=f"submit to a node with a GPU, or set {setting} to cpu and dtype to float32",
+        )
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or the CPU, has no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_NO_MEMORY.search(str(error)))
+
+
+def first_line(error: BaseException) -> str:
+    """An error's text, without what follows."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def free_cached_memory() -> None:
+    """Give back what torch keeps for later."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def halves(count: int) -> Iterator[int]:
+    """``count`` halved, and halved again, down to 1."""
+    while count > 1:
+        count //= 2
+        yield count

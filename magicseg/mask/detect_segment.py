@@ -1,0 +1,164 @@
+"""The masker ``detect-segment``: a detector finds the labels' objects, a segmenter outlines them."""
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from magicseg.backends import (
+    DetectRequest,
+    Masked,
+    MaskRequest,
+    Rejection,
+    Segmenter,
+    SegmenterChoice,
+    SegmentRequest,
+    Segments,
+)
+from magicseg.mask.compose import agreement, box_agreement, class_map, outline
+from magicseg.mask.finding import Finder, FindOptions, HasBatch, Objects
+from magicseg.mask.pair_difference import PairDifferenceMasker, difference_mask
+
+RECIPE = 1  # goes up whenever the same images, boxes and outlines give another map
+
+
+class DetectSegmentOptions(FindOptions):
+    """Which models, what makes a map, and which samples are dropped."""
+
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"detector", "segmenter"})  # their identity stands for them
+
+    segmenter: SegmenterChoice
+    min_island: float = Field(
+        0.0005, ge=0, lt=1, description="share of the image below which a loose part is dropped"
+    )
+    border_margin: float = Field(0.0, ge=0, le=20, description="logits nearer to 0 become the ignore index; 0 = off")
+
+    missing_labels: Literal["drop", "keep"] = Field("drop", description="samples that do not show all their labels")
+    check_counterfactual: bool = Field(True, description="drop pairs whose counterfactual shows a label")
+    min_area: float = Field(0.001, ge=0, lt=1, description="of each label that was found, as a share of the image")
+    max_area: float = Field(0.95, gt=0, le=1, description="of all labels together, as a share of the image")
+    min_box_agreement: float = Field(0.0, ge=0, le=1, description="IoU of every outline's bounding box and its box")
+    cross_check: bool = Field(
+        False, description="compare with where the two images differ: for pairs with shared noise, or inpainted"
+    )
+    min_pair_agreement: float = Field(0.0, ge=0, le=1, description="IoU with where they differ, if cross_check")
+
+
+class HasBatchSize(Protocol):
+    """What the masker needs of the stage's settings."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one call of each model."""
+
+
+class DetectSegmentMasker:
+    """Back end of the mask stage."""
+
+    Options = DetectSegmentOptions
+
+    @classmethod
+    def identity(cls, options: DetectSegmentOptions) -> Mapping[str, str | int]:
+        """The recipe's number, and what decides the results of both models."""
+        models = {"detector": options.detector.identity(), "segmenter": options.segmenter.identity()}
+        return {
+            "detect-segment": RECIPE,
+            **{f"{role}.{key}": value for role, values in models.items() for key, value in values.items()},
+        }
+
+    def __init__(self, settings: HasBatchSize, options: DetectSegmentOptions) -> None:
+        """Load both models. Raises: BackendError."""
+        self._options = options
+        self._finder = Finder(options, settings.batch_size)
+        self._segmenter: Segmenter = options.segmenter.made(HasBatch(settings.batch_size))
+
+    def mask(self, requests: Sequence[MaskRequest]) -> list[Masked | Rejection]:
+        """One class map, or a rejection with its reason, per request."""
+        found = self._finder.find([DetectRequest(image=one.image, labels=one.labels) for one in requests])
+        answers: dict[int, Masked | Rejection] = {}
+        for place, (request, objects) in enumerate(zip(requests, found, strict=True)):
+            if (fault := self._missing(request, objects)) is not None:
+                answers[place] = fault
+        remaining = self._remaining(requests, [place for place in range(len(requests)) if place not in answers])
+        answers |= {place: fault for place, (fault, _) in remaining.items() if fault is not None}
+        going = [place for place in range(len(requests)) if place not in answers]
+        segments = self._segmenter.segment(
+            [SegmentRequest(image=requests[place].image, boxes=found[place].boxes) for place in going]
+        )
+        for place, drawn in zip(going, segments, strict=True):
+            scores = {} if place not in remaining else {"counterfactual_score": remaining[place][1]}
+            answers[place] = self._composed(requests[place], found[place], drawn, scores)
+        return [answers[place] for place in range(len(requests))]
+
+    def _missing(self, request: MaskRequest, objects: Objects) -> Rejection | None:
+        lacking = [label.name for place, label in enumerate(request.labels) if place not in objects.labels]
+        if not lacking or (self._options.missing_labels == "keep" and len(objects)):
+            return None
+        place = next(place for place, label in enumerate(request.labels) if label.name == lacking[0])
+        return Rejection(reason="object-missing", detail=f"{lacking[0]}: best score {objects.best[place]:.3f}")
+
+    def _remaining(
+        self, requests: Sequence[MaskRequest], places: Sequence[int]
+    ) -> dict[int, tuple[Rejection | None, float]]:
+        """Of pairs, by place: what is wrong with the counterfactual, and the best score of a label in it."""
+        if not self._options.check_counterfactual:
+            return {}
+        pairs = [
+            (place, DetectRequest(image=image, labels=requests[place].labels))
+            for place in places
+            if (image := requests[place].counterfactual) is not None
+        ]
+        result: dict[int, tuple[Rejection | None, float]] = {}
+        found = self._finder.find([request for _, request in pairs])
+        for (place, request), objects in zip(pairs, found, strict=True):
+            fault = None
+            if len(objects):
+                name = request.labels[int(objects.labels[0])].name
+                fault = Rejection(reason="object-remains", detail=f"{name}: score {objects.scores[0]:.3f}")
+            result[place] = (fault, round(float(objects.best.max(initial=0)), 4))
+        return result
+
+    def _composed(
+        self, request: MaskRequest, objects: Objects, drawn: Segments, more: Mapping[str, float]
+    ) -> Masked | Rejection:
+        options = self._options
+        outlines = [
+            outline(
+                logits,
+                label_id=request.labels[place].id,
+                score=float(score),
+                min_island=options.min_island,
+                margin=options.border_margin,
+            )
+            for logits, place, score in zip(drawn.logits, objects.labels.tolist(), objects.scores, strict=True)
+        ]
+        result = class_map(outlines, request.image.shape[:2])
+        areas = [float((result == label.id).mean()) for label in request.labels]
+        boxes = [box_agreement(one.inside, box) for one, box in zip(outlines, objects.boxes, strict=True)]
+        found = sorted(set(objects.labels.tolist()))
+        small = [place for place in found if areas[place] < options.min_area or areas[place] == 0]
+        if small:
+            detail = f"{request.labels[small[0]].name}: {areas[small[0]]:.4f}, at least {options.min_area:g}"
+            return Rejection(reason="too-small", detail=detail)
+        if sum(areas) > options.max_area:
+            return Rejection(reason="too-large", detail=f"{sum(areas):.4f}, at most {options.max_area:g}")
+        if min(boxes) < options.min_box_agreement:
+            detail = f"IoU {min(boxes):.3f}, at least {options.min_box_agreement:g}"
+            return Rejection(reason="mask-leaves-box", detail=detail)
+        quality: dict[str, float | int | list[float]] = {
+            "objects": len(objects),
+            "scores": [round(float(score), 4) for score in objects.best],
+            "areas": [round(area, 5) for area in areas],
+            "outline_quality": round(float(drawn.quality.min()), 4),
+            "box_agreement": round(min(boxes), 4),
+            **more,
+        }
+        if options.cross_check and request.counterfactual is not None:
+            differing = difference_mask(request.image, request.counterfactual, PairDifferenceMasker.Options())
+            iou = agreement(np.logical_or.reduce([one.inside for one in outlines]), differing)
+            if iou < options.min_pair_agreement:
+                detail = f"IoU {iou:.3f}, at least {options.min_pair_agreement:g}"
+                return Rejection(reason="maskers-disagree", detail=detail)
+            quality["pair_agreement"] = round(iou, 4)
+        return Masked(mask=result, quality=quality)

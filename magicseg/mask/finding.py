@@ -1,0 +1,88 @@
+"""Which objects a detector finds in an image: its candidates, thresholded, each of one label, none twice."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from magicseg.backends import Boxes, Detections, Detector, DetectorChoice, DetectRequest
+from magicseg.settings import Settings
+
+
+class FindOptions(Settings):
+    """Which detector, and which of its candidates count."""
+
+    detector: DetectorChoice
+    box_threshold: float = Field(0.30, ge=0, le=1, description="least confidence of a box")
+    text_threshold: float = Field(0.25, ge=0, le=1, description="least score of a box's best label")
+    nms_iou: float = Field(0.7, ge=0, le=1, description="boxes of one label that overlap more are one object")
+    max_objects: int = Field(20, ge=1, le=1000, description="of one label in an image: those with the best scores")
+
+    def finding_identity(self) -> dict[str, object]:
+        """What of these settings decides which objects are found."""
+        thresholds = {key: getattr(self, key) for key in FindOptions.model_fields if key != "detector"}
+        return {**thresholds, **{f"detector.{key}": value for key, value in self.detector.identity().items()}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objects:
+    """What was found, by falling score: boxes (n, 4), each one's label as its place in the request, and its score.
+
+    ``best`` (labels,) is every label's best score among all candidates, whatever the thresholds.
+    """
+
+    boxes: Boxes
+    labels: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    best: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+class HasBatch:
+    """The batch size of a back end inside another: all that one needs of a stage's settings."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+
+
+class Finder:
+    """A loaded detector with thresholds."""
+
+    def __init__(self, options: FindOptions, batch_size: int) -> None:
+        """Args: batch_size: images in one call. Raises: BackendError."""
+        self._options = options
+        self._detector: Detector = options.detector.made(HasBatch(batch_size))
+
+    def find(self, requests: Sequence[DetectRequest]) -> list[Objects]:
+        """The objects of every image."""
+        return [select_objects(found, self._options) for found in self._detector.detect(requests)]
+
+
+def select_objects(found: Detections, options: FindOptions) -> Objects:
+    """A box counts if its confidence and its best label's score are above their thresholds; it is of that label.
+
+    Boxes of one label that overlap much are one object (class-wise non-maximum suppression).
+    """
+    import torch
+    from torchvision.ops import batched_nms
+
+    labels = found.scores.argmax(axis=1)
+    scores = found.scores[np.arange(len(labels)), labels]
+    counts = np.flatnonzero((found.confidence > options.box_threshold) & (scores > options.text_threshold))
+    best = found.scores.max(axis=0, initial=0)
+    kept = batched_nms(
+        torch.from_numpy(found.boxes[counts]),
+        torch.from_numpy(scores[counts]),
+        torch.from_numpy(labels[counts]),
+        options.nms_iou,
+    ).numpy()
+    chosen = counts[kept]
+    first = np.concatenate(
+        [np.flatnonzero(labels[chosen] == label)[: options.max_objects] for label in range(found.scores.shape[1])]
+    )
+    chosen = chosen[np.sort(first)]
+    return Objects(boxes=found.boxes[chosen], labels=labels[chosen], scores=scores[chosen], best=best)

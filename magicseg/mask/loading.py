@@ -1,0 +1,126 @@
+"""Loading pretrained detectors and segmenters, and running them. Imports torch."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+
+from magicseg.devices import OutOfMemory, first_line, free_cached_memory, halves, is_out_of_memory
+from magicseg.errors import BackendError
+from magicseg.mask.options import ModelOptions
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+def load_pretrained(auto: Any, options: ModelOptions, where: str) -> Any:
+    """A model, ready on its device, or a processor, by one of transformers' Auto classes.
+
+    Only safetensors are read, and no code that comes with a checkpoint is run.
+    Raises: BackendError: missing, damaged, of another architecture, with weights lacking.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    revision = {"revision": options.revision} if options.revision else {}
+    is_model = "Model" in auto.__name__
+    settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True} if is_model else {}
+    if is_model:
+        settings["dtype"] = getattr(torch, options.dtype)
+    try:
+        loaded = auto.from_pretrained(options.model, **settings, **revision)
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise BackendError(
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}", hint=_remedy(options)
+        ) from error
+    if not is_model:
+        return loaded
+    model, info = loaded
+    lacking = [*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))]
+    if lacking:
+        raise BackendError(
+            f"{where}: its weights lack {len(lacking)} tensors of a {type(model).__name__}, such as {min(lacking)}",
+            hint=_remedy(options),
+        )
+    return to_device(model, options, where)
+
+
+def to_device(model: torch.nn.Module, options: ModelOptions, where: str) -> torch.nn.Module:
+    """The model for inference where the options say. Raises: OutOfMemory."""
+    try:
+        return model.to(options.device).eval().requires_grad_(False)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{where}: the weights in {options.dtype} do not fit on {options.device}: {first_line(error)}",
+            hint="choose a smaller dtype or model",
+        ) from error
+
+
+def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
+    """The tensors of a ``.pth`` file; no other object in it is made. Raises: BackendError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BackendError(f"{where}: there is no such file", hint="mend model or file in its options") from None
+    except Exception as error:  # pickles and archives fail in many ways
+        raise BackendError(
+            f"{where} cannot be read: {type(error).__name__}: {first_line(error)}",
+            hint="fetch the checkpoint anew; it must hold nothing but tensors",
+        ) from error
+    if not isinstance(content, dict):
+        raise BackendError(f"{where} holds {type(content).__name__}, not tensors by name", hint="choose another file")
+    return content
+
+
+def refuse_unknown_class(auto_config: Any, options: ModelOptions, where: str, known: Sequence[str]) -> str:
+    """The class that a checkpoint's config.json names. Raises: BackendError if it is not among ``known``."""
+    config = load_pretrained(auto_config, options, where)
+    kind = str((config.architectures or ["?"])[0])
+    if kind not in known:
+        raise BackendError(
+            f"{where} is a {kind}, which this back end does not drive", hint=f"it drives: {', '.join(known)}"
+        )
+    return kind
+
+
+def _remedy(options: ModelOptions) -> str:
+    if options.revision is None:
+        return "the folder needs what save_pretrained writes, in safetensors; fetch the checkpoint anew"
+    return "where there is a network: magicseg fetch RUN"
+
+
+def run_batch(
+    call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], device: str, what: str
+) -> list[Result]:
+    """``call`` of rows without gradients. Raises: OutOfMemory, saying which batch would fit."""
+    with torch.inference_mode():
+        try:
+            return call(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            message = first_line(error)
+        free_cached_memory()
+        fitting = next((count for count in halves(len(rows)) if _fits(call, rows[:count])), None)
+    if fitting:
+        hint = f"{fitting} fits: set the stage's batch_size to {fitting} (its shards are then made anew)"
+    else:
+        hint = "not even 1 fits: choose a smaller dtype or model"
+    raise OutOfMemory(
+        f"batch_size is {len(rows)}: {device} is out of memory while the {what} works on so many images: {message}",
+        hint=hint,
+    )
+
+
+def _fits(call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row]) -> bool:
+    try:
+        call(rows)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        free_cached_memory()
+        return False
+    return True

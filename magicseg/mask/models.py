@@ -1,0 +1,130 @@
+"""The shipped detectors and segmenters. Their model libraries are imported when one is made."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from magicseg.backends import Detections, DetectRequest, SegmentRequest, Segments
+from magicseg.errors import BackendError
+from magicseg.mask.options import DetectorOptions, OriginalDetectorOptions, OriginalSegmenterOptions, SegmenterOptions
+from magicseg.weights import weights_identity
+
+RECIPE = 1  # goes up whenever the same images, options and weights give other results
+
+
+class HasBatch(Protocol):
+    """What these back ends need of the stage's settings."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one call."""
+
+
+class TransformersDetector:
+    """GroundingDINO, MM-GroundingDINO, OWL-ViT and OWLv2, as transformers saves them."""
+
+    Options = DetectorOptions
+
+    @classmethod
+    def identity(cls, options: DetectorOptions) -> Mapping[str, str | int]:
+        """The recipe's number and the weights."""
+        return {"transformers": RECIPE, "weights": weights_identity(options.model, options.revision)}
+
+    def __init__(self, settings: HasBatch, options: DetectorOptions) -> None:
+        """Load the model. Raises: BackendError."""
+        from magicseg.mask.zero_shot import load_detector
+
+        self._model = load_detector(options, settings.batch_size)
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
+        """All candidates of every image."""
+        return self._model.detect(requests)
+
+
+class TransformersSegmenter:
+    """SAM, SAM-HQ and SAM 2, as transformers saves them."""
+
+    Options = SegmenterOptions
+
+    @classmethod
+    def identity(cls, options: SegmenterOptions) -> Mapping[str, str | int]:
+        """The recipe's number and the weights."""
+        return {"transformers": RECIPE, "weights": weights_identity(options.model, options.revision)}
+
+    def __init__(self, settings: HasBatch, options: SegmenterOptions) -> None:
+        """Load the model. Raises: BackendError."""
+        from magicseg.mask.promptable import load_segmenter
+
+        self._model = load_segmenter(options, settings.batch_size)
+
+    def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
+        """One outline per box."""
+        return self._model.segment(requests)
+
+
+class OriginalDetector:
+    """GroundingDINO by groundingdino-py, from the released ``.pth``."""
+
+    Options = OriginalDetectorOptions
+
+    @classmethod
+    def identity(cls, options: OriginalDetectorOptions) -> Mapping[str, str | int]:
+        """The recipe's number, the weights, the text encoder and the configuration."""
+        return {
+            "original": RECIPE,
+            "weights": weights_identity(options.model, options.revision, [options.file]),
+            "text_encoder": weights_identity(options.text_encoder, options.text_encoder_revision),
+            "config": _config_identity(options.config),
+        }
+
+    def __init__(self, settings: HasBatch, options: OriginalDetectorOptions) -> None:
+        """Load the model. Raises: BackendError."""
+        from magicseg.mask.original_detector import load_original_detector
+
+        self._model = load_original_detector(
+            options,
+            Path(options.model) / options.file,
+            Path(options.text_encoder),
+            settings.batch_size,
+        )
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
+        """All candidates of every image."""
+        return self._model.detect(requests)
+
+
+class OriginalSegmenter:
+    """SAM by segment-anything, from the released ``.pth``."""
+
+    Options = OriginalSegmenterOptions
+
+    @classmethod
+    def identity(cls, options: OriginalSegmenterOptions) -> Mapping[str, str | int]:
+        """The recipe's number and the weights."""
+        return {
+            "original": RECIPE,
+            "weights": weights_identity(options.model, options.revision, [options.file]),
+        }
+
+    def __init__(self, settings: HasBatch, options: OriginalSegmenterOptions) -> None:
+        """Load the model. Raises: BackendError."""
+        from magicseg.mask.original_segmenter import load_original_segmenter
+
+        self._model = load_original_segmenter(options, Path(options.model) / options.file, settings.batch_size)
+
+    def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
+        """One outline per box."""
+        return self._model.segment(requests)
+
+
+def _config_identity(config: str) -> str:
+    import hashlib
+
+    if config in ("swin-t", "swin-b"):
+        return config
+    try:
+        return hashlib.sha256(Path(config).read_bytes()).hexdigest()
+    except OSError as error:
+        raise BackendError(
+            f"detector.options.config: {config}: {error.strerror}", hint="swin-t, swin-b or a file"
+        ) from None

@@ -1,0 +1,83 @@
+"""SAM as its authors released it: segment-anything and a ``.pth``. Imports torch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything import sam_model_registry
+from segment_anything.utils.transforms import ResizeLongestSide
+
+from magicseg.backends import Image, SegmentRequest, Segments
+from magicseg.devices import prepare_device
+from magicseg.errors import BackendError
+from magicseg.mask.batches import fixed_batches
+from magicseg.mask.loading import read_checkpoint, run_batch, to_device
+from magicseg.mask.options import OriginalSegmenterOptions
+from magicseg.mask.original_detector import read_into
+
+
+class OriginalSegmentAnything:
+    """A loaded model: images are embedded in batches, the boxes of one decoded together."""
+
+    def __init__(self, options: OriginalSegmenterOptions, model: Any, batch_size: int) -> None:
+        self._options, self._model, self._batch_size = options, model, batch_size
+        self._transform = ResizeLongestSide(model.image_encoder.img_size)
+
+    def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
+        """One outline per box; images without boxes are not looked at. Raises: OutOfMemory."""
+        answers = [
+            Segments(logits=np.zeros((0, *request.image.shape[:2]), np.float32), quality=np.zeros(0, np.float32))
+            for request in requests
+        ]
+        wanted = [place for place, request in enumerate(requests) if len(request.boxes)]
+        images = [requests[place].image for place in wanted]
+        device = self._options.device
+        for chosen, batch in fixed_batches(images, self._batch_size, lambda image: image.shape):
+            for number, embedding in zip(chosen, run_batch(self._embed, batch, device, "segmenter"), strict=False):
+                place = wanted[number]
+                row = [(embedding, requests[place])]
+                answers[place] = run_batch(self._decode, row, device, "segmenter")[0]
+        return answers
+
+    def _embed(self, images: Sequence[Image]) -> list[torch.Tensor]:
+        pixels = np.stack([self._transform.apply_image(image) for image in images])
+        inputs = torch.from_numpy(pixels).to(self._options.device).permute(0, 3, 1, 2).contiguous()
+        return list(self._model.image_encoder(self._model.preprocess(inputs)))
+
+    def _decode(self, rows: Sequence[tuple[torch.Tensor, SegmentRequest]]) -> list[Segments]:
+        model = self._model
+        answers = []
+        for embedding, request in rows:
+            size = request.image.shape[:2]
+            boxes = self._transform.apply_boxes_torch(torch.from_numpy(request.boxes), size).to(embedding)
+            sparse, dense = model.prompt_encoder(points=None, boxes=boxes, masks=None)
+            masks, quality = model.mask_decoder(
+                image_embeddings=embedding[None],
+                image_pe=model.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=False,
+            )
+            resized = self._transform.get_preprocess_shape(*size, self._transform.target_length)
+            logits = model.postprocess_masks(masks, resized, size)
+            answers.append(Segments(logits=logits[:, 0].cpu().numpy(), quality=quality[:, 0].cpu().numpy()))
+        return answers
+
+
+def load_original_segmenter(
+    options: OriginalSegmenterOptions, checkpoint: Path, batch_size: int
+) -> OriginalSegmentAnything:
+    """Raises: BackendError."""
+    prepare_device(options.device, options.cpu_threads, "segmenter.options.device")
+    if options.architecture not in sam_model_registry:
+        raise BackendError(
+            f"segmenter.options.architecture is {options.architecture!r}",
+            hint=f"it knows {', '.join(sorted(sam_model_registry))}",
+        )
+    where = f"segmenter.options: {checkpoint}"
+    weights = read_checkpoint(checkpoint, where)
+    model = sam_model_registry[options.architecture](checkpoint=None)
+    read_into(model, weights, where)
+    return OriginalSegmentAnything(options, to_device(model, options, where), batch_size)

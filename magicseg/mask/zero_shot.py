@@ -1,0 +1,200 @@
+"""Open-vocabulary detectors of the transformers library. Imports torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from magicseg.backends import Detections, DetectRequest, Image
+from magicseg.devices import prepare_device
+from magicseg.errors import BackendError
+from magicseg.mask.batches import fixed_batches
+from magicseg.mask.loading import load_pretrained, refuse_unknown_class, run_batch
+from magicseg.mask.options import DetectorOptions
+from magicseg.mask.spans import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
+
+_GROUNDED = ("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")
+_QUERIED = ("Owlv2ForObjectDetection", "OwlViTForObjectDetection")
+_QUERIES = 8  # labels in one call of a detector that takes them one by one
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image and some of the labels that are looked for in it. ``places``: theirs among the request's."""
+
+    request: int
+    image: Image
+    places: tuple[int, ...]
+    text: Any
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a row gave: boxes (B, 4) in pixels, confidence (B,), scores (B, labels of the row)."""
+
+    boxes: torch.Tensor
+    confidence: torch.Tensor
+    scores: torch.Tensor
+
+
+class ZeroShotDetector(ABC):
+    """A loaded detector: images and labels to candidates, always ``batch_size`` images in a call."""
+
+    def __init__(self, options: DetectorOptions, model: Any, processor: Any, batch_size: int) -> None:
+        self._options, self._model, self._processor, self._batch_size = options, model, processor, batch_size
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
+        """All candidates of every image. Raises: BackendError: out of memory, or a label that is too long."""
+        rows = [row for place, request in enumerate(requests) for row in self._rows(place, request)]
+        found: dict[int, list[tuple[Row, Found]]] = {place: [] for place in range(len(requests))}
+        for chosen, batch in fixed_batches(rows, self._batch_size, lambda row: row.image.shape):
+            results = run_batch(self._call, batch, self._options.device, "detector")
+            for place, result in zip(chosen, results, strict=False):  # what is left over is padding
+                found[rows[place].request].append((rows[place], result))
+        return [merged(request, found[place]) for place, request in enumerate(requests)]
+
+    @abstractmethod
+    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+        """The calls' rows that a request needs."""
+
+    @abstractmethod
+    def _call(self, rows: Sequence[Row]) -> list[Found]:
+        """One call of the model."""
+
+    def _pixels(self, rows: Sequence[Row]) -> Any:
+        return self._processor.image_processor(images=[row.image for row in rows], return_tensors="pt").to(
+            self._options.device, getattr(torch, self._options.dtype)
+        )
+
+
+def merged(request: DetectRequest, found: Sequence[tuple[Row, Found]]) -> Detections:
+    """The candidates of all rows of a request, clipped to its image; labels that a row lacks score 0."""
+    height, width = request.image.shape[:2]
+    boxes, confidence, scores = [], [], []
+    for row, result in found:
+        boxes.append(result.boxes.float().cpu().numpy())
+        confidence.append(result.confidence.float().cpu().numpy())
+        wide = np.zeros((len(result.boxes), len(request.labels)), np.float32)
+        wide[:, list(row.places)] = result.scores.float().cpu().numpy()
+        scores.append(wide)
+    limits = np.array([width, height, width, height], np.float32)
+    return Detections(
+        boxes=np.clip(np.concatenate(boxes), 0, limits).astype(np.float32),
+        confidence=np.concatenate(confidence),
+        scores=np.concatenate(scores),
+    )
+
+
+class GroundedDetector(ZeroShotDetector):
+    """GroundingDINO: one caption names all labels; every box has a score per token."""
+
+    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+        tokenizer, length = self._processor.tokenizer, self._options.text_length
+        captions = captions_of(request, lambda text: len(tokenizer(text)["input_ids"]) <= length)
+        return [Row(place, request.image, caption.places, caption) for caption in captions]
+
+    def _call(self, rows: Sequence[Row]) -> list[Found]:
+        tokens = self._processor.tokenizer(
+            [row.text.text for row in rows],
+            padding="max_length",
+            max_length=self._options.text_length,
+            return_offsets_mapping=True,
+            return_token_type_ids=True,
+            return_tensors="pt",
+        )
+        offsets = tokens.pop("offset_mapping").tolist()
+        output = self._model(**self._pixels(rows), **tokens.to(self._options.device))
+        return [
+            grounded(logits, boxes, row.text, tokens_of_row, row.image)
+            for logits, boxes, row, tokens_of_row in zip(
+                output.logits.float().sigmoid(), output.pred_boxes.float(), rows, offsets, strict=True
+            )
+        ]
+
+
+def captions_of(request: DetectRequest, fits: Any) -> list[GroundedCaption]:
+    """A request's labels as captions. Raises: BackendError for a label that cannot be looked for."""
+    try:
+        return grounded_captions(detection_names(request.labels), fits)
+    except ValueError as error:
+        raise BackendError(
+            f"detector: {error}", hint="shorten it in the list of labels, or raise text_length"
+        ) from None
+
+
+def grounded(
+    probabilities: torch.Tensor,
+    boxes: torch.Tensor,
+    caption: GroundedCaption,
+    offsets: Sequence[tuple[int, int]],
+    image: Image,
+) -> Found:
+    """A label's score is the greatest of its tokens', a box's confidence the greatest of all tokens'.
+
+    Args: probabilities: (boxes, tokens), 0 to 1. boxes: (boxes, 4), centre and size in shares of the image.
+    """
+    scores = torch.stack(
+        [
+            probabilities[:, tokens].amax(dim=1) if tokens else probabilities.new_zeros(len(probabilities))
+            for tokens in tokens_of_spans(offsets, caption.spans)
+        ],
+        dim=1,
+    )
+    height, width = image.shape[:2]
+    return Found(corners(boxes, width, height), probabilities.amax(dim=1), scores)
+
+
+def corners(boxes: torch.Tensor, width: float, height: float) -> torch.Tensor:
+    """Boxes (B, 4) from centre and size, in shares, to left, top, right, bottom in pixels."""
+    x, y, w, h = boxes.unbind(-1)
+    scale = boxes.new_tensor([width, height, width, height])
+    return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1) * scale
+
+
+class QueriedDetector(ZeroShotDetector):
+    """OWL-ViT and OWLv2: every label is a query of its own, "a photo of a cat"."""
+
+    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+        names = detection_names(request.labels)
+        chunks = [range(start, min(start + _QUERIES, len(names))) for start in range(0, len(names), _QUERIES)]
+        return [
+            Row(place, request.image, tuple(chunk), [f"a photo of a {names[place]}" for place in chunk])
+            for chunk in chunks
+        ]
+
+    def _call(self, rows: Sequence[Row]) -> list[Found]:
+        tokenizer = self._processor.tokenizer
+        limit = int(self._model.config.text_config.max_position_embeddings)
+        queries = [query for row in rows for query in [*row.text, *[""] * (_QUERIES - len(row.text))]]
+        tokens = tokenizer(queries, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        output = self._model(pixel_values=self._pixels(rows)["pixel_values"], **tokens.to(self._options.device))
+        found = []
+        for row, logits, boxes in zip(rows, output.logits.float(), output.pred_boxes.float(), strict=True):
+            scores = logits[:, : len(row.text)].sigmoid()
+            height, width = row.image.shape[:2]
+            if type(self._model).__name__.startswith("Owlv2"):  # it sees the image at the corner of a square
+                height = width = max(height, width)
+            found.append(Found(corners(boxes, width, height), scores.amax(dim=1), scores))
+        return found
+
+
+def load_detector(options: DetectorOptions, batch_size: int) -> ZeroShotDetector:
+    """Raises: BackendError saying what does not fit."""
+    prepare_device(options.device, options.cpu_threads, "detector.options.device")
+    where = f"detector.options.model: {options.model}"
+    kind = refuse_unknown_class(AutoConfig, options, where, (*_GROUNDED, *_QUERIED))
+    model = load_pretrained(AutoModelForZeroShotObjectDetection, options, where)
+    processor = load_pretrained(AutoProcessor, options, where)
+    if kind in _QUERIED:
+        return QueriedDetector(options, model, processor, batch_size)
+    limit = int(model.config.max_text_len)
+    if options.text_length > limit:
+        raise BackendError(
+            f"detector.options.text_length is {options.text_length}, but {options.model} takes {limit} tokens",
+            hint=f"set it to {limit} or less",
+        )
+    return GroundedDetector(options, model, processor, batch_size)

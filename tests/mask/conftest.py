@@ -1,0 +1,84 @@
+"""Tiny detectors and segmenters, made when a test first asks for them; no network; torch keeps its threads."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+
+from magicseg.mask.models import OriginalDetector, OriginalSegmenter, TransformersDetector, TransformersSegmenter
+
+CPU = {"device": "cpu", "dtype": "float32"}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A model's checkpoint, not to be changed."""
+    from tiny_models import build
+
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in made:
+            made[name] = build(name, folder)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _same_threads() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def detector(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
+    """A detector by its checkpoint's name or folder."""
+
+    def make(model: str | Path = "grounding_dino", *, batch_size: int = 3, **options: Any) -> Any:
+        folder = checkpoint(model) if isinstance(model, str) else model
+        settings = SimpleNamespace(batch_size=batch_size)
+        if (folder / "tiny.py").exists():
+            chosen = {
+                "config": str(folder / "tiny.py"),
+                "text_encoder": str(folder / "bert"),
+                "shortest_edge": 64,
+                "longest_edge": 96,
+            }
+            return OriginalDetector(settings, OriginalDetector.Options(model=str(folder), **CPU | chosen | options))
+        return TransformersDetector(settings, TransformersDetector.Options(model=str(folder), **CPU | options))
+
+    return make
+
+
+@pytest.fixture
+def segmenter(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A segmenter by its checkpoint's name or folder."""
+
+    def make(model: str | Path = "sam", *, batch_size: int = 3, **options: Any) -> Any:
+        folder = checkpoint(model) if isinstance(model, str) else model
+        settings = SimpleNamespace(batch_size=batch_size)
+        if list(folder.glob("*.pth")):
+            import segment_anything
+            from tiny_models import build_original_sam
+
+            monkeypatch.setitem(segment_anything.sam_model_registry, "vit_tiny", build_original_sam)
+            chosen = {"architecture": "vit_tiny"}
+            return OriginalSegmenter(settings, OriginalSegmenter.Options(model=str(folder), **CPU | chosen | options))
+        return TransformersSegmenter(settings, TransformersSegmenter.Options(model=str(folder), **CPU | options))
+
+    return make

@@ -1,0 +1,20 @@
+"""Images and labels for maskers."""
+
+import numpy as np
+
+from magicseg.labels import Label
+
+
+def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """A few rectangles."""
+    random = np.random.default_rng(seed)
+    image = np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
+    for _ in range(4):
+        top, left = random.integers(0, height - 8), random.integers(0, width - 8)
+        image[top : top + random.integers(8, 30), left : left + random.integers(8, 30)] = random.integers(0, 256, 3)
+    return image
+
+
+def labels(*names: str) -> tuple[Label, ...]:
+    """Labels with ids from 1."""
+    return tuple(Label(id=place, name=name) for place, name in enumerate(names, start=1))

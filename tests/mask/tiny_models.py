@@ -1,0 +1,268 @@
+"""Detectors and segmenters with random weights, under a megabyte or a few, in the layouts of their releases."""
+
+import string
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers as tf
+
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "on",
+    "in",
+    "and",
+    "with",
+    "photo",
+    "cat",
+    "dog",
+    "chair",
+    "sofa",
+    "person",
+    "horse",
+    "car",
+    "bird",
+    "dining",
+    "table",
+    "red",
+    "hot",
+]
+CONFIG = """
+modelname = "groundingdino"
+enc_layers = 1
+dec_layers = 1
+num_queries = 20
+dim_feedforward = 64
+"""
+
+
+def bert_tokenizer() -> tf.BertTokenizerFast:
+    """Word pieces: some whole words, everything else spelt."""
+    letters = string.ascii_lowercase + string.digits
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"!\"#$%&'()*+,-./:;<=>?@[]_{|}~"]
+    vocabulary += [*letters, *(f"##{letter}" for letter in letters), *(word for word in WORDS if len(word) > 1)]
+    return tf.BertTokenizerFast(vocab={word: place for place, word in enumerate(vocabulary)}, do_lower_case=True)
+
+
+def _bert_config(size: int, hidden: int = 32) -> tf.BertConfig:
+    return tf.BertConfig(
+        vocab_size=size, hidden_size=hidden, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
+    )
+
+
+def grounding_dino(folder: Path) -> None:
+    """Thirty queries; images of at least 64 pixels on their shorter side."""
+    tokenizer = bert_tokenizer()
+    swin = tf.SwinConfig(
+        image_size=64,
+        patch_size=4,
+        embed_dim=16,
+        depths=[1, 1, 1, 1],
+        num_heads=[1, 2, 4, 8],
+        window_size=4,
+        out_features=["stage2", "stage3", "stage4"],
+    )
+    config = tf.GroundingDinoConfig(
+        backbone_config=swin,
+        text_config=_bert_config(len(tokenizer)),
+        d_model=32,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        num_queries=30,
+        num_feature_levels=4,
+        max_text_len=64,
+    )
+    tf.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    images = tf.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
+    tf.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
+
+
+def _clip_tokenizer(folder: Path) -> tf.CLIPTokenizer:
+    import sys
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "generate"))
+    from tiny_pipelines import clip_tokenizer
+
+    return clip_tokenizer(folder / "tokenizer")
+
+
+def owlv2(folder: Path) -> None:
+    """Sixteen patches of an image of 64 pixels."""
+    tokenizer = _clip_tokenizer(folder)
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = tf.Owlv2TextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, eos_token_id=None, **tower)
+    config = tf.Owlv2Config(
+        text_config=text.to_dict(),
+        vision_config=tf.Owlv2VisionConfig(image_size=64, patch_size=16, **tower).to_dict(),
+        projection_dim=32,
+    )
+    tf.Owlv2ForObjectDetection(config).save_pretrained(folder)
+    images = tf.Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    tf.Owlv2Processor(images, tokenizer).save_pretrained(folder)
+
+
+_VISION = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 16,
+    "global_attn_indexes": [1],
+    "window_size": 2,
+    "output_channels": 32,
+    "mlp_dim": 64,
+    "num_pos_feats": 16,
+}
+_PROMPTS = {"hidden_size": 32, "image_size": 64, "patch_size": 16, "mask_input_channels": 16}
+_DECODER = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "mlp_dim": 64,
+    "iou_head_hidden_dim": 32,
+}
+
+
+def _sam_images() -> tf.SamImageProcessor:
+    return tf.SamImageProcessor(
+        size={"longest_edge": 64},
+        pad_size={"height": 64, "width": 64},
+        mask_size={"longest_edge": 16},
+        mask_pad_size={"height": 16, "width": 16},
+    )
+
+
+def sam(folder: Path) -> None:
+    """SAM at 64 pixels."""
+    config = tf.SamConfig(
+        vision_config=tf.SamVisionConfig(**_VISION).to_dict(),
+        prompt_encoder_config=tf.SamPromptEncoderConfig(**_PROMPTS).to_dict(),
+        mask_decoder_config=tf.SamMaskDecoderConfig(**_DECODER).to_dict(),
+    )
+    tf.SamModel(config).save_pretrained(folder)
+    tf.SamProcessor(_sam_images()).save_pretrained(folder)
+
+
+def sam_hq(folder: Path) -> None:
+    """SAM-HQ at 64 pixels."""
+    config = tf.SamHQConfig(
+        vision_config=tf.SamHQVisionConfig(**_VISION).to_dict(),
+        prompt_encoder_config=tf.SamHQPromptEncoderConfig(**_PROMPTS).to_dict(),
+        mask_decoder_config=tf.SamHQMaskDecoderConfig(**_DECODER, vit_dim=32).to_dict(),
+    )
+    tf.SamHQModel(config).save_pretrained(folder)
+    tf.SamHQProcessor(_sam_images()).save_pretrained(folder)
+
+
+def sam2(folder: Path) -> None:
+    """SAM 2 at 128 pixels."""
+    backbone = tf.Sam2HieraDetConfig(
+        hidden_size=16,
+        num_attention_heads=1,
+        image_size=[128, 128],
+        blocks_per_stage=[1, 1, 2, 1],
+        embed_dim_per_stage=[16, 32, 64, 128],
+        num_attention_heads_per_stage=[1, 2, 4, 8],
+        window_size_per_stage=[8, 4, 4, 4],
+        window_positional_embedding_background_size=[4, 4],
+        global_attention_blocks=[3],
+    )
+    vision = tf.Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[128, 64, 32, 16],
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        fpn_hidden_size=32,
+    )
+    config = tf.Sam2Config(
+        vision_config=vision.to_dict(),
+        prompt_encoder_config=tf.Sam2PromptEncoderConfig(
+            hidden_size=32, image_size=128, patch_size=16, mask_input_channels=16
+        ).to_dict(),
+        mask_decoder_config=tf.Sam2MaskDecoderConfig(**_DECODER).to_dict(),
+    )
+    tf.Sam2Model(config).save_pretrained(folder)
+    images = tf.Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
+    tf.Sam2Processor(images).save_pretrained(folder)
+
+
+def original_grounding_dino(folder: Path) -> None:
+    """The release's files: a configuration, a checkpoint with the training's prefix, a folder of BERT."""
+    from groundingdino.util.slconfig import SLConfig
+
+    from magicseg.mask.original_detector import _with_bert, library, read_settings
+
+    folder.mkdir(parents=True)
+    tokenizer = bert_tokenizer()
+    tokenizer.save_pretrained(folder / "bert")
+    config = _bert_config(len(tokenizer))
+    config.save_pretrained(folder / "bert")
+    (folder / "tiny.py").write_text(CONFIG)
+    with _with_bert(tokenizer, tf.BertModel(config)):
+        model = library.build_groundingdino(SLConfig(read_settings(str(folder / "tiny.py")) | {"device": "cpu"}))
+    weights = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"model": weights}, folder / "groundingdino_swint_ogc.pth")
+
+
+def build_original_sam(checkpoint: str | None = None) -> torch.nn.Module:
+    """What segment-anything's registry calls."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    assert checkpoint is None
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            depth=2,
+            embed_dim=32,
+            img_size=64,
+            mlp_ratio=2,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            num_heads=4,
+            patch_size=16,
+            qkv_bias=True,
+            use_rel_pos=True,
+            global_attn_indexes=[1],
+            window_size=2,
+            out_chans=32,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=32, image_embedding_size=(4, 4), input_image_size=(64, 64), mask_in_chans=16
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=32, mlp_dim=64, num_heads=4),
+            transformer_dim=32,
+            iou_head_depth=3,
+            iou_head_hidden_dim=32,
+        ),
+        pixel_mean=[123.675, 116.28, 103.53],
+        pixel_std=[58.395, 57.12, 57.375],
+    ).eval()
+
+
+def original_sam(folder: Path) -> None:
+    """The release's single file."""
+    folder.mkdir(parents=True)
+    torch.save(build_original_sam().state_dict(), folder / "sam_vit_h_4b8939.pth")
+
+
+MODELS: Mapping[str, Callable[[Path], None]] = {
+    made.__name__: made for made in (grounding_dino, owlv2, sam, sam_hq, sam2, original_grounding_dino, original_sam)
+}
+
+
+def build(name: str, folder: Path) -> Path:
+    """Write a checkpoint to ``folder / name``. Random weights, always the same."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(0)
+    try:
+        MODELS[name](folder / name)
+    finally:
+        torch.random.set_rng_state(state)
+    return folder / name
