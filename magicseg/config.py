@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from magicseg.errors import ConfigError
 from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.generate.settings import ImageQualitySettings, ValiditySettings
 from magicseg.settings import Settings
 from magicseg.train.settings import TrainSettings
 
@@ -60,6 +61,8 @@ class GenerateSettings(StageSettings):
     """Captions to pairs of images."""
 
     size: int = Field(512, ge=8, le=8192, description="height and width of the images in pixels")
+    quality: ImageQualitySettings = ImageQualitySettings()
+    validity: ValiditySettings | None = Field(None, description="a detector checks both images of every pair")
 
 
 class MaskSettings(StageSettings):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from magicseg.backends import Rejection
+from magicseg.config import GenerateSettings
 from magicseg.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.execute.stages import STAGE_CODE, Stage
 from magicseg.run.claims import job_label
@@ -38,7 +39,8 @@ def load_backend(run: Run, stage: str) -> Any:
     backend: Any
     backend, options = chosen_backend(settings, stage)
     try:
-        return backend(settings, options)
+        made = backend(settings, options)
+        return _judged(made, settings) if isinstance(settings, GenerateSettings) else made
     except MagicsegError:
         raise
     except Exception as error:  # foreign code; it would fail in every worker alike
@@ -46,6 +48,12 @@ def load_backend(run: Run, stage: str) -> Any:
             f"back end {settings.backend!r} of {stage} cannot start: {type(error).__name__}: {error}",
             hint=f"check {stage}.options in {run.path / CONFIG_NAME}",
         ) from error
+
+
+def _judged(generator: Any, settings: GenerateSettings) -> Any:
+    from magicseg.generate.judged import JudgedGenerator
+
+    return JudgedGenerator(generator, settings.quality, settings.validity)
 
 
 def execute_shard(

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from magicseg.backends import Backend, choose_backend
-from magicseg.config import Config, StageSettings
+from magicseg.config import Config, GenerateSettings, StageSettings
 from magicseg.run.files import to_json
 from magicseg.settings import Settings
 
 STAGES = ("describe", "generate", "mask")
 BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
 # Raise a stage's number when its code changes the bytes that it writes.
-RECIPES = {"describe": 1, "generate": 1, "mask": 1}
+RECIPES = {"describe": 1, "generate": 2, "mask": 1}
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,16 @@ def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Finge
         settings = stage_settings(config, stage)
         backend, options = chosen_backend(settings, stage)
         inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
-        for key, value in settings.model_dump(mode="json", exclude={"options"}).items():
+        for key, value in settings.model_dump(mode="json", exclude={"options", "validity"}).items():
             inputs[f"{stage}.{key}"] = value
         for key, value in settings.options.items():
             if key not in options.NEUTRAL:
                 inputs[f"{stage}.options.{key}"] = value
         for key, value in backend.identity(options).items():
             inputs[f"{stage}.backend.{key}"] = value
-        if stage == "generate":
+        if isinstance(settings, GenerateSettings):
+            if settings.validity is not None:
+                inputs |= {f"generate.validity.{key}": value for key, value in settings.validity.identity().items()}
             inputs["store.image_codec"] = config.store.image_codec
             if config.store.image_codec == "jpeg":
                 inputs["store.jpeg_quality"] = config.store.jpeg_quality
