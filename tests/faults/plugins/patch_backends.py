@@ -1,0 +1,90 @@
+"""A world that a detector sees without faults: every label is a patch of its own colour on grey ground.
+
+The generator can be told to forget objects, or to leave them in the counterfactual, at a share of the seeds.
+"""
+
+import numpy as np
+from pydantic import Field
+
+from magicseg.backends import Detections, ImagePair, Segments
+from magicseg.settings import Settings
+
+
+def colour(label):
+    """Of a label's patch: nothing else is so red and blue."""
+    return np.array([255, 10 * label.id, 255], np.uint8)
+
+
+class NoOptions(Settings):
+    """Nothing to choose."""
+
+
+class PatchOptions(Settings):
+    """Which seeds go wrong: those whose remainder by 4 is below the number."""
+
+    forget: int = Field(0, ge=0, le=4)
+    leave: int = Field(0, ge=0, le=4)
+
+
+class _Backend:
+    Options = NoOptions
+
+    @classmethod
+    def identity(cls, options):
+        return {"patches": 1}
+
+    def __init__(self, settings, options):
+        self.settings, self.options = settings, options
+
+
+class Patches(_Backend):
+    """Generator."""
+
+    Options = PatchOptions
+
+    def generate(self, requests):
+        return [self._pair(request) for request in requests]
+
+    def _pair(self, request):
+        size = self.settings.size
+        random = np.random.default_rng(request.seed)
+        empty = np.repeat(random.integers(60, 200, (size, size, 1), dtype=np.uint8), 3, axis=2)
+        full = empty.copy()
+        for place, label in enumerate(request.labels):
+            top, left = random.integers(0, size // 2 - 2), random.integers(0, size // 4) + place * size // 2
+            full[top : top + size // 3, left : left + size // 4] = colour(label)
+        image = empty if request.seed % 4 < self.options.forget else full
+        counterfactual = full if request.seed // 4 % 4 < self.options.leave else empty
+        return ImagePair(image=image, counterfactual=counterfactual, quality={})
+
+
+class PatchDetector(_Backend):
+    """One candidate per label that is there, and one over the whole image that is nothing."""
+
+    def detect(self, requests):
+        return [self._found(request.image, request.labels) for request in requests]
+
+    def _found(self, image, labels):
+        height, width = image.shape[:2]
+        boxes, scores = [[0, 0, width, height]], [[0.1] * len(labels)]
+        for place, label in enumerate(labels):
+            rows, columns = np.nonzero((image == colour(label)).all(axis=2))
+            if rows.size:
+                boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+                scores.append([0.9 if other == place else 0.2 for other in range(len(labels))])
+        values = np.array(scores, np.float32)
+        return Detections(boxes=np.array(boxes, np.float32), confidence=values.max(axis=1), scores=values)
+
+
+class PatchSegmenter(_Backend):
+    """The box without its outermost pixels, of which it is unsure."""
+
+    def segment(self, requests):
+        answers = []
+        for request in requests:
+            logits = np.full((len(request.boxes), *request.image.shape[:2]), -6, np.float32)
+            for one, (left, top, right, bottom) in zip(logits, request.boxes.astype(int), strict=True):
+                one[top:bottom, left:right] = 0.5
+                one[top + 1 : bottom - 1, left + 1 : right - 1] = 6
+            answers.append(Segments(logits=logits, quality=np.full(len(logits), 0.8, np.float32)))
+        return answers
