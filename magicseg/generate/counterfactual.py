@@ -14,7 +14,9 @@ _TOKEN = re.compile(r"[^\W_]+")
 _START, _END = r"(?<![^\W_])", r"(?![^\W_])"
 
 
-def counterfactual_caption(request: GenerateRequest, method: Literal["replace", "rewrite"]) -> str | Rejection:
+def counterfactual_caption(
+    request: GenerateRequest, method: Literal["replace", "rewrite", "inpaint"]
+) -> str | Rejection:
     """The text of the image without the objects, by ``method``; a rejection if it would not be one."""
     if method == "replace":
         return _replaced(request)

@@ -7,7 +7,7 @@ derived from the sample's own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,11 +19,13 @@ from magicseg.generate.weights import weights_identity
 from magicseg.run.randomness import sample_seed
 
 if TYPE_CHECKING:
-    from magicseg.generate.pipeline import Painted
+    from magicseg.generate.inpainting import ObjectRemover, Where
+    from magicseg.generate.pipeline import Painted, TextToImage
 
 RECIPE = 1  # goes up whenever the same request, options and weights give other pixels
 
 FAULTS = ("black-image", "flat-image", "unsafe-image")
+REMOVAL_FAULTS = ("object-missing", "object-too-large")
 
 
 class HasSizeAndBatch(Protocol):
@@ -62,7 +64,9 @@ class DiffusersGenerator:
     @classmethod
     def identity(cls, options: DiffusersOptions) -> Mapping[str, str | int]:
         """The recipe's number and the weights: their revision, or their digest if they have a path."""
-        return {"diffusers": RECIPE, "weights": weights_identity(options)}
+        inpaint = options.inpaint.identity() if options.inpaint else {}
+        own: dict[str, Any] = {"diffusers": RECIPE, "weights": weights_identity(options)}
+        return own | {f"inpaint.{key}": value for key, value in inpaint.items()}
 
     def __init__(self, settings: HasSizeAndBatch, options: DiffusersOptions) -> None:
         """Load the pipeline. Raises: BackendError."""
@@ -77,6 +81,7 @@ class DiffusersGenerator:
         self._options = options
         self.pipeline = TextToImage(options, settings.size)
         self.pipeline.rehearse(settings.batch_size)
+        self._remover = _remover(self.pipeline, options, settings.batch_size)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[ImagePair | Rejection]:
         """One pair, or a rejection with its reason, per request."""
@@ -103,37 +108,67 @@ class DiffusersGenerator:
     def _attempt(self, batch: Sequence[_Job]) -> list[ImagePair | Rejection | None]:
         """The answers of a batch; None for a pair that is to be tried again."""
         painted = self._paint(batch)
-        count = self._batch_size
         answers: list[ImagePair | Rejection | None] = []
-        for row, job in enumerate(batch):
-            fault = self._fault(painted, row)
-            other = self._fault(painted, count + row)
-            if fault is None and other is None:
-                answers.append(self._pair(job, painted.images[row], painted.images[count + row]))
+        for job, (image, other) in zip(batch, painted, strict=True):
+            if not isinstance(image, str) and not isinstance(other, str):
+                answers.append(self._pair(job, image, other))
                 continue
-            job.faults.append(("image", fault) if fault else ("counterfactual", str(other)))
+            job.faults.append(("image", image) if isinstance(image, str) else ("counterfactual", str(other)))
             answers.append(self._given_up(job) if len(job.faults) > self._options.retries else None)
         return answers
 
-    def _paint(self, batch: Sequence[_Job]) -> "Painted":
-        """All images of a batch in one call: first those with objects, then those without; padded with the last."""
+    def _paint(self, batch: Sequence[_Job]) -> list[tuple[Image | str, Image | str]]:
+        """Both images of every pair in one call, or what is wrong with them; padded with the last."""
         rows = [*batch, *[batch[-1]] * (self._batch_size - len(batch))]
         seeds = [job.seeds(self._options.noise) for job in rows]
-        return self.pipeline.paint(
-            [*(job.request.caption for job in rows), *(job.text for job in rows)],
-            [*(image for image, _ in seeds), *(other for _, other in seeds)],
+        captions, texts = [job.request.caption for job in rows], [job.text for job in rows]
+        if self._remover is not None:
+            return self._paint_and_remove(batch, captions, [image for image, _ in seeds])
+        painted = self.pipeline.paint(
+            [*captions, *texts], [*(image for image, _ in seeds), *(other for _, other in seeds)]
         )
+        count = self._batch_size
+        return [(self._judged(painted, row), self._judged(painted, count + row)) for row in range(len(batch))]
 
-    def _fault(self, painted: "Painted", row: int) -> str | None:
+    def _paint_and_remove(
+        self, batch: Sequence[_Job], captions: Sequence[str], seeds: Sequence[int]
+    ) -> list[tuple[Image | str, Image | str]]:
+        """The images first; then, of those that show their objects, the counterfactuals by filling."""
+        assert self._remover is not None
+        painted = self.pipeline.paint(captions, seeds)
+        images = [self._judged(painted, row) for row in range(len(batch))]
+        good = [(row, image) for row, image in enumerate(images) if not isinstance(image, str)]
+        holes = self._remover.holes([image for _, image in good], [batch[row].request for row, _ in good])
+        others: dict[int, Image | str] = {}
+        to_fill: list[tuple[int, Image, Where]] = []
+        for (row, image), hole in zip(good, holes, strict=True):
+            if isinstance(hole, str):
+                images[row] = hole
+            else:
+                to_fill.append((row, image, hole))
+        if to_fill:
+            padded = [*to_fill, *[to_fill[-1]] * (self._batch_size - len(to_fill))]
+            filled = self._remover.fill(
+                [batch[row].text for row, _, _ in padded],
+                [batch[row].seeds("independent")[1] for row, _, _ in padded],
+                [image for _, image, _ in padded],
+                [hole for _, _, hole in padded],
+            )
+            others = {row: self._judged(filled, place) for place, (row, _, _) in enumerate(to_fill)}
+        return [(image, others.get(row, "")) for row, image in enumerate(images)]
+
+    def _judged(self, painted: "Painted", row: int) -> Image | str:
+        """An image, or what is wrong with it."""
         if painted.unsafe[row]:
             return "unsafe-image"
         if painted.undefined[row]:
             return "black-image"
-        return image_fault(painted.images[row], self._options.min_contrast)
+        return image_fault(painted.images[row], self._options.min_contrast) or painted.images[row]
 
     def _pair(self, job: _Job, image: Image, counterfactual: Image) -> ImagePair:
         lost = max(self.pipeline.lost_tokens(text) for text in (job.request.caption, job.text))
-        counts = {name: sum(fault == name for _, fault in job.faults) for name in FAULTS}
+        names = FAULTS if self._remover is None else (*FAULTS, *REMOVAL_FAULTS)
+        counts = {name: sum(fault == name for _, fault in job.faults) for name in names}
         return ImagePair(
             image=image,
             counterfactual=counterfactual,
@@ -144,6 +179,16 @@ class DiffusersGenerator:
         _, reason = job.faults[-1]
         tries = ", ".join(f"{which} {fault}" for which, fault in job.faults)
         return Rejection(reason=reason, detail=f"{len(job.faults)} attempts: {tries}")
+
+
+def _remover(pipeline: "TextToImage", options: DiffusersOptions, batch_size: int) -> "ObjectRemover | None":
+    if options.inpaint is None:
+        return None
+    from magicseg.generate.inpainting import ObjectRemover
+
+    remover = ObjectRemover(pipeline, options.inpaint)
+    remover.rehearse(batch_size)
+    return remover
 
 
 def image_fault(image: Image, min_contrast: float) -> str | None:

@@ -6,6 +6,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from magicseg.backends import SegmenterChoice
+from magicseg.mask.finding import FindOptions
 from magicseg.settings import Settings
 
 SchedulerName = Literal[
@@ -28,10 +30,27 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
+class InpaintOptions(FindOptions):
+    """How the objects are found that are to vanish, and how their pixels are filled."""
+
+    segmenter: SegmenterChoice
+    batch_size: int = Field(16, ge=1, description="images in one call of detector and segmenter")
+    grow: float = Field(0.03, ge=0, le=0.5, description="margin around an object, as a share of the image's side")
+    strength: float = Field(1.0, gt=0, le=1, description="how much of the noise the filled pixels start from")
+    max_area: float = Field(0.6, gt=0, le=1, description="share of the image to fill; more is no counterfactual")
+
+    def identity(self) -> dict[str, object]:
+        """All of these settings, and in the models' places what they are."""
+        segmenter = {f"segmenter.{key}": value for key, value in self.segmenter.identity().items()}
+        rest = super().identity()
+        rest.pop("segmenter")
+        return {**rest, **segmenter}
+
+
 class DiffusersOptions(Settings):
     """Which weights, how they are sampled, what makes a counterfactual, and how memory is saved."""
 
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision"})  # see `identity`: weights may move
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision", "inpaint"})  # see `identity`
 
     model: str = Field(description="a name on the Hugging Face hub, or the path of a folder with model_index.json")
     revision: str | None = Field(None, description="for a name: the commit, 40 hexadecimal digits")
@@ -46,9 +65,12 @@ class DiffusersOptions(Settings):
         None, ge=16, le=512, description="tokens of a T5 text encoder; None: the family's usual number"
     )
 
-    counterfactual: Literal["replace", "rewrite"] = Field(
-        "replace", description="replace: class words by 'nothing'; rewrite: the captioner's scene without objects"
+    counterfactual: Literal["replace", "rewrite", "inpaint"] = Field(
+        "replace",
+        description="replace: class words by 'nothing'; rewrite: the captioner's scene without objects; inpaint: the "
+        "image itself, with the objects' pixels filled",
     )
+    inpaint: InpaintOptions | None = Field(None, description="for counterfactual: inpaint")
     noise: Literal["independent", "shared"] = Field("independent", description="initial noise of a pair's images")
     shared_steps: int = Field(0, ge=0, description="first steps after which the counterfactual takes on the latents")
 
@@ -93,6 +115,12 @@ class DiffusersOptions(Settings):
             raise ValueError(f"shared_steps is {self.shared_steps}: it must be below steps, which is {self.steps}")
         if self.shared_steps and self.noise != "shared":
             raise ValueError("shared_steps needs noise: shared")
+        if (self.counterfactual == "inpaint") != (self.inpaint is not None):
+            raise ValueError("counterfactual: inpaint and the group inpaint, which names the detector, go together")
+        if self.inpaint and self.noise != "independent":
+            raise ValueError("noise: shared has no effect with counterfactual: inpaint")
+        if self.inpaint and int(self.steps * self.inpaint.strength) < 1:
+            raise ValueError(f"inpaint.strength {self.inpaint.strength:g} of {self.steps} steps leaves none")
         if self.device == "cpu" and self.dtype == "float16":
             raise ValueError("float16 is for cuda; on the cpu use float32 or bfloat16")
         if self.device == "cpu" and self.offload != "none":

@@ -48,30 +48,36 @@ class TextToImage:
     def __init__(self, options: DiffusersOptions, size: int) -> None:
         """Load the weights. Args: size: height and width in pixels. Raises: BackendError saying what does not fit."""
         self._options = options
-        self._size = size
+        self.size = size
         _prepare_device(options)
-        self._pipe = load_pipeline(options)
-        self.family: Family = FAMILIES[type(self._pipe).__name__]
+        self.pipe = load_pipeline(options)
+        self.family: Family = FAMILIES[type(self.pipe).__name__]
         self._refuse_misfits()
-        _set_scheduler(self._pipe, options)
-        _place(self._pipe, options)
+        _set_scheduler(self.pipe, options)
+        _place(self.pipe, options)
         self._text_length = options.text_length or self.family.text_length
+        self._images_per_pair = 1 if options.inpaint else 2  # in one call
+
+    @property
+    def steps(self) -> int:
+        """Of the sampler, for every image."""
+        return self._options.steps
 
     def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
-        """One image per text; the first half are positives, the second half their counterfactuals.
+        """One image per text; if steps are shared, the second half are the counterfactuals of the first.
 
         Args: seeds: of each image's initial noise, and of the noise of its steps if the scheduler adds any. It is
         drawn on the CPU, image by image.
         Raises: OutOfMemory.
         """
         try:
-            result = self._pipe(**self.arguments(texts, seeds, self._options.steps))
-            return _to_painted(result.images, getattr(result, "nsfw_content_detected", None))
+            result = self.pipe(**self.arguments(texts, seeds, self._options.steps))
+            return to_painted(result.images, getattr(result, "nsfw_content_detected", None))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             message = first_line(error)
-        raise self._explained_shortage(len(texts) // 2, message)
+        raise self._explained_shortage(len(texts) // self._images_per_pair, message)
 
     def rehearse(self, pairs: int) -> None:
         """One short call with a batch of ``pairs``: what does not fit shows before the first shard.
@@ -96,8 +102,8 @@ class TextToImage:
         options, family = self._options, self.family
         arguments: dict[str, Any] = {
             "prompt": list(texts),
-            "height": self._size,
-            "width": self._size,
+            "height": self.size,
+            "width": self.size,
             "num_inference_steps": steps,
             "guidance_scale": options.guidance,
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
@@ -123,7 +129,7 @@ class TextToImage:
         """How many tokens at the end of ``text`` none of the text encoders sees."""
         losses = []
         for name in _TOKENIZERS:
-            tokenizer = getattr(self._pipe, name, None)
+            tokenizer = getattr(self.pipe, name, None)
             if tokenizer is not None:
                 is_t5 = "T5" in type(tokenizer).__name__
                 limit = self._text_length if is_t5 and self._text_length else tokenizer.model_max_length
@@ -131,7 +137,7 @@ class TextToImage:
         return min(losses, default=0)
 
     def _refuse_misfits(self) -> None:
-        options, pipe = self._options, self._pipe
+        options, pipe = self._options, self.pipe
         if options.negative_prompt and not self.family.negative_prompt:
             raise BackendError(
                 f"generate.options.negative_prompt: {self.family.title} takes none", hint="leave it empty"
@@ -145,10 +151,10 @@ class TextToImage:
             multiple *= 2
         elif getattr(pipe, "transformer", None) is not None:
             multiple *= int(pipe.transformer.config.patch_size)
-        if self._size % multiple:
-            below = max(multiple, self._size // multiple * multiple)
+        if self.size % multiple:
+            below = max(multiple, self.size // multiple * multiple)
             raise BackendError(
-                f"generate.size is {self._size}; {self.family.title} needs a multiple of {multiple}",
+                f"generate.size is {self.size}; {self.family.title} needs a multiple of {multiple}",
                 hint=f"set generate.size to {below} or {below + multiple}",
             )
 
@@ -161,7 +167,7 @@ class TextToImage:
         else:
             hint = "not even 1 fits: try generate.options.vae_slicing, attention_slicing, offload or a smaller dtype"
         return OutOfMemory(
-            f"generate.batch_size is {pairs} pairs of {self._size} px in {self._options.dtype}: "
+            f"generate.batch_size is {pairs} pairs of {self.size} px in {self._options.dtype}: "
             f"{self._options.device} is out of memory: {message}",
             hint=hint,
         )
@@ -179,7 +185,8 @@ class TextToImage:
     def _try(self, pairs: int) -> None:
         """A batch in few steps: each step takes the same memory. Not in one: to some pipelines that is special."""
         steps = min(self._options.steps, max(2, self._options.shared_steps + 1))
-        self._pipe(**self.arguments(["a photo"] * (2 * pairs), [0] * (2 * pairs), steps))
+        images = pairs * self._images_per_pair
+        self.pipe(**self.arguments(["a photo"] * images, [0] * images, steps))
 
 
 def load_pipeline(options: DiffusersOptions) -> Any:
@@ -344,7 +351,7 @@ def _share(steps: int, step: int, latents: torch.Tensor) -> torch.Tensor:
     return torch.cat([positives, positives])
 
 
-def _to_painted(images_NCHW: torch.Tensor, flags: Sequence[bool] | None) -> Painted:
+def to_painted(images_NCHW: torch.Tensor, flags: Sequence[bool] | None) -> Painted:
     """Args: images_NCHW: float, 0 to 1, on the device."""
     images = images_NCHW.float()
     undefined = ~torch.isfinite(images).flatten(1).all(dim=1)

@@ -139,7 +139,7 @@ def limit_memory(backend, rows):
         if len(positional[0]) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has ...")
 
-    return backend.pipeline._pipe.unet.register_forward_pre_hook(check, with_kwargs=True)
+    return backend.pipeline.pipe.unet.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def test_a_batch_that_does_not_fit_names_the_setting_and_a_size_that_does(generator):
@@ -169,7 +169,7 @@ from magicseg.errors import BackendError
 from magicseg.generate.diffusion import DiffusersGenerator as Generator
 options = Generator.Options(model="org/tiny", revision="{revision}", device="cpu", dtype="float32", steps=1)
 try:
-    print(type(Generator(SimpleNamespace(size=32, batch_size=1), options).pipeline._pipe).__name__)
+    print(type(Generator(SimpleNamespace(size=32, batch_size=1), options).pipeline.pipe).__name__)
 except BackendError as error:
     print(error, "HINT", error.hint)
 """

@@ -76,7 +76,7 @@ def test_every_scheduler_gives_a_sample_the_same_bits_in_any_company(scheduler, 
 def watch_latents(backend):
     """The latents that each call's denoiser gets, step by step."""
     seen = []
-    denoiser = getattr(backend.pipeline._pipe, "unet", None) or backend.pipeline._pipe.transformer
+    denoiser = getattr(backend.pipeline.pipe, "unet", None) or backend.pipeline.pipe.transformer
 
     def note(module, positional, named):
         latents = positional[0] if positional else named["hidden_states"]
@@ -151,14 +151,14 @@ def test_a_t5_tokenizer_that_is_only_a_sentencepiece_model_is_read(generator, ch
     folder = shutil.copytree(checkpoint("pixart_sigma"), tmp_path / "copy")
     backend = generator(folder)
     model = sentencepiece_model_pb2.ModelProto()
-    pieces = backend.pipeline._pipe.tokenizer.get_vocab()
+    pieces = backend.pipeline.pipe.tokenizer.get_vocab()
     for piece in sorted(pieces, key=pieces.get):
         model.pieces.add(piece=piece, score=-3.0, type={"<unk>": 2, "<pad>": 3, "</s>": 3}.get(piece, 1))
     (folder / "tokenizer" / "tokenizer.json").unlink()
     (folder / "tokenizer" / "spiece.model").write_bytes(model.SerializeToString())
     texts = ["a photo of a cat", "red dogs"]
-    read = generator(folder).pipeline._pipe.tokenizer
-    assert read(texts)["input_ids"] == backend.pipeline._pipe.tokenizer(texts)["input_ids"]
+    read = generator(folder).pipeline.pipe.tokenizer
+    assert read(texts)["input_ids"] == backend.pipeline.pipe.tokenizer(texts)["input_ids"]
 
 
 def spoil(backend, how, rows, calls):
@@ -227,16 +227,16 @@ def test_retries_end_in_a_rejection_with_its_reason(generator):
 
 def test_the_checkpoints_own_safety_checker_is_heard(generator, checkpoint):
     backend = generator("sd15", retries=1)
-    checker = backend.pipeline._pipe.safety_checker
+    checker = backend.pipeline.pipe.safety_checker
     assert backend.generate([request()])[0].quality["unsafe-image"] == 0
     torch.nn.init.constant_(checker.concept_embeds_weights, -2.0)  # everything is like a concept
     assert backend.generate([request()])[0].reason == "unsafe-image"
-    assert generator("sd15", safety_checker=False).pipeline._pipe.safety_checker is None
+    assert generator("sd15", safety_checker=False).pipeline.pipe.safety_checker is None
 
 
 def test_undefined_values_are_seen_before_they_become_black(generator):
     backend = generator(retries=0)
-    bias = backend.pipeline._pipe.vae.decoder.conv_out.bias
+    bias = backend.pipeline.pipe.vae.decoder.conv_out.bias
     torch.nn.init.constant_(bias, float("nan"))
     assert backend.generate([request()])[0].reason == "black-image"
 

@@ -106,9 +106,9 @@ def _t5(tokenizer: T5Tokenizer, width: int = 32) -> T5EncoderModel:
     )
 
 
-def _vae(**settings: Any) -> AutoencoderKL:
+def _vae(latent_channels: int = 4, **settings: Any) -> AutoencoderKL:
     return AutoencoderKL(
-        latent_channels=4,
+        latent_channels=latent_channels,
         block_out_channels=(8, 16, 16, 16),
         norm_num_groups=4,
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -218,8 +218,8 @@ def sd3(folder: Path) -> Any:
     transformer = SD3Transformer2DModel(
         sample_size=8,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=16,
+        out_channels=16,
         num_layers=2,
         attention_head_dim=8,
         num_attention_heads=4,
@@ -230,7 +230,7 @@ def sd3(folder: Path) -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(scaling_factor=1.5, **_FLOW_VAE),
+        vae=_vae(latent_channels=16, scaling_factor=1.5, **_FLOW_VAE),
         text_encoder=_clip(tokenizer, CLIPTextModelWithProjection, projection_dim=32),
         text_encoder_2=_clip(tokenizer, CLIPTextModelWithProjection, projection_dim=32),
         text_encoder_3=_t5(spelling, 64),

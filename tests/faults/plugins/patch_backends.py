@@ -76,6 +76,29 @@ class PatchDetector(_Backend):
         return Detections(boxes=np.array(boxes, np.float32), confidence=values.max(axis=1), scores=values)
 
 
+class CornerOptions(Settings):
+    """Images whose first value is below are said to show nothing."""
+
+    missing_below: int = Field(0, ge=0, le=256)
+
+
+class CornerDetector(_Backend):
+    """Finds whatever it is asked for at one place of any image."""
+
+    Options = CornerOptions
+
+    def detect(self, requests):
+        answers = []
+        for request in requests:
+            height, width = request.image.shape[:2]
+            labels = len(request.labels)
+            found = 0.9 if request.image[0, 0, 0] >= self.options.missing_below else 0.1
+            box = np.array([[width // 8, height // 8, width // 2, height // 2]] * labels, np.float32)
+            scores = (np.eye(labels) * found).astype(np.float32)
+            answers.append(Detections(boxes=box, confidence=scores.max(axis=1), scores=scores))
+        return answers
+
+
 class PatchSegmenter(_Backend):
     """The box without its outermost pixels, of which it is unsure."""
 
