@@ -4,8 +4,11 @@ A back end is a class named by an entry point (groups ``magicseg.captioners``, `
 ``magicseg.maskers``), imported only when a run names it. It has
 
 - ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config); all of them are in
-  the fingerprint but for those in ``Options.NEUTRAL``, such as where the weights lie,
-- ``identity(options)``: what of the back end itself decides bytes (recipe number, weights' digest), cheap,
+  the fingerprint but for those in ``Options.NEUTRAL``, and those that name weights,
+- ``identity(options)``: what of the back end itself decides bytes, such as a recipe's number; cheap,
+- ``weights(options)``, where it needs pretrained weights: which. Their identity is part of the fingerprint,
+  ``magicseg fetch`` gets those that are named on the hub, and the constructor finds them by
+  `magicseg.weights.cache.location`, without a network,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 from magicseg.errors import BackendError
 from magicseg.labels import Label
 from magicseg.settings import Settings
+from magicseg.weights import Weights
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB, 0 to 255
 ClassMap = NDArray[np.uint16]  # (height, width), BACKGROUND, a label's id, or IGNORE
@@ -104,6 +108,11 @@ class Backend(Protocol):
     def identity(cls, options: Any) -> Mapping[str, str | int]:
         """What of the back end itself decides bytes; part of the stage's fingerprint."""
 
+    @classmethod
+    def weights(cls, options: Any) -> Sequence[Weights]:
+        """The pretrained weights that it loads. A class without this method has none."""
+        return ()
+
 
 @runtime_checkable
 class Captioner(Protocol):
@@ -124,6 +133,12 @@ class Masker(Protocol):
     """Pairs of images to class maps."""
 
     def mask(self, requests: Sequence[MaskRequest]) -> Sequence[Masked | Rejection]: ...
+
+
+def weights_of(backend: type[Backend], options: Settings) -> tuple[Weights, ...]:
+    """The pretrained weights that a back end needs. Raises: BackendError if a path holds none of their kind."""
+    declared = getattr(backend, "weights", None)
+    return tuple(declared(options)) if declared else ()
 
 
 def find_backend(kind: str, name: str) -> type[Backend]:

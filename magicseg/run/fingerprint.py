@@ -1,17 +1,19 @@
 """Fingerprints: a hash of everything that decides a stage's bytes, and the names of what changed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
-from magicseg.backends import Backend, find_backend
+from magicseg.backends import Backend, find_backend, weights_of
 from magicseg.config import Config, StageSettings
 from magicseg.errors import BackendError, ConfigError
 from magicseg.run.files import to_json
 from magicseg.settings import Settings
+from magicseg.weights import Weights
+from magicseg.weights.digest import path_identity
 
 STAGES = ("describe", "generate", "mask")
 BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
@@ -68,11 +70,14 @@ def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Finge
         inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
         for key, value in settings.model_dump(mode="json", exclude={"options"}).items():
             inputs[f"{stage}.{key}"] = value
-        for key, value in settings.options.items():
-            if key not in options.NEUTRAL:
-                inputs[f"{stage}.options.{key}"] = value
+        weights = weights_of(backend, options)
+        for key, value in _deciding(settings.options, options, weights).items():
+            inputs[f"{stage}.options.{key}"] = value
         for key, value in backend.identity(options).items():
             inputs[f"{stage}.backend.{key}"] = value
+        for each in weights:
+            where = f"{stage}.options.{each.setting}"
+            inputs[f"{stage}.weights.{each.setting}"] = each.name if each.by_name else path_identity(each, where)
         if stage == "generate":
             inputs["store.image_codec"] = config.store.image_codec
             if config.store.image_codec == "jpeg":
@@ -80,6 +85,23 @@ def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Finge
         result[stage] = Fingerprint.of(inputs)
         upstream = result[stage].digest
     return result
+
+
+def _deciding(chosen: Mapping[str, Any], options: Settings, weights: Sequence[Weights]) -> dict[str, Any]:
+    """The options that decide bytes: without neutral ones, and those that say where weights lie."""
+    neutral = set(options.NEUTRAL)
+    for each in weights:
+        group, dot, _ = each.setting.rpartition(".")
+        neutral |= {each.setting, f"{group}{dot}revision"}
+
+    def without(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        return {
+            key: without(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+            for key, value in values.items()
+            if prefix + key not in neutral
+        }
+
+    return without(chosen, "")
 
 
 def resolve_backends(config: Config) -> Config:
