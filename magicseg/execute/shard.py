@@ -33,10 +33,11 @@ class ShardFailed(MagicsegError):
 
 
 def load_backend(run: Run, stage: str) -> Any:
-    """Make a stage's back end, as configured: weights are loaded here, once per job."""
+    """Make a stage's back end, as configured: weights are loaded here, once per job. Raises: BackendError."""
     settings = stage_settings(run.config, stage)
     backend: Any
     backend, options = chosen_backend(settings, stage)
+    run.refuse_unfetched(stage)
     try:
         return backend(settings, options)
     except MagicsegError:

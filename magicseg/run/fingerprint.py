@@ -14,6 +14,7 @@ from magicseg.run.files import to_json
 from magicseg.settings import Settings
 from magicseg.weights import Weights
 from magicseg.weights.digest import path_identity
+from magicseg.weights.manifest import Manifest
 
 STAGES = ("describe", "generate", "mask")
 BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
@@ -60,8 +61,16 @@ def chosen_backend(settings: StageSettings, stage: str) -> tuple[type[Backend], 
         ) from None
 
 
-def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Fingerprint]:
-    """The fingerprint of every stage under ``config``, each resting on the one before."""
+def stage_weights(config: Config, stage: str) -> tuple[Weights, ...]:
+    """The pretrained weights that a stage needs. Raises: BackendError, ConfigError."""
+    return weights_of(*chosen_backend(stage_settings(config, stage), stage))
+
+
+def stage_fingerprints(config: Config, plan_fingerprint: str, manifest: Manifest) -> dict[str, Fingerprint]:
+    """The fingerprint of every stage under ``config``, each resting on the one before.
+
+    Args: manifest: says what was fetched of weights by name. Nothing can be committed before they are.
+    """
     result: dict[str, Fingerprint] = {}
     upstream = plan_fingerprint
     for stage in STAGES:
@@ -78,6 +87,9 @@ def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Finge
         for each in weights:
             where = f"{stage}.options.{each.setting}"
             inputs[f"{stage}.weights.{each.setting}"] = each.name if each.by_name else path_identity(each, where)
+            digest = manifest.digest_of(each) if each.by_name else None
+            if digest is not None:
+                inputs[f"{stage}.weights.{each.setting}.files"] = digest
         if stage == "generate":
             inputs["store.image_codec"] = config.store.image_codec
             if config.store.image_codec == "jpeg":

@@ -19,6 +19,7 @@ from magicseg.run import Run
 from magicseg.run.fingerprint import stage_fingerprints
 from magicseg.weights import Weights
 from magicseg.weights.digest import path_identity
+from magicseg.weights.manifest import Manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = {"model": "org/model", "revision": COMMIT}
@@ -106,7 +107,9 @@ def test_the_digest_is_of_the_files_that_the_pipeline_reads(fake, tmp_path):
 def test_where_the_weights_lie_is_no_part_of_the_fingerprint(fake, tmp_path):
     def fingerprint(folder):
         overrides = ["generate.backend=diffusers", f"generate.options={{model: {folder}}}"]
-        return stage_fingerprints(load_config(preset="miniature", overrides=overrides), "plan")["generate"]
+        return stage_fingerprints(load_config(preset="miniature", overrides=overrides), "plan", Manifest())[
+            "generate"
+        ]
 
     before = fingerprint(fake)
     after = fingerprint(fake.rename(tmp_path / "elsewhere"))
