@@ -5,16 +5,19 @@ A back end is a class named by an entry point (groups ``magicseg.captioners``, `
 only when a run names it. It has
 
 - ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config); all of them are in
-  the fingerprint but for those in ``Options.NEUTRAL``, such as where the weights lie,
-- ``identity(options)``: what of the back end itself decides bytes (recipe number, weights' digest), cheap,
+  the fingerprint but for those in ``Options.NEUTRAL``, and those that name weights,
+- ``identity(options)``: what of the back end itself decides bytes, such as a recipe's number; cheap,
+- ``weights(options)``, where it needs pretrained weights: which. Their identity is part of the fingerprint,
+  ``magicseg fetch`` gets those that are named on the hub, and the constructor finds them by
+  `magicseg.weights.cache.location`, without a network,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 
 All randomness comes from each request's ``seed``; the answer for a request must not depend on the others.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
@@ -25,6 +28,7 @@ from pydantic import Field, ValidationError, model_validator
 from magicseg.errors import BackendError, ConfigError, MagicsegError
 from magicseg.labels import Label
 from magicseg.settings import Settings
+from magicseg.weights import Weights
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB, 0 to 255
 ClassMap = NDArray[np.uint16]  # (height, width), BACKGROUND, a label's id, or IGNORE
@@ -145,6 +149,11 @@ class Backend(Protocol):
     def identity(cls, options: Any) -> Mapping[str, str | int]:
         """What of the back end itself decides bytes; part of the stage's fingerprint."""
 
+    @classmethod
+    def weights(cls, options: Any) -> Sequence[Weights]:
+        """The pretrained weights that it loads. A class without this method has none."""
+        return ()
+
 
 @runtime_checkable
 class Captioner(Protocol):
@@ -231,7 +240,6 @@ class BackendChoice(Settings):
     """A back end inside another one's options; its own are validated, with every default written out."""
 
     KIND: ClassVar[str]  # "detectors"
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"options"})  # see `identity`
 
     backend: str = Field(description="an installed back end's name")
     options: dict[str, Any] = Field(default_factory=dict, description="the back end's own settings")
@@ -245,12 +253,6 @@ class BackendChoice(Settings):
     def chosen(self) -> tuple[type[Backend], Settings]:
         """The back end's class and its options. Raises: BackendError, ConfigError."""
         return choose_backend(self.KIND, self.backend, self.options, self.KIND.removesuffix("s"))
-
-    def identity(self) -> dict[str, Any]:
-        """All that decides bytes: the name, the options but for neutral ones, and what the back end itself says."""
-        backend, options = self.chosen()
-        values = {f"options.{key}": value for key, value in self.options.items() if key not in options.NEUTRAL}
-        return {"backend": self.backend, **values, **backend.identity(options)}
 
     def made(self, settings: object) -> Any:
         """The back end, loaded. Args: settings: what it needs of the stage's. Raises: BackendError."""
@@ -277,3 +279,45 @@ class SegmenterChoice(BackendChoice):
     """Which segmenter."""
 
     KIND: ClassVar[str] = "segmenters"
+
+
+def choices_in(settings: Settings, prefix: str = "") -> Iterator[tuple[str, BackendChoice]]:
+    """The back ends inside a group of settings, by their dotted keys: "detector", "inpaint.segmenter"."""
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if isinstance(value, BackendChoice):
+            yield prefix + name, value
+            yield from choices_in(value.chosen()[1], f"{prefix}{name}.options.")
+        elif isinstance(value, Settings):
+            yield from choices_in(value, f"{prefix}{name}.")
+
+
+def weights_in(settings: Settings) -> tuple[Weights, ...]:
+    """The pretrained weights of all back ends inside a group of settings."""
+    return tuple(
+        replace(each, setting=f"{path}.options.{each.setting}")
+        for path, choice in choices_in(settings)
+        for each in _declared(*choice.chosen())
+    )
+
+
+def weights_of(backend: type[Backend], options: Settings) -> tuple[Weights, ...]:
+    """The pretrained weights that a back end needs, and all those inside its options.
+
+    Raises: BackendError if a path holds none of their kind.
+    """
+    return (*_declared(backend, options), *weights_in(options))
+
+
+def identity_in(settings: Settings) -> dict[str, Any]:
+    """What all back ends inside a group of settings say of themselves, by dotted keys."""
+    found: dict[str, Any] = {}
+    for path, choice in choices_in(settings):
+        backend, options = choice.chosen()
+        found |= {f"{path}.{key}": value for key, value in backend.identity(options).items()}
+    return found
+
+
+def _declared(backend: type[Backend], options: Settings) -> tuple[Weights, ...]:
+    declared = getattr(backend, "weights", None)
+    return tuple(declared(options)) if declared else ()

@@ -23,6 +23,7 @@ app = typer.Typer(
 
 app.command(rich_help_panel="A run")(runs.demo)
 app.command(rich_help_panel="A run")(runs.init)
+app.command(rich_help_panel="A run")(runs.fetch)
 app.command("run", rich_help_panel="A run")(runs.run_all)
 app.command(rich_help_panel="A run")(status.status)
 app.command(rich_help_panel="A run")(runs.reset)

@@ -1,4 +1,4 @@
-"""``magicseg demo|init|run|reset|schema``: a run as a whole."""
+"""``magicseg demo|init|fetch|run|reset|schema``: a run as a whole."""
 
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +36,17 @@ def init(
     made = Run.create(run, load_config(preset=preset, file=config, overrides=set_ or ()))
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")
     note(f"next: magicseg run {run}")
+
+
+def fetch(
+    run: RunArgument,
+    verify: Annotated[bool, typer.Option("--verify", help="hash again what was fetched before")] = False,
+) -> None:
+    """Get the pretrained weights that the run's settings name on the hub, and verify them."""
+    from magicseg.run.directory import Run
+    from magicseg.weights.fetch import fetch as fetch_weights
+
+    fetch_weights(Run.open(run), verify=verify, report=note)
 
 
 def run_all(run: RunArgument, workers: WorkersOption = None) -> None:

@@ -1,26 +1,24 @@
 """The captioner that runs an instruct language model in this process, with the transformers library."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal, Self
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from magicseg.backends import DescribeRequest, Description, Rejection
 from magicseg.describe.writer import RECIPES, Ask, Failed, WritingOptions, write_descriptions
 from magicseg.errors import BackendError
-from magicseg.weights import is_path, pinned, weights_identity
+from magicseg.weights import PinnedSettings, Weights
+from magicseg.weights.cache import location
 
 RECIPE = 1  # goes up whenever the same prompts and seeds give other answers
+_BESIDE_GGUF = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
-class TransformersOptions(WritingOptions):
+class TransformersOptions(WritingOptions, PinnedSettings):
     """Which model, where it runs, and how it is asked."""
 
-    # The weights' identity stands for the name and the commit.
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision"})
-
-    model: str = Field(description="a folder, or a name on the hub with a revision")
-    revision: str | None = Field(None, description="the commit of a model on the hub, 40 hexadecimal digits")
     gguf_file: str | None = Field(None, description="the GGUF file of the model, where it is one")
     device: Literal["cuda", "cpu", "mps"] = "cuda"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -29,14 +27,9 @@ class TransformersOptions(WritingOptions):
         default_factory=dict, description="for the tokenizer's chat template, such as {enable_thinking: false}"
     )
 
-    @model_validator(mode="after")
-    def _weights_are_named(self) -> Self:
-        resolved = pinned(self.model, self.revision)
-        return self if resolved == self.model else self.model_copy(update={"model": resolved})
-
     @field_validator("gguf_file")
     @classmethod
-    def _inside_the_folder(cls, value: str | None, info: ValidationInfo) -> str | None:
+    def _inside_the_folder(cls, value: str | None) -> str | None:
         if value is not None and (value.startswith("/") or not value.endswith(".gguf")):
             raise ValueError(f"is the name of a .gguf file inside the model's folder, not {value!r}")
         return value
@@ -54,14 +47,18 @@ class TransformersCaptioner:
 
     @classmethod
     def identity(cls, options: TransformersOptions) -> Mapping[str, str | int]:
-        """The weights' identity and the numbers of all recipes."""
-        files = [options.gguf_file] if options.gguf_file else []
-        weights = weights_identity(options.model, options.revision, files)
-        return {"weights": weights, "model": RECIPE, **RECIPES}
+        """The numbers of all recipes."""
+        return {"model": RECIPE, **RECIPES}
+
+    @classmethod
+    def weights(cls, options: TransformersOptions) -> list[Weights]:
+        """The model with its tokenizer, or its GGUF file, which holds both, and what may lie beside it."""
+        files = (options.gguf_file, *_BESIDE_GGUF) if options.gguf_file else ()
+        return [Weights(setting="model", model=options.model, revision=options.revision, files=files)]
 
     def __init__(self, settings: object, options: TransformersOptions) -> None:
         self._options = options
-        self._tokenizer, self._model = _load(options)
+        self._tokenizer, self._model = _load(options, location(self.weights(options)[0]))
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Description | Rejection]:
         """One description per request."""
@@ -140,7 +137,7 @@ class TransformersCaptioner:
         return size
 
 
-def _load(options: TransformersOptions) -> tuple[Any, Any]:
+def _load(options: TransformersOptions, folder: Path) -> tuple[Any, Any]:
     """The tokenizer, padding on the left, and the model, ready on its device."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -149,20 +146,19 @@ def _load(options: TransformersOptions) -> tuple[Any, Any]:
     quieten: Any = logging.disable_progress_bar
     quieten()  # the stage has its own
     _refuse_missing_device(options.device)
-    where = {"revision": options.revision, "gguf_file": options.gguf_file}
-    where = {key: value for key, value in where.items() if value is not None}
-    tokenizer = _tried(options, lambda: AutoTokenizer.from_pretrained(options.model, padding_side="left", **where))
+    file = {"gguf_file": options.gguf_file} if options.gguf_file else {}
+    tokenizer = _tried(options, lambda: AutoTokenizer.from_pretrained(folder, padding_side="left", **file))
     model, info = _tried(
         options,
         lambda: AutoModelForCausalLM.from_pretrained(
-            options.model, dtype=getattr(torch, options.dtype), output_loading_info=True, **where
+            folder, dtype=getattr(torch, options.dtype), output_loading_info=True, **file
         ),
     )
     if info["missing_keys"]:
         raise BackendError(
             f"{options.model}: the weights lack {len(info['missing_keys'])} tensors of a "
             f"{type(model).__name__}, such as {min(info['missing_keys'])}",
-            hint=_fetch_hint(options),
+            hint=_remedy(options),
         )
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
@@ -203,12 +199,11 @@ def _tried(options: TransformersOptions, load: Callable[[], Any]) -> Any:
     except Exception as error:  # corrupt files raise errors of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BackendError(
-            f"{options.model}: no language model can be loaded: {lines[0]}", hint=_fetch_hint(options)
+            f"{options.model}: no language model can be loaded: {lines[0]}", hint=_remedy(options)
         ) from error
 
 
-def _fetch_hint(options: TransformersOptions) -> str:
-    if is_path(options.model):
+def _remedy(options: TransformersOptions) -> str:
+    if options.revision is None:
         return "the folder needs config.json, tokenizer files and weights of a causal language model, or a GGUF file"
-    files = f" {options.gguf_file}" if options.gguf_file else ""
-    return f"where there is a network: hf download {options.model}{files} --revision {options.revision}"
+    return "is it a causal language model? Whether its files are sound: magicseg fetch RUN --verify"

@@ -34,10 +34,11 @@ class ShardFailed(MagicsegError):
 
 
 def load_backend(run: Run, stage: str) -> Any:
-    """Make a stage's back end, as configured: weights are loaded here, once per job."""
+    """Make a stage's back end, as configured: weights are loaded here, once per job. Raises: BackendError."""
     settings = stage_settings(run.config, stage)
     backend: Any
     backend, options = chosen_backend(settings, stage)
+    run.refuse_unfetched(stage)
     try:
         made = backend(settings, options)
         return _judged(made, settings) if isinstance(settings, GenerateSettings) else made

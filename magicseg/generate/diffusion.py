@@ -7,16 +7,19 @@ derived from the sample's own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from magicseg.backends import GenerateRequest, Image, ImagePair, Rejection
 from magicseg.errors import BackendError
+from magicseg.generate.checkpoint import parts_of, read_files, read_index
 from magicseg.generate.counterfactual import counterfactual_caption
 from magicseg.generate.options import DiffusersOptions
-from magicseg.generate.weights import weights_identity
 from magicseg.run.randomness import sample_seed
+from magicseg.weights import Weights
+from magicseg.weights.cache import location
 
 if TYPE_CHECKING:
     from magicseg.generate.inpainting import ObjectRemover, Where
@@ -63,10 +66,23 @@ class DiffusersGenerator:
 
     @classmethod
     def identity(cls, options: DiffusersOptions) -> Mapping[str, str | int]:
-        """The recipe's number and the weights: their revision, or their digest if they have a path."""
-        inpaint = options.inpaint.identity() if options.inpaint else {}
-        own: dict[str, Any] = {"diffusers": RECIPE, "weights": weights_identity(options)}
-        return own | {f"inpaint.{key}": value for key, value in inpaint.items()}
+        """The recipe's number."""
+        return {"diffusers": RECIPE}
+
+    @classmethod
+    def weights(cls, options: DiffusersOptions) -> list[Weights]:
+        """The pipeline. Raises: BackendError if a path holds none of a known family."""
+        by_path = options.revision is None
+        parts = parts_of(read_index(Path(options.model))) if by_path else ["*"]
+        return [
+            Weights(
+                setting="model",
+                model=options.model,
+                revision=options.revision,
+                files=read_files(parts),
+                variant=options.variant,
+            )
+        ]
 
     def __init__(self, settings: HasSizeAndBatch, options: DiffusersOptions) -> None:
         """Load the pipeline. Raises: BackendError."""
@@ -79,7 +95,7 @@ class DiffusersGenerator:
             ) from error
         self._batch_size = settings.batch_size
         self._options = options
-        self.pipeline = TextToImage(options, settings.size)
+        self.pipeline = TextToImage(options, location(self.weights(options)[0]), settings.size)
         self.pipeline.rehearse(settings.batch_size)
         self._remover = _remover(self.pipeline, options, settings.batch_size)
 

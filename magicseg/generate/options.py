@@ -1,14 +1,12 @@
 """The settings of the back end ``diffusers``; all of them decide bytes, but for where the weights lie."""
 
-import re
-from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from magicseg.backends import SegmenterChoice
 from magicseg.mask.finding import FindOptions
-from magicseg.settings import Settings
+from magicseg.weights import PinnedSettings
 
 SchedulerName = Literal[
     "default",
@@ -26,9 +24,6 @@ SchedulerName = Literal[
     "flow-heun",
 ]
 
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
 
 class InpaintOptions(FindOptions):
     """How the objects are found that are to vanish, and how their pixels are filled."""
@@ -39,21 +34,11 @@ class InpaintOptions(FindOptions):
     strength: float = Field(1.0, gt=0, le=1, description="how much of the noise the filled pixels start from")
     max_area: float = Field(0.6, gt=0, le=1, description="share of the image to fill; more is no counterfactual")
 
-    def identity(self) -> dict[str, object]:
-        """All of these settings, and in the models' places what they are."""
-        segmenter = {f"segmenter.{key}": value for key, value in self.segmenter.identity().items()}
-        rest = super().identity()
-        rest.pop("segmenter")
-        return {**rest, **segmenter}
 
-
-class DiffusersOptions(Settings):
+class DiffusersOptions(PinnedSettings):
     """Which weights, how they are sampled, what makes a counterfactual, and how memory is saved."""
 
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision", "inpaint"})  # see `identity`
-
-    model: str = Field(description="a name on the Hugging Face hub, or the path of a folder with model_index.json")
-    revision: str | None = Field(None, description="for a name: the commit, 40 hexadecimal digits")
+    model: str = Field(description="a name on the hub, or the path of a folder with model_index.json")
     variant: str | None = Field(None, pattern=r"^\w+$", description="weight files with this infix, such as fp16")
     safety_checker: bool = Field(True, description="use the checkpoint's own, if it has one")
 
@@ -85,30 +70,8 @@ class DiffusersOptions(Settings):
     attention_slicing: bool = Field(False, description="less memory, slower")
     vae_slicing: bool = Field(False, description="decode image by image: less memory")
 
-    @field_validator("model")
-    @classmethod
-    def _absolute(cls, value: str) -> str:
-        """A path as an absolute one, so that a later command finds it from anywhere."""
-        if not value.strip():
-            raise ValueError("is empty")
-        if value.startswith((".", "/", "~")) or not _NAME.fullmatch(value) or Path(value).is_dir():
-            return str(Path(value).expanduser().absolute())
-        return value
-
-    @property
-    def folder(self) -> Path | None:
-        """The checkpoint's folder, if ``model`` is a path."""
-        return Path(self.model) if Path(self.model).is_absolute() else None
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.folder is None and not (self.revision and _COMMIT.fullmatch(self.revision)):
-            raise ValueError(
-                f"model {self.model!r} is a name and needs a pinned revision: the commit's 40 hexadecimal digits, "
-                f"from the model's page under 'Files', 'History' (got {self.revision!r})"
-            )
-        if self.folder is not None and self.revision is not None:
-            raise ValueError("revision goes with a name; files of a path have their digests: set revision to null")
         if self.negative_prompt and self.guidance <= 1:
             raise ValueError(f"negative_prompt has no effect with guidance {self.guidance:g}; it needs more than 1")
         if self.shared_steps >= self.steps:

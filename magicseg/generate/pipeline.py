@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -19,9 +20,9 @@ from numpy.typing import NDArray
 
 from magicseg.devices import OutOfMemory, first_line, free_cached_memory, halves, is_out_of_memory, prepare_device
 from magicseg.errors import BackendError
+from magicseg.generate.checkpoint import read_index, refuse_unknown_family
 from magicseg.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.generate.options import DiffusersOptions
-from magicseg.generate.weights import read_index, refuse_unknown_family
 
 _LIBRARY_LOGGERS = ("diffusers", "transformers")
 _NEW_WEIGHTS = re.compile(r"newly initialized|\bMISSING\b|\bMISMATCH\b")
@@ -45,12 +46,15 @@ class Painted:
 class TextToImage:
     """A loaded pipeline."""
 
-    def __init__(self, options: DiffusersOptions, size: int) -> None:
-        """Load the weights. Args: size: height and width in pixels. Raises: BackendError saying what does not fit."""
+    def __init__(self, options: DiffusersOptions, folder: Path, size: int) -> None:
+        """Load the weights that lie in ``folder``. Args: size: height and width in pixels.
+
+        Raises: BackendError saying what does not fit.
+        """
         self._options = options
         self.size = size
         _prepare_device(options)
-        self.pipe = load_pipeline(options)
+        self.pipe = load_pipeline(options, folder)
         self.family: Family = FAMILIES[type(self.pipe).__name__]
         self._refuse_misfits()
         _set_scheduler(self.pipe, options)
@@ -189,24 +193,18 @@ class TextToImage:
         self.pipe(**self.arguments(["a photo"] * images, [0] * images, steps))
 
 
-def load_pipeline(options: DiffusersOptions) -> Any:
+def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
     """The pipeline on the CPU. Raises: BackendError: missing, damaged, of another architecture, with weights lacking.
 
     Only safetensors are read, and no code that comes with a checkpoint is run.
     """
-    if options.folder is not None:
-        index = read_index(options.folder)
-        has_checker = "safety_checker" in index
-    else:
-        has_checker = _hub_class(options) in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline")
     extra: dict[str, Any] = {}
-    if has_checker and not options.safety_checker:
+    if "safety_checker" in read_index(folder) and not options.safety_checker:
         extra = {"safety_checker": None, "requires_safety_checker": False}
     with _library_warnings() as warnings:
         try:
             pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
-                options.model,
-                revision=options.revision,
+                folder,
                 variant=options.variant,
                 dtype=getattr(torch, options.dtype),
                 use_safetensors=True,
@@ -243,31 +241,14 @@ def _knows_words(tokenizer: Any) -> bool:
     return any(token != tokenizer.unk_token_id for token in tokens)
 
 
-def _hub_class(options: DiffusersOptions) -> str:
-    """The pipeline's class by name of its repository; the index is fetched or taken from the cache."""
-    try:
-        index = diffusers.DiffusionPipeline.load_config(options.model, revision=options.revision)
-    except Exception as error:  # network, cache, permissions: many classes
-        raise BackendError(
-            f"{_where(options)} is not in this machine's cache and cannot be fetched: {error}",
-            hint=_remedy(options),
-        ) from error
-    name = str(dict(index).get("_class_name"))
-    refuse_unknown_family(name, _where(options))
-    return name
-
-
 def _where(options: DiffusersOptions) -> str:
     return f"generate.options.model: {options.model}" + (f" at {options.revision}" if options.revision else "")
 
 
 def _remedy(options: DiffusersOptions) -> str:
-    if options.folder is not None:
+    if options.revision is None:
         return "fetch the checkpoint anew, in safetensors; compare the files' sizes with their source"
-    return (
-        f"where there is a network: hf download {options.model} --revision {options.revision}   "
-        "# with the HF_HOME that the run sees"
-    )
+    return "its files must be safetensors; whether they are sound: magicseg fetch RUN --verify"
 
 
 @contextlib.contextmanager

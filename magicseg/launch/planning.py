@@ -81,6 +81,13 @@ def stages_of(request: Request) -> tuple[str, ...]:
     return JOBS if request.stage == ALL else (request.stage,)
 
 
+def refuse_unfetched(state: State, request: Request) -> None:
+    """Raise BackendError if a stage that has work left needs weights that are not there."""
+    for stage in stages_of(request):
+        if stage in STAGES and not state.complete(stage):
+            state.run.refuse_unfetched(stage)
+
+
 def find_todo(
     state: State,
     profile: Profile,

@@ -26,6 +26,7 @@ from magicseg.launch.planning import (
     job_numbers,
     planned,
     planned_follow_up,
+    refuse_unfetched,
     stages_of,
 )
 from magicseg.launch.profile import FOLLOW_UP, Profile
@@ -50,8 +51,9 @@ class Submitted:
 def submit(run: Run, request: Request) -> Submitted:
     """Submit what is missing of a stage, or of all in their order, and is not in the queue already.
 
-    Raises: ConfigError for a profile that does not fit, IncompleteError if the stage before is neither done nor in
-    the queue, SlurmError if Slurm refuses (what it had taken by then is in the job map), RunError, PlanMismatch.
+    Raises: ConfigError for a profile that does not fit, BackendError for weights that are not fetched,
+    IncompleteError if the stage before is neither done nor in the queue, SlurmError if Slurm refuses (what it had
+    taken by then is in the job map), RunError, PlanMismatch.
     """
     profile = load_profile(request.profile, request.overrides)
     with submitting(run):
@@ -108,6 +110,7 @@ def _walk(
 
     Returns: the records as ``enqueue`` gave them back, and lines for the user.
     """
+    refuse_unfetched(state, request)
     run = state.run
     new: dict[str, Submission] = {}
     lines: list[str] = []

@@ -1,7 +1,7 @@
 """The masker ``detect-segment``: a detector finds the labels' objects, a segmenter outlines them."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import Field
@@ -25,8 +25,6 @@ RECIPE = 1  # goes up whenever the same images, boxes and outlines give another 
 
 class DetectSegmentOptions(FindOptions):
     """Which models, what makes a map, and which samples are dropped."""
-
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"detector", "segmenter"})  # their identity stands for them
 
     segmenter: SegmenterChoice
     min_island: float = Field(
@@ -60,12 +58,8 @@ class DetectSegmentMasker:
 
     @classmethod
     def identity(cls, options: DetectSegmentOptions) -> Mapping[str, str | int]:
-        """The recipe's number, and what decides the results of both models."""
-        models = {"detector": options.detector.identity(), "segmenter": options.segmenter.identity()}
-        return {
-            "detect-segment": RECIPE,
-            **{f"{role}.{key}": value for role, values in models.items() for key, value in values.items()},
-        }
+        """The recipe's number."""
+        return {"detect-segment": RECIPE}
 
     def __init__(self, settings: HasBatchSize, options: DetectSegmentOptions) -> None:
         """Load both models. Raises: BackendError."""

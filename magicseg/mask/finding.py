@@ -20,11 +20,6 @@ class FindOptions(Settings):
     nms_iou: float = Field(0.7, ge=0, le=1, description="boxes of one label that overlap more are one object")
     max_objects: int = Field(20, ge=1, le=1000, description="of one label in an image: those with the best scores")
 
-    def identity(self) -> dict[str, object]:
-        """All of these settings, and in the detector's place what it is."""
-        rest = self.model_dump(mode="json", exclude={"detector"})
-        return {**rest, **{f"detector.{key}": value for key, value in self.detector.identity().items()}}
-
 
 @dataclass(frozen=True, kw_only=True)
 class Objects:

@@ -15,7 +15,7 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 
-def load_pretrained(auto: Any, options: ModelOptions, where: str) -> Any:
+def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) -> Any:
     """A model, ready on its device, or a processor, by one of transformers' Auto classes.
 
     Only safetensors are read, and no code that comes with a checkpoint is run.
@@ -23,13 +23,12 @@ def load_pretrained(auto: Any, options: ModelOptions, where: str) -> Any:
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    revision = {"revision": options.revision} if options.revision else {}
     is_model = "Model" in auto.__name__
     settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True} if is_model else {}
     if is_model:
         settings["dtype"] = getattr(torch, options.dtype)
     try:
-        loaded = auto.from_pretrained(options.model, **settings, **revision)
+        loaded = auto.from_pretrained(folder, **settings)
     except Exception as error:  # the library raises whatever its parsers raise
         raise BackendError(
             f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}", hint=_remedy(options)
@@ -75,9 +74,11 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     return content
 
 
-def refuse_unknown_class(auto_config: Any, options: ModelOptions, where: str, known: Sequence[str]) -> str:
+def refuse_unknown_class(
+    auto_config: Any, options: ModelOptions, folder: Path, where: str, known: Sequence[str]
+) -> str:
     """The class that a checkpoint's config.json names. Raises: BackendError if it is not among ``known``."""
-    config = load_pretrained(auto_config, options, where)
+    config = load_pretrained(auto_config, options, folder, where)
     kind = str((config.architectures or ["?"])[0])
     if kind not in known:
         raise BackendError(
@@ -89,7 +90,7 @@ def refuse_unknown_class(auto_config: Any, options: ModelOptions, where: str, kn
 def _remedy(options: ModelOptions) -> str:
     if options.revision is None:
         return "the folder needs what save_pretrained writes, in safetensors; fetch the checkpoint anew"
-    return "where there is a network: magicseg fetch RUN"
+    return "where there is a network: magicseg fetch RUN --verify"
 
 
 def run_batch(

@@ -7,7 +7,10 @@ from typing import Protocol
 from magicseg.backends import Detections, DetectRequest, SegmentRequest, Segments
 from magicseg.errors import BackendError
 from magicseg.mask.options import DetectorOptions, OriginalDetectorOptions, OriginalSegmenterOptions, SegmenterOptions
-from magicseg.weights import weights_identity
+from magicseg.weights import Weights
+from magicseg.weights.cache import location
+
+_BERT = ("config.json", "tokenizer*.json", "vocab*.txt")  # its weights are in the checkpoint
 
 RECIPE = 1  # goes up whenever the same images, options and weights give other results
 
@@ -27,14 +30,19 @@ class TransformersDetector:
 
     @classmethod
     def identity(cls, options: DetectorOptions) -> Mapping[str, str | int]:
-        """The recipe's number and the weights."""
-        return {"transformers": RECIPE, "weights": weights_identity(options.model, options.revision)}
+        """The recipe's number."""
+        return {"transformers": RECIPE}
+
+    @classmethod
+    def weights(cls, options: DetectorOptions) -> list[Weights]:
+        """All files that transformers reads of a folder."""
+        return [Weights(setting="model", model=options.model, revision=options.revision)]
 
     def __init__(self, settings: HasBatch, options: DetectorOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.zero_shot import load_detector
 
-        self._model = load_detector(options, settings.batch_size)
+        self._model = load_detector(options, location(self.weights(options)[0]), settings.batch_size)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """All candidates of every image."""
@@ -48,14 +56,19 @@ class TransformersSegmenter:
 
     @classmethod
     def identity(cls, options: SegmenterOptions) -> Mapping[str, str | int]:
-        """The recipe's number and the weights."""
-        return {"transformers": RECIPE, "weights": weights_identity(options.model, options.revision)}
+        """The recipe's number."""
+        return {"transformers": RECIPE}
+
+    @classmethod
+    def weights(cls, options: SegmenterOptions) -> list[Weights]:
+        """All files that transformers reads of a folder."""
+        return [Weights(setting="model", model=options.model, revision=options.revision)]
 
     def __init__(self, settings: HasBatch, options: SegmenterOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.promptable import load_segmenter
 
-        self._model = load_segmenter(options, settings.batch_size)
+        self._model = load_segmenter(options, location(self.weights(options)[0]), settings.batch_size)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
         """One outline per box."""
@@ -69,24 +82,24 @@ class OriginalDetector:
 
     @classmethod
     def identity(cls, options: OriginalDetectorOptions) -> Mapping[str, str | int]:
-        """The recipe's number, the weights, the text encoder and the configuration."""
-        return {
-            "original": RECIPE,
-            "weights": weights_identity(options.model, options.revision, [options.file]),
-            "text_encoder": weights_identity(options.text_encoder, options.text_encoder_revision),
-            "config": _config_identity(options.config),
-        }
+        """The recipe's number and the configuration."""
+        return {"original": RECIPE, "config": _config_identity(options.config)}
+
+    @classmethod
+    def weights(cls, options: OriginalDetectorOptions) -> list[Weights]:
+        """The checkpoint; of the text encoder the tokenizer and the configuration."""
+        bert = options.text_encoder
+        return [
+            Weights(setting="model", model=options.model, revision=options.revision, files=(options.file,)),
+            Weights(setting="text_encoder.model", model=bert.model, revision=bert.revision, files=_BERT),
+        ]
 
     def __init__(self, settings: HasBatch, options: OriginalDetectorOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.original_detector import load_original_detector
 
-        self._model = load_original_detector(
-            options,
-            Path(options.model) / options.file,
-            Path(options.text_encoder),
-            settings.batch_size,
-        )
+        checkpoint, bert = map(location, self.weights(options))
+        self._model = load_original_detector(options, checkpoint / options.file, bert, settings.batch_size)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """All candidates of every image."""
@@ -100,17 +113,20 @@ class OriginalSegmenter:
 
     @classmethod
     def identity(cls, options: OriginalSegmenterOptions) -> Mapping[str, str | int]:
-        """The recipe's number and the weights."""
-        return {
-            "original": RECIPE,
-            "weights": weights_identity(options.model, options.revision, [options.file]),
-        }
+        """The recipe's number."""
+        return {"original": RECIPE}
+
+    @classmethod
+    def weights(cls, options: OriginalSegmenterOptions) -> list[Weights]:
+        """The checkpoint."""
+        return [Weights(setting="model", model=options.model, revision=options.revision, files=(options.file,))]
 
     def __init__(self, settings: HasBatch, options: OriginalSegmenterOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.original_segmenter import load_original_segmenter
 
-        self._model = load_original_segmenter(options, Path(options.model) / options.file, settings.batch_size)
+        folder = location(self.weights(options)[0])
+        self._model = load_original_segmenter(options, folder / options.file, settings.batch_size)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
         """One outline per box."""

@@ -6,29 +6,23 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from magicseg.settings import Settings
-from magicseg.weights import pinned
+from magicseg.weights import PinnedSettings
 
 _FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.pth", re.ASCII)
 
 
-class ModelOptions(Settings):
+class ModelOptions(PinnedSettings):
     """Which weights, and where they compute."""
 
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"model", "revision"})  # the weights' identity stands for them
-
-    model: str = Field(description="a folder, or a name on the hub with a revision")
-    revision: str | None = Field(None, description="for a name: the commit, 40 hexadecimal digits")
     device: Literal["cuda", "cpu"] = "cuda"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     cpu_threads: int = Field(1, ge=1, le=1024, description="on the CPU; results differ with it in the last bits")
 
     @model_validator(mode="after")
-    def _weights_are_named(self) -> Self:
-        resolved = pinned(self.model, self.revision)
+    def _fits(self) -> Self:
         if self.device == "cpu" and self.dtype == "float16":
             raise ValueError("float16 is for cuda; on the cpu use float32 or bfloat16")
-        return self if resolved == self.model else self.model_copy(update={"model": resolved})
+        return self
 
 
 class DetectorOptions(ModelOptions):
@@ -55,16 +49,13 @@ class SegmenterOptions(ModelOptions):
 class OriginalDetectorOptions(DetectorOptions):
     """groundingdino-py: its checkpoint, its configuration, and the folder of its BERT."""
 
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset(
-        {"model", "revision", "text_encoder", "text_encoder_revision", "config"}
-    )
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"config"})  # see `identity`
 
     file: str = Field("groundingdino_swint_ogc.pth", description="the checkpoint's name inside the folder or the hub")
     config: str = Field("swin-t", description="swin-t, swin-b, or the path of a configuration like the library's")
-    text_encoder: str = Field(
+    text_encoder: PinnedSettings = Field(
         description="bert-base-uncased: a folder, or its name on the hub; only its tokenizer and config.json are read"
     )
-    text_encoder_revision: str | None = Field(None, description="for a name: the commit, 40 hexadecimal digits")
     dtype: Literal["float32"] = "float32"
     shortest_edge: int = Field(800, ge=32, le=4096, description="the image's shorter side, in pixels")
     longest_edge: int = Field(1333, ge=32, le=8192, description="its longer side at most, in pixels")
@@ -78,11 +69,6 @@ class OriginalDetectorOptions(DetectorOptions):
     @classmethod
     def _absolute(cls, value: str) -> str:
         return value if value in ("swin-t", "swin-b") else str(Path(value).expanduser().absolute())
-
-    @model_validator(mode="after")
-    def _text_encoder_is_named(self) -> Self:
-        resolved = pinned(self.text_encoder, self.text_encoder_revision)
-        return self if resolved == self.text_encoder else self.model_copy(update={"text_encoder": resolved})
 
 
 class OriginalSegmenterOptions(ModelOptions):

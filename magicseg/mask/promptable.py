@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,10 +121,10 @@ def _joined(image: Image, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) ->
     )
 
 
-def load_segmenter(options: SegmenterOptions, batch_size: int) -> PromptableSegmenter:
-    """Raises: BackendError saying what does not fit."""
+def load_segmenter(options: SegmenterOptions, folder: Path, batch_size: int) -> PromptableSegmenter:
+    """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
     prepare_device(options.device, options.cpu_threads, "segmenter.options.device")
     where = f"segmenter.options.model: {options.model}"
-    refuse_unknown_class(AutoConfig, options, where, _KNOWN)
-    model = load_pretrained(AutoModelForMaskGeneration, options, where)
-    return PromptableSegmenter(options, model, load_pretrained(AutoProcessor, options, where), batch_size)
+    refuse_unknown_class(AutoConfig, options, folder, where, _KNOWN)
+    model = load_pretrained(AutoModelForMaskGeneration, options, folder, where)
+    return PromptableSegmenter(options, model, load_pretrained(AutoProcessor, options, folder, where), batch_size)

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -182,13 +183,13 @@ class QueriedDetector(ZeroShotDetector):
         return found
 
 
-def load_detector(options: DetectorOptions, batch_size: int) -> ZeroShotDetector:
-    """Raises: BackendError saying what does not fit."""
+def load_detector(options: DetectorOptions, folder: Path, batch_size: int) -> ZeroShotDetector:
+    """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
     prepare_device(options.device, options.cpu_threads, "detector.options.device")
     where = f"detector.options.model: {options.model}"
-    kind = refuse_unknown_class(AutoConfig, options, where, (*_GROUNDED, *_QUERIED))
-    model = load_pretrained(AutoModelForZeroShotObjectDetection, options, where)
-    processor = load_pretrained(AutoProcessor, options, where)
+    kind = refuse_unknown_class(AutoConfig, options, folder, where, (*_GROUNDED, *_QUERIED))
+    model = load_pretrained(AutoModelForZeroShotObjectDetection, options, folder, where)
+    processor = load_pretrained(AutoProcessor, options, folder, where)
     if kind in _QUERIED:
         return QueriedDetector(options, model, processor, batch_size)
     limit = int(model.config.max_text_len)

@@ -1,6 +1,7 @@
 """The run directory: making it, opening it, refusing what does not fit.
 
 RUN/magicseg.yaml   the configuration with every default written out
+RUN/weights.json    the pretrained weights that were fetched
 RUN/plan/           samples and labels, frozen
 RUN/dataset.zarr/   the store
 RUN/ledger/STAGE/   commit records
@@ -19,16 +20,24 @@ from magicseg.config import Config, read_config
 from magicseg.errors import PlanMismatch, RunError
 from magicseg.labels import Vocabulary, load_vocabulary, vocabulary_names
 from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
-from magicseg.run.fingerprint import STAGES, Fingerprint, changed_keys, resolve_backends, stage_fingerprints
+from magicseg.run.fingerprint import (
+    STAGES,
+    Fingerprint,
+    changed_keys,
+    resolve_backends,
+    stage_fingerprints,
+    stage_weights,
+)
 from magicseg.run.ledger import CommitRecord, Ledger
 from magicseg.run.plan import Plan, plan_inputs, read_plan, write_plan
+from magicseg.weights.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
     from magicseg.store.dataset import Dataset
 
 CONFIG_NAME = "magicseg.yaml"
 _TRAINED = ("checkpoints", "model", "train.jsonl")
-_OWN_NAMES = {CONFIG_NAME, "plan", "dataset.zarr", "ledger", "jobs", *_TRAINED, "results", "report.html"}
+_OWN_NAMES = {CONFIG_NAME, MANIFEST, "plan", "dataset.zarr", "ledger", "jobs", *_TRAINED, "results", "report.html"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,17 @@ class Run:
     @cached_property
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Every stage's fingerprint under the present configuration."""
-        return stage_fingerprints(self.config, self.plan.fingerprint)
+        return stage_fingerprints(self.config, self.plan.fingerprint, self.manifest)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The weights that were fetched. Raises: RunError if the file is damaged."""
+        return Manifest.read(self.path)
+
+    def refuse_unfetched(self, stage: str) -> None:
+        """Raise BackendError if the stage needs weights that were not fetched, or are not in this machine's cache."""
+        for weights in stage_weights(self.config, stage):
+            self.manifest.refuse_unfetched(weights, weights.setting, self.path)
 
     @cached_property
     def store(self) -> "Dataset":
@@ -148,10 +167,12 @@ class Run:
             if above is not None:
                 self.refuse_stale(above, self.ledger(above).commits())
             differing = ["the stage before it was done anew"]
+        lost = [key for key in before if key.startswith(f"{stage}.weights.") and key not in present.inputs]
+        way_back = f"magicseg fetch {self.path}" if lost else f"set it back in {self.path / CONFIG_NAME}"
         raise PlanMismatch(
             f"{self.path}: {len(stale)} of {self.plan.shards} shards of {stage} were made with other settings: "
             f"{'; '.join(differing)}",
-            hint=f"set it back in {self.path / CONFIG_NAME}, or: magicseg reset {stage} {self.path}",
+            hint=f"{way_back}, or: magicseg reset {stage} {self.path}",
         )
 
     def reset(self, stage: str) -> list[str]:

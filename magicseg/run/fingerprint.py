@@ -2,13 +2,16 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from magicseg.backends import Backend, choose_backend
+from magicseg.backends import Backend, choices_in, choose_backend, identity_in, weights_in, weights_of
 from magicseg.config import Config, GenerateSettings, StageSettings
 from magicseg.run.files import to_json
 from magicseg.settings import Settings
+from magicseg.weights import Weights
+from magicseg.weights.digest import path_identity
+from magicseg.weights.manifest import Manifest
 
 STAGES = ("describe", "generate", "mask")
 BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
@@ -43,8 +46,23 @@ def chosen_backend(settings: StageSettings, stage: str) -> tuple[type[Backend], 
     return choose_backend(BACKEND_KINDS[stage], settings.backend, settings.options, stage)
 
 
-def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Fingerprint]:
-    """The fingerprint of every stage under ``config``, each resting on the one before."""
+def stage_weights(config: Config, stage: str) -> tuple[Weights, ...]:
+    """The pretrained weights that a stage needs, ``setting`` being the whole key: ``generate.options.model``.
+
+    Raises: BackendError, ConfigError.
+    """
+    settings = stage_settings(config, stage)
+    needed = [(f"{stage}.options", each) for each in weights_of(*chosen_backend(settings, stage))]
+    if isinstance(settings, GenerateSettings) and settings.validity is not None:
+        needed += [(f"{stage}.validity", each) for each in weights_in(settings.validity)]
+    return tuple(replace(each, setting=f"{where}.{each.setting}") for where, each in needed)
+
+
+def stage_fingerprints(config: Config, plan_fingerprint: str, manifest: Manifest) -> dict[str, Fingerprint]:
+    """The fingerprint of every stage under ``config``, each resting on the one before.
+
+    Args: manifest: says what was fetched of weights by name. Nothing can be committed before they are.
+    """
     result: dict[str, Fingerprint] = {}
     upstream = plan_fingerprint
     for stage in STAGES:
@@ -53,20 +71,45 @@ def stage_fingerprints(config: Config, plan_fingerprint: str) -> dict[str, Finge
         inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
         for key, value in settings.model_dump(mode="json", exclude={"options", "validity"}).items():
             inputs[f"{stage}.{key}"] = value
-        for key, value in settings.options.items():
-            if key not in options.NEUTRAL:
-                inputs[f"{stage}.options.{key}"] = value
-        for key, value in backend.identity(options).items():
+        inputs |= _deciding(options, f"{stage}.options")
+        for key, value in {**backend.identity(options), **identity_in(options)}.items():
             inputs[f"{stage}.backend.{key}"] = value
         if isinstance(settings, GenerateSettings):
             if settings.validity is not None:
-                inputs |= {f"generate.validity.{key}": value for key, value in settings.validity.identity().items()}
+                inputs |= _deciding(settings.validity, f"{stage}.validity")
+                for key, value in identity_in(settings.validity).items():
+                    inputs[f"{stage}.validity.backend.{key}"] = value
             inputs["store.image_codec"] = config.store.image_codec
             if config.store.image_codec == "jpeg":
                 inputs["store.jpeg_quality"] = config.store.jpeg_quality
+        for each in stage_weights(config, stage):
+            where = f"{stage}.weights.{each.setting.removeprefix(f'{stage}.').removeprefix('options.')}"
+            for name in (each.setting, f"{each.setting.rpartition('.')[0]}.revision"):
+                inputs.pop(name, None)  # they may move: what they are counts
+            inputs[where] = each.name if each.by_name else path_identity(each, each.setting)
+            digest = manifest.digest_of(each) if each.by_name else None
+            if digest is not None:
+                inputs[f"{where}.files"] = digest
         result[stage] = Fingerprint.of(inputs)
         upstream = result[stage].digest
     return result
+
+
+def _deciding(options: Settings, where: str) -> dict[str, Any]:
+    """The options that decide bytes, by their whole keys: all but neutral ones, those of back ends inside too."""
+    neutral = {f"{where}.{key}" for key in options.NEUTRAL}
+    for path, choice in choices_in(options):
+        neutral |= {f"{where}.{path}.options.{key}" for key in choice.chosen()[1].NEUTRAL}
+
+    def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for key, value in values.items():
+            name = f"{prefix}.{key}"
+            if name not in neutral:
+                found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
+        return found
+
+    return flat(options.model_dump(mode="json"), where)
 
 
 def resolve_backends(config: Config) -> Config:

@@ -2,7 +2,8 @@
 
 Layout: ``images``, ``counterfactuals`` (uint8 (N, H, W, 3), or one JPEG stream per sample), ``masks`` (uint16
 (N, H, W)), ``captions`` (N, 2), ``quality`` (N, 3: one JSON text per stage), ``labels`` (uint16 (N, max_labels));
-attributes ``config`` (YAML), ``vocabulary``, ``dropped`` and ``fingerprints`` (JSON), ``digest``, ``format``.
+attributes ``config`` (YAML), ``vocabulary``, ``dropped``, ``fingerprints`` and ``weights`` (JSON), ``digest``,
+``format``.
 """
 
 import datetime
@@ -29,6 +30,7 @@ from magicseg.run.ranges import format_ranges
 from magicseg.run.versions import library_versions
 from magicseg.store.dataset import ARRAYS
 from magicseg.store.digest import logical_digest
+from magicseg.weights.manifest import Manifest
 
 FORMAT = 1
 # What h5py and the decoding of damaged content raise.
@@ -84,6 +86,7 @@ def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Calla
         progress(shard)
     file.attrs["config"] = run.config.to_yaml()
     file.attrs["vocabulary"] = json.dumps(plan.vocabulary.to_dict())
+    file.attrs["weights"] = json.dumps(run.manifest.to_dict())
     file.attrs["fingerprints"] = json.dumps({stage: run.fingerprints[stage].digest for stage in STAGES})
     file.attrs["digest"] = digest
     file.attrs["format"] = FORMAT
@@ -163,7 +166,8 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
             vocabulary = Vocabulary.from_dict(json.loads(file.attrs["vocabulary"]))
             expected = str(file.attrs["digest"])
             fingerprints = json.loads(file.attrs["fingerprints"])
-        except (KeyError, ValueError, yaml.YAMLError) as error:
+            manifest = Manifest.from_dict(json.loads(file.attrs["weights"]))
+        except (KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             if isinstance(error, DataError | ConfigError):
                 raise
             raise DataError(f"{source}: is not a data set exported by magicseg: {error}") from None
@@ -172,6 +176,9 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
         except _UNREADABLE as error:
             raise DataError(f"{source}: labels cannot be read: {error}") from error
         run = Run.create(path, config, vocabulary)
+        if manifest.names and not run.manifest.names:
+            manifest.write(run.path)  # the fingerprints of what follows rest on it
+            run = Run.open(run.path)
         if run.vocabulary != vocabulary or not np.array_equal(classes, run.plan.classes):
             raise RunError(
                 f"{source}: its plan differs from the one that its configuration gives here",

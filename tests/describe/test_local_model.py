@@ -18,6 +18,7 @@ from magicseg.describe.sampling import SeededSampling, choose
 from magicseg.describe.writer import Ask, Failed
 from magicseg.errors import BackendError
 from magicseg.labels import Label
+from magicseg.weights.digest import path_identity
 
 CAT = Label(id=1, name="cat")
 ANSWERS = (
@@ -148,36 +149,43 @@ def test_one_word_is_left_to_choose_and_forbidden_ones_never():
 # What identifies the weights.
 
 
+def identified(folder, **more):
+    (weights,) = TransformersCaptioner.weights(options(folder, **more))
+    return path_identity(weights, "describe.options.model")
+
+
 def test_the_identity_is_that_of_the_files_wherever_they_lie(tmp_path, babbler, speaker):
-    before = TransformersCaptioner.identity(options(babbler))
-    assert before["weights"].startswith("sha256:")
+    before = identified(babbler)
+    assert before.startswith("sha256:")
     moved = shutil.copytree(babbler, tmp_path / "moved")
-    assert TransformersCaptioner.identity(options(moved)) == before
+    assert identified(moved) == before
     (moved / "README.md").write_text("of no account")
-    assert TransformersCaptioner.identity(options(moved)) == before
+    assert identified(moved) == before
     with (moved / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x55")
-    assert TransformersCaptioner.identity(options(moved)) != before
-    assert TransformersCaptioner.identity(options(speaker)) != before
+    assert identified(moved) != before
+    assert identified(speaker) != before
 
 
-def test_a_large_file_is_known_by_samples_of_it(tmp_path):
-    file = tmp_path / "model.gguf"
-    with file.open("wb") as sparse:
-        sparse.truncate(2**31)
-    named = options(tmp_path, gguf_file="model.gguf")
-    before = TransformersCaptioner.identity(named)
-    with file.open("r+b") as sparse:
-        sparse.seek(2**31 - 1)
-        sparse.write(b"x")
-    assert TransformersCaptioner.identity(named) != before
+def test_of_a_gguf_model_the_file_counts_and_what_is_beside_it(tmp_path):
+    for name in ("small.gguf", "large.gguf", "model.safetensors", "generation_config.json"):
+        (tmp_path / name).write_text(name)
+    before = identified(tmp_path, gguf_file="small.gguf")
+    (tmp_path / "large.gguf").write_text("changed")
+    (tmp_path / "model.safetensors").write_text("changed")
+    assert identified(tmp_path, gguf_file="small.gguf") == before
+    for name in ("small.gguf", "generation_config.json"):
+        (tmp_path / name).write_text("changed")
+        after = identified(tmp_path, gguf_file="small.gguf")
+        assert after != before
+        before = after
 
 
-def test_the_identity_of_a_name_is_its_commit_and_loads_nothing(tmp_path):
+def test_the_name_of_the_weights_is_known_without_any_library(tmp_path):
     code = (
         "import sys; from magicseg.describe.local_model import TransformersCaptioner as T;"
-        f"print(T.identity(T.Options(model='owner/name', revision='{COMMIT}'))['weights']);"
+        f"print(T.weights(T.Options(model='owner/name', revision='{COMMIT}'))[0].name);"
         "print(sorted({'torch', 'transformers', 'openai', 'huggingface_hub'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
@@ -195,8 +203,8 @@ def test_a_folder_is_kept_as_an_absolute_path(monkeypatch, babbler):
     [
         ({"model": "owner/name"}, "needs a revision"),
         ({"model": "owner/name", "revision": "main"}, "40 hexadecimal digits"),
-        ({"model": "/nowhere", "revision": COMMIT}, "model is a folder"),
-        ({"model": "what is this?", "revision": COMMIT}, "neither a folder nor a name"),
+        ({"model": "/nowhere", "revision": COMMIT}, "model is a path"),
+        ({"model": "what is this?", "revision": COMMIT}, "neither a path nor a name"),
         ({"model": "/nowhere", "gguf_file": "model.bin"}, "a .gguf file"),
     ],
 )
@@ -214,17 +222,18 @@ def refused(model, **more):
     return caught.value
 
 
-def test_a_weight_that_is_not_in_the_cache_is_an_error_with_the_command_to_type(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_a_model_that_is_not_in_the_cache_is_an_error_with_the_command_to_type(tmp_path):
     code = (
         "from magicseg.describe.local_model import TransformersCaptioner as T\n"
         "from magicseg.errors import BackendError\n"
         f"options = T.Options(model='owner/name', revision='{COMMIT}', device='cpu', dtype='float32')\n"
         "try: T(None, options)\n"
-        "except BackendError as error: print(error.hint)"
+        "except BackendError as error: print(error, error.hint)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"where there is a network: hf download owner/name --revision {COMMIT}"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert f"owner/name at {COMMIT} is not in this machine's cache (HF_HUB_CACHE is {tmp_path})" in done.stdout
+    assert "magicseg fetch RUN" in done.stdout
 
 
 def test_a_pinned_model_is_loaded_from_the_hubs_cache_without_a_network(tmp_path, babbler):
@@ -245,11 +254,11 @@ def test_a_pinned_model_is_loaded_from_the_hubs_cache_without_a_network(tmp_path
 
 def test_a_folder_that_is_not_there_or_is_empty_is_refused(tmp_path):
     with pytest.raises(BackendError, match="there is no such folder"):
-        TransformersCaptioner.identity(options(tmp_path / "nowhere"))
+        identified(tmp_path / "nowhere")
     with pytest.raises(BackendError, match="holds no weights"):
-        TransformersCaptioner.identity(options(tmp_path))
-    with pytest.raises(BackendError, match="cannot be read"):
-        TransformersCaptioner.identity(options(tmp_path, gguf_file="model.gguf"))
+        identified(tmp_path)
+    with pytest.raises(BackendError, match=r"lacks 'model\.gguf'"):
+        identified(tmp_path, gguf_file="model.gguf")
     assert "config.json" in refused(tmp_path).hint
 
 

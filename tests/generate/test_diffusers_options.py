@@ -1,7 +1,6 @@
 """Options that cannot work are refused before a run is made; identity needs no model library."""
 
 import json
-import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -13,12 +12,14 @@ from tiny_runs import make_run
 
 from magicseg.config import load_config, preset_names
 from magicseg.errors import BackendError, ConfigError
-from magicseg.generate import weights
 from magicseg.generate.diffusion import DiffusersGenerator
 from magicseg.generate.families import SCHEDULERS
 from magicseg.generate.options import DiffusersOptions, SchedulerName
 from magicseg.run import Run
 from magicseg.run.fingerprint import stage_fingerprints
+from magicseg.weights import Weights
+from magicseg.weights.digest import path_identity
+from magicseg.weights.manifest import Manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = {"model": "org/model", "revision": COMMIT}
@@ -27,10 +28,7 @@ NAME = {"model": "org/model", "revision": COMMIT}
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"model": "org/model"}, "pinned revision"),
-        ({"model": "org/model", "revision": "main"}, "40 hexadecimal digits"),
-        ({"model": "/weights", "revision": COMMIT}, "set revision to null"),
-        ({"model": " "}, "empty"),
+        ({"model": "org/model"}, "needs a revision"),
         ({**NAME, "guidance": 0, "negative_prompt": "blurry"}, "no effect"),
         ({**NAME, "steps": 4, "shared_steps": 4, "noise": "shared"}, "below steps"),
         ({**NAME, "shared_steps": 1}, "noise: shared"),
@@ -45,25 +43,32 @@ def test_options_that_cannot_work_are_refused(options, told):
         DiffusersOptions(**options)
 
 
-def test_a_relative_path_becomes_absolute(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "org" / "model").mkdir(parents=True)
-    for model in ("./weights", "weights", "org/model"):
-        assert DiffusersOptions(model=model).model == str(tmp_path / model)
-
-
 def test_every_scheduler_name_has_a_class():
     assert {"default", *SCHEDULERS} == set(SchedulerName.__args__)
 
 
-def test_a_name_is_identified_by_its_revision():
-    assert DiffusersGenerator.identity(DiffusersOptions(**NAME))["weights"] == f"org/model@{COMMIT}"
+def test_of_a_name_a_pipelines_files_are_read(checkpoint):
+    (weights,) = DiffusersGenerator.weights(DiffusersOptions(**NAME, variant="fp16"))
+    assert weights.name == f"org/model@{COMMIT}"
+    files = {
+        "model_index.json": True,
+        "unet/config.json": True,
+        "unet/diffusion_pytorch_model.safetensors": False,
+        "unet/diffusion_pytorch_model.fp16.safetensors": True,
+        "unet/diffusion_pytorch_model.bin": False,
+        "text_encoder/model.safetensors": True,  # in no other variant
+        "tokenizer/merges.txt": True,
+        "model-pruned.safetensors": False,
+        "README.md": False,
+    }
+    assert weights.chosen(files) == sorted(file for file, is_read in files.items() if is_read)
 
 
 def test_identity_imports_no_model_library(checkpoint):
     code = (
         "import sys; from magicseg.generate.diffusion import DiffusersGenerator as G; "
-        f"print(G.identity(G.Options(model={str(checkpoint('flux'))!r}))['weights']); "
+        "from magicseg.weights.digest import path_identity; "
+        f"print(path_identity(G.weights(G.Options(model={str(checkpoint('flux'))!r}))[0], 'here')); "
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -84,7 +89,8 @@ def fake(tmp_path):
 
 
 def identified(folder):
-    return DiffusersGenerator.identity(DiffusersOptions(model=str(folder)))["weights"]
+    (weights,) = DiffusersGenerator.weights(DiffusersOptions(model=str(folder)))
+    return path_identity(weights, "generate.options.model")
 
 
 def test_the_digest_is_of_the_files_that_the_pipeline_reads(fake, tmp_path):
@@ -98,39 +104,17 @@ def test_the_digest_is_of_the_files_that_the_pipeline_reads(fake, tmp_path):
     assert identified(moved) != before
 
 
-def test_files_are_hashed_once_and_again_when_they_change(fake, monkeypatch):
-    hashed = []
-    sha256 = weights._sha256
-    monkeypatch.setattr(weights, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
-    first = identified(fake)
-    assert len(hashed) == 2
-    assert identified(fake) == first
-    assert len(hashed) == 2, "the second time nothing is read"
-    stamp = (fake / "unet" / "weights.safetensors").stat().st_mtime_ns + 1
-    os.utime(fake / "unet" / "weights.safetensors", ns=(stamp, stamp))
-    assert identified(fake) == first
-    assert hashed[2:] == ["weights.safetensors"]
-
-
-@pytest.mark.parametrize("damage", [b"", b"[]", b"\xff", b'{"model_index.json": 3}'])
-def test_a_damaged_or_unwritable_memory_of_digests_costs_time_only(fake, damage, monkeypatch, tmp_path):
-    first = identified(fake)
-    memory = weights._memory(fake)
-    memory.write_bytes(damage)
-    assert identified(fake) == first
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fake" / "model_index.json"))
-    assert identified(fake) == first
-
-
 def test_where_the_weights_lie_is_no_part_of_the_fingerprint(fake, tmp_path):
     def fingerprint(folder):
         overrides = ["generate.backend=diffusers", f"generate.options={{model: {folder}}}"]
-        return stage_fingerprints(load_config(preset="miniature", overrides=overrides), "plan")["generate"]
+        return stage_fingerprints(load_config(preset="miniature", overrides=overrides), "plan", Manifest())[
+            "generate"
+        ]
 
     before = fingerprint(fake)
     after = fingerprint(fake.rename(tmp_path / "elsewhere"))
     assert before.digest == after.digest
-    assert before.inputs["generate.backend.weights"].startswith("sha256:")
+    assert before.inputs["generate.weights.model"].startswith("sha256:")
     assert "generate.options.model" not in before.inputs
 
 
@@ -159,7 +143,7 @@ def test_one_big_file_is_refused_with_the_way_to_convert_it(fake):
 
 
 def test_a_name_without_a_revision_is_refused_at_init(tmp_path):
-    with pytest.raises(ConfigError, match="pinned revision"):
+    with pytest.raises(ConfigError, match="needs a revision"):
         make_run(tmp_path / "run", "generate.backend=diffusers", "generate.options={model: org/model}")
 
 
@@ -181,7 +165,7 @@ def test_the_generator_of_a_preset_is_pinned_and_valid(name):
     config = load_config(preset=name)
     assert config.generate.backend == "diffusers"
     options = DiffusersOptions.model_validate(config.generate.options)
-    assert options.folder is None
+    assert isinstance(DiffusersGenerator.weights(options)[0], Weights)
     assert options.revision is not None
 
 
@@ -203,7 +187,9 @@ def test_a_preset_can_be_made_with_the_back_ends_at_hand(name, tmp_path: Path):
             overrides=["plan.samples=8", "describe.backend=grammar", "mask.backend=pair-difference"],
         ),
     )
-    assert made.fingerprints["generate"].inputs["generate.backend.weights"].count("@") == 1
+    inputs = made.fingerprints["generate"].inputs
+    assert inputs["generate.weights.model"].count("@") == 1
+    assert "generate.options.revision" not in inputs
 
 
 def test_a_preset_whose_back_ends_are_not_installed_says_which(tmp_path, monkeypatch):

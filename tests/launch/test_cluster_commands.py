@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from stand_ins import accounted, claim, listing, queued, record
-from tiny_runs import Result, change, do
+from tiny_runs import Result, change, do, make_run
 
 from magicseg.cli import main
 from magicseg.launch.jobs import submissions
@@ -59,6 +59,22 @@ def test_a_mistake_gets_exit_code_2_a_sentence_and_a_hint(here, slurm, fresh, ar
     assert result.out == ""
     assert slurm.calls("sbatch") == []
     assert listing(fresh.path) == files
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_weights_that_are_not_fetched_are_refused_before_anything_is_in_the_queue(here, slurm, tmp_path, dry_run):
+    run = make_run(
+        tmp_path / "run",
+        "generate.backend=diffusers",
+        f"generate.options={{model: org/model, revision: '{'a' * 40}'}}",
+    )
+    for stage in ("all", "generate"):
+        result = here("submit", stage, run.path, "--profile", "cpu", *dry_run)
+        assert result.code == 2
+        assert f"generate.options.model: org/model at {'a' * 40} is not fetched" in result.err
+        assert f"magicseg fetch {run.path}" in hint_of(result)
+    assert slurm.calls("sbatch") == []
+    assert here("submit", "describe", run.path, "--profile", "cpu", *dry_run).code == 0, "this stage needs none"
 
 
 @pytest.mark.parametrize(

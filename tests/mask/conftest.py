@@ -55,7 +55,7 @@ def detector(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
         if (folder / "tiny.py").exists():
             chosen = {
                 "config": str(folder / "tiny.py"),
-                "text_encoder": str(folder / "bert"),
+                "text_encoder": {"model": str(folder / "bert")},
                 "shortest_edge": 64,
                 "longest_edge": 96,
             }

@@ -1,0 +1,38 @@
+"""Where weights lie on this machine: at their path, or in the hub's cache."""
+
+import os
+from pathlib import Path
+
+from magicseg.errors import BackendError
+from magicseg.weights.pinned import Weights
+
+
+def location(weights: Weights) -> Path:
+    """The folder (or file) to load weights from. Raises: BackendError if weights by name are not there."""
+    if not weights.by_name:
+        return Path(weights.model)
+    folder = snapshot(weights)
+    if not folder.is_dir():
+        raise BackendError(
+            f"{weights.model} at {weights.revision} is not in this machine's cache ({seen_cache()})",
+            hint="magicseg fetch RUN   # where there is a network, with the same HF_HOME",
+        )
+    return folder
+
+
+def snapshot(weights: Weights) -> Path:
+    """The folder of the hub's cache that weights by name have, or will have."""
+    return hub_cache() / f"models--{weights.model.replace('/', '--')}" / "snapshots" / str(weights.revision)
+
+
+def hub_cache() -> Path:
+    """The hub's cache, as its own library sees it: HF_HUB_CACHE, or a folder of HF_HOME."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser()
+
+
+def seen_cache() -> str:
+    """What of the environment says where the hub's cache is, for messages."""
+    told = next((name for name in ("HF_HUB_CACHE", "HF_HOME") if os.environ.get(name)), None)
+    return f"{told} is {os.environ[told]}" if told else f"HF_HOME is not set: it is {hub_cache()}"

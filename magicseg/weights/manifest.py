@@ -1,0 +1,142 @@
+"""A run's record of its weights, RUN/weights.json: which files were fetched, and their digests.
+
+    {"names": {"NAME@COMMIT": {"files": {"FILE": {"sha256": "...", "size": 1}}, "others": ["..."]}},
+     "paths": {"/PATH": "sha256:..."}}
+
+``others`` are names of the repository's files that were not fetched. What has a path is there for the record only.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from magicseg.errors import BackendError, RunError
+from magicseg.run.files import storage_errors, write_atomic
+from magicseg.weights.cache import seen_cache, snapshot
+from magicseg.weights.digest import files_digest
+from magicseg.weights.pinned import Weights
+
+MANIFEST = "weights.json"
+
+
+@dataclass(frozen=True)
+class FetchedFile:
+    """A file's SHA-256, and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was fetched of a repository at a commit, and the names of its other files."""
+
+    files: Mapping[str, FetchedFile]
+    others: tuple[str, ...] = ()
+
+    def files_of(self, weights: Weights) -> dict[str, FetchedFile] | None:
+        """The files of these weights; None if not all of them were fetched."""
+        chosen = weights.chosen([*self.files, *self.others])
+        if not chosen or not set(chosen) <= self.files.keys() or weights.lacking(chosen):
+            return None
+        return {name: self.files[name] for name in chosen}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The weights that a run fetched, by ``NAME@COMMIT``, and digests of those that have a path."""
+
+    names: Mapping[str, Fetched] = field(default_factory=dict)
+    paths: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, run: Path) -> "Manifest":
+        """A run's manifest, an empty one if nothing was fetched. Raises: RunError if it is damaged."""
+        path = run / MANIFEST
+        try:
+            return cls.from_dict(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            return cls()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunError(
+                f"{path}: cannot be read: {type(error).__name__}: {error}",
+                hint=f"rm {path} && magicseg fetch {run}   # the same weights give the same file",
+            ) from None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Manifest":
+        """The reverse of `to_dict`. Raises: KeyError, TypeError, ValueError, AttributeError for anything else."""
+        names = {
+            name: Fetched(
+                {file: FetchedFile(str(one["sha256"]), int(one["size"])) for file, one in entry["files"].items()},
+                tuple(map(str, entry["others"])),
+            )
+            for name, entry in data["names"].items()
+        }
+        return cls(names, {path: str(digest) for path, digest in data["paths"].items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as in the file."""
+        names = {
+            name: {
+                "files": {
+                    file: {"sha256": one.sha256, "size": one.size} for file, one in sorted(entry.files.items())
+                },
+                "others": list(entry.others),
+            }
+            for name, entry in sorted(self.names.items())
+        }
+        return {"names": names, "paths": dict(sorted(self.paths.items()))}
+
+    def write(self, run: Path) -> None:
+        """Write the whole file, or nothing. Raises: StoreError."""
+        with storage_errors(run / MANIFEST, f"free some space, then: magicseg fetch {run}"):
+            write_atomic(run / MANIFEST, json.dumps(self.to_dict(), indent=1, ensure_ascii=False).encode())
+
+    def files_of(self, weights: Weights) -> dict[str, FetchedFile] | None:
+        """The files of weights by name; None if they, or some of them, were not fetched."""
+        entry = self.names.get(weights.name)
+        return entry.files_of(weights) if entry else None
+
+    def digest_of(self, weights: Weights) -> str | None:
+        """SHA-256 over names and digests of the files of weights by name; None if they were not fetched."""
+        files = self.files_of(weights)
+        return None if files is None else files_digest({name: file.sha256 for name, file in files.items()})
+
+    def refuse_unfetched(self, weights: Weights, where: str, run: Path) -> None:
+        """See that weights by name were fetched and are whole in this machine's cache, as far as sizes tell.
+
+        Args: where: the setting, for messages. Raises: BackendError.
+        """
+        if not weights.by_name:
+            return
+        files = self.files_of(weights)
+        what = f"{where}: {weights.model} at {weights.revision}"
+        if files is None:
+            raise BackendError(f"{what} is not fetched", hint=f"magicseg fetch {run}")
+        lacking = not_in_cache(weights, files)
+        if lacking:
+            raise BackendError(
+                f"{what}: {some(lacking)} not whole in this machine's cache ({seen_cache()})",
+                hint=f"set HF_HOME to the cache that has them, or fetch them here: magicseg fetch {run}",
+            )
+
+
+def not_in_cache(weights: Weights, files: Mapping[str, FetchedFile]) -> list[str]:
+    """Those of the files of weights by name that this machine's cache does not hold in their size."""
+    folder = snapshot(weights)
+    return [name for name, file in files.items() if not _has_size(folder / name, file.size)]
+
+
+def some(names: list[str]) -> str:
+    """The first of some files, and how many more there are, with the verb."""
+    return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False

@@ -1,0 +1,131 @@
+"""How weights are named, such that they cannot change unseen, and which of the files at hand are theirs."""
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import has_magic
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from magicseg.settings import Settings
+
+# What model libraries read of a folder; other files (README, .cache) may change without notice.
+READ = tuple(f"*.{suffix}" for suffix in ("json", "safetensors", "model", "txt", "jinja", "tiktoken"))
+# Read only where there are no safetensors.
+ELSE_READ = tuple(f"*.{suffix}" for suffix in ("bin", "pth", "pt", "gguf"))
+
+_NAME = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
+_INFIX = re.compile(r"[^.]+?(?:\.(\w+))?(?:-\d+-of-\d+)?\.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Pretrained weights that a back end needs.
+
+    ``setting``: the option that names them, such as ``model`` or ``detector.options.model``; ``revision`` is beside
+    it. Neither is in the fingerprint, since weights may move: their identity is.
+    ``model``: a name on the hub, or the absolute path of a folder or of one file.
+    ``revision``: of a name: the commit, 40 hexadecimal digits.
+    ``files``: names or glob patterns of what is read; ``*`` stops at a slash, and a name has to be there. Empty: what
+    model libraries read of a folder itself.
+    ``variant``: of the safetensors in a folder those with this infix (``model.fp16.safetensors``) are read, where
+    there are some, and without it those that have none.
+    """
+
+    setting: str
+    model: str
+    revision: str | None = None
+    files: tuple[str, ...] = ()
+    variant: str | None = None
+
+    @property
+    def by_name(self) -> bool:
+        """Whether they are named on the hub, and not by a path."""
+        return self.revision is not None
+
+    @property
+    def name(self) -> str:
+        """``NAME@COMMIT``, or the path."""
+        return f"{self.model}@{self.revision}" if self.by_name else self.model
+
+    @property
+    def depth(self) -> int:
+        """How many folders deep the files lie at most; 1 is the folder itself."""
+        return max((pattern.count("/") + 1 for pattern in self.files), default=1)
+
+    def chosen(self, names: Collection[str]) -> list[str]:
+        """Those of a folder's or repository's files that are read, sorted. Args: names: relative, with slashes."""
+        if self.files:
+            found = _matching(names, self.files)
+        else:
+            found = _matching(names, READ)
+            if not any(name.endswith(".safetensors") for name in found):
+                found |= _matching(names, ELSE_READ)
+        return sorted(found - self._of_other_variants(found))
+
+    def lacking(self, names: Collection[str]) -> list[str]:
+        """Files that have to be there and are not among ``names``."""
+        return [file for file in self.files if not has_magic(file) and file not in names]
+
+    def _of_other_variants(self, names: set[str]) -> set[str]:
+        others: set[str] = set()
+        by_folder: dict[PurePosixPath, dict[str, str | None]] = {}
+        for name in names - set(self.files):
+            path = PurePosixPath(name)
+            if path.suffix == ".safetensors":
+                match = _INFIX.fullmatch(path.name)
+                by_folder.setdefault(path.parent, {})[name] = match[1] if match else None
+        for infixes in by_folder.values():
+            for wanted in (self.variant, None):
+                if wanted in infixes.values():
+                    others |= {name for name, infix in infixes.items() if infix != wanted}
+                    break
+        return others
+
+
+class PinnedSettings(Settings):
+    """Options of a back end with weights of its own."""
+
+    model: str = Field(description="a name on the hub, or the path of a folder or a file")
+    revision: str | None = Field(None, description="of a name: the commit, 40 hexadecimal digits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pinned(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("model"), str):
+            return values | {"model": pinned(values["model"], values.get("revision"))}
+        return values
+
+
+def pinned(model: str, revision: object) -> str:
+    """Check how weights are named, for settings: a path, or a name on the hub with a commit.
+
+    Returns: the name, or the absolute path (jobs start elsewhere).
+    Raises: ValueError.
+    """
+    is_commit = isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
+    if is_commit and _NAME.fullmatch(model):  # also where a folder happens to be called the same
+        return model
+    if model.startswith(("/", "./", "../", "~")) or (model and Path(model).exists()):
+        if revision is not None:
+            raise ValueError(f"revision goes with a name on the hub, but model is a path: {model!r}")
+        return str(Path(model).expanduser().absolute())
+    if not _NAME.fullmatch(model):
+        raise ValueError(f"model is neither a path nor a name on the hub: {model!r}")
+    raise ValueError(
+        f"model {model!r} needs a revision: the commit, 40 hexadecimal digits, from the history of its files on the "
+        f"hub, so that the weights cannot change; got {revision!r}"
+    )
+
+
+def _matching(names: Collection[str], patterns: Collection[str]) -> set[str]:
+    return {name for name in names if any(_matches(name.split("/"), pattern.split("/")) for pattern in patterns)}
+
+
+def _matches(parts: list[str], patterns: list[str]) -> bool:
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
