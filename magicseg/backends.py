@@ -9,6 +9,7 @@ A back end is a class named by an entry point (groups ``magicseg.captioners``, `
 - ``weights(options)``, where it needs pretrained weights: which. Their identity is part of the fingerprint,
   ``magicseg fetch`` gets those that are named on the hub, and the constructor finds them by
   `magicseg.weights.cache.location`, without a network,
+- ``LIBRARIES``, where it needs any: names of the modules that it imports when it starts, for ``magicseg doctor``,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 
@@ -103,6 +104,7 @@ class Backend(Protocol):
     """What all back ends share."""
 
     Options: ClassVar[type[Settings]]
+    LIBRARIES: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def identity(cls, options: Any) -> Mapping[str, str | int]:
