@@ -10,6 +10,7 @@ only when a run names it. It has
 - ``weights(options)``, where it needs pretrained weights: which. Their identity is part of the fingerprint,
   ``magicseg fetch`` gets those that are named on the hub, and the constructor finds them by
   `magicseg.weights.cache.location`, without a network,
+- ``LIBRARIES``, where it needs any: names of the modules that it imports when it starts, for ``magicseg doctor``,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 
@@ -144,6 +145,7 @@ class Backend(Protocol):
     """What all back ends share."""
 
     Options: ClassVar[type[Settings]]
+    LIBRARIES: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def identity(cls, options: Any) -> Mapping[str, str | int]:

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from magicseg.cli import cluster, data, learn, runs, score, stages, status
+from magicseg.cli import cluster, data, doctor, learn, runs, score, stages, status
 from magicseg.cli.output import report_error
 from magicseg.errors import MagicsegError
 
@@ -26,6 +26,7 @@ app.command(rich_help_panel="A run")(runs.init)
 app.command(rich_help_panel="A run")(runs.fetch)
 app.command("run", rich_help_panel="A run")(runs.run_all)
 app.command(rich_help_panel="A run")(status.status)
+app.command(rich_help_panel="A run")(doctor.doctor)
 app.command(rich_help_panel="A run")(runs.reset)
 app.command(rich_help_panel="A run")(runs.schema)
 app.command(rich_help_panel="Stages")(stages.describe)

@@ -78,6 +78,7 @@ class OpenAICaptioner:
     """Back end of the describe stage. The fingerprint holds the model's name: what it stands for is the server's."""
 
     Options = OpenAIOptions
+    LIBRARIES = ("openai",)
 
     @classmethod
     def identity(cls, options: OpenAIOptions) -> Mapping[str, str | int]:

@@ -44,6 +44,7 @@ class TransformersCaptioner:
     """
 
     Options = TransformersOptions
+    LIBRARIES = ("torch", "transformers")
 
     @classmethod
     def identity(cls, options: TransformersOptions) -> Mapping[str, str | int]:

@@ -63,6 +63,7 @@ class DiffusersGenerator:
     """Back end of the generate stage."""
 
     Options = DiffusersOptions
+    LIBRARIES = ("torch", "diffusers", "transformers")
 
     @classmethod
     def identity(cls, options: DiffusersOptions) -> Mapping[str, str | int]:

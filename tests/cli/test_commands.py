@@ -13,8 +13,8 @@ from magicseg.run.claims import try_claim
 
 COMMANDS = sorted(get_command(app).commands)
 LISTED = {
-    "demo", "init", "describe", "generate", "mask", "train", "evaluate", "score", "run", "status", "verify",
-    "repair", "reset", "digest", "report", "export", "import", "schema",
+    "demo", "init", "fetch", "doctor", "describe", "generate", "mask", "train", "evaluate", "score", "run", "status",
+    "verify", "repair", "reset", "digest", "report", "export", "import", "schema",
 }  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""``magicseg doctor``: what stands in the way, here and in a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicseg.cli.output import JsonOption, print_json
+
+_COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "failed": "red"}
+
+
+def doctor(
+    run: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="a run to look at too", show_default=False)
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Look at this machine, and at a run: libraries, GPUs, disks, Slurm, weights. Exit 1 if something failed."""
+    from magicseg.doctor import Status, examine
+
+    checks = examine(run)
+    failed = sum(check.status is Status.FAILED for check in checks)
+    if json_:
+        print_json(
+            {
+                "run": str(run.absolute()) if run else None,
+                "checks": [
+                    {"name": one.name, "status": str(one.status), "seen": one.seen, "remedy": one.remedy}
+                    for one in checks
+                ],
+            }
+        )
+        raise typer.Exit(int(failed > 0))
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", "what", "seen")
+    for check in checks:
+        table.add_row(Text(check.status, style=_COLOURS[check.status]), check.name, Text(check.seen))
+    Console().print(table)
+    for check in checks:
+        if check.remedy:  # below the table, where a command is not broken into lines
+            typer.echo(f"{check.status}: {check.name}: {check.remedy}")
+    typer.echo(f"{failed} of {len(checks)} checks failed" if failed else f"{len(checks)} checks, none failed")
+    raise typer.Exit(int(failed > 0))

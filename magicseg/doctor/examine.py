@@ -1,0 +1,25 @@
+"""All checks in their order."""
+
+from pathlib import Path
+
+from magicseg.doctor.check import Check, Status, attempt
+from magicseg.doctor.machine import machine_checks
+from magicseg.doctor.of_run import run_checks
+from magicseg.run.directory import Run
+
+
+def examine(path: Path | None = None) -> list[Check]:
+    """Look at this machine, and at a run if one is given."""
+    checks = list(machine_checks(path if path is not None and path.is_dir() else Path.cwd()))
+    if path is None:
+        return checks
+    opened: list[Run] = []
+
+    def look() -> Check:
+        opened.append(Run.open(path))
+        return Check("run", Status.OK, str(opened[0].path))
+
+    checks.append(attempt("run", look))
+    for run in opened:
+        checks += run_checks(run)
+    return checks

@@ -1,0 +1,285 @@
+"""The doctor finds what is really wrong: missing tools, broken libraries, full and closed disks, stale runs."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+from tiny_runs import change, do, make_run
+
+from magicseg.doctor import Status, machine, of_run
+from magicseg.doctor.check import ask
+from magicseg.run import Run
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """A PATH with nothing on it but what a test puts there: ``tools("sinfo", "echo gpu up")``."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def put(name, line):
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+
+    return put
+
+
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """Stub modules that are found before the real ones: ``on_path("torch", "raise ImportError('broken')")``."""
+    folder = tmp_path / "stubs"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    def put(name, text):
+        (folder / f"{name}.py").write_text(text)
+
+    return put
+
+
+def found(run, name):
+    return next(check for check in of_run.run_checks(run) if check.name == name)
+
+
+# --------------------------------------------------------------------------------------------------- this machine
+
+
+def test_all_that_we_ask_for_is_looked_up(monkeypatch):
+    assert "numpy" in machine.packages().seen
+    real = machine.installed_version
+    monkeypatch.setattr(machine, "installed_version", lambda name: None if name == "torch" else real(name))
+    assert machine.packages().status is Status.NOTE
+    assert "magicseg[models]" in machine.packages().remedy
+    assert machine.torch_devices().status is Status.NOTE
+    monkeypatch.setattr(machine, "installed_version", lambda name: "0.1" if name == "zarr" else real(name))
+    assert machine.packages().status is Status.FAILED
+    assert "lacking: zarr>=" in machine.packages().seen
+
+
+def test_a_torch_that_cannot_be_imported_is_found_without_importing_it(on_path):
+    on_path("torch", "raise ImportError('libcudart.so.13: cannot open shared object file')")
+    check = machine.torch_devices()
+    assert check.status is Status.FAILED
+    assert "libcudart.so.13" in check.seen
+    assert "pip install" in check.remedy
+
+
+_GPU = """
+__version__ = "9.9"
+class version: cuda = "13.0"
+class cuda:
+    device_count = staticmethod(lambda: {count})
+    mem_get_info = staticmethod(lambda number: (70_000_000_000, 80_000_000_000))
+    get_device_name = staticmethod(lambda number: "Big GPU")
+"""
+
+
+def test_gpus_are_shown_with_their_memory_and_missed_where_the_driver_has_some(on_path, tools):
+    on_path("torch", _GPU.format(count=2))
+    check = machine.torch_devices()
+    assert check.status is Status.OK
+    assert check.seen.count("Big GPU, 70.0 GB of 80.0 GB free") == 2
+    on_path("torch", _GPU.format(count=0))
+    assert machine.torch_devices().status is Status.NOTE, "a login node has none"
+    tools("nvidia-smi", "echo 'GPU 0: Big GPU'")
+    check = machine.torch_devices()
+    assert check.status is Status.WARNING
+    assert "GPU 0: Big GPU" in check.seen
+
+
+def test_a_machine_without_slurm_and_containers_is_no_failure(tools):
+    assert machine.slurm().status is Status.NOTE
+    assert machine.container().status is Status.NOTE
+
+
+def test_slurm_is_asked_for_version_partitions_and_accounting(tools):
+    for name in ("squeue", "scontrol", "scancel", "sacct"):
+        tools(name, "exit 0")
+    tools("sbatch", "echo slurm 24.05.1")
+    tools("sinfo", "echo 'gpu* up 1-00:00:00 12'")
+    check = machine.slurm()
+    assert check.status is Status.OK
+    assert check.seen == "slurm 24.05.1; partitions (name, state, time limit, nodes): gpu* up 1-00:00:00 12"
+    tools("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    check = machine.slurm()
+    assert check.status is Status.WARNING
+    assert "accounting storage is disabled" in check.seen
+    tools("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    check = machine.slurm()
+    assert check.status is Status.FAILED
+    assert "Unable to contact" in check.seen
+
+
+def test_half_a_slurm_is_a_failure(tools):
+    tools("sinfo", "exit 0")
+    check = machine.slurm()
+    assert check.status is Status.FAILED
+    assert "sbatch" in check.seen
+
+
+def test_containers_and_quotas_are_what_their_commands_say(tools, tmp_path):
+    tools("apptainer", "echo apptainer version 1.4.0")
+    assert machine.container().seen == "apptainer version 1.4.0"
+    assert machine.quota(tmp_path).status is Status.NOTE
+    tools("quota", "echo '/dev/sda 5G 10G 11G'")
+    assert machine.quota(tmp_path).status is Status.OK
+    tools("lfs", "echo '/scratch 11G* 10G 11G'; exit 1")
+    check = machine.quota(tmp_path)
+    assert check.status is Status.WARNING
+    assert "11G*" in check.seen
+
+
+def test_a_program_that_hangs_is_left_alone(tools):
+    tools("slow", "exec /bin/sleep 60")
+    assert ask(["slow"], 0.2) == (124, "slow did not answer within 0 s")
+    assert ask(["nothing-of-this-name"])[0] == 126
+
+
+def test_a_small_disk_and_a_closed_one_are_said(small_disk, monkeypatch):
+    assert machine.disk(small_disk).status is Status.WARNING
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(small_disk / "deep" / "hub"))
+    check = machine.hub()
+    assert check.status is Status.WARNING
+    assert "export HF_HOME" in check.remedy
+    assert not (small_disk / "deep").exists(), "nothing is made"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert machine.disk(small_disk).status is Status.FAILED
+    assert "you cannot write there" in machine.hub().seen
+
+
+def test_a_token_is_not_shown(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    check = machine.hub()
+    assert "a token is set" in check.seen
+    assert "hf_secret" not in check.seen
+
+
+# ---------------------------------------------------------------------------------------------------------- a run
+
+
+def test_a_finished_run_is_well(finished):
+    checks = {check.name: check for check in of_run.run_checks(finished)}
+    assert {check.status for check in checks.values()} <= {Status.OK, Status.NOTE}
+    assert checks["mask: work"].seen == "6 of 6 shards are committed"
+    assert checks["room for the rest"].status is Status.OK
+    assert checks["profile"].status is Status.NOTE
+
+
+def test_stale_work_is_found_with_the_way_out(finished):
+    change(finished, "generate.size", 48)
+    check = found(Run.open(finished.path), "generate: work")
+    assert check.status is Status.FAILED
+    assert "generate.size is 48, was 32" in check.seen
+    assert "magicseg reset generate" in check.remedy
+
+
+def test_weights_that_are_not_fetched_are_a_failure_as_long_as_they_are_needed(tmp_path):
+    run = make_run(
+        tmp_path / "run", "generate.backend=diffusers", f"generate.options={{model: org/model, revision: '{COMMIT}'}}"
+    )
+    (check,) = of_run.weights(run, "generate", needed=True)
+    assert check.status is Status.FAILED
+    assert check.remedy == f"magicseg fetch {run.path}"
+    (done,) = of_run.weights(run, "generate", needed=False)
+    assert done.status is Status.NOTE
+    assert list(of_run.weights(run, "describe", needed=True)) == []
+
+
+def test_a_back_end_is_looked_at_with_its_libraries(tmp_path, on_path):
+    run = make_run(
+        tmp_path / "run", "describe.backend=openai", "describe.options={base_url: 'http://127.0.0.1:9/v1', model: m}"
+    )
+    assert found(run, "describe: back end").status is Status.OK
+    on_path("openai", "raise ImportError('broken')")
+    check = found(run, "describe: back end")
+    assert check.status is Status.FAILED
+    assert "broken" in check.seen
+    change(run, "describe.options", {"modle": "m"})
+    check = found(Run.open(run.path), "describe: back end")
+    assert check.status is Status.FAILED
+    assert "describe.options does not fit" in check.seen
+    change(run, "describe.backend", "nobody")
+    assert "no back end 'nobody'" in found(Run.open(run.path), "describe: back end").seen
+
+
+def test_a_library_that_is_not_installed_may_be_in_the_image(tmp_path, monkeypatch):
+    run = make_run(
+        tmp_path / "run", "describe.backend=openai", "describe.options={base_url: 'http://127.0.0.1:9/v1', model: m}"
+    )
+    monkeypatch.setattr(of_run, "find_spec", lambda name: None)
+    check = found(run, "describe: back end")
+    assert check.status is Status.WARNING
+    assert "not installed here: openai" in check.seen
+
+
+def test_what_is_left_is_measured_by_what_is_there(fresh, monkeypatch):
+    assert found(fresh, "room for the rest").status is Status.NOTE
+    do(fresh)
+    fresh.ledger("mask").take_back([0, 1, 2])
+    fresh.ledger("generate").take_back([0, 1, 2])
+    check = found(fresh, "room for the rest")
+    assert check.status is Status.OK
+    assert int(check.seen.split(" and ")[1].split(" files")[0]) > 0
+
+    class Full:
+        f_bavail, f_frsize, f_files, f_favail = 1, 4096, 100, 100
+
+    monkeypatch.setattr(of_run.os, "statvfs", lambda path: Full)
+    assert found(fresh, "room for the rest").status is Status.FAILED
+
+
+def test_a_profile_that_does_not_fit_is_found(tmp_path):
+    profile = tmp_path / "site.yaml"
+    profile.write_text("partion: gpu\n")
+    run = make_run(tmp_path / "run", f"slurm.profile={profile}")
+    check = found(run, "profile")
+    assert check.status is Status.FAILED
+    assert "partion is not a key" in check.seen
+
+
+def test_a_damaged_plan_hides_no_other_finding(finished):
+    shutil.rmtree(finished.path / "plan")
+    names = {check.name: check.status for check in of_run.run_checks(Run.open(finished.path))}
+    assert names["settings"] is Status.FAILED
+    assert names["generate: back end"] is Status.OK
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_prints_json_and_exits_by_what_failed(magicseg, finished, tmp_path, on_path):
+    on_path("torch", _GPU.format(count=1))
+    paths = os.pathsep.join([os.environ["PYTHONPATH"], magicseg.environment["PYTHONPATH"]])
+    environment = magicseg.environment | {"PATH": str(tmp_path / "empty"), "PYTHONPATH": paths}
+    command = type(magicseg)(magicseg.folder, environment)
+    done = command("doctor", finished.path, "--json")
+    assert done.code == 0, done.out
+    told = json.loads(done.out)
+    assert told["run"] == str(finished.path)
+    assert {check["status"] for check in told["checks"]} <= {"ok", "note", "warning"}
+    change(finished, "generate.size", 48)
+    done = command("doctor", finished.path)
+    assert done.code == 1
+    assert f"magicseg reset generate {finished.path}" in done.out
+    assert "checks failed" in done.out
+    gone = command("doctor", tmp_path / "nowhere", "--json")
+    assert gone.code == 1
+    (run,) = (check for check in json.loads(gone.out)["checks"] if check["name"] == "run")
+    assert "is not a run" in run["seen"]
+
+
+def test_the_command_itself_imports_no_torch(finished, tools, on_path):
+    on_path("torch", _GPU.format(count=1))
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from magicseg.doctor import examine\n"
+        "examine(Path(sys.argv[1]))\n"
+        "print(sorted({'torch', 'transformers', 'diffusers', 'zarr'} & set(sys.modules)))"
+    )
+    assert ask([sys.executable, "-c", code, str(finished.path)], 120) == (0, "[]")
