@@ -320,6 +320,12 @@ def identity_in(settings: Settings) -> dict[str, Any]:
     return found
 
 
+def libraries_of(backend: type[Backend], options: Settings) -> tuple[str, ...]:
+    """The modules that a back end and all those inside its options import when they start."""
+    kinds = [backend, *(choice.chosen()[0] for _, choice in choices_in(options))]
+    return tuple(dict.fromkeys(name for kind in kinds for name in getattr(kind, "LIBRARIES", ())))
+
+
 def _declared(backend: type[Backend], options: Settings) -> tuple[Weights, ...]:
     declared = getattr(backend, "weights", None)
     return tuple(declared(options)) if declared else ()

@@ -9,6 +9,7 @@ from magicseg.cli.output import RunArgument, note
 from magicseg.errors import ConfigError
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="a shipped set of settings")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help="a YAML file of settings")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="one setting: plan.samples=256 (repeatable)"),
@@ -21,7 +22,7 @@ WorkersOption = Annotated[
 def init(
     run: RunArgument,
     preset: PresetOption = None,
-    config: Annotated[Path | None, typer.Option("--config", help="a YAML file of settings")] = None,
+    config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
     """Make a run: resolve its settings, freeze its plan, create its store."""

@@ -1,11 +1,17 @@
 """``magicseg describe|generate|mask``: the array stages on this machine."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from magicseg.cli.output import RunArgument, note, progress
+from magicseg.cli.runs import ConfigOption, PresetOption, SetOption
 from magicseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from magicseg.config import MaskSettings
+    from magicseg.labels import Vocabulary
 
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="processes at a time  [default: the CPUs at hand]")
@@ -38,13 +44,90 @@ def generate(
 
 
 def mask(
-    run: RunArgument,
+    run: Annotated[Path | None, typer.Argument(metavar="RUN", help="the run's directory", show_default=False)] = None,
     workers: WorkersOption = None,
     shards_per_job: PerJobOption = None,
     shards: ShardsOption = None,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", metavar="FOLDER", help="your own photographs"),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels", metavar="LIST", help="what to look for: 'cat, dog', voc20, or a .txt or .yaml file  (RUN's)"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FOLDER", help="where the photographs' masks go")
+    ] = None,
+    preset: PresetOption = None,
+    config: ConfigOption = None,
+    set_: SetOption = None,
 ) -> None:
-    """Label every pixel of every image that has no mask."""
-    run_one(run, "mask", workers, shards_per_job, shards)
+    """Label every pixel of every image that has no mask; or, with --images, of your own photographs.
+
+    For photographs the settings are those of RUN, or of --preset, --config and --set.
+    """
+    if images is None:
+        if run is None:
+            raise ConfigError("mask needs a run, or photographs", hint="magicseg mask RUN, or --images FOLDER")
+        given = {"--labels": labels, "--out": out, "--preset": preset, "--config": config, "--set": set_}
+        alone = next((name for name, value in given.items() if value), None)
+        if alone:
+            raise ConfigError(f"{alone} goes with --images", hint=f"magicseg mask {run}")
+        run_one(run, "mask", workers, shards_per_job, shards)
+        return
+    if out is None or (labels is None and run is None):
+        raise ConfigError("--images needs --labels and --out", hint="--labels 'cat, dog' --out FOLDER")
+    _mask_photographs(images, _labels(run, labels), out, _mask_settings(run, preset, config, set_))
+
+
+def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
+    from magicseg.mask.photographs import labels_of
+    from magicseg.run.directory import Run
+
+    if labels is not None:
+        return labels_of(labels)
+    assert run is not None
+    return Run.open(run).vocabulary
+
+
+def _mask_settings(
+    run: Path | None, preset: str | None, config: Path | None, overrides: list[str] | None
+) -> "MaskSettings":
+    from magicseg.config import load_config
+    from magicseg.run.directory import Run
+
+    if run is not None:
+        if preset or config or overrides:
+            raise ConfigError("the settings are either RUN's or those of --preset, --config and --set")
+        return Run.open(run).config.mask
+    if preset is None and config is None:
+        raise ConfigError("--images needs settings for the masker", hint="a RUN, or --preset sdxl, or --config FILE")
+    return load_config(preset=preset, file=config, overrides=overrides or ()).mask
+
+
+def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings") -> None:
+    from magicseg.errors import IncompleteError
+    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.mask.photographs import MaskedPhotograph, mask_photographs, photographs_in
+
+    total = len(photographs_in(images))
+    with on_signals(StopFlag()) as stop, progress("mask", total, "images") as show:
+
+        def report(done: MaskedPhotograph) -> None:
+            show(1, "")
+            if not done.masked:
+                note(f"{done.name}: {done.entry['reason']}: {done.entry['detail']}")
+
+        found = mask_photographs(images, labels, settings, out, report=report, should_stop=stop)
+    masked = sum(one.masked for one in found)
+    note(f"{out}: masks of {masked} of {total} images; what was found: {out}/masks.jsonl")
+    failed = [one.name for one in found if one.entry["status"] == "failed"]
+    if failed or len(found) < total:
+        what = f"{len(failed)} images failed, such as {failed[0]}" if failed else "interrupted"
+        raise IncompleteError(f"{images}: {what}", hint="the same command again does what is missing")
 
 
 def run_one(

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
+from magicseg.backends import libraries_of
 from magicseg.doctor.check import Check, Status, ask, attempt, gigabytes
 from magicseg.launch.profile_files import load_profile
 from magicseg.run.directory import Run
@@ -51,9 +52,9 @@ def profile(run: Run) -> Check:
 def backend(run: Run, stage: str) -> Check:
     """Whether the stage's back end is installed, takes its options, and its libraries can be imported."""
     name = f"{stage}: back end"
-    kind, _ = chosen_backend(stage_settings(run.config, stage), stage)
-    chosen = stage_settings(run.config, stage).backend
-    libraries = getattr(kind, "LIBRARIES", ())
+    settings = stage_settings(run.config, stage)
+    chosen = settings.backend
+    libraries = libraries_of(*chosen_backend(settings, stage))
     lacking = [library for library in libraries if find_spec(library) is None]
     if lacking:
         return Check(

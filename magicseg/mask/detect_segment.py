@@ -55,6 +55,7 @@ class DetectSegmentMasker:
     """Back end of the mask stage."""
 
     Options = DetectSegmentOptions
+    LIBRARIES = ("torchvision", "scipy")
 
     @classmethod
     def identity(cls, options: DetectSegmentOptions) -> Mapping[str, str | int]:

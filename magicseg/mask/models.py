@@ -27,6 +27,7 @@ class TransformersDetector:
     """GroundingDINO, MM-GroundingDINO, OWL-ViT and OWLv2, as transformers saves them."""
 
     Options = DetectorOptions
+    LIBRARIES = ("torch", "transformers")
 
     @classmethod
     def identity(cls, options: DetectorOptions) -> Mapping[str, str | int]:
@@ -53,6 +54,7 @@ class TransformersSegmenter:
     """SAM, SAM-HQ and SAM 2, as transformers saves them."""
 
     Options = SegmenterOptions
+    LIBRARIES = ("torch", "transformers")
 
     @classmethod
     def identity(cls, options: SegmenterOptions) -> Mapping[str, str | int]:
@@ -79,6 +81,7 @@ class OriginalDetector:
     """GroundingDINO by groundingdino-py, from the released ``.pth``."""
 
     Options = OriginalDetectorOptions
+    LIBRARIES = ("torch", "transformers", "groundingdino")
 
     @classmethod
     def identity(cls, options: OriginalDetectorOptions) -> Mapping[str, str | int]:
@@ -110,6 +113,7 @@ class OriginalSegmenter:
     """SAM by segment-anything, from the released ``.pth``."""
 
     Options = OriginalSegmenterOptions
+    LIBRARIES = ("torch", "segment_anything")
 
     @classmethod
     def identity(cls, options: OriginalSegmenterOptions) -> Mapping[str, str | int]:

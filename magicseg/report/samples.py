@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
-from magicseg.backends import ClassMap, Image
-from magicseg.labels import BACKGROUND, IGNORE
+from magicseg.backends import Image
+from magicseg.mask.colours import css_colour, overlay
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
@@ -19,7 +19,6 @@ from magicseg.run.ledger import CommitRecord
 Commits = Mapping[str, Mapping[int, CommitRecord]]
 
 _LONGEST_SIDE = 256  # larger images are shrunk: the page stays small
-_MASK_STRENGTH = 0.6
 _PER_REASON = 2
 _MOST_DROPPED = 12
 
@@ -161,46 +160,6 @@ def _is_kept(run: Run, commits: Mapping[int, CommitRecord], index: int) -> bool:
     shard, offset = divmod(index, run.plan.shard_size)
     record = commits.get(shard)
     return record is not None and offset in record.kept_offsets()
-
-
-def overlay(image: Image, mask: ClassMap) -> Image:
-    """The image in grey, with every class in its colour and ignored pixels striped black and white."""
-    light = np.dot(image, np.array([0.299, 0.587, 0.114]))
-    shown: NDArray[np.float64] = np.repeat(light[..., None] * 0.75 + 40, 3, axis=2)
-    rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]]
-    stripes = ((rows + columns) // 3 % 2 * 255)[..., None]
-    for value in np.unique(mask).tolist():
-        where = mask == value
-        if value == IGNORE:
-            shown[where] = (stripes * 0.5 + shown * 0.5)[where]
-        elif value != BACKGROUND:
-            shown[where] = np.array(class_colour(value)) * _MASK_STRENGTH + image[where] * (1 - _MASK_STRENGTH)
-    blended: Image = np.clip(shown, 0, 255).astype(np.uint8)
-    return blended
-
-
-def class_colour(id_: int) -> tuple[int, int, int]:
-    """A class's colour, RGB. Neighbouring ids differ in hue by the golden angle."""
-    hue = (id_ * 137.508) % 360
-    lightness = 0.55 if id_ % 2 else 0.45
-    chroma = (1 - abs(2 * lightness - 1)) * 0.75
-    second = chroma * (1 - abs(hue / 60 % 2 - 1))
-    sextant = int(hue // 60)
-    channels = [
-        (chroma, second, 0.0),
-        (second, chroma, 0.0),
-        (0.0, chroma, second),
-        (0.0, second, chroma),
-        (second, 0.0, chroma),
-        (chroma, 0.0, second),
-    ][sextant]
-    red, green, blue = (round((value + lightness - chroma / 2) * 255) for value in channels)
-    return red, green, blue
-
-
-def css_colour(id_: int) -> str:
-    """The same as CSS writes it."""
-    return "#{:02x}{:02x}{:02x}".format(*class_colour(id_))
 
 
 def _picture(what: str, image: Image) -> Picture:

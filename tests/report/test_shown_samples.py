@@ -3,7 +3,8 @@ import colorsys
 import numpy as np
 
 from magicseg.labels import IGNORE
-from magicseg.report.samples import choose_spread, class_colour, overlay
+from magicseg.mask.colours import class_colour, overlay
+from magicseg.report.samples import choose_spread
 
 
 def test_every_class_gets_its_turn():
