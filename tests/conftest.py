@@ -6,11 +6,16 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from tiny_runs import CommandLine, do, make_run
 
 from magicseg.run import Run
 from magicseg.store.digest import logical_digest
+
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 PLUGINS = Path(__file__).parent / "faults" / "plugins"
 
