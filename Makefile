@@ -26,7 +26,7 @@ demo: install
 	@echo "The report: $(abspath $(RUN))/report.html"
 
 test: install
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(TESTERS)
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -18,6 +19,16 @@ hypothesis.settings.register_profile("busy", deadline=None, suppress_health_chec
 hypothesis.settings.load_profile("busy")
 
 PLUGINS = Path(__file__).parent / "faults" / "plugins"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How ``pytest -n 2`` shares the tests out, unless ``--dist`` says otherwise."""
+    if config.getvalue("dist") != "load":
+        return None
+    from in_processes import KeptTogether
+
+    return KeptTogether(config, log)
 
 
 @pytest.fixture

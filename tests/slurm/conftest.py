@@ -8,12 +8,11 @@ from clusters import PLUGINS, Cluster, ClusterCommands, commands, require_slurm,
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of these need a daemon and take their time, mostly in waiting: one process of xdist's does all of them."""
+    """All of these need a daemon and take their time."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,6 @@ from tiny_runs import Result, change
 from magicseg.run import Run
 from magicseg.train.distributed import World
 
-# Every start of torch takes seconds: one of xdist's processes does all of these, and they share what is trained once.
-pytestmark = pytest.mark.xdist_group("torchrun")
-
 STEPS = 60
 SIZES = {
     "encoder.image_size": 32, "encoder.width": 16, "encoder.heads": 2, "encoder.embed_dim": 16,
