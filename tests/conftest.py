@@ -5,14 +5,30 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import pytest
 from tiny_runs import CommandLine, do, make_run
 
 from magicseg.run import Run
 from magicseg.store.digest import logical_digest
 
+# On a busy machine an example may take any time.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
+
 PLUGINS = Path(__file__).parent / "faults" / "plugins"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """How ``pytest -n 2`` shares the tests out, unless ``--dist`` says otherwise."""
+    if config.getvalue("dist") != "load":
+        return None
+    from in_processes import KeptTogether
+
+    return KeptTogether(config, log)
 
 
 @pytest.fixture

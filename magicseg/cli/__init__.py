@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from magicseg.cli import cluster, data, doctor, learn, runs, score, stages, status
+from magicseg.cli import cluster, data, doctor, estimate, learn, runs, score, stages, status
 from magicseg.cli.output import report_error
 from magicseg.errors import MagicsegError
 
@@ -34,6 +34,7 @@ app.command(rich_help_panel="Stages")(stages.generate)
 app.command(rich_help_panel="Stages")(stages.mask)
 app.command(rich_help_panel="Stages")(learn.train)
 app.command(rich_help_panel="Stages")(learn.evaluate)
+app.command(rich_help_panel="On a cluster")(estimate.estimate)
 app.command(rich_help_panel="On a cluster")(cluster.submit)
 app.command(rich_help_panel="On a cluster")(cluster.profile)
 app.command(rich_help_panel="On a cluster")(cluster.logs)

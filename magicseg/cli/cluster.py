@@ -1,18 +1,17 @@
 """``magicseg submit|profile|logs|cancel|efficiency|follow-up``: a run on a Slurm cluster."""
 
 import enum
-import os
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicseg.cli.estimate import profile_reference
 from magicseg.cli.output import JsonOption, RunArgument, note, print_json
 from magicseg.errors import ConfigError
 
 if TYPE_CHECKING:
     from magicseg.launch.board import Board
+    from magicseg.launch.planning import Request
     from magicseg.launch.submit import Submitted
     from magicseg.run.directory import Run
 
@@ -87,6 +86,8 @@ def submit(
         shards_per_task=shards_per_task,
         force=force,
     )
+    for line in _estimate_lines(opened, request):
+        note(line)
     if dry_run:
         typer.echo(show_scripts(opened, request), nl=False)
         return
@@ -98,16 +99,29 @@ def submit(
 
 
 def _profile(option: str | None, run: "Run") -> str:
-    """The profile that was asked for; a file by its absolute path, so that a job finds it from anywhere."""
-    reference = option or run.config.slurm.profile or os.environ.get("MAGICSEG_PROFILE")
-    if not reference:
+    reference = profile_reference(option, run)
+    if reference is None:
         from magicseg.launch.profile_files import profile_names
 
         raise ConfigError(
             "which cluster is it? There is no --profile, the run's slurm.profile is not set, nor is MAGICSEG_PROFILE",
             hint=f"--profile NAME or --profile PATH.yaml; shipped: {', '.join(profile_names())}",
         )
-    return reference if re.fullmatch(r"[\w-]+", reference) else str(Path(reference).absolute())
+    return reference
+
+
+def _estimate_lines(run: "Run", request: "Request") -> list[str]:
+    """What is known of how long it will take, before anything is queued."""
+    from magicseg.estimate.of_run import estimate
+    from magicseg.estimate.text import summary_lines
+    from magicseg.launch.planning import stages_of
+    from magicseg.launch.profile_files import load_profile
+
+    site = load_profile(request.profile, request.overrides)
+    report = estimate(
+        run, site, stages=stages_of(request), per_task=request.shards_per_task, reference=request.profile
+    )
+    return summary_lines(report)
 
 
 def _wait(run: "Run", stage: str, done: "Submitted") -> None:

@@ -132,7 +132,7 @@ def run_stage(
     if not pending:
         _compact(ledger, committed)
         return Outcome((), {}, interrupted=False)
-    size = shards_per_job or max(1, -(-len(pending) // (workers * JOBS_PER_WORKER)))
+    size = shards_per_job or default_shards_per_job(len(pending), workers)
     queue = deque(pending[start : start + size] for start in range(0, len(pending), size))
     failures: dict[int, str] = {}
     deaths: dict[int, int] = {}
@@ -218,6 +218,11 @@ def run_stage(
     _compact(ledger, committed)
     missing = tuple(shard for shard in wanted if shard not in committed)
     return Outcome(missing, {s: why for s, why in failures.items() if s in set(missing)}, interrupted=stop())
+
+
+def default_shards_per_job(pending: int, workers: int) -> int:
+    """How many of ``pending`` shards one process does before the next is started, when the user does not say."""
+    return max(1, -(-pending // (workers * JOBS_PER_WORKER)))
 
 
 def _compact(ledger: Ledger, committed: Mapping[int, CommitRecord]) -> None:

@@ -70,7 +70,7 @@ def _of_stage(
         "peak_gpu_memory": max(record.peak_gpu_memory for record in records) or None,
         "suggested": {
             "shards_per_task": per_task,
-            "memory": f"{math.ceil(peak * _HEADROOM / 2**30)}G",
+            "memory": memory_to_ask(peak),
             "time_minutes": math.ceil((per_task * seconds * _HEADROOM + (overhead or 30.0)) / 60) + 5,
         },
     }
@@ -94,6 +94,11 @@ def _accounted(known: Sequence[Submission]) -> dict[str, tuple[float, float]]:
         label, elapsed, processor = line.split("|")
         found[label] = (seconds_of(elapsed), seconds_of(processor.partition(".")[0]))
     return {label: (a, b) for label, (a, b) in found.items() if not math.isnan(a) and not math.isnan(b)}
+
+
+def memory_to_ask(peak: int) -> str:
+    """What to ask for where ``peak`` bytes were used, as profiles have it: with some room, in whole gibibytes."""
+    return f"{math.ceil(peak * _HEADROOM / 2**30)}G"
 
 
 def bytes_of(text: str) -> int:

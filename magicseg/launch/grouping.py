@@ -44,6 +44,13 @@ def shards_per_task(
     return max(wanted, least, 1)
 
 
+def most_tasks(profile: Profile, max_job_count: int, stages: int) -> int:
+    """How many tasks a stage may have, of ``stages`` that are submitted together: never more than half of what the
+    controller holds in all (``max_job_count``), for all of them.
+    """
+    return min(profile.tasks or max_job_count, max(1, max_job_count // (2 * stages)))
+
+
 def split_arrays(tasks: Sequence[Sequence[int]], limit: int) -> list[Sequence[Sequence[int]]]:
     """Tasks in arrays of at most ``limit``, as equal in length as can be.
 

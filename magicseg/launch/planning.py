@@ -10,6 +10,7 @@ from magicseg.launch.board import Board, Task, board_of
 from magicseg.launch.grouping import (
     contiguous_groups,
     median_seconds,
+    most_tasks,
     shards_per_task,
     share_parallelism,
     split_arrays,
@@ -125,8 +126,7 @@ def find_todo(
         stage,
         measured=median_seconds(commits.values()),
         asked=request.shards_per_task,
-        # Never more than half of what the controller holds in all, for all stages together.
-        most_tasks=min(profile.tasks or limits.max_job_count, max(1, limits.max_job_count // (2 * stages))),
+        most_tasks=most_tasks(profile, limits.max_job_count, stages),
     )
     asked = request.shards_per_task or profile.shards_per_task
     return Todo(

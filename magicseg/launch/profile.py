@@ -69,6 +69,11 @@ class Resources(Settings):
         return minutes_of(self.time)
 
     @property
+    def asks_gpu(self) -> bool:
+        """Whether GPUs are among it."""
+        return self.gpus > 0 or "gpu" in (self.gres or "")
+
+    @property
     def processes_per_node(self) -> int:
         """Training processes on each node."""
         return self.processes or self.gpus or 1

@@ -41,7 +41,7 @@ def sbatch_options(
         "time": resources.minutes,
         "mail-user": profile.mail_user,
         "mail-type": profile.mail_type,
-        **_resource_options(resources, stage),
+        **resource_options(resources, stage),
     }
     if profile.pass_environment != "all":
         options["export"] = ",".join(dict.fromkeys([*_MINIMAL, *profile.pass_environment]))
@@ -49,7 +49,8 @@ def sbatch_options(
     return {name: value for name, value in options.items() if value is not None} | extra
 
 
-def _resource_options(resources: Resources, stage: str) -> dict[str, str | int | bool | None]:
+def resource_options(resources: Resources, stage: str) -> dict[str, str | int | bool | None]:
+    """What a stage's jobs ask for, by sbatch's and srun's long names; None for what the site decides."""
     return {
         "partition": resources.partition,
         "account": resources.account,
@@ -119,8 +120,7 @@ def interpreter(profile: Profile, stage: str, run: Path) -> list[str]:
     if box is None:
         return [sys.executable]
     resources = profile.resources(stage)
-    asks_gpu = resources.gpus > 0 or "gpu" in (resources.gres or "")
-    nv = ["--nv"] if (asks_gpu if box.nv is None else box.nv) else []
+    nv = ["--nv"] if (resources.asks_gpu if box.nv is None else box.nv) else []
     if ":" in str(run) or "," in str(run):
         raise ConfigError(
             f"{run}: cannot be seen in a container: its path has a ':' or a ','",

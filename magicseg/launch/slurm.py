@@ -153,6 +153,11 @@ class SiteLimits:
     max_job_count: int
 
     @classmethod
+    def usual(cls) -> "SiteLimits":
+        """Slurm's own defaults."""
+        return cls(max_array_size=1001, max_job_count=10_000)
+
+    @classmethod
     def ask(cls) -> "SiteLimits":
         """Read them of ``scontrol show config``."""
         text = call(["scontrol", "show", "config"])

@@ -87,7 +87,7 @@ def dry_run(run: Run, request: Request) -> str:
     Slurm's own defaults.
     """
     profile = load_profile(request.profile, request.overrides)
-    limits = SiteLimits.ask() if installed("scontrol") else SiteLimits(max_array_size=1001, max_job_count=10_000)
+    limits = SiteLimits.ask() if installed("scontrol") else SiteLimits.usual()
     parts: list[str] = []
 
     def show(record: Submission, dependency: str | None) -> Submission:

@@ -7,6 +7,7 @@ RUN/dataset.zarr/   the store
 RUN/ledger/STAGE/   commit records
 RUN/checkpoints/  RUN/model/  RUN/train.jsonl   training: where it is, what came of it, its log
 RUN/results/BENCHMARK.json  RUN/report.html
+RUN/estimate.json   what the pilots of `magicseg estimate` have measured
 """
 
 import shutil
@@ -36,8 +37,20 @@ if TYPE_CHECKING:
     from magicseg.store.dataset import Dataset
 
 CONFIG_NAME = "magicseg.yaml"
+ESTIMATE_NAME = "estimate.json"
 _TRAINED = ("checkpoints", "model", "train.jsonl")
-_OWN_NAMES = {CONFIG_NAME, MANIFEST, "plan", "dataset.zarr", "ledger", "jobs", *_TRAINED, "results", "report.html"}
+_OWN_NAMES = {
+    CONFIG_NAME,
+    ESTIMATE_NAME,
+    MANIFEST,
+    "plan",
+    "dataset.zarr",
+    "ledger",
+    "jobs",
+    *_TRAINED,
+    "results",
+    "report.html",
+}
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def test_scores_follow_their_definitions_pixel_by_pixel(case):
 
 
 @given(maps())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_scores_equal_those_of_torchmetrics(case):
     torch = pytest.importorskip("torch")
     functional = pytest.importorskip("torchmetrics.functional.classification")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.launch.grouping import (
@@ -63,7 +63,6 @@ def test_arrays_share_the_tasks_that_may_run_at_a_time(parallel, arrays):
     assert max(shares) - min(shares) <= 1
 
 
-@settings(deadline=None)
 @given(
     missing=st.integers(0, 100_000),
     parallel=st.integers(1, 500),
@@ -85,7 +84,6 @@ def test_never_more_tasks_than_the_queue_takes_nor_smaller_ones_than_asked(
         assert size == max(wanted, math.ceil(missing / most_tasks))
 
 
-@settings(deadline=None)
 @given(missing=counts, seconds=st.floats(0.5, 3000), minutes=st.floats(1, 300))
 def test_a_task_gets_about_as_much_measured_work_as_the_profile_wants(missing, seconds, minutes):
     profile = Profile(parallel=1, task_minutes=minutes)

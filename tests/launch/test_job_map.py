@@ -46,7 +46,7 @@ def records(draw):
     }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(records())
 def test_a_record_is_read_back_as_it_was_written(fresh, data):
     folder = fresh.path / "jobs/0001-any"

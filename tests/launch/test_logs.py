@@ -79,7 +79,7 @@ def test_a_run_without_jobs_says_how_to_get_some(fresh, slurm):
     assert "magicseg submit" in caught.value.hint
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=0x2000), max_size=30), max_size=30))
 def test_last_lines_are_the_last_lines(tmp_path, lines):
     log = tmp_path / "log"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from magicseg.config import load_config
@@ -436,7 +436,6 @@ PIECES = (
 texts = st.text(max_size=12) | st.lists(st.sampled_from(PIECES), max_size=5).map("".join)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(sorted(FIELDS)), texts)
 @example("setup", "#SBATCH --partition=other")
 @example("setup", "#PBS -q other")
@@ -454,7 +453,6 @@ def test_whatever_is_put_into_a_field_a_script_has_the_lines_and_options_of_a_ha
     assert all("\\\n" not in script for script in scripts(profile)[:2]), "no line swallows the next"
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["A", "B_2", "_c"]), texts, min_size=1))
 def test_variables_reach_the_work_byte_for_byte(variables):
     try:

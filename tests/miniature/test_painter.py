@@ -91,7 +91,7 @@ def test_every_label_colour_place_and_scene_gives_a_mask_at_its_place():
                     assert low < centre < high, caption
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(spec=specs, seed=seeds, size=st.sampled_from([16, 33, 64]))
 def test_shapes_types_and_pixels_are_decided_by_the_arguments(spec, seed, size):
     first = paint(spec, seed=seed, size=size, labels=LABELS)
@@ -106,7 +106,7 @@ def test_shapes_types_and_pixels_are_decided_by_the_arguments(spec, seed, size):
         np.testing.assert_array_equal(first.image, first.empty)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, scene=st.sampled_from(SCENES), noun=st.sampled_from(NOUNS))
 def test_far_from_the_object_both_pictures_of_a_pair_are_the_same(seed, scene, noun):
     pair = paint(f"a large red {noun} on the left, {scene.text}", seed=seed, size=64, labels=LABELS)

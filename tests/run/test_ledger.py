@@ -120,7 +120,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=20)
 
 
 def test_the_first_commit_of_a_shard_stands(ledger):

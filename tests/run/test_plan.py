@@ -60,7 +60,7 @@ def test_a_sample_has_different_classes_that_exist_and_as_many_as_allowed(seed, 
         assert max(ids) <= classes
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shard_size=st.integers(1, 300), samples=st.integers(1, 500), seed=st.integers(0, 99))
 def test_labels_of_a_sample_depend_on_seed_and_index_alone(tmp_path_factory, shard_size, samples, seed):
     folder = tmp_path_factory.mktemp("plan")

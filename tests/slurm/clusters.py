@@ -80,8 +80,8 @@ def started(**settings: str) -> Iterator[Cluster]:
     environment = {name: value for name, value in os.environ.items() if not _SLURM.match(name)}
     environment["PATH"] += _SYSTEM
     chosen = {"ISOLATE": "net", "ACCT": "0", **settings}
-    subprocess.run([SANDBOX, "start", folder], check=True, timeout=120, env=environment | chosen)
     try:
+        subprocess.run([SANDBOX, "start", folder], check=True, timeout=120, env=environment | chosen)
         shown = subprocess.run(
             [SANDBOX, "exec", folder, "env", "-0"], env=environment, check=True, text=True, capture_output=True
         )

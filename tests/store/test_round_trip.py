@@ -15,7 +15,7 @@ from magicseg.store.digest import logical_digest
 from magicseg.store.images import decode_jpeg
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     captions=arrays.arrays(object, (16, 2), elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=20)),
     images=arrays.arrays(np.uint8, (16, 32, 32, 3), elements=st.integers(0, 255)),
@@ -32,7 +32,7 @@ def test_a_shard_reads_back_as_it_was_written(fresh, captions, images, masks, sh
         assert np.array_equal(fresh.store.read(name, samples.start + 3, samples.start + 5), content[3:5])
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(streams=st.lists(st.binary(max_size=300), min_size=16, max_size=16))
 def test_jpeg_streams_are_kept_byte_by_byte(tmp_path_factory, streams):
     run = make_run(tmp_path_factory.mktemp("jpeg") / "run", "store.image_codec=jpeg")

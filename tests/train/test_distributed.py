@@ -24,6 +24,7 @@ SIZES = {
     "encoder.image_size": 32, "encoder.width": 16, "encoder.heads": 2, "encoder.embed_dim": 16,
     "decoder_width": 16, "decoder_heads": 2, "decoder_layers": 1, "prompt_tokens": 2, "prompt_dropout": 0.1,
     "drop_path": 0.1, "batch_size": 8, "steps": STEPS, "warmup_steps": 2, "checkpoint_every": 10, "log_every": 1,
+    "loader_workers": 0,
 }  # fmt: skip
 
 
@@ -85,6 +86,13 @@ def untrained(finished_run, tmp_path_factory):
 @pytest.fixture
 def run(untrained, copy_of):
     return copy_of(untrained)
+
+
+@pytest.fixture
+def run_with_readers(run):
+    """As `run`; each rank's data are read by a process of its own."""
+    change(run, "train.loader_workers", 1)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -213,19 +221,19 @@ def test_a_signal_to_one_rank_stops_all_and_the_next_start_goes_on_exactly(torch
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_to_torchrun_stops_all_with_a_checkpoint(torchrun, run, number):
+def test_a_signal_to_torchrun_stops_all_with_a_checkpoint(torchrun, run_with_readers, number):
     """torchrun passes it on to the ranks' whole process groups, so to their reading processes too. Some ranks may
     have it from Slurm already.
     """
     options = ("--standalone", "--nproc-per-node=2", "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1,SIGUSR2")
-    process = torchrun.start("-m", "magicseg", "train", run.path, options=options)
-    await_step(run.path, 13, process)
+    process = torchrun.start("-m", "magicseg", "train", run_with_readers.path, options=options)
+    await_step(run_with_readers.path, 13, process)
     rank(process, 1).send_signal(number)
     process.send_signal(number)
     stopped = torchrun.finish(process)
-    step = len(rows(run.path))
+    step = len(rows(run_with_readers.path))
     assert f"training was interrupted after step {step} of {STEPS}" in stopped.err
-    assert steps_of_checkpoints(run.path)[-1] == step
+    assert steps_of_checkpoints(run_with_readers.path)[-1] == step
     assert stopped.code == 1, "torchrun's own: its reader looks at RUN/model/model.json"
 
 
@@ -233,6 +241,7 @@ def test_a_signal_to_torchrun_stops_all_with_a_checkpoint(torchrun, run, number)
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_killed_rank_costs_the_steps_since_the_checkpoint(torchrun, run, whole, number):
     options = ("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "--nproc-per-node=2", "--max-restarts=2")
+    change(run, "train.loader_workers", number)  # its readers live on when a rank is killed, for a moment
     process = torchrun.start("-m", "magicseg", "train", run.path, options=options)
     await_step(run.path, 13, process)
     rank(process, number).kill()
@@ -243,9 +252,9 @@ def test_a_killed_rank_costs_the_steps_since_the_checkpoint(torchrun, run, whole
 
 
 @pytest.mark.slow
-def test_reading_processes_end_with_a_killed_training(magicseg, run):
-    process = magicseg.start("train", run.path)
-    await_step(run.path, 1, process)
+def test_reading_processes_end_with_a_killed_training(magicseg, run_with_readers):
+    process = magicseg.start("train", run_with_readers.path)
+    await_step(run_with_readers.path, 1, process)
     readers = psutil.Process(process.pid).children(recursive=True)
     assert len(readers) >= 3, "the resource tracker, the fork server, a reader"
     process.kill()

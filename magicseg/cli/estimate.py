@@ -1,0 +1,154 @@
+"""``magicseg estimate``: what a run will take, before it is submitted."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from magicseg.cli.output import JsonOption, RunArgument, note, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from magicseg.execute.job import ShardEvent
+    from magicseg.launch.profile import Profile
+    from magicseg.run.directory import Run
+
+
+def profile_reference(option: str | None, run: "Run") -> str | None:
+    """The profile that counts: the option's, the run's, MAGICSEG_PROFILE's; a file by its absolute path, so that a
+    job finds it from anywhere.
+    """
+    reference = option or run.config.slurm.profile or os.environ.get("MAGICSEG_PROFILE")
+    if not reference:
+        return None
+    return reference if re.fullmatch(r"[\w-]+", reference) else str(Path(reference).absolute())
+
+
+def estimate(
+    run: RunArgument,
+    pilot: Annotated[
+        int, typer.Option("--pilot", min=0, metavar="N", help="first do what is missing of N shards of every stage")
+    ] = 0,
+    parallel: Annotated[
+        int | None,
+        typer.Option("--parallel", min=1, metavar="N", help="tasks at a time (default: as the profile has it)"),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile", metavar="NAME|PATH.yaml", help="the site (default: the run's, or MAGICSEG_PROFILE)"
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """Say what a run will take, by shards that are done: GPU-hours, wall time, memory, disk and files.
+
+    A pilot's shards are the run's own and stay. Without a profile, it is this machine's workers that are meant.
+    """
+    from magicseg.errors import IncompleteError
+    from magicseg.estimate.of_run import estimate as measure
+    from magicseg.launch.profile_files import load_profile
+    from magicseg.run.directory import Run
+
+    opened = Run.open(run)
+    reference = profile_reference(profile, opened)
+    site = load_profile(reference) if reference else None
+    if pilot:
+        _pilot(opened, pilot, site)
+    report = measure(opened, site, parallel=parallel, reference=reference)
+    if not report["stages"]:
+        raise IncompleteError(
+            f"{opened.path}: nothing is done yet that an estimate could rest on",
+            hint=f"magicseg estimate {run} --pilot 1",
+        )
+    if json_:
+        print_json(report)
+        return
+    _show(report)
+
+
+def _pilot(run: "Run", shards: int, site: "Profile | None") -> None:
+    from magicseg.estimate.measured import pilot
+    from magicseg.execute.pool import StopFlag, on_signals
+
+    def report(stage: str, event: "ShardEvent") -> None:
+        if event.outcome == "committed":
+            note(f"pilot: {stage} shard {event.shard}, {event.samples} samples")
+
+    with on_signals(StopFlag()) as stop:
+        pilot(
+            run,
+            shards,
+            gpu=lambda stage: site.resources(stage).asks_gpu if site else None,
+            report=report,
+            stop=stop,
+        )
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from magicseg.estimate.text import basis, totals, training_line
+
+    total, parallel = report["total"], report["parallel"]
+    lines = [
+        f"left: {totals(total['left'], parallel)}",
+        f"the whole plan: {totals(total['whole'], parallel)}",
+        basis(report["stages"]),
+        training_line(report),
+        report["counted"],
+        *(f"{stage}: no estimate yet: magicseg estimate {report['run']} --pilot 1" for stage in report["unmeasured"]),
+        *(f"warning: {text}" for text in report["warnings"]),
+    ]
+    console = Console()
+    console.print(_table(report))
+    for line in lines:
+        console.print(Text(line))
+
+
+def _table(report: dict[str, Any]) -> "Table":
+    """A column for each stage: what was measured, then what is left of it, then the whole of it."""
+    from rich.table import Table
+
+    from magicseg.estimate.text import between, duration, hours_text, size
+
+    stages = report["stages"]
+    table = Table("", *(entry["stage"] for entry in stages), title=report["run"], title_justify="left")
+    known = [entry["measured"] for entry in stages]
+    table.add_row("measured shards", *(str(one["shards"]) for one in known))
+    table.add_row(
+        "seconds a shard",
+        *(between(f"{one['shard_seconds'][key]:.3g}" for key in ("median", "min", "max")) for one in known),
+    )
+    starts = (one["start_seconds"] for one in known)
+    table.add_row("start of a task", *("not known" if start is None else duration(start) for start in starts))
+    table.add_row(
+        "memory",
+        *(f"{size(entry['memory']['peak'])}, ask {entry['memory']['suggested']}" for entry in stages),
+    )
+    if any(entry["peak_gpu_memory"] for entry in stages):
+        table.add_row("GPU memory", *(size(entry["peak_gpu_memory"] or 0) for entry in stages))
+    for part, title in (("left", "left"), ("whole", "the whole plan")):
+        table.add_section()
+        parts = [entry[part] for entry in stages]
+        table.add_row(f"{title}: shards", *(str(one["shards"]) for one in parts))
+        table.add_row("tasks", *(f"{one['tasks']} of {one['shards_per_task']}" for one in parts))
+        for unit in sorted({entry["unit"] for entry in stages}):
+            table.add_row(
+                f"{unit}-hours",
+                *(
+                    between(map(hours_text, (one["device_hours"], *one["device_hours_range"])))
+                    if entry["unit"] == unit
+                    else ""
+                    for entry, one in zip(stages, parts, strict=True)
+                ),
+            )
+        table.add_row("wall time", *(duration(one["wall_seconds"]) for one in parts))
+        table.add_row("samples kept", *(f"{one['kept']} of {one['samples']}" for one in parts))
+        table.add_row("disk", *(size(one["bytes"]) for one in parts))
+        table.add_row("files", *(str(one["files"]) for one in parts))
+    return table

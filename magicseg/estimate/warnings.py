@@ -1,0 +1,80 @@
+"""What an estimate has to warn of: other hardware, time limits and memory that do not fit."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from magicseg.launch.profile import Profile
+from magicseg.launch.script import interpreter, resource_options
+from magicseg.run.directory import Run
+
+
+def estimate_warnings(
+    run: Run, entries: Sequence[Mapping[str, Any]], profile: Profile | None, reference: str | None
+) -> list[str]:
+    """One sentence each, with what to type.
+
+    Args: entries: of stages, as `magicseg.estimate.of_run.estimate` has them. reference: the profile's name or path.
+    """
+    if profile is None:
+        return []
+    open_ = [entry for entry in entries if entry["left"]["shards"]]
+    found = [text for entry in open_ for text in _misfits(entry, profile)]
+    elsewhere = [entry for entry in open_ if not entry["measured"]["fitting"]]
+    if elsewhere:
+        stages = [entry["stage"] for entry in elsewhere]
+        devices = ", ".join(sorted({entry["measured"]["device"] for entry in elsewhere}))
+        costly = "generate" if "generate" in stages else stages[0]
+        wanted = "a GPU" if profile.resources(costly).asks_gpu else "none"
+        found.insert(
+            0,
+            f"{', '.join(stages)}: measured on {devices}, but the profile asks for {wanted}: times and memory may "
+            f"say nothing; measure there: {pilot_command(run, profile, costly, reference)}",
+        )
+    return found
+
+
+def _misfits(entry: Mapping[str, Any], profile: Profile) -> list[str]:
+    """What of a stage does not fit what its tasks will be given."""
+    stage = entry["stage"]
+    setting = f"--set slurm.stages.{stage}"
+    found = []
+    start = entry["measured"]["start_seconds"] or 0.0
+    shard = start + entry["measured"]["shard_seconds"]["max"]
+    usable = entry["limit_seconds"] - profile.signal_before(stage)
+    if shard > usable:
+        found.append(
+            f"{stage}: one shard takes {shard / 60:.0f} min, but a task is told to stop after {usable / 60:.0f} min: "
+            f"{setting}.time={_minutes(shard * 1.25)}, or a new run with a smaller plan.shard_size"
+        )
+    elif entry["left"]["longest_task_seconds"] > usable:
+        found.append(
+            f"{stage}: a task of {entry['left']['shards_per_task']} shards takes longer than its time limit and goes "
+            f"back into the queue: {setting}.time={_minutes(entry['left']['longest_task_seconds'] * 1.25)}, or fewer "
+            "--shards-per-task"
+        )
+    memory = entry["memory"]
+    if memory["peak"] > memory["asked"]:
+        found.append(
+            f"{stage}: {memory['peak'] / 2**30:.2f} GiB of memory were used, but the profile asks for "
+            f"{memory['asked'] / 2**30:.2f}: {setting}.memory={memory['suggested']}"
+        )
+    return found
+
+
+def pilot_command(run: Run, profile: Profile, stage: str, reference: str | None) -> str:
+    """What to type to have a pilot on the hardware that a stage's tasks will have."""
+    resources = profile.resources(stage)
+    options = {**resource_options(resources, stage), "time": resources.minutes, **resources.extra}
+    words = [
+        f"--{name}" if value is True else f"--{name}={value}"
+        for name, value in options.items()
+        if value not in {None, False}
+    ]
+    program = [*interpreter(profile, stage, run.path), "-m", "magicseg"] if profile.container else ["magicseg"]
+    named = ["--profile", reference] if reference else []
+    return shlex.join(["srun", *words, *program, "estimate", str(run.path), "--pilot", "1", *named])
+
+
+def _minutes(seconds: float) -> int:
+    return max(1, round(seconds / 60 + 0.5))

@@ -1,0 +1,70 @@
+"""``magicseg estimate`` as users meet it."""
+
+import json
+
+from tiny_runs import change
+
+from magicseg.run import STAGES
+
+
+def test_without_anything_done_it_says_what_to_type_and_that_works(magicseg, fresh):
+    nothing = magicseg("estimate", fresh.path)
+    assert nothing.code == 1
+    assert nothing.err.splitlines()[-1] == f"hint:  magicseg estimate {fresh.path} --pilot 1"
+    shown = magicseg.typed(nothing.err.splitlines()[-1].removeprefix("hint:  "))
+    assert shown.code == 0, shown.err
+    assert [line for line in shown.err.splitlines() if line.startswith("pilot:")] == [
+        f"pilot: {stage} shard 0, 16 samples" for stage in STAGES
+    ]
+    for words in ("describe", "CPU-hours", "wall time", "start of a task", "5 of 1", "left: ", "the whole plan: "):
+        assert words in shown.out
+    assert "not included: training" in shown.out
+    assert "by 1 shard of describe and of generate and of mask on " in shown.out
+    report = json.loads(magicseg("estimate", fresh.path, "--json", "--parallel", 3).out)
+    assert report["parallel"] == 3
+    assert [entry["left"]["shards"] for entry in report["stages"]] == [5, 5, 5]
+    assert magicseg("status", fresh.path).code == 0
+    assert magicseg("verify", fresh.path).code == 0
+
+
+def test_the_profile_is_the_options_or_the_runs_or_the_environments(magicseg, finished, tmp_path):
+    def parallel(*options):
+        return json.loads(magicseg("estimate", finished.path, "--json", *options).out)["parallel"]
+
+    for name, number in (("option", 7), ("of-run", 8), ("environment", 9)):
+        (tmp_path / f"{name}.yaml").write_text(f"parallel: {number}\n")
+    magicseg.environment["MAGICSEG_PROFILE"] = "environment.yaml"
+    assert parallel() == 9
+    change(finished, "slurm.profile", str(tmp_path / "of-run.yaml"))
+    assert parallel() == 8
+    assert parallel("--profile", "option.yaml") == 7
+    assert parallel("--profile", "option.yaml", "--parallel", 3) == 3
+
+
+def test_in_a_job_what_was_measured_elsewhere_does_not_count(magicseg, fresh):
+    """As when the first pilot was on a login node and the second one is on a node with a GPU."""
+
+    def measure():
+        result = magicseg("estimate", fresh.path, "--pilot", 1, "--profile", "gpu", "--json")
+        assert result.code == 0, result.err
+        return json.loads(result.out)
+
+    for _ in range(2):
+        report = measure()
+        assert "measured on CPU, but the profile asks for a GPU" in report["warnings"][0]
+        assert {entry["left"]["shards"] for entry in report["stages"]} == {5}, "outside of jobs it does not matter"
+    magicseg.environment["SLURM_JOB_ID"] = "77"
+    for _ in range(2):
+        report = measure()
+        assert report["warnings"] == []
+        assert {entry["left"]["shards"] for entry in report["stages"]} == {4}
+        assert {entry["measured"]["shards"] for entry in report["stages"]} == {1}, "only what was made there counts"
+
+
+def test_mistakes_get_exit_code_2_and_a_hint(magicseg, fresh, tmp_path):
+    for arguments in (["nowhere"], [fresh.path, "--profile", "nosuch"]):
+        result = magicseg("estimate", *arguments)
+        assert result.code == 2
+        assert "hint:" in result.err
+    assert magicseg("estimate", fresh.path, "--pilot", "-1").code == 2
+    assert list((fresh.path / "ledger").glob("*/commits/*")) == []

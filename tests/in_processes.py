@@ -1,0 +1,16 @@
+"""Which tests share a process when ``pytest -n 2`` runs them in two."""
+
+from xdist.scheduler import LoadScopeScheduling
+
+# Slurm's daemons are started once, and are mostly waited for; every start of torchrun keeps all cores busy.
+TOGETHER = ("tests/slurm/", "tests/train/test_distributed.py")
+
+
+class KeptTogether(LoadScopeScheduling):
+    """Each test goes to the process that is free, but those of `TOGETHER` go as one, the largest group first.
+
+    (xdist's own ``loadgroup`` puts groups into the tests' names, which pytest 9.2 no longer lets it do.)
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)

@@ -1,0 +1,58 @@
+"""What submit says of the time and space that it will take, before anything is queued."""
+
+import json
+
+import pytest
+from tiny_runs import do
+
+from magicseg.launch.jobs import submissions
+
+
+@pytest.fixture
+def estimated(described):
+    """A run whose first stage is done, and a shard of the others."""
+    do(described, "generate", "mask", shards=[0])
+    return described
+
+
+def estimate_of(result):
+    return [
+        line for line in result.err.splitlines() if line.startswith(("estimate", "no estimate", "  by", "warning"))
+    ]
+
+
+def test_submit_shows_the_estimate_of_what_is_left(on_cluster, slurm, estimated):
+    result = on_cluster("submit", "all", estimated.path, "--profile", "cpu")
+    assert result.code == 0, result.err
+    first, second = estimate_of(result)
+    assert first.startswith("estimate: 5 shards of generate, 5 shards of mask: ")
+    assert "CPU-hours" in first
+    assert second.startswith("  by 1 shard of generate and of mask on ")
+    assert result.err.splitlines()[0] == first, "before anything is queued"
+    assert len(slurm.calls("scontrol")) == 1, "the site is not asked once more for it"
+
+
+def test_the_tasks_of_the_estimate_are_those_that_are_submitted(on_cluster, slurm, estimated):
+    report = json.loads(on_cluster("estimate", estimated.path, "--profile", "cpu", "--json").out)
+    assert on_cluster("submit", "all", estimated.path, "--profile", "cpu").code == 0
+    made = {one.stage: one for one in submissions(estimated)}
+    for entry in report["stages"]:
+        if entry["left"]["shards"]:
+            assert len(made[entry["stage"]].tasks) == entry["left"]["tasks"]
+
+
+def test_without_a_pilot_submit_says_how_to_have_one(on_cluster, slurm, fresh):
+    result = on_cluster("submit", "all", fresh.path, "--profile", "cpu")
+    assert estimate_of(result) == [f"no estimate yet: magicseg estimate {fresh.path} --pilot 1"]
+
+
+def test_a_dry_run_has_it_beside_its_scripts(on_cluster, slurm, estimated):
+    result = on_cluster("submit", "mask", estimated.path, "--profile", "cpu", "--dry-run", "--shards-per-task", "1")
+    assert estimate_of(result)[0].startswith("estimate: 5 shards of mask: ")
+    assert "estimate" not in result.out
+    assert submissions(estimated) == []
+
+
+def test_nothing_is_said_where_nothing_is_left_or_it_is_not_of_shards(on_cluster, slurm, finished):
+    for stage in ("all", "describe", "train"):
+        assert estimate_of(on_cluster("submit", stage, finished.path, "--profile", "cpu", "--dry-run")) == []
