@@ -119,7 +119,8 @@ def load_original_detector(
 ) -> OriginalGroundingDino:
     """Args: text_encoder: a folder with BERT's tokenizer and config.json. Raises: BackendError."""
     prepare_device(options.device, options.cpu_threads, "detector.options.device")
-    settings = SLConfig(read_settings(options.config) | {"device": options.device})
+    training_only = {"use_checkpoint": False, "use_transformer_ckpt": False}
+    settings = SLConfig(read_settings(options.config) | training_only | {"device": options.device})
     if options.text_length > settings.max_text_len:
         raise BackendError(
             f"detector.options.text_length is {options.text_length}, but the model takes {settings.max_text_len}",

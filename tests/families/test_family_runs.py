@@ -1,0 +1,54 @@
+"""Every family of models through all three stages: the same digest, whatever happens on the way."""
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+from model_runs import FAMILIES, make_model_run
+from tiny_runs import do
+
+from magicseg.execute.job import run_shards
+from magicseg.labels import IGNORE
+from magicseg.run import Run
+from magicseg.store.digest import logical_digest
+
+pytestmark = pytest.mark.usefixtures("faulty")
+
+
+def stopped_within(run, stage, batches):
+    """Start a stage in this process and have it stop after so many batches."""
+    asked = iter([False] * batches + [True] * 99)
+    run_shards(run, stage, range(run.plan.shards), report=lambda event: None, should_stop=lambda: next(asked))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_that_was_stopped_in_every_stage_has_the_digest_of_one_that_was_not(family, checkpoints, tmp_path):
+    undisturbed, run = (make_model_run(tmp_path / name, family, checkpoints.get) for name in ("one", "two"))
+    do(undisturbed)
+    for stage in ("describe", "generate", "mask"):
+        stopped_within(run, stage, 3)
+        assert len(run.ledger(stage).commits()) < run.plan.shards
+        do(run, stage, shards=[2, 0, 1])
+    assert logical_digest(run) == logical_digest(undisturbed)
+    masks = run.store.read("mask/mask", 0, 12)
+    assert (masks != IGNORE).any()
+    entries = [json.loads(text) for text in run.store.read("mask/quality", 0, 12)]
+    kept = [entry for entry in entries if entry["status"] == "kept"]
+    assert len(kept) >= 6, entries
+    assert any(len(np.unique(mask)) > 1 for mask in masks)
+
+
+@pytest.mark.slow
+def test_killed_commands_typed_again_give_the_same_digest(checkpoints, tmp_path, magicseg):
+    undisturbed, run = (make_model_run(tmp_path / name, "sd2", checkpoints.get) for name in ("one", "two"))
+    do(undisturbed)
+    for stage in ("describe", "generate", "mask"):
+        process = magicseg.start(stage, run.path, "--workers", "1", "--shards-per-job", "9")
+        while not run.ledger(stage).commits() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert magicseg(stage, run.path, "--workers", "1").code == 0
+    assert logical_digest(Run.open(run.path)) == logical_digest(undisturbed)

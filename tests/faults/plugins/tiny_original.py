@@ -1,0 +1,19 @@
+"""segment-anything with an architecture more: one that a test can build."""
+
+import sys
+from pathlib import Path
+
+from magicseg.mask.models import OriginalSegmenter
+
+
+class TinyOriginalSegmenter(OriginalSegmenter):
+    """Segmenter ``tiny-original``."""
+
+    def __init__(self, settings, options):
+        from segment_anything import sam_model_registry
+
+        sys.path.append(str(Path(__file__).parents[2] / "mask"))
+        from tiny_models import build_original_sam
+
+        sam_model_registry["vit_tiny"] = build_original_sam
+        super().__init__(settings, options)

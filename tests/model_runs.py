@@ -1,0 +1,93 @@
+"""Runs whose three stages use tiny models of every family, in the true formats."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tiny_runs import make_run
+
+from magicseg.run import Run
+
+# By the diffusion pipeline: captioner, detector, segmenter.
+FAMILIES: Mapping[str, tuple[str, str, str]] = {
+    "sd15": ("template", "original_grounding_dino", "original_sam"),
+    "sd2": ("transformers", "grounding_dino", "sam"),
+    "sdxl": ("template", "owlv2", "sam_hq"),
+    "lcm": ("template", "grounding_dino", "sam2"),
+    "sd3": ("transformers", "owlv2", "sam"),
+    "flux": ("template", "grounding_dino", "sam_hq"),
+    "pixart_alpha": ("template", "original_grounding_dino", "sam2"),
+    "pixart_sigma": ("template", "owlv2", "original_sam"),
+}
+CPU = {"device": "cpu", "dtype": "float32"}
+
+
+class Checkpoints:
+    """Tiny checkpoints in a folder, each made when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, name: str) -> Path:
+        """The folder of a pipeline, a detector, a segmenter, or "language"."""
+        import tiny_model
+        import tiny_models
+        import tiny_pipelines
+
+        made = self._folder / name
+        if not made.exists():
+            if name == "language":
+                tiny_model.make_tiny_model(made)
+            else:
+                (tiny_pipelines if name in tiny_pipelines.FAMILIES else tiny_models).build(name, self._folder)
+        return made
+
+
+def _detector(name: str, get: Callable[[str], Path]) -> dict[str, Any]:
+    folder = get(name)
+    if not name.startswith("original"):
+        return {"backend": "transformers", "options": {"model": str(folder), **CPU}}
+    original = {"config": str(folder / "tiny.py"), "text_encoder": {"model": str(folder / "bert")}}
+    sizes = {"shortest_edge": 64, "longest_edge": 96}
+    return {"backend": "original", "options": {"model": str(folder), **original, **sizes, **CPU}}
+
+
+def _segmenter(name: str, get: Callable[[str], Path]) -> dict[str, Any]:
+    own = {"architecture": "vit_tiny"} if name.startswith("original") else {}
+    backend = "tiny-original" if own else "transformers"  # a plug-in of these tests that knows the tiny architecture
+    return {"backend": backend, "options": {"model": str(get(name)), **own, **CPU}}
+
+
+def make_model_run(path: Path, family: str, get: Callable[[str], Path], *overrides: str) -> Run:
+    """A run of three shards of four small samples, nothing done. Args: get: a checkpoint's folder by its name."""
+    captioner, detector, segmenter = FAMILIES[family]
+    describe: dict[str, Any] = {"backend": captioner, "batch_size": 4, "options": {}}
+    if captioner == "transformers":
+        describe["options"] = {"model": str(get("language")), "attempts": 1, "max_new_tokens": 16, **CPU}
+    detecting = _detector(detector, get)
+    generate: dict[str, Any] = {
+        "backend": "diffusers",
+        "size": 32,
+        "batch_size": 2,
+        "options": {"model": str(get(family)), "steps": 2, "guidance": 1.0, **CPU},
+    }
+    mask: dict[str, Any] = {
+        "backend": "detect-segment",
+        "batch_size": 3,
+        "options": {
+            "detector": detecting,
+            "segmenter": _segmenter(segmenter, get),
+            "box_threshold": 0.0,
+            "text_threshold": 0.0,
+            "max_objects": 2,
+            "missing_labels": "keep",
+            "check_counterfactual": False,  # random weights find something in any image
+            "min_area": 0.0,
+            "max_area": 1.0,
+        },
+    }
+    groups = {"describe": describe, "generate": generate, "mask": mask}
+    texts = {name: yaml.safe_dump(group, default_flow_style=True, width=10**6) for name, group in groups.items()}
+    settings = [f"{name}={text}" for name, text in texts.items()]
+    return make_run(path, "plan.samples=12", "plan.shard_size=4", "plan.max_labels=2", *settings, *overrides)

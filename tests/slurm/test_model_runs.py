@@ -1,0 +1,32 @@
+"""Tiny models of real families as array jobs: killed, resumed, and the digest of a local run."""
+
+import os
+
+import pytest
+from clusters import wait_until
+from evidence import check_done_once, workers
+from model_runs import FAMILIES, Checkpoints, make_model_run
+from tiny_runs import do
+
+from magicseg.store.digest import logical_digest
+
+# All of them take some ten minutes: MAGICSEG_ALL_FAMILIES=1 pytest tests/slurm/test_model_runs.py
+CHOSEN = list(FAMILIES) if os.environ.get("MAGICSEG_ALL_FAMILIES") else ["sd15"]
+
+
+@pytest.mark.parametrize("family", CHOSEN)
+def test_models_on_the_cluster_give_the_digest_of_a_local_run(family, on_cluster, slurm, tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    local, run = (make_model_run(tmp_path / name, family, checkpoints.get) for name in ("local", "run"))
+    do(local)
+    options = ("--profile", "cpu", "--shards-per-task", 2, "--resubmit", 2)
+    for number, stage in enumerate(("describe", "generate", "mask"), start=1):
+        command = on_cluster.start("submit", stage, run.path, *options, "--wait")
+        folder = run.path / f"jobs/{number:04d}-{stage}"
+        if stage != "describe":  # it is over before one looks
+            wait_until(lambda stage=stage, folder=folder: run.ledger(stage).claimed() and workers(folder))
+            workers(folder)[0].kill()
+        out, err = command.communicate(timeout=200)
+        assert command.returncode == 0, (out, err)
+    assert logical_digest(run) == logical_digest(local)
+    check_done_once(run, disturbed=2)
