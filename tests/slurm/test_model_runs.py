@@ -14,18 +14,22 @@ from magicseg.store.digest import logical_digest
 CHOSEN = list(FAMILIES) if os.environ.get("MAGICSEG_ALL_FAMILIES") else ["sd15"]
 
 
+def at_work(run, stage):
+    """The processes of a stage's tasks."""
+    return [process for folder in (run.path / "jobs").glob(f"*-{stage}") for process in workers(folder)]
+
+
 @pytest.mark.parametrize("family", CHOSEN)
 def test_models_on_the_cluster_give_the_digest_of_a_local_run(family, on_cluster, slurm, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     local, run = (make_model_run(tmp_path / name, family, checkpoints.get) for name in ("local", "run"))
     do(local)
     options = ("--profile", "cpu", "--shards-per-task", 2, "--resubmit", 2)
-    for number, stage in enumerate(("describe", "generate", "mask"), start=1):
+    for stage in ("describe", "generate", "mask"):
         command = on_cluster.start("submit", stage, run.path, *options, "--wait")
-        folder = run.path / f"jobs/{number:04d}-{stage}"
         if stage != "describe":  # it is over before one looks
-            wait_until(lambda stage=stage, folder=folder: run.ledger(stage).claimed() and workers(folder))
-            workers(folder)[0].kill()
+            wait_until(lambda stage=stage: run.ledger(stage).claimed() and at_work(run, stage))
+            at_work(run, stage)[0].kill()
         out, err = command.communicate(timeout=200)
         assert command.returncode == 0, (out, err)
     assert logical_digest(run) == logical_digest(local)
