@@ -34,18 +34,34 @@ WORDS = [
 CONFIG = """
 modelname = "groundingdino"
 enc_layers = 1
-dec_layers = 1
+dec_layers = 2
 num_queries = 20
 dim_feedforward = 64
 """
 
 
+# BERT's own numbers: the transformers form of GroundingDINO knows where a phrase ends by them.
+_SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+
+
 def bert_tokenizer() -> tf.BertTokenizerFast:
     """Word pieces: some whole words, everything else spelt."""
     letters = string.ascii_lowercase + string.digits
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"!\"#$%&'()*+,-./:;<=>?@[]_{|}~"]
-    vocabulary += [*letters, *(f"##{letter}" for letter in letters), *(word for word in WORDS if len(word) > 1)]
-    return tf.BertTokenizerFast(vocab={word: place for place, word in enumerate(vocabulary)}, do_lower_case=True)
+    words = [*"!\"#$%&'()*+,-/:;<=>@[]_{|}~", *letters, *(f"##{letter}" for letter in letters)]
+    words += [word for word in WORDS if len(word) > 1]
+    free = [number for number in range(1030) if number not in _SPECIAL.values()]
+    words += [f"[unused{number}]" for number in range(len(free) - len(words))]
+    vocabulary = {**_SPECIAL, **dict(zip(words, free, strict=True))}
+    return tf.BertTokenizerFast(vocab=dict(sorted(vocabulary.items(), key=lambda item: item[1])), do_lower_case=True)
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Noise where a library starts from constants: as they are, such weights would not show if they were mixed up."""
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.numel() > 1 and (values == values.flatten()[0]).all():
+                values += 0.1 * torch.randn_like(values)
+    return model
 
 
 def _bert_config(size: int, hidden: int = 32) -> tf.BertConfig:
@@ -80,7 +96,9 @@ def grounding_dino(folder: Path) -> None:
         num_feature_levels=4,
         max_text_len=64,
     )
-    tf.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    model = shaken(tf.GroundingDinoForObjectDetection(config))
+    model.model.decoder.layer_norm.weight.data *= 0.3  # scores all over the range, not at its ends
+    model.save_pretrained(folder)
     images = tf.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     tf.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
 
@@ -104,7 +122,7 @@ def owlv2(folder: Path) -> None:
         vision_config=tf.Owlv2VisionConfig(image_size=64, patch_size=16, **tower).to_dict(),
         projection_dim=32,
     )
-    tf.Owlv2ForObjectDetection(config).save_pretrained(folder)
+    shaken(tf.Owlv2ForObjectDetection(config)).save_pretrained(folder)
     images = tf.Owlv2ImageProcessor(size={"height": 64, "width": 64})
     tf.Owlv2Processor(images, tokenizer).save_pretrained(folder)
 
@@ -147,7 +165,7 @@ def sam(folder: Path) -> None:
         prompt_encoder_config=tf.SamPromptEncoderConfig(**_PROMPTS).to_dict(),
         mask_decoder_config=tf.SamMaskDecoderConfig(**_DECODER).to_dict(),
     )
-    tf.SamModel(config).save_pretrained(folder)
+    shaken(tf.SamModel(config)).save_pretrained(folder)
     tf.SamProcessor(_sam_images()).save_pretrained(folder)
 
 
@@ -158,7 +176,7 @@ def sam_hq(folder: Path) -> None:
         prompt_encoder_config=tf.SamHQPromptEncoderConfig(**_PROMPTS).to_dict(),
         mask_decoder_config=tf.SamHQMaskDecoderConfig(**_DECODER, vit_dim=32).to_dict(),
     )
-    tf.SamHQModel(config).save_pretrained(folder)
+    shaken(tf.SamHQModel(config)).save_pretrained(folder)
     tf.SamHQProcessor(_sam_images()).save_pretrained(folder)
 
 
@@ -188,7 +206,7 @@ def sam2(folder: Path) -> None:
         ).to_dict(),
         mask_decoder_config=tf.Sam2MaskDecoderConfig(**_DECODER).to_dict(),
     )
-    tf.Sam2Model(config).save_pretrained(folder)
+    shaken(tf.Sam2Model(config)).save_pretrained(folder)
     images = tf.Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
     tf.Sam2Processor(images).save_pretrained(folder)
 
@@ -207,6 +225,7 @@ def original_grounding_dino(folder: Path) -> None:
     (folder / "tiny.py").write_text(CONFIG)
     with _with_bert(tokenizer, tf.BertModel(config)):
         model = library.build_groundingdino(SLConfig(read_settings(str(folder / "tiny.py")) | {"device": "cpu"}))
+    shaken(model).transformer.decoder.norm.weight.data *= 0.1
     weights = {f"module.{name}": value for name, value in model.state_dict().items()}
     torch.save({"model": weights}, folder / "groundingdino_swint_ogc.pth")
 
@@ -249,7 +268,7 @@ def build_original_sam(checkpoint: str | None = None) -> torch.nn.Module:
 def original_sam(folder: Path) -> None:
     """The release's single file."""
     folder.mkdir(parents=True)
-    torch.save(build_original_sam().state_dict(), folder / "sam_vit_h_4b8939.pth")
+    torch.save(shaken(build_original_sam()).state_dict(), folder / "sam_vit_h_4b8939.pth")
 
 
 MODELS: Mapping[str, Callable[[Path], None]] = {
