@@ -115,8 +115,9 @@ def _clip_tokenizer(folder: Path) -> tf.CLIPTokenizer:
 def owlv2(folder: Path) -> None:
     """Sixteen patches of an image of 64 pixels."""
     tokenizer = _clip_tokenizer(folder)
+    tokenizer.model_max_length = 32
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = tf.Owlv2TextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, eos_token_id=None, **tower)
+    text = tf.Owlv2TextConfig(vocab_size=len(tokenizer), max_position_embeddings=32, eos_token_id=None, **tower)
     config = tf.Owlv2Config(
         text_config=text.to_dict(),
         vision_config=tf.Owlv2VisionConfig(image_size=64, patch_size=16, **tower).to_dict(),
