@@ -41,7 +41,7 @@ def load_pretrained(auto: Any, options: ModelOptions, where: str) -> Any:
     lacking = [*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))]
     if lacking:
         raise BackendError(
-            f"{where}: its weights lack {len(lacking)} tensors of a {type(model).__name__}, or have them in another shape, "
+            f"{where}: {len(lacking)} tensors of a {type(model).__name__} are missing or of another shape, "
             f"such as {min(lacking)}",
             hint=_remedy(options),
         )

@@ -133,7 +133,7 @@ def test_queried_answers_do_not_depend_on_neighbours(detector):
         assert answer.scores.shape[1] == len(one.labels)
         for other in (alone, turned):
             assert np.array_equal(answer.boxes, other.boxes)
-            # The CPU's exponentials round the last elements of a tensor otherwise: a row's place shows, not its company.
+            # A CPU rounds the last elements of a tensor otherwise: a row's place shows, not its company.
             np.testing.assert_array_max_ulp(answer.scores, other.scores, maxulp=4)
 
 

@@ -64,6 +64,15 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def widened(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights of a size that lets signals through narrow layers; the libraries' own serve wide ones."""
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim > 1:
+                values.normal_(std=max(values[0].numel(), 2) ** -0.5)
+    return shaken(model)
+
+
 def _bert_config(size: int, hidden: int = 32) -> tf.BertConfig:
     return tf.BertConfig(
         vocab_size=size, hidden_size=hidden, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
@@ -123,7 +132,7 @@ def owlv2(folder: Path) -> None:
         vision_config=tf.Owlv2VisionConfig(image_size=64, patch_size=16, **tower).to_dict(),
         projection_dim=32,
     )
-    shaken(tf.Owlv2ForObjectDetection(config)).save_pretrained(folder)
+    widened(tf.Owlv2ForObjectDetection(config)).save_pretrained(folder)
     images = tf.Owlv2ImageProcessor(size={"height": 64, "width": 64})
     tf.Owlv2Processor(images, tokenizer).save_pretrained(folder)
 
@@ -166,7 +175,7 @@ def sam(folder: Path) -> None:
         prompt_encoder_config=tf.SamPromptEncoderConfig(**_PROMPTS).to_dict(),
         mask_decoder_config=tf.SamMaskDecoderConfig(**_DECODER).to_dict(),
     )
-    shaken(tf.SamModel(config)).save_pretrained(folder)
+    widened(tf.SamModel(config)).save_pretrained(folder)
     tf.SamProcessor(_sam_images()).save_pretrained(folder)
 
 
@@ -177,7 +186,7 @@ def sam_hq(folder: Path) -> None:
         prompt_encoder_config=tf.SamHQPromptEncoderConfig(**_PROMPTS).to_dict(),
         mask_decoder_config=tf.SamHQMaskDecoderConfig(**_DECODER, vit_dim=32).to_dict(),
     )
-    shaken(tf.SamHQModel(config)).save_pretrained(folder)
+    widened(tf.SamHQModel(config)).save_pretrained(folder)
     tf.SamHQProcessor(_sam_images()).save_pretrained(folder)
 
 
@@ -207,7 +216,7 @@ def sam2(folder: Path) -> None:
         ).to_dict(),
         mask_decoder_config=tf.Sam2MaskDecoderConfig(**_DECODER).to_dict(),
     )
-    shaken(tf.Sam2Model(config)).save_pretrained(folder)
+    widened(tf.Sam2Model(config)).save_pretrained(folder)
     images = tf.Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
     tf.Sam2Processor(images).save_pretrained(folder)
 
@@ -269,7 +278,7 @@ def build_original_sam(checkpoint: str | None = None) -> torch.nn.Module:
 def original_sam(folder: Path) -> None:
     """The release's single file."""
     folder.mkdir(parents=True)
-    torch.save(shaken(build_original_sam()).state_dict(), folder / "sam_vit_h_4b8939.pth")
+    torch.save(widened(build_original_sam()).state_dict(), folder / "sam_vit_h_4b8939.pth")
 
 
 MODELS: Mapping[str, Callable[[Path], None]] = {
