@@ -1,4 +1,4 @@
-"""Batches whose make-up changes results by rounding at most: rows of one shape together, and the last batch padded."""
+"""Batches whose make-up changes results by rounding at most: rows of one shape together, the last batch padded."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
