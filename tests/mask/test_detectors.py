@@ -147,7 +147,7 @@ def test_queried_answers_at_one_place_have_the_same_bits_in_any_company(detector
 
 @pytest.mark.parametrize("model", GROUNDED)
 def test_grounded_answers_depend_on_neighbours_by_rounding_alone(model, detector):
-    backend = detector(model)
+    backend = detector(model, batch_size=2)
     requests = mixed_requests()
     together = backend.detect(requests)
     assert all(map(same_bits, together, backend.detect(requests))), "the same call, the same bits"

@@ -1,4 +1,4 @@
-"""The models as their authors released them: equal to their own libraries, and to transformers on the same weights."""
+"""The models as their authors released them: equal to their own libraries, and to transformers on equal weights."""
 
 import json
 import re

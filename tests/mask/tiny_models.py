@@ -180,9 +180,10 @@ def sam(folder: Path) -> None:
 
 
 def sam_hq(folder: Path) -> None:
-    """SAM-HQ at 64 pixels."""
+    """SAM-HQ at 64 pixels, with two layers of global attention: its decoder needs the first one's output."""
+    vision = _VISION | {"global_attn_indexes": [0, 1]}
     config = tf.SamHQConfig(
-        vision_config=tf.SamHQVisionConfig(**_VISION).to_dict(),
+        vision_config=tf.SamHQVisionConfig(**vision).to_dict(),
         prompt_encoder_config=tf.SamHQPromptEncoderConfig(**_PROMPTS).to_dict(),
         mask_decoder_config=tf.SamHQMaskDecoderConfig(**_DECODER, vit_dim=32).to_dict(),
     )
