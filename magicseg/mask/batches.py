@@ -1,4 +1,4 @@
-"""Batches whose make-up changes no result: rows of one shape together, and the last batch padded."""
+"""Batches whose make-up changes results by rounding at most: rows of one shape together, the last batch padded."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TypeVar
@@ -12,7 +12,8 @@ def fixed_batches(
     """Yield places and rows, always ``size`` rows of one ``shape``, those left over padded with their last.
 
     The places are those of the rows that count: what the padding gives is to be dropped. With the same number of rows
-    of the same shape in every call, a row's result does not depend on its neighbours.
+    of the same shape in every call, a row's result does not depend on its neighbours, but for rounding: a CPU rounds
+    some functions of a tensor's last elements otherwise, and GroundingDINO subtracts a batch's maximum.
     """
     groups: dict[Hashable, list[int]] = {}
     for place, row in enumerate(rows):

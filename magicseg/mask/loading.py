@@ -27,6 +27,7 @@ def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) 
     settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True} if is_model else {}
     if is_model:
         settings["dtype"] = getattr(torch, options.dtype)
+        settings["ignore_mismatched_sizes"] = True  # refused below, by name
     try:
         loaded = auto.from_pretrained(folder, **settings)
     except Exception as error:  # the library raises whatever its parsers raise
@@ -39,7 +40,8 @@ def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) 
     lacking = [*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))]
     if lacking:
         raise BackendError(
-            f"{where}: its weights lack {len(lacking)} tensors of a {type(model).__name__}, such as {min(lacking)}",
+            f"{where}: {len(lacking)} tensors of a {type(model).__name__} are missing or of another shape, "
+            f"such as {min(lacking)}",
             hint=_remedy(options),
         )
     return to_device(model, options, where)

@@ -128,7 +128,7 @@ def load_original_detector(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(text_encoder)
-        bert = BertModel(BertConfig.from_pretrained(text_encoder))
+        bert = BertModel(BertConfig.from_json_file(text_encoder / "config.json"))
     except Exception as error:  # the library raises whatever its parsers raise
         raise BackendError(
             f"detector.options.text_encoder: {text_encoder} holds no BERT: {type(error).__name__}: {error}",

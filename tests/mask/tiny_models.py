@@ -34,18 +34,43 @@ WORDS = [
 CONFIG = """
 modelname = "groundingdino"
 enc_layers = 1
-dec_layers = 1
+dec_layers = 2
 num_queries = 20
 dim_feedforward = 64
 """
 
 
+# BERT's own numbers: the transformers form of GroundingDINO knows where a phrase ends by them.
+_SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
+
+
 def bert_tokenizer() -> tf.BertTokenizerFast:
     """Word pieces: some whole words, everything else spelt."""
     letters = string.ascii_lowercase + string.digits
-    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"!\"#$%&'()*+,-./:;<=>?@[]_{|}~"]
-    vocabulary += [*letters, *(f"##{letter}" for letter in letters), *(word for word in WORDS if len(word) > 1)]
-    return tf.BertTokenizerFast(vocab={word: place for place, word in enumerate(vocabulary)}, do_lower_case=True)
+    words = [*"!\"#$%&'()*+,-/:;<=>@[]_{|}~", *letters, *(f"##{letter}" for letter in letters)]
+    words += [word for word in WORDS if len(word) > 1]
+    free = [number for number in range(1030) if number not in _SPECIAL.values()]
+    words += [f"[unused{number}]" for number in range(len(free) - len(words))]
+    vocabulary = {**_SPECIAL, **dict(zip(words, free, strict=True))}
+    return tf.BertTokenizerFast(vocab=dict(sorted(vocabulary.items(), key=lambda item: item[1])), do_lower_case=True)
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Noise where a library starts from constants: as they are, such weights would not show if they were mixed up."""
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.numel() > 1 and (values == values.flatten()[0]).all():
+                values += 0.1 * torch.randn_like(values)
+    return model
+
+
+def widened(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights of a size that lets signals through narrow layers; the libraries' own serve wide ones."""
+    with torch.no_grad():
+        for values in model.parameters():
+            if values.ndim > 1:
+                values.normal_(std=max(values[0].numel(), 2) ** -0.5)
+    return shaken(model)
 
 
 def _bert_config(size: int, hidden: int = 32) -> tf.BertConfig:
@@ -80,7 +105,9 @@ def grounding_dino(folder: Path) -> None:
         num_feature_levels=4,
         max_text_len=64,
     )
-    tf.GroundingDinoForObjectDetection(config).save_pretrained(folder)
+    model = shaken(tf.GroundingDinoForObjectDetection(config))
+    model.model.decoder.layer_norm.weight.data *= 0.3  # scores all over the range, not at its ends
+    model.save_pretrained(folder)
     images = tf.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     tf.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
 
@@ -97,14 +124,15 @@ def _clip_tokenizer(folder: Path) -> tf.CLIPTokenizer:
 def owlv2(folder: Path) -> None:
     """Sixteen patches of an image of 64 pixels."""
     tokenizer = _clip_tokenizer(folder)
+    tokenizer.model_max_length = 32
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = tf.Owlv2TextConfig(vocab_size=len(tokenizer), max_position_embeddings=16, eos_token_id=None, **tower)
+    text = tf.Owlv2TextConfig(vocab_size=len(tokenizer), max_position_embeddings=32, eos_token_id=None, **tower)
     config = tf.Owlv2Config(
         text_config=text.to_dict(),
         vision_config=tf.Owlv2VisionConfig(image_size=64, patch_size=16, **tower).to_dict(),
         projection_dim=32,
     )
-    tf.Owlv2ForObjectDetection(config).save_pretrained(folder)
+    widened(tf.Owlv2ForObjectDetection(config)).save_pretrained(folder)
     images = tf.Owlv2ImageProcessor(size={"height": 64, "width": 64})
     tf.Owlv2Processor(images, tokenizer).save_pretrained(folder)
 
@@ -147,18 +175,19 @@ def sam(folder: Path) -> None:
         prompt_encoder_config=tf.SamPromptEncoderConfig(**_PROMPTS).to_dict(),
         mask_decoder_config=tf.SamMaskDecoderConfig(**_DECODER).to_dict(),
     )
-    tf.SamModel(config).save_pretrained(folder)
+    widened(tf.SamModel(config)).save_pretrained(folder)
     tf.SamProcessor(_sam_images()).save_pretrained(folder)
 
 
 def sam_hq(folder: Path) -> None:
-    """SAM-HQ at 64 pixels."""
+    """SAM-HQ at 64 pixels, with two layers of global attention: its decoder needs the first one's output."""
+    vision = _VISION | {"global_attn_indexes": [0, 1]}
     config = tf.SamHQConfig(
-        vision_config=tf.SamHQVisionConfig(**_VISION).to_dict(),
+        vision_config=tf.SamHQVisionConfig(**vision).to_dict(),
         prompt_encoder_config=tf.SamHQPromptEncoderConfig(**_PROMPTS).to_dict(),
         mask_decoder_config=tf.SamHQMaskDecoderConfig(**_DECODER, vit_dim=32).to_dict(),
     )
-    tf.SamHQModel(config).save_pretrained(folder)
+    widened(tf.SamHQModel(config)).save_pretrained(folder)
     tf.SamHQProcessor(_sam_images()).save_pretrained(folder)
 
 
@@ -188,7 +217,7 @@ def sam2(folder: Path) -> None:
         ).to_dict(),
         mask_decoder_config=tf.Sam2MaskDecoderConfig(**_DECODER).to_dict(),
     )
-    tf.Sam2Model(config).save_pretrained(folder)
+    widened(tf.Sam2Model(config)).save_pretrained(folder)
     images = tf.Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
     tf.Sam2Processor(images).save_pretrained(folder)
 
@@ -207,6 +236,7 @@ def original_grounding_dino(folder: Path) -> None:
     (folder / "tiny.py").write_text(CONFIG)
     with _with_bert(tokenizer, tf.BertModel(config)):
         model = library.build_groundingdino(SLConfig(read_settings(str(folder / "tiny.py")) | {"device": "cpu"}))
+    shaken(model).transformer.decoder.norm.weight.data *= 0.1
     weights = {f"module.{name}": value for name, value in model.state_dict().items()}
     torch.save({"model": weights}, folder / "groundingdino_swint_ogc.pth")
 
@@ -249,7 +279,7 @@ def build_original_sam(checkpoint: str | None = None) -> torch.nn.Module:
 def original_sam(folder: Path) -> None:
     """The release's single file."""
     folder.mkdir(parents=True)
-    torch.save(build_original_sam().state_dict(), folder / "sam_vit_h_4b8939.pth")
+    torch.save(widened(build_original_sam()).state_dict(), folder / "sam_vit_h_4b8939.pth")
 
 
 MODELS: Mapping[str, Callable[[Path], None]] = {
