@@ -161,17 +161,23 @@ class QueriedDetector(ZeroShotDetector):
 
     def _rows(self, place: int, request: DetectRequest) -> list[Row]:
         names = detection_names(request.labels)
+        limit = int(self._model.config.text_config.max_position_embeddings)
+        too_long = [name for name in names if len(self._processor.tokenizer(_query(name))["input_ids"]) > limit]
+        if too_long:
+            raise BackendError(
+                f"detector: label {too_long[0]!r} alone is longer than the text encoder takes",
+                hint="shorten it in the list of labels",
+            )
         chunks = [range(start, min(start + _QUERIES, len(names))) for start in range(0, len(names), _QUERIES)]
         return [
-            Row(place, request.image, tuple(chunk), [f"a photo of a {names[place]}" for place in chunk])
-            for chunk in chunks
+            Row(place, request.image, tuple(chunk), [_query(names[place]) for place in chunk]) for chunk in chunks
         ]
 
     def _call(self, rows: Sequence[Row]) -> list[Found]:
         tokenizer = self._processor.tokenizer
         limit = int(self._model.config.text_config.max_position_embeddings)
         queries = [query for row in rows for query in [*row.text, *[""] * (_QUERIES - len(row.text))]]
-        tokens = tokenizer(queries, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+        tokens = tokenizer(queries, padding="max_length", max_length=limit, return_tensors="pt")
         output = self._model(pixel_values=self._pixels(rows)["pixel_values"], **tokens.to(self._options.device))
         found = []
         for row, logits, boxes in zip(rows, output.logits.float(), output.pred_boxes.float(), strict=True):
@@ -181,6 +187,10 @@ class QueriedDetector(ZeroShotDetector):
                 height = width = max(height, width)
             found.append(Found(corners(boxes, width, height), scores.amax(dim=1), scores))
         return found
+
+
+def _query(name: str) -> str:
+    return f"a photo of a {name}"
 
 
 def load_detector(options: DetectorOptions, folder: Path, batch_size: int) -> ZeroShotDetector:

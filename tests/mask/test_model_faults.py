@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from magicseg.backends import DetectRequest, SegmentRequest, choose_backend
 from magicseg.errors import BackendError, ConfigError
 from magicseg.mask.models import OriginalDetector, TransformersDetector
+from magicseg.weights.digest import path_identity
 
 GROUNDED = ("grounding_dino", "original_grounding_dino")
 LACKING = r"\d tensors of a \w+ are missing or of another shape, such as \w+\."
@@ -271,11 +272,12 @@ def test_float16_is_for_gpus(kind, model, checkpoint):
         ({"file": "weights.bin"}, "the name of a .pth file"),
         ({"dtype": "bfloat16"}, "dtype"),
         ({"text_length": 257}, "text_length"),
-        ({"text_encoder": "bert-base-uncased"}, "needs a revision"),
+        ({"text_encoder": {"model": "google-bert/bert-base-uncased"}}, "needs a revision"),
     ],
 )
 def test_options_of_the_original_that_do_not_fit_are_refused(options, told, original_files):
-    given = {"model": str(original_files), "text_encoder": str(original_files / "bert"), "device": "cpu"} | options
+    bert = {"model": str(original_files / "bert")}
+    given = {"model": str(original_files), "text_encoder": bert, "device": "cpu"} | options
     with pytest.raises(ConfigError, match=told):
         choose_backend("detectors", "original", given, "detector")
 
@@ -367,6 +369,11 @@ def test_settings_of_another_size_do_not_take_the_weights(original_files, detect
 def test_weights_that_are_not_there_have_no_identity(backend, checkpoint, tmp_path):
     options = {"model": str(tmp_path / "nowhere"), "device": "cpu"}
     if backend is OriginalDetector:
-        options["text_encoder"] = str(checkpoint("original_grounding_dino") / "bert")
-    with pytest.raises(BackendError, match="no such folder of weights"):
-        backend.identity(backend.Options(**options))
+        options["text_encoder"] = {"model": str(checkpoint("original_grounding_dino") / "bert")}
+    with pytest.raises(BackendError, match=r"detector\.options\.model: .*nowhere: there is no such folder"):
+        path_identity(backend.weights(backend.Options(**options))[0], "detector.options.model")
+
+
+def test_a_label_that_owl_cannot_read_whole_is_refused(detector):
+    with pytest.raises(BackendError, match="alone is longer than the text encoder takes"):
+        detector("owlv2").detect([DetectRequest(image=picture(0), labels=labels("cat", "very " * 40 + "long cat"))])
