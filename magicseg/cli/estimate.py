@@ -57,9 +57,9 @@ def estimate(
     reference = profile_reference(profile, opened)
     site = load_profile(reference) if reference else None
     if pilot:
-        _pilot(opened, pilot, site)
+        _pilot(opened, pilot, site, reference)
     report = measure(opened, site, parallel=parallel, reference=reference)
-    if not report["stages"]:
+    if report["unmeasured"] and not report["stages"]:
         raise IncompleteError(
             f"{opened.path}: nothing is done yet that an estimate could rest on",
             hint=f"magicseg estimate {run} --pilot 1",
@@ -70,9 +70,15 @@ def estimate(
     _show(report)
 
 
-def _pilot(run: "Run", shards: int, site: "Profile | None") -> None:
+def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | None) -> None:
     from magicseg.estimate.measured import pilot
+    from magicseg.estimate.warnings import pilot_command
     from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.run.claims import job_label
+
+    if site and site.resources("generate").asks_gpu and not job_label():
+        command = pilot_command(run, site, "generate", reference)
+        note(f"pilot: on this machine; on a node as the profile has it: {command}")
 
     def report(stage: str, event: "ShardEvent") -> None:
         if event.outcome == "committed":
@@ -94,6 +100,9 @@ def _show(report: dict[str, Any]) -> None:
 
     from magicseg.estimate.text import basis, totals, training_line
 
+    if not report["stages"]:
+        note(f"{report['run']}: nothing is left, and nothing was measured: all of it was imported")
+        return
     total, parallel = report["total"], report["parallel"]
     lines = [
         f"left: {totals(total['left'], parallel)}",

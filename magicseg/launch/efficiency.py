@@ -1,21 +1,22 @@
 """What jobs asked for and what they used, and what to ask for next time.
 
-From the commit records (time and memory of the workers, always there) and, where the site has accounting, from one
-``sacct`` call (queueing, elapsed and processor time of whole tasks).
+Of the array stages from the commit records (time and memory of the workers, always there), of training and evaluation
+from Slurm's accounting, which also knows how long whole tasks took and how far they used their processors and GPUs.
 """
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from magicseg.launch.board import seconds_of
+from magicseg.launch.accounts import Account, accounts
 from magicseg.launch.grouping import median_seconds
 from magicseg.launch.jobs import Submission, submissions
-from magicseg.launch.slurm import SlurmError, call, installed
+from magicseg.launch.profile import JOBS
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
+from magicseg.run.status import evaluated, trained
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _TARGET_SECONDS = 1800.0
@@ -23,77 +24,99 @@ _HEADROOM = 1.25
 
 
 def efficiency(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
-    """One entry per stage that has been submitted: asked, used, and what to ask for next time.
+    """One entry per stage that Slurm has done work of: asked, used, and what to ask for next time.
 
     Times in seconds, memory in bytes; None where nothing is known.
     """
-    known = [one for one in submissions(run) if one.stage in STAGES and stage in {None, one.stage}]
+    known = [one for one in submissions(run) if one.stage in JOBS and stage in {None, one.stage}]
     report = []
-    used = _accounted(known)
-    for name in STAGES:
+    used = accounts(known)
+    for name in JOBS:
         own = [one for one in known if one.stage == name]
-        records = [record for record in run.ledger(name).commits().values() if record.job]
-        if own and records:
-            report.append(_of_stage(run, own[-1], records, used))
+        if not own:
+            continue
+        if name not in STAGES:
+            report += _of_job(run, own[-1], used)
+        elif records := [record for record in run.ledger(name).commits().values() if record.job]:
+            report.append(_of_stage(run, own[-1], records, used or {}))
     return report
 
 
 def _of_stage(
-    run: Run, latest: Submission, records: Sequence[CommitRecord], used: dict[str, tuple[float, float]]
+    run: Run, latest: Submission, records: Sequence[CommitRecord], used: Mapping[str, Account]
 ) -> dict[str, Any]:
     seconds = median_seconds(records) or 0.0
     peak = max(record.peak_memory for record in records)
     by_task: dict[str, float] = {}
     for record in records:
         by_task[record.job] = by_task.get(record.job, 0.0) + record.seconds
+    known = [used[job] for job in by_task if job in used]
     # What a task takes besides its shards: the start of Python and the load of the weights.
-    overheads = [used[job][0] - work for job, work in by_task.items() if job in used]
+    overheads = [used[job].elapsed - work for job, work in by_task.items() if job in used]
     overhead = max(statistics.median(overheads), 0.0) if overheads else None
-    cpus = int(latest.resources["cpus"])
-    elapsed = sum(used[job][0] for job in by_task if job in used)
-    processor = sum(used[job][1] for job in by_task if job in used)
     per_task = min(max(1, round(_TARGET_SECONDS / max(seconds, 1e-3))), run.plan.shards)
+    longest = max(used[job].elapsed if job in used else work for job, work in by_task.items())
     return {
         "stage": latest.stage,
         "shards": len(records),
         "tasks": len(by_task),
         "seconds_per_shard": round(seconds, 3),
         "overhead_seconds_per_task": None if overhead is None else round(overhead, 1),
-        "longest_task_seconds": round(max(used[job][0] if job in used else work for job, work in by_task.items()), 3),
-        "cpu_share": round(processor / (elapsed * cpus), 3) if elapsed and processor else None,
-        "asked": {
-            "memory": bytes_of(str(latest.resources["memory"])),
-            "time": latest.resources["time"],
-            "cpus": cpus,
-        },
+        "longest_task_seconds": round(longest, 3),
+        **_shares(known),
+        "asked": _asked(latest),
         "peak_memory": peak,
         "peak_gpu_memory": max(record.peak_gpu_memory for record in records) or None,
         "suggested": {
             "shards_per_task": per_task,
             "memory": memory_to_ask(peak),
-            "time_minutes": math.ceil((per_task * seconds * _HEADROOM + (overhead or 30.0)) / 60) + 5,
+            "time_minutes": _minutes_to_ask(per_task * seconds, overhead or 30.0),
         },
     }
 
 
-def _accounted(known: Sequence[Submission]) -> dict[str, tuple[float, float]]:
-    """Elapsed and processor seconds of every task that accounting knows, by its label."""
-    names = [name for one in known for name in one.names]
-    if not names or not installed("sacct"):
-        return {}
-    since = min(one.created for one in known)
-    try:
-        format_ = "--format=JobID,Elapsed,TotalCPU"
-        text = call(["sacct", "-X", "-n", "-P", "-a", f"--starttime={since}", f"--name={','.join(names)}", format_])
-    except SlurmError:
-        return {}  # a site without accounting
-    found = {}
-    for line in text.splitlines():
-        if line.count("|") != 2:
-            continue  # not of sacct's own
-        label, elapsed, processor = line.split("|")
-        found[label] = (seconds_of(elapsed), seconds_of(processor.partition(".")[0]))
-    return {label: (a, b) for label, (a, b) in found.items() if not math.isnan(a) and not math.isnan(b)}
+def _of_job(run: Run, latest: Submission, used: Mapping[str, Account] | None) -> list[dict[str, Any]]:
+    """The entry of training or evaluation, of whose work only Slurm's accounting tells; none before it has run."""
+    found = [used[job] for job in latest.jobs if job in used and used[job].elapsed] if used else []
+    if not found and (used is not None or not (trained if latest.stage == "train" else evaluated)(run)):
+        return []
+    account = found[0] if found else None
+    peak = account.peak_memory if account else None
+    return [
+        {
+            "stage": latest.stage,
+            "tasks": 1,
+            "longest_task_seconds": account.elapsed if account else None,
+            **_shares(found),
+            "asked": _asked(latest) | {"nodes": int(latest.resources["nodes"])},
+            "peak_memory": peak,
+            "suggested": {
+                "memory": memory_to_ask(peak) if peak else None,
+                # Of a job that was interrupted, nobody knows how long it would have taken.
+                "time_minutes": _minutes_to_ask(account.elapsed, 0.0) if account and account.completed else None,
+            },
+        }
+    ]
+
+
+def _shares(known: Sequence[Account]) -> dict[str, float | None]:
+    """How far processors and GPUs were used, of what the tasks had: 0 to 1."""
+    had = sum(account.elapsed * account.cpus for account in known)
+    processor = sum(account.processor for account in known)
+    gpus = [account.gpu_share for account in known if account.gpu_share is not None]
+    return {
+        "cpu_share": round(processor / had, 3) if had and processor else None,
+        "gpu_share": round(statistics.mean(gpus), 3) if gpus else None,
+    }
+
+
+def _asked(latest: Submission) -> dict[str, Any]:
+    resources = latest.resources
+    return {"memory": bytes_of(str(resources["memory"])), "time": resources["time"], "cpus": int(resources["cpus"])}
+
+
+def _minutes_to_ask(seconds: float, start: float) -> int:
+    return math.ceil((seconds * _HEADROOM + start) / 60) + 5
 
 
 def memory_to_ask(peak: int) -> str:
@@ -110,21 +133,46 @@ def efficiency_lines(report: Sequence[dict[str, Any]], run: Run) -> list[str]:
     """The report for people."""
     lines = []
     for entry in report:
-        suggested = entry["suggested"]
-        overhead = entry["overhead_seconds_per_task"]
-        share = entry["cpu_share"]
-        gpu = entry["peak_gpu_memory"]
-        lines += [
-            f"{entry['stage']}: {entry['shards']} shards in {entry['tasks']} tasks, "
-            f"{entry['seconds_per_shard']:.2f} s a shard"
-            + (f", {overhead:.1f} s more a task" if overhead is not None else ""),
-            f"  time: {entry['longest_task_seconds']:.0f} s at most, of {entry['asked']['time']} asked",
-            f"  memory: {entry['peak_memory'] / 2**30:.2f} GiB of {entry['asked']['memory'] / 2**30:.2f} asked"
-            + (f"; GPU memory: {gpu / 2**30:.2f} GiB" if gpu else "")
-            + (f"; CPUs: {share:.0%} of {entry['asked']['cpus']} used" if share is not None else ""),
-            f"  next time: magicseg submit {entry['stage']} {run.path} "
-            f"--shards-per-task {suggested['shards_per_task']} "
-            f"--set slurm.stages.{entry['stage']}.memory={suggested['memory']} "
-            f"--set slurm.stages.{entry['stage']}.time={suggested['time_minutes']}",
-        ]
-    return lines or ["no stage of this run was done by Slurm yet"]
+        lines += _stage_lines(entry, run) if entry["stage"] in STAGES else _job_lines(entry, run)
+    return lines or ["nothing of this run was done by Slurm yet"]
+
+
+def _stage_lines(entry: dict[str, Any], run: Run) -> list[str]:
+    overhead = entry["overhead_seconds_per_task"]
+    shards = f"{entry['shards']} shards in {entry['tasks']} tasks, {entry['seconds_per_shard']:.2f} s a shard"
+    return [
+        f"{entry['stage']}: {shards}" + (f", {overhead:.1f} s more a task" if overhead is not None else ""),
+        *_used_lines(entry),
+        _next_line(entry, run, f" --shards-per-task {entry['suggested']['shards_per_task']}"),
+    ]
+
+
+def _job_lines(entry: dict[str, Any], run: Run) -> list[str]:
+    nodes = entry["asked"]["nodes"]
+    title = f"{entry['stage']}: {nodes} node{'s' if nodes > 1 else ''}"
+    if entry["longest_task_seconds"] is None:
+        return [f"{title}; what it used is not known: this site keeps no accounts (sacct)"]
+    return [title, *_used_lines(entry), _next_line(entry, run, "")]
+
+
+def _used_lines(entry: dict[str, Any]) -> list[str]:
+    asked, peak = entry["asked"], entry["peak_memory"]
+    shares = [
+        *([f"CPUs: {entry['cpu_share']:.0%} of {asked['cpus']} used"] if entry["cpu_share"] is not None else []),
+        *([f"GPUs: {entry['gpu_share']:.0%} used"] if entry["gpu_share"] is not None else []),
+    ]
+    memory = f"{peak / 2**30:.2f} GiB" if peak else "not known"
+    gpu = entry.get("peak_gpu_memory")
+    held = [f"memory: {memory} of {asked['memory'] / 2**30:.2f} asked"]
+    held += [f"GPU memory: {gpu / 2**30:.2f} GiB"] if gpu else []
+    return [
+        f"  time: {entry['longest_task_seconds']:.0f} s at most, of {asked['time']} asked",
+        f"  {'; '.join([*held, *shares])}",
+    ]
+
+
+def _next_line(entry: dict[str, Any], run: Run, options: str) -> str:
+    stage, suggested = entry["stage"], entry["suggested"]
+    values = {"memory": suggested["memory"], "time": suggested["time_minutes"]}
+    settings = [f" --set slurm.stages.{stage}.{key}={value}" for key, value in values.items() if value is not None]
+    return f"  next time: magicseg submit {stage} {run.path}{options}{''.join(settings)}"

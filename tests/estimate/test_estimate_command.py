@@ -2,7 +2,7 @@
 
 import json
 
-from tiny_runs import change
+from tiny_runs import change, make_run
 
 from magicseg.run import STAGES
 
@@ -49,6 +49,8 @@ def test_in_a_job_what_was_measured_elsewhere_does_not_count(magicseg, fresh):
         assert result.code == 0, result.err
         return json.loads(result.out)
 
+    first = magicseg("estimate", fresh.path, "--pilot", 1, "--profile", "gpu")
+    assert first.err.splitlines()[0].startswith("pilot: on this machine; on a node as the profile has it: srun ")
     for _ in range(2):
         report = measure()
         assert "measured on CPU, but the profile asks for a GPU" in report["warnings"][0]
@@ -59,6 +61,15 @@ def test_in_a_job_what_was_measured_elsewhere_does_not_count(magicseg, fresh):
         assert report["warnings"] == []
         assert {entry["left"]["shards"] for entry in report["stages"]} == {4}
         assert {entry["measured"]["shards"] for entry in report["stages"]} == {1}, "only what was made there counts"
+
+
+def test_of_imported_work_nothing_is_known_and_nothing_is_left(magicseg, finished, tmp_path):
+    assert magicseg("export", finished.path, "--out", tmp_path / "all.h5").code == 0
+    copy = make_run(tmp_path / "copy")
+    assert magicseg("import", tmp_path / "all.h5", "--into", copy.path).code == 0
+    result = magicseg("estimate", copy.path, "--pilot", 1)
+    assert result.code == 0, result.err
+    assert "nothing is left" in result.err
 
 
 def test_mistakes_get_exit_code_2_and_a_hint(magicseg, fresh, tmp_path):

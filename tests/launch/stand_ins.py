@@ -4,7 +4,7 @@ No Slurm is needed, and none is asked: the PATH holds nothing else. Tests agains
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,9 +99,15 @@ def accounted(array: ArrayJob, label: str, state: str, *, code: str = "0:0") -> 
 
 
 def record(
-    run: Run, stage: str, tasks: Sequence[str], *, jobs: Sequence[str | None] = ("101",), **more: object
+    run: Run,
+    stage: str,
+    tasks: Sequence[str],
+    *,
+    jobs: Sequence[str | None] = ("101",),
+    asks: Mapping[str, object] | None = None,
+    **more: object,
 ) -> Submission:
-    """Write a submission down as `submit` would have: its tasks, shared among its jobs."""
+    """Write a submission down as `submit` would have: its tasks, shared among its jobs. ``asks``: of resources."""
     number = max((one.number for one in submissions(run)), default=0) + 1
     share = -(-len(tasks) // len(jobs))
     arrays = tuple(
@@ -123,7 +129,7 @@ def record(
         tasks=tuple(tasks),
         arrays=arrays,
         profile="cpu",
-        resources={"cpus": 2, "memory": "1900M", "time": "1:00:00"},
+        resources={"cpus": 2, "memory": "1900M", "time": "1:00:00", "nodes": 1, **(asks or {})},
         **more,
     )
     made.folder.mkdir(parents=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from stand_ins import record
 from tiny_runs import do
 
+from magicseg.launch.accounts import Account, parse_accounts
 from magicseg.launch.efficiency import bytes_of, efficiency, efficiency_lines
 from magicseg.launch.grouping import contiguous_groups
 from magicseg.launch.profile_files import load_profile
@@ -65,10 +66,14 @@ def test_without_accounting_only_the_share_of_processors_and_the_start_are_unkno
 
 def test_with_accounting_they_are_known_from_one_call(done_by_slurm, slurm):
     rewritten(done_by_slurm, seconds=10.0)
-    slurm.says("sacct", "101_0|00:00:50|01:00.250\n101_1|00:00:50|01:00.500\n101_2|Unknown|INVALID\n")
+    slurm.says(
+        "sacct",
+        "101_0|COMPLETED|00:00:50|01:00.250|2||\n101_1|COMPLETED|00:00:50|01:00.500|2||\n"
+        "101_2|PENDING|Unknown|INVALID|0||\n",
+    )
     (entry,) = efficiency(done_by_slurm)
     assert entry["overhead_seconds_per_task"] == 20.0
-    assert entry["cpu_share"] == round(120 / (100 * 2), 3)
+    assert entry["cpu_share"] == round(120.75 / (100 * 2), 3)
     assert len(slurm.calls("sacct")) == 1
 
 
@@ -76,6 +81,118 @@ def test_a_sacct_that_is_not_understood_is_as_good_as_none(done_by_slurm, slurm)
     slurm.says("sacct", "under maintenance\n")
     (entry,) = efficiency(done_by_slurm)
     assert entry["cpu_share"] is None
+
+
+# Slurm 22.05.8: a task of an array, training on two nodes with two processes each, evaluation.
+RECORDED = """\
+101_0|COMPLETED|00:00:03|00:00.707|2||
+101_0.batch|COMPLETED|00:00:03|00:00.014|2||energy=0
+101_0.0|COMPLETED|00:00:03|00:00.693|2||energy=0
+105|COMPLETED|00:01:16|00:51.503|4||
+105.batch|COMPLETED|00:01:16|00:00.029|2|12500K|cpu=00:00:00,energy=0,fs/disk=81085,mem=12500K,pages=0,vmem=287736K
+105.0|COMPLETED|00:01:16|00:51.473|4|2063340K|cpu=00:00:24,energy=0,fs/disk=149494817,mem=2060752K,pages=0,vmem=11982548K
+106|COMPLETED|00:00:10|00:02.659|2||
+106.batch|COMPLETED|00:00:10|00:00.013|2|12704K|cpu=00:00:00,energy=0,fs/disk=45230,mem=12704K,pages=0,vmem=221172K
+106.0|COMPLETED|00:00:10|00:02.646|2|502976K|cpu=00:00:01,energy=0,fs/disk=22698224,mem=502976K,pages=3,vmem=3201896K
+"""
+
+
+@pytest.fixture
+def learnt_by_slurm(fresh):
+    """A run that the jobs 105 and 106 have trained and scored, as far as its files and its job map say."""
+    record(fresh, "train", [""], jobs=("105",), asks={"nodes": 2})
+    record(fresh, "evaluate", [""], jobs=("106",))
+    (fresh.path / "model").mkdir()
+    (fresh.path / "model/model.json").write_text('{"weights_digest": "w"}')
+    (fresh.path / "results").mkdir()
+    (fresh.path / "results/miniature.json").write_text('{"provenance": {"weights_digest": "w"}}')
+    return fresh
+
+
+def test_training_and_evaluation_are_known_from_the_accounts(learnt_by_slurm, slurm):
+    slurm.says("sacct", RECORDED)
+    train, evaluate = efficiency(learnt_by_slurm)
+    assert train == {
+        "stage": "train",
+        "tasks": 1,
+        "longest_task_seconds": 76.0,
+        "cpu_share": round(51.503 / (76 * 4), 3),
+        "gpu_share": None,
+        "asked": {"memory": 1900 * 2**20, "time": "1:00:00", "cpus": 2, "nodes": 2},
+        "peak_memory": 2063340 * 1024,
+        "suggested": {"memory": "3G", "time_minutes": 7},
+    }
+    assert (evaluate["stage"], evaluate["peak_memory"]) == ("evaluate", 502976 * 1024)
+    assert efficiency_lines([train], learnt_by_slurm) == [
+        "train: 2 nodes",
+        "  time: 76 s at most, of 1:00:00 asked",
+        "  memory: 1.97 GiB of 1.86 asked; CPUs: 17% of 2 used",
+        f"  next time: magicseg submit train {learnt_by_slurm.path} --set slurm.stages.train.memory=3G "
+        "--set slurm.stages.train.time=7",
+    ]
+    assert len(slurm.calls("sacct")) == 1
+    assert efficiency(learnt_by_slurm, "evaluate") == [evaluate]
+
+
+@pytest.mark.parametrize("accounting", ["missing", "disabled"])
+def test_without_accounting_it_is_said_that_nothing_is_known_of_them(learnt_by_slurm, slurm, accounting):
+    if accounting == "missing":
+        slurm.lacks("sacct")
+    else:
+        slurm.fails("sacct", "Slurm accounting storage is disabled")
+    report = efficiency(learnt_by_slurm)
+    assert [(entry["stage"], entry["longest_task_seconds"], entry["peak_memory"]) for entry in report] == [
+        ("train", None, None),
+        ("evaluate", None, None),
+    ]
+    assert efficiency_lines(report, learnt_by_slurm) == [
+        "train: 2 nodes; what it used is not known: this site keeps no accounts (sacct)",
+        "evaluate: 1 node; what it used is not known: this site keeps no accounts (sacct)",
+    ]
+
+
+def test_jobs_that_have_not_run_are_not_reported(fresh, slurm):
+    record(fresh, "train", [""], jobs=("105",))
+    slurm.says("sacct", "105|PENDING|00:00:00|00:00:00|0||\n")
+    assert efficiency(fresh) == []
+    slurm.fails("sacct", "Slurm accounting storage is disabled")
+    assert efficiency(fresh) == []
+
+
+def test_of_an_interrupted_training_no_time_is_suggested(learnt_by_slurm, slurm):
+    slurm.says("sacct", RECORDED.replace("105|COMPLETED", "105|CANCELLED by 0"))
+    train = efficiency(learnt_by_slurm)[0]
+    assert train["suggested"] == {"memory": "3G", "time_minutes": None}
+    assert "time=" not in efficiency_lines([train], learnt_by_slurm)[-1]
+
+
+def test_the_use_of_gpus_is_told_where_the_site_counts_it(done_by_slurm, slurm):
+    usage = "cpu=00:00:40,gres/gpumem=8120M,gres/gpuutil={},mem=9000K"
+    slurm.says(
+        "sacct",
+        f"101_0|COMPLETED|00:00:50|00:40.000|2||\n101_0.0|COMPLETED|00:00:50|00:40.000|2|9000K|{usage.format(80)}\n"
+        f"101_1|COMPLETED|00:00:50|00:40.000|2||\n101_1.0|COMPLETED|00:00:50|00:40.000|2|9000K|{usage.format(60)}\n",
+    )
+    (entry,) = efficiency(done_by_slurm)
+    assert entry["gpu_share"] == 0.7
+    assert "GPUs: 70% used" in efficiency_lines([entry], done_by_slurm)[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("2063340K", 2063340 * 1024), ("1.50G", 3 * 2**29), ("0", 0), ("512", 512), ("", None), ("16?", None)],
+)
+def test_memory_is_read_in_every_unit_that_sacct_has(text, size):
+    lines = f"7|RUNNING|1-00:00:05|1-02:00:00|8||\n7.0|RUNNING|1-00:00:05|1-02:00:00|8|{text}|\n"
+    account = parse_accounts(lines)["7"]
+    assert account == Account(
+        elapsed=86405.0, processor=93600.0, cpus=8, completed=False, peak_memory=size, gpu_share=None
+    )
+
+
+@given(st.text(alphabet="0123456789|:.-KMG_ab\n", max_size=200))
+def test_whatever_sacct_prints_is_read_without_an_error(text):
+    parse_accounts(text)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 1.0, 700.0, 10_000.0])
@@ -105,7 +222,7 @@ def test_work_that_was_not_done_by_slurm_is_not_reported(fresh, slurm):
     assert efficiency(fresh) == []
     record(fresh, "describe", ["0-5"])
     assert efficiency(fresh) == []
-    assert efficiency_lines([], fresh) == ["no stage of this run was done by Slurm yet"]
+    assert efficiency_lines([], fresh) == ["nothing of this run was done by Slurm yet"]
 
 
 def test_one_stage_can_be_asked_for(done_by_slurm, slurm):

@@ -1,6 +1,9 @@
 """The whole chain on a real Slurm, undisturbed: same bytes as here, and what the user sees meanwhile."""
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 from clusters import wait_until
@@ -45,15 +48,49 @@ def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluste
     log = on_cluster("logs", run.path, "generate", "--shard", 9)
     assert f"{jobs['generate']}_2_0_log.out" in log.err
     assert "generate shard 9: committed, 8 samples" in log.out
-    measured = json.loads(on_cluster("efficiency", run.path, "--json").out)
-    assert [(entry["stage"], entry["shards"], entry["tasks"]) for entry in measured] == [
+    *stages, train, evaluate = json.loads(on_cluster("efficiency", run.path, "--json").out)
+    assert [(entry["stage"], entry["shards"], entry["tasks"]) for entry in stages] == [
         (stage, 32, 8) for stage in ("describe", "generate", "mask")
     ]
-    assert all(entry["overhead_seconds_per_task"] is not None for entry in measured)
+    assert all(entry["overhead_seconds_per_task"] is not None for entry in stages)
+    assert (train["stage"], evaluate["stage"]) == ("train", "evaluate")
+    for entry in (*stages, train, evaluate):
+        assert 0 < entry["longest_task_seconds"] < 600
+        assert 0 < entry["cpu_share"] <= 1
+        assert entry["gpu_share"] is None, "this site does not count it"
+    # The accounts look at memory every few seconds, so that they may miss it in jobs as short as these.
+    assert all(entry["peak_memory"] is None or entry["peak_memory"] > 2**20 for entry in (train, evaluate))
+    assert "train: 1 node" in on_cluster("efficiency", run.path, "train").out
     again = on_cluster("submit", "all", run.path, "--profile", "cpu")
     assert again.code == 0
     assert "nothing to submit: all is done" in again.err
     assert slurm.queued() == []
+
+
+def test_a_pilot_in_a_job_tells_what_the_run_will_take(on_cluster, slurm, tmp_path):
+    """The line that the estimate of a login node prints for a profile with GPUs, typed as it is."""
+    run = make_run(tmp_path / "run", *SMALL)
+    profile = tmp_path / "site.yaml"
+    profile.write_text("gpus: 1\ncpus: 2\nmemory: 1900M\nshards_per_task: 4\n")
+    options = ("estimate", run.path, "--profile", profile, "--json")
+    (warning,) = json.loads(on_cluster(*options, "--pilot", 1).out)["warnings"]
+    line = shlex.split(warning.split("measure there: ")[1])
+    at = line.index("magicseg")
+    typed = [*line[:at], sys.executable, "-m", *line[at:]]
+    done = subprocess.run(typed, env=on_cluster.environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(on_cluster(*options).out)
+    assert report["warnings"] == []
+    assert all(entry["measured"]["hosts"][0] in {"n1", "n2", "n3", "n4"} for entry in report["stages"])
+    assert all(entry["left"]["tasks"] == 8 for entry in report["stages"])
+    started = on_cluster.patiently("submit", "describe", run.path, "--profile", profile, "--wait")
+    assert started.code == 0, started.err
+    assert "estimate: 30 shards of describe: " in started.err
+    (job,) = (run.path / "jobs").glob("*-describe")
+    describe = report["stages"][0]["left"]
+    of_tasks = [*job.glob("*_log.out"), *job.glob("*.pkl")]
+    records = len(run.ledger("describe").commits()) - 2
+    assert len(of_tasks) + records + 2 * records == describe["files"]
 
 
 def test_a_second_submit_leaves_what_is_in_the_queue_alone_and_force_does_not(on_cluster, slurm, tmp_path):
