@@ -1,0 +1,207 @@
+"""Masks in batches take a fraction of the time of a detector and SAM called image by image.
+
+Reference: what simple scripts do. For each of a pair's two images the library's processor, GroundingDINO, its own
+post-processing; then, for the image with objects, SAM's processor and model with the boxes, and its post-processing.
+Both sides have the same weights, images and number of boxes, and take turns; a ratio is our rate over the reference's
+in the same turn, and the table has medians over the turns. The weights are random, which changes no time: ``tiny``
+are those of the tests, ``full`` have the sizes of GroundingDINO with Swin-T and of SAM with ViT-B (172 M and 94 M
+parameters). Nothing is downloaded. With ``--flat`` the memory after few and many pairs is printed instead.
+
+    python benchmarks/mask.py
+    python benchmarks/mask.py --flat 1000
+    python benchmarks/mask.py --model full --device cuda --dtype bfloat16 --size 512 --batch-size 8
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+import transformers
+from measure import print_table, timed
+
+from magicseg.backends import Masked, MaskRequest
+from magicseg.labels import Label
+from magicseg.mask.detect_segment import DetectSegmentMasker
+
+sys.path.append(str(Path(__file__).parents[1] / "tests" / "mask"))
+
+CAT = Label(id=1, name="cat")
+BOXES = 2
+
+
+def _build(kind: str, folder: Path) -> None:
+    """Checkpoints of both models with random weights."""
+    import tiny_models
+
+    if kind == "tiny":
+        for name in ("grounding_dino", "sam"):
+            tiny_models.build(name, folder)
+        return
+    torch.manual_seed(0)
+    tokenizer = tiny_models.bert_tokenizer()
+    swin = transformers.SwinConfig(
+        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=["stage2", "stage3", "stage4"]
+    )
+    config = transformers.GroundingDinoConfig(backbone_config=swin, text_config=transformers.BertConfig())
+    transformers.GroundingDinoForObjectDetection(config).save_pretrained(folder / "grounding_dino")
+    transformers.GroundingDinoProcessor(transformers.GroundingDinoImageProcessor(), tokenizer).save_pretrained(
+        folder / "grounding_dino"
+    )
+    transformers.SamModel(transformers.SamConfig()).save_pretrained(folder / "sam")
+    transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder / "sam")
+
+
+def _pictures(count: int, size: int) -> list[np.ndarray]:
+    random = np.random.default_rng(0)
+    small = random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8)
+    return [np.kron(one, np.ones((size // 8, size // 8, 1), np.uint8)) for one in small]
+
+
+class OneByOne:
+    """The reference."""
+
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
+        self.device, self.dtype = device, dtype
+        self.detector, self.segmenter = (
+            auto.from_pretrained(folder / name, dtype=dtype).to(device).eval()
+            for auto, name in (
+                (transformers.AutoModelForZeroShotObjectDetection, "grounding_dino"),
+                (transformers.AutoModelForMaskGeneration, "sam"),
+            )
+        )
+        self.processors = [
+            transformers.AutoProcessor.from_pretrained(folder / name) for name in ("grounding_dino", "sam")
+        ]
+
+    @torch.inference_mode()
+    def detect(self, image: np.ndarray) -> torch.Tensor:
+        """Boxes (n, 4) in pixels, by falling score."""
+        inputs = self.processors[0](images=image, text="cat.", return_tensors="pt").to(self.device, self.dtype)
+        (found,) = self.processors[0].post_process_grounded_object_detection(
+            self.detector(**inputs),
+            inputs.input_ids,
+            threshold=0.0,
+            text_threshold=0.0,
+            target_sizes=[image.shape[:2]],
+        )
+        return found["boxes"][found["scores"].argsort(descending=True)]
+
+    @torch.inference_mode()
+    def segment(self, image: np.ndarray, boxes: torch.Tensor) -> torch.Tensor:
+        """Masks (n, 1, height, width)."""
+        inputs = self.processors[1](image, input_boxes=[boxes.tolist()], return_tensors="pt").to(self.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
+        inputs["input_boxes"] = inputs["input_boxes"].float()
+        sizes = inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
+        model_inputs = {name: inputs[name] for name in ("pixel_values", "input_boxes")}
+        output = self.segmenter(**model_inputs, multimask_output=False)
+        return self.processors[1].image_processor.post_process_masks(output.pred_masks.cpu().float(), *sizes)[0]
+
+    def mask(self, requests: Sequence[MaskRequest]) -> list[torch.Tensor]:
+        """All pairs."""
+        masks = []
+        for request in requests:
+            boxes = self.detect(request.image)[:BOXES]
+            self.detect(request.counterfactual)
+            masks.append(self.segment(request.image, boxes))
+        return masks
+
+
+def _masker(folder: Path, arguments: argparse.Namespace) -> DetectSegmentMasker:
+    own = {"device": arguments.device, "dtype": arguments.dtype, "cpu_threads": arguments.threads}
+    choices = {
+        role: {"backend": "transformers", "options": {"model": str(folder / name), **own}}
+        for role, name in (("detector", "grounding_dino"), ("segmenter", "sam"))
+    }
+    # Random weights find something in any image; of the counterfactuals too, which must drop nothing here.
+    accept_all = {"box_threshold": 0.0, "text_threshold": 0.0, "nms_iou": 1.0, "max_objects": BOXES, "min_area": 0.0}
+    masker = DetectSegmentMasker(
+        SimpleNamespace(batch_size=arguments.batch_size),
+        DetectSegmentMasker.Options.model_validate({**choices, **accept_all, "max_area": 1.0}),
+    )
+    remaining = masker._remaining
+    masker._remaining = lambda *given: {place: (None, score) for place, (_, score) in remaining(*given).items()}  # type: ignore[method-assign]
+    return masker
+
+
+def _requests(count: int, size: int) -> list[MaskRequest]:
+    pictures = _pictures(2 * count, size)
+    return [
+        MaskRequest(index=i, labels=(CAT,), caption="", image=pictures[i], counterfactual=pictures[count + i], seed=i)
+        for i in range(count)
+    ]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=["tiny", "full"], default="tiny")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--size", type=int, default=64, help="height in pixels, a multiple of 8; the width is half as much more"
+    )
+    parser.add_argument("--batch-size", type=int, default=16, help="images")
+    parser.add_argument("--pairs", type=int, default=32, help="in one turn; a multiple of the batch size")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--flat", type=int, metavar="PAIRS", help="print memory after few and so many pairs")
+    arguments = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    transformers.utils.logging.set_verbosity_error()
+    requests = _requests(arguments.pairs, arguments.size)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        _build(arguments.model, folder)
+        masker = _masker(folder, arguments)
+        reference = OneByOne(folder, arguments.device, getattr(torch, arguments.dtype))
+
+    def ours() -> None:
+        answers = masker.mask(requests)
+        if not all(isinstance(answer, Masked) for answer in answers):
+            raise RuntimeError(f"not all pairs were masked: {answers}")
+
+    if arguments.flat:
+        process = psutil.Process()
+        ours()
+        before = process.memory_info().rss
+        for _ in range(-(-arguments.flat // arguments.pairs)):
+            ours()
+        after = process.memory_info().rss
+        print(
+            f"resident memory: {before / 2**20:,.0f} MiB after {arguments.pairs} pairs, "
+            f"{after / 2**20:,.0f} MiB after {arguments.flat:,} more: ratio {after / before:.3f}"
+        )
+        return
+    turns: dict[str, Callable[[], Any]] = {"masker": ours, "image by image": lambda: reference.mask(requests)}
+    for turn in turns.values():
+        turn()
+    seconds = [{name: timed(turn) for name, turn in turns.items()} for _ in range(arguments.repeats)]
+    rows = [
+        [
+            name,
+            statistics.median(arguments.pairs / turn[name] for turn in seconds),
+            statistics.median(turn[name] / turn["masker"] for turn in seconds),
+        ]
+        for name in turns
+    ]
+    where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} threads"
+    print_table(
+        f"{arguments.model}, {arguments.size} px, batches of {arguments.batch_size} images, {BOXES} boxes, "
+        f"{arguments.dtype}, {where} (median of {arguments.repeats} turns of {arguments.pairs} pairs)",
+        ["", "pairs/s", "our rate over it"],
+        rows,
+    )
+
+
+if __name__ == "__main__":
+    main()
