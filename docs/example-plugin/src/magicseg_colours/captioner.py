@@ -40,6 +40,5 @@ class ColourCaptioner:
         rng = Generator(Philox(request.seed))
         place = self._places[rng.integers(len(self._places))]
         objects = " and ".join(f"one {label.text}" for label in request.labels)
-        return Description(
-            caption=f"A photo of {objects} on a {place}", counterfactual=f"A photo of an empty {place}"
-        )
+        caption = f"A photo of {objects} on a {place}"
+        return Description(caption=caption, counterfactual=f"A photo of an empty {place}")
