@@ -211,7 +211,7 @@ def find_backend(kind: str, name: str) -> type[Backend]:
     if not found:
         raise BackendError(
             f"there is no back end {name!r} among the {kind}",
-            hint=f"installed: {', '.join(sorted(installed.names)) or 'none'}",
+            hint=f"installed: {', '.join(sorted({entry.name for entry in installed})) or 'none'}",
         )
     if len(found) > 1:
         packages = ", ".join(sorted(map(_package, found)))
