@@ -19,7 +19,7 @@ All randomness comes from each request's ``seed``; the answer for a request must
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ClassVar, Protocol, Self, cast, runtime_checkable
 
 import numpy as np
@@ -192,24 +192,55 @@ class Segmenter(Protocol):
     def segment(self, requests: Sequence[SegmentRequest]) -> Sequence[Segments]: ...
 
 
+_METHODS = {
+    "captioners": "describe",
+    "generators": "generate",
+    "maskers": "mask",
+    "detectors": "detect",
+    "segmenters": "segment",
+}
+
+
 def find_backend(kind: str, name: str) -> type[Backend]:
     """The class of back end ``name`` of ``kind``: "captioners", "generators", "maskers", "detectors", "segmenters".
 
-    Raises: BackendError when no such back end is installed or it cannot be imported.
+    Raises: BackendError when no such back end is installed, several are, it cannot be imported, or it is none.
     """
-    found = {entry.name: entry for entry in entry_points(group=f"magicseg.{kind}")}
-    if name not in found:
+    installed = entry_points(group=f"magicseg.{kind}")
+    found = [entry for entry in installed if entry.name == name]
+    if not found:
         raise BackendError(
             f"there is no back end {name!r} among the {kind}",
-            hint=f"installed: {', '.join(sorted(found)) or 'none'}",
+            hint=f"installed: {', '.join(sorted({entry.name for entry in installed})) or 'none'}",
         )
-    try:
-        return cast("type[Backend]", found[name].load())
-    except ImportError as error:
+    if len(found) > 1:
+        packages = ", ".join(sorted(map(_package, found)))
         raise BackendError(
-            f"back end {name!r} ({found[name].value}) cannot be imported: {error}",
-            hint="install its libraries: pip install 'magicseg[models]'",
+            f"several packages have a back end {name!r} among the {kind}: {packages}",
+            hint="pip uninstall all but one",
+        )
+    (entry,) = found
+    what = f"back end {name!r} ({entry.value})"
+    try:
+        backend = entry.load()
+    except Exception as error:  # foreign code
+        package = _package(entry)
+        remedy = "install its libraries: pip install 'magicseg[models]'"
+        raise BackendError(
+            f"{what} cannot be imported: {type(error).__name__}: {error}",
+            hint=remedy if package == "magicseg" else f"mend or reinstall {package}",
         ) from error
+    lacking = [part for part in ("Options", "identity", _METHODS[kind]) if not hasattr(backend, part)]
+    if lacking:
+        raise BackendError(
+            f"{what} lacks {', '.join(lacking)}", hint="what a class has: python -m pydoc magicseg.backends"
+        )
+    return cast("type[Backend]", backend)
+
+
+def _package(entry: EntryPoint) -> str:
+    """The distribution that an entry point belongs to."""
+    return entry.dist.name if entry.dist else entry.module
 
 
 def choose_backend(kind: str, name: str, options: Mapping[str, Any], where: str) -> tuple[type[Backend], Settings]:
@@ -248,7 +279,10 @@ class BackendChoice(Settings):
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:
-        _, options = self.chosen()
+        try:
+            _, options = self.chosen()
+        except ConfigError as error:  # of which pydantic keeps the message only
+            raise ValueError(f"{error.message} ({error.hint})") from None
         values = options.model_dump(mode="json")
         return self if values == self.options else self.model_copy(update={"options": values})
 
