@@ -71,7 +71,7 @@ def _page(state: dict[str, Any]) -> "Group":
             for name, stage in state["stages"].items()
             if stage["eta_seconds"]
         ),
-        Text(f"train: {train['step']} of {train['steps']} steps{', done' if train['done'] else ''}"),
+        Text(f"train: {train['step']} of {train['steps']} steps{_ending(train)}"),
         *(Text(f"{name}: mIoU {miou:.4f}") for name, miou in state["results"].items()),
     ]
     jobs = [job for job in state["jobs"] if _worth_showing(job, state)]
@@ -89,6 +89,11 @@ def _page(state: dict[str, Any]) -> "Group":
         parts += [Text(f"  shard {shard}: {why}") for shard, why in list(stage["failures"].items())[:5]]
     parts += [Text(f"warning: {warning}") for warning in state["warnings"]]
     return Group(*parts)
+
+
+def _ending(train: dict[str, Any]) -> str:
+    left_out = f"; {train['near_duplicates']} near duplicates were left out" if train["near_duplicates"] else ""
+    return f"{', done' if train['done'] else ''}{left_out}"
 
 
 def _worth_showing(job: dict[str, Any], state: dict[str, Any]) -> bool:

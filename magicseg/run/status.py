@@ -23,6 +23,7 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
 
     ``shards.running`` counts live claims; ``failed`` those whose last attempt failed and that nobody is at.
     ``samples.dropped`` counts this stage's own drops by reason; what an earlier stage dropped is not counted again.
+    ``train.near_duplicates`` is how many samples the finished training left out; None before, and for older models.
     ``rate`` is samples a second over the last quarter of an hour and ``eta_seconds`` what is left at that rate; both
     are None where nothing was committed lately.
 
@@ -129,7 +130,16 @@ def _train_status(run: Run) -> dict[str, Any]:
         "step": step,
         "steps": run.config.train.steps,
         "done": trained(run),
+        "near_duplicates": _near_duplicates(run),
     }
+
+
+def _near_duplicates(run: Run) -> int | None:
+    """How many samples the finished model's training left out as such."""
+    try:
+        return int(json.loads((run.path / "model" / "model.json").read_bytes())["provenance"]["near_duplicates"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _results(run: Run) -> dict[str, float]:

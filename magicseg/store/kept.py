@@ -12,19 +12,22 @@ from magicseg.errors import IncompleteError
 from magicseg.run.directory import Run
 from magicseg.run.ranges import format_ranges
 from magicseg.store.dataset import Dataset
+from magicseg.store.duplicates import image_hashes, near_duplicates
 
 
 @dataclass(frozen=True)
 class KeptSamples:
     """The samples that passed every stage. Picklable: loader workers open the store themselves.
 
-    ``indices`` are ascending and have gaps where samples were dropped.
+    ``indices`` are ascending and have gaps where samples were dropped. ``near_duplicates``: how many were left out as
+    such.
     """
 
     path: Path
     indices: NDArray[np.int64] = field(repr=False)
     shard_size: int
     image_size: int
+    near_duplicates: int = 0
 
     @classmethod
     def of(cls, run: Run) -> "KeptSamples":
@@ -47,7 +50,10 @@ class KeptSamples:
         if indices.size == 0:
             raise IncompleteError(f"{run.path}: no sample was kept", hint=f"magicseg status {run.path}")
         _open_stores.pop(run.store.path, None)  # it may have been laid out anew since
-        return cls(run.store.path, indices, run.plan.shard_size, run.config.generate.size)
+        bits, before = run.config.train.duplicate_bits, len(indices)
+        if bits is not None:
+            indices = indices[~near_duplicates(image_hashes(run, indices), bits)]
+        return cls(run.store.path, indices, run.plan.shard_size, run.config.generate.size, before - len(indices))
 
     def read(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]:
         """Images and counterfactuals, uint8 (B, H, W, 3), and masks, uint16 (B, H, W), in the order of ``indices``.

@@ -48,6 +48,7 @@ def train_run(
             provenance={
                 "versions": library_versions(),
                 "samples": len(samples.indices),
+                "near_duplicates": samples.near_duplicates,
                 "world_size": world.size,
             },
         )

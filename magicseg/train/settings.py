@@ -33,6 +33,13 @@ class TrainSettings(ModelSettings):
     counterfactual_weight: float = Field(default=1.0, ge=0)
     flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
     paste: float = Field(default=0.0, ge=0, le=1, description="probability of another sample's objects on top")
+    duplicate_bits: int | None = Field(
+        None,
+        ge=0,
+        le=7,
+        description="samples whose image's hash differs in so few of 64 bits from an earlier one's "
+        "are left out; null: none are",
+    )
     shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
     cpu_threads: int = Field(
         default=0, ge=0, description="threads of one process, part of its bits; 0: torch's choice"
