@@ -55,10 +55,11 @@ def same_bits(found, expected):
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: "x".join(map(str, image.shape[:2])))
 @pytest.mark.parametrize("names", NAMES, ids=",".join)
-def test_grounded_boxes_and_confidences_are_the_librarys(names, image, detector, checkpoint):
-    (found,) = detector("grounding_dino").detect([request(image, *names)])
+@pytest.mark.parametrize("model", ["grounding_dino", "mm_grounding_dino"])
+def test_grounded_boxes_and_confidences_are_the_librarys(model, names, image, detector, checkpoint):
+    (found,) = detector(model).detect([request(image, *names)])
     texts = [name.lower().replace(".", " ") for name in names]
-    expected, _, _ = library(checkpoint("grounding_dino"), image, texts)
+    expected, _, _ = library(checkpoint(model), image, texts)
     assert len(found.boxes) == 30
     np.testing.assert_allclose(found.boxes, clipped(expected["boxes"].numpy(), image), atol=1e-3)
     np.testing.assert_allclose(found.confidence, expected["scores"].numpy(), atol=1e-5)
@@ -98,12 +99,14 @@ def test_labels_with_one_text_are_looked_for_by_their_names(detector):
 
 
 @pytest.mark.parametrize("image", IMAGES, ids=lambda image: "x".join(map(str, image.shape[:2])))
-@pytest.mark.parametrize("count", [1, 3, 8, 11, 17])
-def test_queried_boxes_and_scores_are_the_librarys(count, image, detector, checkpoint):
+@pytest.mark.parametrize(
+    ("model", "count"), [*(("owlv2", count) for count in (1, 3, 8, 11, 17)), ("owlvit", 3), ("owlvit", 11)]
+)
+def test_queried_boxes_and_scores_are_the_librarys(model, count, image, detector, checkpoint):
     names = ["cat", "dining table", "red dog", *(f"{color} car" for color in "abcdefghijklmn")][:count]
-    (found,) = detector("owlv2").detect([request(image, *names)])
+    (found,) = detector(model).detect([request(image, *names)])
     texts = [f"a photo of a {name}" for name in names]
-    expected, output, _ = library(checkpoint("owlv2"), image, texts)
+    expected, output, _ = library(checkpoint(model), image, texts)
     captions = -(-count // 8)
     assert len(found.boxes) == 16 * captions
     for part in range(captions):  # the boxes hang on the image alone

@@ -4,6 +4,7 @@ import string
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers as tf
@@ -81,6 +82,15 @@ def _bert_config(size: int, hidden: int = 32) -> tf.BertConfig:
 
 def grounding_dino(folder: Path) -> None:
     """Thirty queries; images of at least 64 pixels on their shorter side."""
+    _grounding_dino(folder, tf.GroundingDinoConfig, tf.GroundingDinoForObjectDetection)
+
+
+def mm_grounding_dino(folder: Path) -> None:
+    """As `grounding_dino`, in MMDetection's form."""
+    _grounding_dino(folder, tf.MMGroundingDinoConfig, tf.MMGroundingDinoForObjectDetection)
+
+
+def _grounding_dino(folder: Path, config_class: type, model_class: type) -> None:
     tokenizer = bert_tokenizer()
     swin = tf.SwinConfig(
         image_size=64,
@@ -91,7 +101,7 @@ def grounding_dino(folder: Path) -> None:
         window_size=4,
         out_features=["stage2", "stage3", "stage4"],
     )
-    config = tf.GroundingDinoConfig(
+    config = config_class(
         backbone_config=swin,
         text_config=_bert_config(len(tokenizer)),
         d_model=32,
@@ -105,7 +115,7 @@ def grounding_dino(folder: Path) -> None:
         num_feature_levels=4,
         max_text_len=64,
     )
-    model = shaken(tf.GroundingDinoForObjectDetection(config))
+    model = shaken(model_class(config))
     model.model.decoder.layer_norm.weight.data *= 0.3  # scores all over the range, not at its ends
     model.save_pretrained(folder)
     images = tf.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
@@ -113,9 +123,6 @@ def grounding_dino(folder: Path) -> None:
 
 
 def _clip_tokenizer(folder: Path) -> tf.CLIPTokenizer:
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).parents[1] / "generate"))
     from tiny_pipelines import clip_tokenizer
 
     return clip_tokenizer(folder / "tokenizer")
@@ -123,18 +130,33 @@ def _clip_tokenizer(folder: Path) -> tf.CLIPTokenizer:
 
 def owlv2(folder: Path) -> None:
     """Sixteen patches of an image of 64 pixels."""
+    _owl(folder, "Owlv2")
+
+
+def owlvit(folder: Path) -> None:
+    """The same of OWL-ViT."""
+    _owl(folder, "OwlViT")
+
+
+def _owl(folder: Path, name: str) -> None:
     tokenizer = _clip_tokenizer(folder)
     tokenizer.model_max_length = 32
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = tf.Owlv2TextConfig(vocab_size=len(tokenizer), max_position_embeddings=32, eos_token_id=None, **tower)
-    config = tf.Owlv2Config(
+    text = _part(name, "TextConfig")(
+        vocab_size=len(tokenizer), max_position_embeddings=32, eos_token_id=None, **tower
+    )
+    config = _part(name, "Config")(
         text_config=text.to_dict(),
-        vision_config=tf.Owlv2VisionConfig(image_size=64, patch_size=16, **tower).to_dict(),
+        vision_config=_part(name, "VisionConfig")(image_size=64, patch_size=16, **tower).to_dict(),
         projection_dim=32,
     )
-    widened(tf.Owlv2ForObjectDetection(config)).save_pretrained(folder)
-    images = tf.Owlv2ImageProcessor(size={"height": 64, "width": 64})
-    tf.Owlv2Processor(images, tokenizer).save_pretrained(folder)
+    widened(_part(name, "ForObjectDetection")(config)).save_pretrained(folder)
+    images = _part(name, "ImageProcessor")(size={"height": 64, "width": 64})
+    _part(name, "Processor")(images, tokenizer).save_pretrained(folder)
+
+
+def _part(name: str, suffix: str) -> Any:
+    return getattr(tf, name + suffix)
 
 
 _VISION = {
@@ -283,7 +305,11 @@ def original_sam(folder: Path) -> None:
 
 
 MODELS: Mapping[str, Callable[[Path], None]] = {
-    made.__name__: made for made in (grounding_dino, owlv2, sam, sam_hq, sam2, original_grounding_dino, original_sam)
+    made.__name__: made
+    for made in (
+        *(grounding_dino, mm_grounding_dino, owlv2, owlvit, original_grounding_dino),
+        *(sam, sam_hq, sam2, original_sam),
+    )
 }
 
 
