@@ -74,8 +74,12 @@ def write_store(run: Run, pictures: list[Triple]) -> None:
             shard,
             samples,
             {
-                "generate/image": run.store.pack_images(images, run.config),
-                "generate/counterfactual": run.store.pack_images(others, run.config),
+                "generate/image": run.store.pack_images(
+                    [run.store.encoded(one, run.config) for one in images], run.config
+                ),
+                "generate/counterfactual": run.store.pack_images(
+                    [run.store.encoded(one, run.config) for one in others], run.config
+                ),
                 "mask/mask": np.stack(masks),
             },
         )

@@ -36,6 +36,10 @@ class DescribeStage:
             raise ValueError("a caption is empty")
         (answer.caption + answer.counterfactual).encode()  # a lone surrogate is a ValueError: it cannot be stored
 
+    def packed(self, run: Run, answer: Description) -> Description:
+        """As it is: there is nothing to encode."""
+        return answer
+
     def arrays(self, run: Run, samples: range, answers: Mapping[int, Description]) -> dict[str, Any]:
         """The shard's captions: str (samples, 2), empty for dropped samples."""
         captions = np.full((len(samples), 2), "", dtype=object)

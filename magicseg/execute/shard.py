@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -77,15 +78,18 @@ def execute_shard(
     batch_size = stage_settings(run.config, stage).batch_size
     with storage_errors(run.path, f"magicseg verify {run.path}"):
         requests = code.requests(run, todo) if todo else []
-    for start in range(0, len(requests), batch_size):
-        if should_stop():
-            raise Stopped
-        batch = requests[start : start + batch_size]
-        for request, answer in zip(batch, _answers(run, code, backend, batch), strict=True):
-            answers[request.index] = answer
+    packed: dict[int, Future[Any]] = {}
+    with ThreadPoolExecutor(1, thread_name_prefix="pack") as packer:  # images are encoded meanwhile
+        for start in range(0, len(requests), batch_size):
+            if should_stop():
+                raise Stopped
+            batch = requests[start : start + batch_size]
+            for request, answer in zip(batch, _answers(run, code, backend, batch), strict=True):
+                answers[request.index] = answer
+                if not isinstance(answer, Rejection):
+                    packed[request.index] = packer.submit(code.packed, run, answer)
     _refuse_total_failure(stage, shard, answers)
-    kept = {index: answer for index, answer in answers.items() if not isinstance(answer, Rejection)}
-    values = code.arrays(run, samples, kept)
+    values = code.arrays(run, samples, {index: future.result() for index, future in packed.items()})
     values[f"{stage}/quality"] = _quality(samples, answers)
     files = run.store.write_shard(shard, samples, values)
     dropped: dict[str, int] = {}
@@ -96,7 +100,7 @@ def execute_shard(
         shard=shard,
         fingerprint=run.fingerprints[stage].digest,
         samples=len(samples),
-        kept=format_ranges(index - samples.start for index in kept),
+        kept=format_ranges(index - samples.start for index in packed),
         dropped=dropped,
         files=files,
         seconds=round(time.monotonic() - began, 4),

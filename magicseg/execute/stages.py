@@ -20,7 +20,10 @@ class Stage(Protocol):
 
     def check(self, run: Run, answer: Any) -> None: ...
 
-    def arrays(self, run: Run, samples: range, answers: Mapping[int, Any]) -> dict[str, Any]: ...
+    def packed(self, run: Run, answer: Any) -> Any:
+        """An answer as `arrays` takes it. It is made in a second thread, while the back end does the next batch."""
+
+    def arrays(self, run: Run, samples: range, packed: Mapping[int, Any]) -> dict[str, Any]: ...
 
 
 STAGE_CODE: Mapping[str, Stage] = {stage.name: stage for stage in (DescribeStage(), GenerateStage(), MaskStage())}

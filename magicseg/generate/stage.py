@@ -1,13 +1,15 @@
 """The generate stage: a sample's captions to its two images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from magicseg.backends import GenerateRequest, Generator, ImagePair, Rejection
+from magicseg.backends import GenerateRequest, Generator, Image, ImagePair, Rejection
 from magicseg.run.directory import Run
 from magicseg.run.randomness import sample_seed
+
+Encoded: TypeAlias = tuple[Image | bytes, Image | bytes]
 
 
 class GenerateStage:
@@ -41,12 +43,14 @@ class GenerateStage:
             if image.shape != (size, size, 3) or image.dtype != np.uint8:
                 raise ValueError(f"{name} is {image.dtype} {image.shape}, not uint8 {(size, size, 3)}")
 
-    def arrays(self, run: Run, samples: range, answers: Mapping[int, ImagePair]) -> dict[str, Any]:
+    def packed(self, run: Run, answer: ImagePair) -> Encoded:
+        """Both images as they are stored: JPEG streams or pixels."""
+        return run.store.encoded(answer.image, run.config), run.store.encoded(answer.counterfactual, run.config)
+
+    def arrays(self, run: Run, samples: range, packed: Mapping[int, Encoded]) -> dict[str, Any]:
         """The shard's images: uint8 (samples, size, size, 3) or JPEG streams; zeros or nothing for dropped ones."""
-        pairs = [answers.get(index) for index in samples]
+        pairs = [packed.get(index, (None, None)) for index in samples]
         return {
-            "generate/image": run.store.pack_images([pair.image if pair else None for pair in pairs], run.config),
-            "generate/counterfactual": run.store.pack_images(
-                [pair.counterfactual if pair else None for pair in pairs], run.config
-            ),
+            name: run.store.pack_images([pair[place] for pair in pairs], run.config)
+            for place, name in enumerate(("generate/image", "generate/counterfactual"))
         }

@@ -51,6 +51,10 @@ class MaskStage:
         if foreign:
             raise ValueError(f"mask holds {min(foreign)}, which is no class")
 
+    def packed(self, run: Run, answer: Masked) -> Masked:
+        """As it is: there is nothing to encode."""
+        return answer
+
     def arrays(self, run: Run, samples: range, answers: Mapping[int, Masked]) -> dict[str, Any]:
         """The shard's masks: uint16 (samples, size, size), IGNORE everywhere for dropped ones."""
         size = run.config.generate.size

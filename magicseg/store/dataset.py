@@ -210,14 +210,17 @@ class Dataset:
         empty = np.zeros((height, width, 3), np.uint8)
         return np.stack([image if image is not None else empty for image in decoded])
 
-    def pack_images(self, images: Sequence[NDArray[np.uint8] | None], config: Config) -> Values:
-        """A shard's images as `write_shard` wants them; None stands for a dropped sample."""
+    def encoded(self, image: NDArray[np.uint8], config: Config) -> NDArray[np.uint8] | bytes:
+        """An image as `pack_images` wants it: a JPEG stream, or as it is."""
+        is_jpeg = config.store.image_codec == "jpeg"
+        return encode_jpeg(image, config.store.jpeg_quality) if is_jpeg else image
+
+    def pack_images(self, images: Sequence[NDArray[np.uint8] | bytes | None], config: Config) -> Values:
+        """A shard's `encoded` images as `write_shard` wants them; None stands for a dropped sample."""
         size = config.generate.size
         if config.store.image_codec == "jpeg":
             streams = np.empty(len(images), dtype=object)
-            streams[:] = [
-                encode_jpeg(image, config.store.jpeg_quality) if image is not None else b"" for image in images
-            ]
+            streams[:] = [image if image is not None else b"" for image in images]
             return streams
         pixels = np.zeros((len(images), size, size, 3), dtype=np.uint8)
         for position, image in enumerate(images):

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import threading
 
 import pytest
 from tiny_runs import change, do, make_run
@@ -9,6 +10,7 @@ from tiny_runs import change, do, make_run
 from magicseg.errors import BackendError, PlanMismatch
 from magicseg.execute.job import run_shards
 from magicseg.execute.shard import execute_shard, load_backend
+from magicseg.execute.stages import STAGE_CODE
 from magicseg.run import Run
 from magicseg.run.claims import try_claim
 from magicseg.store.digest import logical_digest
@@ -133,6 +135,26 @@ def test_a_stop_abandons_the_open_shard_between_batches(fresh):
     assert [(event.shard, event.outcome) for event in events] == [(0, "started"), (0, "abandoned")]
     assert fresh.ledger("describe").commits() == {}
     assert fresh.ledger("describe").claimed() == []
+
+
+def test_images_are_encoded_while_the_back_end_does_the_next_batch(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", "store.image_codec=jpeg", "generate.batch_size=8")
+    do(run, "describe")
+    encoded, calls = threading.Event(), []
+    packed, call = STAGE_CODE["generate"].packed, STAGE_CODE["generate"].call
+
+    def pack(*arguments):
+        encoded.set()
+        return packed(*arguments)
+
+    def answer(*arguments):
+        calls.append(encoded.wait(30) if calls else True)  # the second batch of a shard waits for the first's images
+        return call(*arguments)
+
+    monkeypatch.setattr(STAGE_CODE["generate"], "packed", pack)
+    monkeypatch.setattr(STAGE_CODE["generate"], "call", answer)
+    assert [event.outcome for event in do(run, "generate", shards=[0])] == ["committed"]
+    assert calls == [True, True]
 
 
 def test_work_on_stale_ground_is_refused(finished):
