@@ -12,6 +12,8 @@ only when a run names it. It has
   `magicseg.weights.cache.location`, without a network,
 - ``LIBRARIES``, where it needs any: names of the modules that it imports when it starts, for ``magicseg doctor``,
 - a constructor ``(stage settings, options)`` which loads what it needs,
+- ``check_labels(labels)``, where there are labels that it cannot do with: raises BackendError for the first such
+  label of a run, before the first shard,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 
 All randomness comes from each request's ``seed``; the answer for a request must not depend on the others.

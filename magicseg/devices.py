@@ -11,10 +11,29 @@ import torch
 from magicseg.errors import BackendError
 
 _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory", re.IGNORECASE)
+_DEVICE_FAULT = re.compile(r"CUDA error|CUDA driver|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|cuBLAS|NCCL|HIP error")
 
 
 class OutOfMemory(BackendError):
     """The device's memory does not hold a batch."""
+
+
+def use_threads(device: str, cpu_threads: int) -> None:
+    """Have the next calls on the CPU use so many threads: models that share a process may want different numbers."""
+    if device == "cpu":
+        torch.set_num_threads(cpu_threads)
+
+
+def refuse_device_fault(error: BaseException, device: str) -> None:
+    """Raise BackendError if ``error`` says that the device itself failed: after that no sample can be done on it.
+
+    Were it left to the stage, samples would be dropped that have no fault.
+    """
+    if isinstance(error, torch.AcceleratorError) or _DEVICE_FAULT.search(str(error)):
+        raise BackendError(
+            f"{device} failed: {type(error).__name__}: {first_line(error)}",
+            hint="nothing committed is lost: run the same command again, on another node if it happens there again",
+        ) from error
 
 
 def prepare_device(device: str, cpu_threads: int, setting: str) -> None:
@@ -24,7 +43,7 @@ def prepare_device(device: str, cpu_threads: int, setting: str) -> None:
     Raises: BackendError if there is no such device.
     """
     if device == "cpu":
-        torch.set_num_threads(cpu_threads)
+        use_threads(device, cpu_threads)
         return
     if not torch.cuda.is_available():
         raise BackendError(

@@ -5,13 +5,13 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from magicseg.backends import Rejection
+from magicseg.backends import Quality, Rejection
 from magicseg.config import GenerateSettings
 from magicseg.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.execute.stages import STAGE_CODE, Stage
@@ -42,7 +42,10 @@ def load_backend(run: Run, stage: str) -> Any:
     run.refuse_unfetched(stage)
     try:
         made = backend(settings, options)
-        return _judged(made, settings) if isinstance(settings, GenerateSettings) else made
+        made = _judged(made, settings) if isinstance(settings, GenerateSettings) else made
+        check_labels = getattr(made, "check_labels", None)
+        if check_labels is not None:
+            check_labels(run.vocabulary.labels)
     except MagicsegError:
         raise
     except Exception as error:  # foreign code; it would fail in every worker alike
@@ -50,6 +53,7 @@ def load_backend(run: Run, stage: str) -> Any:
             f"back end {settings.backend!r} of {stage} cannot start: {type(error).__name__}: {error}",
             hint=f"check {stage}.options in {run.path / CONFIG_NAME}",
         ) from error
+    return made
 
 
 def _judged(generator: Any, settings: GenerateSettings) -> Any:
@@ -74,7 +78,7 @@ def execute_shard(
     code = STAGE_CODE[stage]
     samples = run.plan.shard_range(shard)
     todo = _kept_upstream(run, stage, shard, samples)
-    answers: dict[int, Any] = {}
+    notes: dict[int, Rejection | Quality] = {}  # an answer's images would take memory twice
     batch_size = stage_settings(run.config, stage).batch_size
     with storage_errors(run.path, f"magicseg verify {run.path}"):
         requests = code.requests(run, todo) if todo else []
@@ -85,15 +89,17 @@ def execute_shard(
                 raise Stopped
             batch = requests[start : start + batch_size]
             for request, answer in zip(batch, _answers(run, code, backend, batch), strict=True):
-                answers[request.index] = answer
-                if not isinstance(answer, Rejection):
+                if isinstance(answer, Rejection):
+                    notes[request.index] = answer
+                else:
+                    notes[request.index] = answer.quality
                     packed[request.index] = packer.submit(code.packed, run, answer)
-    _refuse_total_failure(stage, shard, answers)
+    _refuse_total_failure(stage, shard, notes)
     values = code.arrays(run, samples, {index: future.result() for index, future in packed.items()})
-    values[f"{stage}/quality"] = _quality(samples, answers)
+    values[f"{stage}/quality"] = _quality(samples, notes)
     files = run.store.write_shard(shard, samples, values)
     dropped: dict[str, int] = {}
-    for answer in answers.values():
+    for answer in notes.values():
         if isinstance(answer, Rejection):
             dropped[answer.reason] = dropped.get(answer.reason, 0) + 1
     record = CommitRecord(
@@ -173,21 +179,21 @@ def _rejection(error: Exception) -> Rejection:
     return Rejection(reason="error", detail=f"{type(error).__name__}: {error}"[:500])
 
 
-def _refuse_total_failure(stage: str, shard: int, answers: dict[int, Any]) -> None:
-    errors = [answer for answer in answers.values() if isinstance(answer, Rejection) and answer.reason == "error"]
-    if errors and len(errors) == len(answers):
+def _refuse_total_failure(stage: str, shard: int, notes: Mapping[int, Rejection | Quality]) -> None:
+    errors = [answer for answer in notes.values() if isinstance(answer, Rejection) and answer.reason == "error"]
+    if errors and len(errors) == len(notes):
         raise ShardFailed(f"{stage} of shard {shard}: all {len(errors)} samples failed: {errors[0].detail}")
 
 
-def _quality(samples: range, answers: dict[int, Any]) -> Any:
+def _quality(samples: range, notes: Mapping[int, Rejection | Quality]) -> Any:
     texts = np.empty(len(samples), dtype=object)
     for position, index in enumerate(samples):
-        answer = answers.get(index)
+        answer = notes.get(index)
         if answer is None:
             entry: dict[str, Any] = {"status": "dropped", "reason": "upstream"}
         elif isinstance(answer, Rejection):
             entry = {"status": "dropped", "reason": answer.reason, "detail": answer.detail}
         else:
-            entry = {"status": "kept", **answer.quality}
+            entry = {"status": "kept", **answer}
         texts[position] = to_json(entry).decode()
     return texts

@@ -17,6 +17,8 @@ from magicseg.errors import BackendError
 from magicseg.generate.checkpoint import parts_of, read_files, read_index
 from magicseg.generate.counterfactual import counterfactual_caption
 from magicseg.generate.options import DiffusersOptions
+from magicseg.labels import Label
+from magicseg.mask import finding
 from magicseg.run.randomness import sample_seed
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
@@ -67,8 +69,8 @@ class DiffusersGenerator:
 
     @classmethod
     def identity(cls, options: DiffusersOptions) -> Mapping[str, str | int]:
-        """The recipe's number."""
-        return {"diffusers": RECIPE}
+        """The recipe's number, and for inpainting that of finding objects."""
+        return {"diffusers": RECIPE, "finding": finding.RECIPE} if options.inpaint else {"diffusers": RECIPE}
 
     @classmethod
     def weights(cls, options: DiffusersOptions) -> list[Weights]:
@@ -99,6 +101,11 @@ class DiffusersGenerator:
         self.pipeline = TextToImage(options, location(self.weights(options)[0]), settings.size)
         self.pipeline.rehearse(settings.batch_size)
         self._remover = _remover(self.pipeline, options, settings.batch_size)
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if objects of one of these could not be looked for."""
+        if self._remover is not None:
+            self._remover.check_labels(labels)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[ImagePair | Rejection]:
         """One pair, or a rejection with its reason, per request."""

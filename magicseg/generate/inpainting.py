@@ -11,11 +11,20 @@ from PIL import Image as Pictures
 from PIL import ImageFilter
 
 from magicseg.backends import DetectRequest, GenerateRequest, Image, Segmenter, SegmentRequest
-from magicseg.devices import OutOfMemory, first_line, is_out_of_memory
+from magicseg.devices import (
+    OutOfMemory,
+    first_line,
+    free_cached_memory,
+    halves,
+    is_out_of_memory,
+    refuse_device_fault,
+)
 from magicseg.errors import BackendError
 from magicseg.generate.options import InpaintOptions
 from magicseg.generate.pipeline import Painted, TextToImage, to_painted
-from magicseg.mask.finding import Finder, HasBatch
+from magicseg.labels import Label
+from magicseg.mask.batches import HasBatch
+from magicseg.mask.finding import Finder
 
 Where = NDArray[np.bool_]  # (height, width)
 
@@ -34,8 +43,13 @@ class ObjectRemover:
                 hint="choose replace or rewrite",
             ) from error
         self._pipe.set_progress_bar_config(disable=True)
-        self._finder = Finder(options, options.batch_size)
-        self._segmenter: Segmenter = options.segmenter.made(HasBatch(options.batch_size))
+        batch = HasBatch(options.batch_size, "generate.options.inpaint.batch_size")
+        self._finder = Finder(options, batch)
+        self._segmenter: Segmenter = options.segmenter.made(batch)
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if the detector cannot look for one of these."""
+        self._finder.check_labels(labels)
 
     def holes(self, images: Sequence[Image], requests: Sequence[GenerateRequest]) -> list[Where | str]:
         """The pixels to fill of each image, or why there are none: "object-missing", "object-too-large"."""
@@ -59,21 +73,48 @@ class ObjectRemover:
         self, texts: Sequence[str], seeds: Sequence[int], images: Sequence[Image], holes: Sequence[Where]
     ) -> Painted:
         """The images with their holes filled; every pixel outside is the image's own. Raises: OutOfMemory."""
+        try:
+            result = self._call(texts, seeds, images, holes)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                refuse_device_fault(error, self._painter.device)
+                raise
+            message = first_line(error)
+        else:
+            return self._overlaid(result, images, holes)
+        free_cached_memory()
+        fits = (count for count in halves(len(texts)) if self._fits(count, texts, seeds, images, holes))
+        fitting = next(fits, None)
+        raise OutOfMemory(
+            f"generate.batch_size is {len(texts)}: no memory to fill so many images: {message}",
+            hint=f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then made anew)"
+            if fitting
+            else "not even 1 fits: try generate.options.vae_slicing, attention_slicing or a smaller dtype",
+        )
+
+    def _call(
+        self, texts: Sequence[str], seeds: Sequence[int], images: Sequence[Image], holes: Sequence[Where]
+    ) -> Any:
         painter = self._painter
+        painter.use_threads()
         arguments = painter.arguments(texts, seeds, painter.steps) | {
             "image": [Pictures.fromarray(image) for image in images],
             "mask_image": [Pictures.fromarray(hole.astype(np.uint8) * 255) for hole in holes],
             "strength": self._options.strength,
         }
+        return self._pipe(**arguments)
+
+    def _fits(self, count: int, *rows: Sequence[Any]) -> bool:
         try:
-            result = self._pipe(**arguments)
+            self._call(*(row[:count] for row in rows))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise OutOfMemory(
-                f"generate.batch_size is {len(texts)}: no memory to fill so many images: {first_line(error)}",
-                hint="set it to half of that (its shards are then made anew)",
-            ) from error
+            free_cached_memory()
+            return False
+        return True
+
+    def _overlaid(self, result: Any, images: Sequence[Image], holes: Sequence[Where]) -> Painted:
         filled = to_painted(result.images, getattr(result, "nsfw_content_detected", None))
         kept = ~np.stack(holes)[..., None]
         return Painted(

@@ -9,6 +9,8 @@ import numpy as np
 from magicseg.backends import DetectRequest, GenerateRequest, Generator, ImagePair, Rejection
 from magicseg.generate.measures import contrast, difference_hash, sharpness
 from magicseg.generate.settings import ImageQualitySettings, ValiditySettings
+from magicseg.labels import Label
+from magicseg.mask.batches import HasBatch
 from magicseg.mask.finding import Finder, Objects
 from magicseg.run.randomness import sample_seed
 
@@ -30,7 +32,15 @@ class JudgedGenerator:
     ) -> None:
         """Load the detector, if pairs are to be checked. Raises: BackendError."""
         self._generator, self._quality, self._validity = generator, quality, validity
-        self._finder = Finder(validity, validity.batch_size) if validity else None
+        batch = HasBatch(validity.batch_size, "generate.validity.batch_size") if validity else None
+        self._finder = Finder(validity, batch) if validity and batch else None
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if the generator or the detector can do nothing with one of these."""
+        for part in (self._generator, self._finder):
+            check = getattr(part, "check_labels", None)
+            if check is not None:
+                check(labels)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[ImagePair | Rejection]:
         """One measured pair, or a rejection with its reason, per request.

@@ -18,7 +18,16 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from magicseg.devices import OutOfMemory, first_line, free_cached_memory, halves, is_out_of_memory, prepare_device
+from magicseg.devices import (
+    OutOfMemory,
+    first_line,
+    free_cached_memory,
+    halves,
+    is_out_of_memory,
+    prepare_device,
+    refuse_device_fault,
+    use_threads,
+)
 from magicseg.errors import BackendError
 from magicseg.generate.checkpoint import read_index, refuse_unknown_family
 from magicseg.generate.families import FAMILIES, SCHEDULERS, Family
@@ -63,6 +72,15 @@ class TextToImage:
         self._images_per_pair = 1 if options.inpaint else 2  # in one call
 
     @property
+    def device(self) -> str:
+        """Where it computes."""
+        return self._options.device
+
+    def use_threads(self) -> None:
+        """On the CPU, have the next calls use as many threads as the options say."""
+        use_threads(self._options.device, self._options.cpu_threads)
+
+    @property
     def steps(self) -> int:
         """Of the sampler, for every image."""
         return self._options.steps
@@ -74,11 +92,13 @@ class TextToImage:
         drawn on the CPU, image by image.
         Raises: OutOfMemory.
         """
+        self.use_threads()
         try:
             result = self.pipe(**self.arguments(texts, seeds, self._options.steps))
             return to_painted(result.images, getattr(result, "nsfw_content_detected", None))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
+                refuse_device_fault(error, self.device)
                 raise
             message = first_line(error)
         raise self._explained_shortage(len(texts) // self._images_per_pair, message)

@@ -1,9 +1,19 @@
 """Batches whose make-up changes results by rounding at most: rows of one shape together, the last batch padded."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 Row = TypeVar("Row")
+BOXES_PER_CALL = 4  # of an image, in one call of a segmenter's decoder
+
+
+@dataclass(frozen=True)
+class HasBatch:
+    """What a detector or segmenter gets for a stage's settings: images in one call, and which setting says so."""
+
+    batch_size: int
+    setting: str = "mask.batch_size"
 
 
 def fixed_batches(

@@ -16,8 +16,11 @@ from magicseg.backends import (
     SegmentRequest,
     Segments,
 )
+from magicseg.labels import Label
+from magicseg.mask import finding, pair_difference
+from magicseg.mask.batches import HasBatch
 from magicseg.mask.compose import agreement, box_agreement, class_map, outline
-from magicseg.mask.finding import Finder, FindOptions, HasBatch, Objects
+from magicseg.mask.finding import Finder, FindOptions, Objects
 from magicseg.mask.pair_difference import PairDifferenceMasker, difference_mask
 
 RECIPE = 1  # goes up whenever the same images, boxes and outlines give another map
@@ -59,14 +62,20 @@ class DetectSegmentMasker:
 
     @classmethod
     def identity(cls, options: DetectSegmentOptions) -> Mapping[str, str | int]:
-        """The recipe's number."""
-        return {"detect-segment": RECIPE}
+        """The numbers of all recipes that decide a map, or what is dropped."""
+        own = {"detect-segment": RECIPE, "finding": finding.RECIPE}
+        return own | {"pair-difference": pair_difference.RECIPE} if options.cross_check else own
 
     def __init__(self, settings: HasBatchSize, options: DetectSegmentOptions) -> None:
         """Load both models. Raises: BackendError."""
         self._options = options
-        self._finder = Finder(options, settings.batch_size)
-        self._segmenter: Segmenter = options.segmenter.made(HasBatch(settings.batch_size))
+        batch = HasBatch(settings.batch_size)
+        self._finder = Finder(options, batch)
+        self._segmenter: Segmenter = options.segmenter.made(batch)
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if one of these cannot be looked for."""
+        self._finder.check_labels(labels)
 
     def mask(self, requests: Sequence[MaskRequest]) -> list[Masked | Rejection]:
         """One class map, or a rejection with its reason, per request."""

@@ -8,7 +8,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from magicseg.backends import Boxes, Detections, Detector, DetectorChoice, DetectRequest
+from magicseg.labels import Label
+from magicseg.mask.batches import HasBatch
 from magicseg.settings import Settings
+
+RECIPE = 1  # goes up whenever the same candidates give other objects, or the same labels other captions
 
 
 class FindOptions(Settings):
@@ -37,20 +41,19 @@ class Objects:
         return len(self.boxes)
 
 
-class HasBatch:
-    """The batch size of a back end inside another: all that one needs of a stage's settings."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-
-
 class Finder:
     """A loaded detector with thresholds."""
 
-    def __init__(self, options: FindOptions, batch_size: int) -> None:
-        """Args: batch_size: images in one call. Raises: BackendError."""
+    def __init__(self, options: FindOptions, batch: HasBatch) -> None:
+        """Raises: BackendError."""
         self._options = options
-        self._detector: Detector = options.detector.made(HasBatch(batch_size))
+        self._detector: Detector = options.detector.made(batch)
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if the detector cannot look for one of these; it may have nothing to say of it."""
+        check = getattr(self._detector, "check_labels", None)
+        if check is not None:
+            check(labels)
 
     def find(self, requests: Sequence[DetectRequest]) -> list[Objects]:
         """The objects of every image."""
@@ -60,6 +63,8 @@ class Finder:
 def select_objects(found: Detections, options: FindOptions) -> Objects:
     """A box counts if its confidence and its best label's score are above their thresholds; it is of that label.
 
+    Boxes that are less than a pixel wide or high count for nothing.
+
     Boxes of one label that overlap much are one object (class-wise non-maximum suppression).
     """
     import torch
@@ -67,7 +72,10 @@ def select_objects(found: Detections, options: FindOptions) -> Objects:
 
     labels = found.scores.argmax(axis=1)
     scores = found.scores[np.arange(len(labels)), labels]
-    counts = np.flatnonzero((found.confidence > options.box_threshold) & (scores > options.text_threshold))
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    counts = np.flatnonzero(
+        (found.confidence > options.box_threshold) & (scores > options.text_threshold) & (sides >= 1).all(axis=1)
+    )
     best = found.scores.max(axis=0, initial=0)
     kept = batched_nms(
         torch.from_numpy(found.boxes[counts]),

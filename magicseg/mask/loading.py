@@ -7,8 +7,17 @@ from typing import Any, TypeVar
 import torch
 import transformers
 
-from magicseg.devices import OutOfMemory, first_line, free_cached_memory, halves, is_out_of_memory
+from magicseg.devices import (
+    OutOfMemory,
+    first_line,
+    free_cached_memory,
+    halves,
+    is_out_of_memory,
+    refuse_device_fault,
+    use_threads,
+)
 from magicseg.errors import BackendError
+from magicseg.mask.batches import HasBatch
 from magicseg.mask.options import ModelOptions
 
 Row = TypeVar("Row")
@@ -29,7 +38,7 @@ def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) 
         settings["dtype"] = getattr(torch, options.dtype)
         settings["ignore_mismatched_sizes"] = True  # refused below, by name
     try:
-        loaded = auto.from_pretrained(folder, **settings)
+        loaded = auto.from_pretrained(folder, trust_remote_code=False, **settings)
     except Exception as error:  # the library raises whatever its parsers raise
         raise BackendError(
             f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}", hint=_remedy(options)
@@ -96,24 +105,30 @@ def _remedy(options: ModelOptions) -> str:
 
 
 def run_batch(
-    call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], device: str, what: str
+    call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], options: ModelOptions, batch: HasBatch
 ) -> list[Result]:
-    """``call`` of rows without gradients. Raises: OutOfMemory, saying which batch would fit."""
+    """``call`` of rows without gradients, on the options' device.
+
+    Raises: OutOfMemory, saying which batch would fit; BackendError if the device itself fails.
+    """
+    use_threads(options.device, options.cpu_threads)
     with torch.inference_mode():
         try:
             return call(rows)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
+                refuse_device_fault(error, options.device)
                 raise
             message = first_line(error)
         free_cached_memory()
         fitting = next((count for count in halves(len(rows)) if _fits(call, rows[:count])), None)
     if fitting:
-        hint = f"{fitting} fits: set the stage's batch_size to {fitting} (its shards are then made anew)"
+        hint = f"{fitting} fits: set {batch.setting} to {fitting} (its shards are then made anew)"
     else:
         hint = "not even 1 fits: choose a smaller dtype or model"
     raise OutOfMemory(
-        f"batch_size is {len(rows)}: {device} is out of memory while the {what} works on so many images: {message}",
+        f"{batch.setting} is {batch.batch_size}: {options.device} is out of memory with {len(rows)} images at once: "
+        f"{message}",
         hint=hint,
     )
 

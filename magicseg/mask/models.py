@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from magicseg.backends import Detections, DetectRequest, SegmentRequest, Segments
 from magicseg.errors import BackendError
+from magicseg.labels import Label
+from magicseg.mask.batches import HasBatch
 from magicseg.mask.options import DetectorOptions, OriginalDetectorOptions, OriginalSegmenterOptions, SegmenterOptions
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
@@ -13,14 +14,6 @@ from magicseg.weights.cache import location
 _BERT = ("config.json", "tokenizer*.json", "vocab*.txt")  # its weights are in the checkpoint
 
 RECIPE = 1  # goes up whenever the same images, options and weights give other results
-
-
-class HasBatch(Protocol):
-    """What these back ends need of the stage's settings."""
-
-    @property
-    def batch_size(self) -> int:
-        """Images in one call."""
 
 
 class TransformersDetector:
@@ -39,11 +32,15 @@ class TransformersDetector:
         """All files that transformers reads of a folder."""
         return [Weights(setting="model", model=options.model, revision=options.revision)]
 
-    def __init__(self, settings: HasBatch, options: DetectorOptions) -> None:
+    def __init__(self, batch: HasBatch, options: DetectorOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.zero_shot import load_detector
 
-        self._model = load_detector(options, location(self.weights(options)[0]), settings.batch_size)
+        self._model = load_detector(options, location(self.weights(options)[0]), batch)
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if one of these cannot be looked for."""
+        self._model.check_labels(labels)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """All candidates of every image."""
@@ -66,11 +63,11 @@ class TransformersSegmenter:
         """All files that transformers reads of a folder."""
         return [Weights(setting="model", model=options.model, revision=options.revision)]
 
-    def __init__(self, settings: HasBatch, options: SegmenterOptions) -> None:
+    def __init__(self, batch: HasBatch, options: SegmenterOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.promptable import load_segmenter
 
-        self._model = load_segmenter(options, location(self.weights(options)[0]), settings.batch_size)
+        self._model = load_segmenter(options, location(self.weights(options)[0]), batch)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
         """One outline per box."""
@@ -97,12 +94,16 @@ class OriginalDetector:
             Weights(setting="text_encoder.model", model=bert.model, revision=bert.revision, files=_BERT),
         ]
 
-    def __init__(self, settings: HasBatch, options: OriginalDetectorOptions) -> None:
+    def __init__(self, batch: HasBatch, options: OriginalDetectorOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.original_detector import load_original_detector
 
         checkpoint, bert = map(location, self.weights(options))
-        self._model = load_original_detector(options, checkpoint / options.file, bert, settings.batch_size)
+        self._model = load_original_detector(options, checkpoint / options.file, bert, batch)
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if one of these cannot be looked for."""
+        self._model.check_labels(labels)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """All candidates of every image."""
@@ -125,12 +126,12 @@ class OriginalSegmenter:
         """The checkpoint."""
         return [Weights(setting="model", model=options.model, revision=options.revision, files=(options.file,))]
 
-    def __init__(self, settings: HasBatch, options: OriginalSegmenterOptions) -> None:
+    def __init__(self, batch: HasBatch, options: OriginalSegmenterOptions) -> None:
         """Load the model. Raises: BackendError."""
         from magicseg.mask.original_segmenter import load_original_segmenter
 
         folder = location(self.weights(options)[0])
-        self._model = load_original_segmenter(options, folder / options.file, settings.batch_size)
+        self._model = load_original_segmenter(options, folder / options.file, batch)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
         """One outline per box."""

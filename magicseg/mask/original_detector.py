@@ -24,7 +24,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 from magicseg.backends import Detections, DetectRequest
 from magicseg.devices import prepare_device
 from magicseg.errors import BackendError
-from magicseg.mask.batches import fixed_batches
+from magicseg.labels import Label
+from magicseg.mask.batches import HasBatch, fixed_batches
 from magicseg.mask.loading import read_checkpoint, run_batch, to_device
 from magicseg.mask.options import OriginalDetectorOptions
 from magicseg.mask.zero_shot import Found, Row, captions_of, grounded, merged
@@ -75,8 +76,8 @@ class _PaddedTokenizer:
 class OriginalGroundingDino:
     """A loaded model: images and labels to candidates, always ``batch_size`` images in a call."""
 
-    def __init__(self, options: OriginalDetectorOptions, model: Any, tokenizer: Any, batch_size: int) -> None:
-        self._options, self._model, self._tokenizer, self._batch_size = options, model, tokenizer, batch_size
+    def __init__(self, options: OriginalDetectorOptions, model: Any, tokenizer: Any, batch: HasBatch) -> None:
+        self._options, self._model, self._tokenizer, self._batch = options, model, tokenizer, batch
         model.tokenizer = _PaddedTokenizer(tokenizer, options.text_length)
         self._prepare = transforms.Compose(
             [
@@ -88,18 +89,25 @@ class OriginalGroundingDino:
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """All candidates of every image. Raises: BackendError: out of memory, or a label that is too long."""
-        length = self._options.text_length
         rows = [
             Row(place, request.image, caption.places, caption)
             for place, request in enumerate(requests)
-            for caption in captions_of(request, lambda text: len(self._tokenizer(text)["input_ids"]) <= length)
+            for caption in captions_of(request.labels, self._fits)
         ]
         found: dict[int, list[tuple[Row, Found]]] = {place: [] for place in range(len(requests))}
-        for chosen, batch in fixed_batches(rows, self._batch_size, lambda row: row.image.shape):
-            results = run_batch(self._call, batch, self._options.device, "detector")
+        for chosen, batch in fixed_batches(rows, self._batch.batch_size, lambda row: row.image.shape):
+            results = run_batch(self._call, batch, self._options, self._batch)
             for place, result in zip(chosen, results, strict=False):  # what is left over is padding
                 found[rows[place].request].append((rows[place], result))
         return [merged(request, found[place]) for place, request in enumerate(requests)]
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if one of these cannot be looked for."""
+        for label in labels:
+            captions_of((label,), self._fits)
+
+    def _fits(self, text: str) -> bool:
+        return len(self._tokenizer(text)["input_ids"]) <= self._options.text_length
 
     def _call(self, rows: Sequence[Row]) -> list[Found]:
         pixels = torch.stack([self._prepare(Pictures.fromarray(row.image), None)[0] for row in rows])
@@ -115,7 +123,7 @@ class OriginalGroundingDino:
 
 
 def load_original_detector(
-    options: OriginalDetectorOptions, checkpoint: Path, text_encoder: Path, batch_size: int
+    options: OriginalDetectorOptions, checkpoint: Path, text_encoder: Path, batch: HasBatch
 ) -> OriginalGroundingDino:
     """Args: text_encoder: a folder with BERT's tokenizer and config.json. Raises: BackendError."""
     prepare_device(options.device, options.cpu_threads, "detector.options.device")
@@ -127,7 +135,7 @@ def load_original_detector(
             hint=f"set it to {settings.max_text_len} or less",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(text_encoder)
+        tokenizer = AutoTokenizer.from_pretrained(text_encoder, trust_remote_code=False)
         bert = BertModel(BertConfig.from_json_file(text_encoder / "config.json"))
     except Exception as error:  # the library raises whatever its parsers raise
         raise BackendError(
@@ -145,7 +153,7 @@ def load_original_detector(
     where = f"detector.options: {checkpoint}"
     weights = read_checkpoint(checkpoint, where)
     read_into(model, clean_state_dict(weights.get("model", weights)), where)
-    return OriginalGroundingDino(options, to_device(model, options, where), tokenizer, batch_size)
+    return OriginalGroundingDino(options, to_device(model, options, where), tokenizer, batch)
 
 
 def read_into(model: torch.nn.Module, weights: Any, where: str) -> None:

@@ -12,17 +12,17 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.devices import prepare_device
 from magicseg.errors import BackendError
-from magicseg.mask.batches import fixed_batches
+from magicseg.mask.batches import BOXES_PER_CALL, HasBatch, fixed_batches
 from magicseg.mask.loading import read_checkpoint, run_batch, to_device
 from magicseg.mask.options import OriginalSegmenterOptions
 from magicseg.mask.original_detector import read_into
 
 
 class OriginalSegmentAnything:
-    """A loaded model: images are embedded in batches, the boxes of one decoded together."""
+    """A loaded model: images are embedded in batches, the boxes of one decoded some at a time."""
 
-    def __init__(self, options: OriginalSegmenterOptions, model: Any, batch_size: int) -> None:
-        self._options, self._model, self._batch_size = options, model, batch_size
+    def __init__(self, options: OriginalSegmenterOptions, model: Any, batch: HasBatch) -> None:
+        self._options, self._model, self._batch = options, model, batch
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
@@ -33,12 +33,19 @@ class OriginalSegmentAnything:
         ]
         wanted = [place for place, request in enumerate(requests) if len(request.boxes)]
         images = [requests[place].image for place in wanted]
-        device = self._options.device
-        for chosen, batch in fixed_batches(images, self._batch_size, lambda image: image.shape):
-            for number, embedding in zip(chosen, run_batch(self._embed, batch, device, "segmenter"), strict=False):
-                place = wanted[number]
-                row = [(embedding, requests[place])]
-                answers[place] = run_batch(self._decode, row, device, "segmenter")[0]
+        for chosen, batch in fixed_batches(images, self._batch.batch_size, lambda image: image.shape):
+            for number, embedding in zip(
+                chosen, run_batch(self._embed, batch, self._options, self._batch), strict=False
+            ):
+                request = requests[wanted[number]]
+                parts = [
+                    run_batch(self._decode, [(embedding, request.image, boxes)], self._options, self._batch)[0]
+                    for boxes in torch.split(torch.from_numpy(request.boxes), BOXES_PER_CALL)
+                ]
+                answers[wanted[number]] = Segments(
+                    logits=np.concatenate([part.logits for part in parts]),
+                    quality=np.concatenate([part.quality for part in parts]),
+                )
         return answers
 
     def _embed(self, images: Sequence[Image]) -> list[torch.Tensor]:
@@ -46,12 +53,12 @@ class OriginalSegmentAnything:
         inputs = torch.from_numpy(pixels).to(self._options.device).permute(0, 3, 1, 2).contiguous()
         return list(self._model.image_encoder(self._model.preprocess(inputs)))
 
-    def _decode(self, rows: Sequence[tuple[torch.Tensor, SegmentRequest]]) -> list[Segments]:
+    def _decode(self, rows: Sequence[tuple[torch.Tensor, Image, torch.Tensor]]) -> list[Segments]:
         model = self._model
         answers = []
-        for embedding, request in rows:
-            size = request.image.shape[:2]
-            boxes = self._transform.apply_boxes_torch(torch.from_numpy(request.boxes), size).to(embedding)
+        for embedding, image, pixel_boxes in rows:
+            size = image.shape[:2]
+            boxes = self._transform.apply_boxes_torch(pixel_boxes, size).to(embedding)
             sparse, dense = model.prompt_encoder(points=None, boxes=boxes, masks=None)
             masks, quality = model.mask_decoder(
                 image_embeddings=embedding[None],
@@ -67,7 +74,7 @@ class OriginalSegmentAnything:
 
 
 def load_original_segmenter(
-    options: OriginalSegmenterOptions, checkpoint: Path, batch_size: int
+    options: OriginalSegmenterOptions, checkpoint: Path, batch: HasBatch
 ) -> OriginalSegmentAnything:
     """Raises: BackendError."""
     prepare_device(options.device, options.cpu_threads, "segmenter.options.device")
@@ -80,4 +87,4 @@ def load_original_segmenter(
     weights = read_checkpoint(checkpoint, where)
     model = sam_model_registry[options.architecture](checkpoint=None)
     read_into(model, weights, where)
-    return OriginalSegmentAnything(options, to_device(model, options, where), batch_size)
+    return OriginalSegmentAnything(options, to_device(model, options, where), batch)

@@ -11,12 +11,11 @@ from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 
 from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.devices import prepare_device
-from magicseg.mask.batches import fixed_batches
+from magicseg.mask.batches import BOXES_PER_CALL, HasBatch, fixed_batches
 from magicseg.mask.loading import load_pretrained, refuse_unknown_class, run_batch
 from magicseg.mask.options import SegmenterOptions
 
 _KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
-_BOXES = 4  # of an image in one call of the decoder
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class _Embedded:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Up to `_BOXES` boxes (n, 4) of an image, in its pixels."""
+    """Up to `BOXES_PER_CALL` boxes (n, 4) of an image, in its pixels."""
 
     request: int
     embedded: _Embedded
@@ -40,23 +39,26 @@ class _Prompt:
 class PromptableSegmenter:
     """A loaded segmenter: every image is embedded once, whatever the number of its boxes."""
 
-    def __init__(self, options: SegmenterOptions, model: Any, processor: Any, batch_size: int) -> None:
-        self._options, self._model, self._processor, self._batch_size = options, model, processor, batch_size
+    def __init__(self, options: SegmenterOptions, model: Any, processor: Any, batch: HasBatch) -> None:
+        self._options, self._model, self._processor, self._batch = options, model, processor, batch
         self._kind = type(model).__name__
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
         """One outline per box; images without boxes are not looked at. Raises: OutOfMemory."""
         wanted = [place for place, request in enumerate(requests) if len(request.boxes)]
-        device = self._options.device
         prompts: list[_Prompt] = []
         images = [requests[place].image for place in wanted]
-        for chosen, batch in fixed_batches(images, self._batch_size, lambda image: image.shape):
-            for number, embedded in zip(chosen, run_batch(self._embed, batch, device, "segmenter"), strict=False):
+        for chosen, batch in fixed_batches(images, self._batch.batch_size, lambda image: image.shape):
+            for number, embedded in zip(
+                chosen, run_batch(self._embed, batch, self._options, self._batch), strict=False
+            ):
                 boxes = torch.from_numpy(requests[wanted[number]].boxes)
-                prompts += [_Prompt(wanted[number], embedded, part) for part in torch.split(boxes, _BOXES)]
+                prompts += [_Prompt(wanted[number], embedded, part) for part in torch.split(boxes, BOXES_PER_CALL)]
         parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {place: [] for place in wanted}
-        for chosen, together in fixed_batches(prompts, self._batch_size, lambda prompt: prompt.embedded.size):
-            for number, part in zip(chosen, run_batch(self._decode, together, device, "segmenter"), strict=False):
+        for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
+            for number, part in zip(
+                chosen, run_batch(self._decode, together, self._options, self._batch), strict=False
+            ):
                 parts[prompts[number].request].append(part)
         return [_joined(request.image, parts.get(place, [])) for place, request in enumerate(requests)]
 
@@ -105,11 +107,11 @@ class PromptableSegmenter:
 
 
 def _model_boxes(prompt: _Prompt) -> torch.Tensor:
-    """(`_BOXES`, 4) in pixels of the resized image, the last one repeated."""
+    """(`BOXES_PER_CALL`, 4) in pixels of the resized image, the last one repeated."""
     (height, width), (new_height, new_width) = prompt.embedded.size, prompt.embedded.resized
     scale = torch.tensor([new_width / width, new_height / height] * 2)
     boxes = prompt.boxes * scale
-    return torch.cat([boxes, boxes[-1:].expand(_BOXES - len(boxes), 4)])
+    return torch.cat([boxes, boxes[-1:].expand(BOXES_PER_CALL - len(boxes), 4)])
 
 
 def _joined(image: Image, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Segments:
@@ -121,10 +123,10 @@ def _joined(image: Image, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) ->
     )
 
 
-def load_segmenter(options: SegmenterOptions, folder: Path, batch_size: int) -> PromptableSegmenter:
+def load_segmenter(options: SegmenterOptions, folder: Path, batch: HasBatch) -> PromptableSegmenter:
     """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
     prepare_device(options.device, options.cpu_threads, "segmenter.options.device")
     where = f"segmenter.options.model: {options.model}"
     refuse_unknown_class(AutoConfig, options, folder, where, _KNOWN)
     model = load_pretrained(AutoModelForMaskGeneration, options, folder, where)
-    return PromptableSegmenter(options, model, load_pretrained(AutoProcessor, options, folder, where), batch_size)
+    return PromptableSegmenter(options, model, load_pretrained(AutoProcessor, options, folder, where), batch)

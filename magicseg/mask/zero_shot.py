@@ -1,7 +1,7 @@
 """Open-vocabulary detectors of the transformers library. Imports torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoPr
 from magicseg.backends import Detections, DetectRequest, Image
 from magicseg.devices import prepare_device
 from magicseg.errors import BackendError
-from magicseg.mask.batches import fixed_batches
+from magicseg.labels import Label
+from magicseg.mask.batches import HasBatch, fixed_batches
 from magicseg.mask.loading import load_pretrained, refuse_unknown_class, run_batch
 from magicseg.mask.options import DetectorOptions
 from magicseg.mask.spans import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
@@ -45,18 +46,22 @@ class Found:
 class ZeroShotDetector(ABC):
     """A loaded detector: images and labels to candidates, always ``batch_size`` images in a call."""
 
-    def __init__(self, options: DetectorOptions, model: Any, processor: Any, batch_size: int) -> None:
-        self._options, self._model, self._processor, self._batch_size = options, model, processor, batch_size
+    def __init__(self, options: DetectorOptions, model: Any, processor: Any, batch: HasBatch) -> None:
+        self._options, self._model, self._processor, self._batch = options, model, processor, batch
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """All candidates of every image. Raises: BackendError: out of memory, or a label that is too long."""
         rows = [row for place, request in enumerate(requests) for row in self._rows(place, request)]
         found: dict[int, list[tuple[Row, Found]]] = {place: [] for place in range(len(requests))}
-        for chosen, batch in fixed_batches(rows, self._batch_size, lambda row: row.image.shape):
-            results = run_batch(self._call, batch, self._options.device, "detector")
+        for chosen, batch in fixed_batches(rows, self._batch.batch_size, lambda row: row.image.shape):
+            results = run_batch(self._call, batch, self._options, self._batch)
             for place, result in zip(chosen, results, strict=False):  # what is left over is padding
                 found[rows[place].request].append((rows[place], result))
         return [merged(request, found[place]) for place, request in enumerate(requests)]
+
+    @abstractmethod
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if one of these cannot be looked for."""
 
     @abstractmethod
     def _rows(self, place: int, request: DetectRequest) -> list[Row]:
@@ -93,9 +98,15 @@ def merged(request: DetectRequest, found: Sequence[tuple[Row, Found]]) -> Detect
 class GroundedDetector(ZeroShotDetector):
     """GroundingDINO: one caption names all labels; every box has a score per token."""
 
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        for label in labels:
+            captions_of((label,), self._fits)
+
+    def _fits(self, text: str) -> bool:
+        return len(self._processor.tokenizer(text)["input_ids"]) <= self._options.text_length
+
     def _rows(self, place: int, request: DetectRequest) -> list[Row]:
-        tokenizer, length = self._processor.tokenizer, self._options.text_length
-        captions = captions_of(request, lambda text: len(tokenizer(text)["input_ids"]) <= length)
+        captions = captions_of(request.labels, self._fits)
         return [Row(place, request.image, caption.places, caption) for caption in captions]
 
     def _call(self, rows: Sequence[Row]) -> list[Found]:
@@ -117,10 +128,10 @@ class GroundedDetector(ZeroShotDetector):
         ]
 
 
-def captions_of(request: DetectRequest, fits: Any) -> list[GroundedCaption]:
-    """A request's labels as captions. Raises: BackendError for a label that cannot be looked for."""
+def captions_of(labels: Sequence[Label], fits: Callable[[str], bool]) -> list[GroundedCaption]:
+    """Labels as captions. Raises: BackendError for a label that cannot be looked for."""
     try:
-        return grounded_captions(detection_names(request.labels), fits)
+        return grounded_captions(detection_names(labels), fits)
     except ValueError as error:
         raise BackendError(
             f"detector: {error}", hint="shorten it in the list of labels, or raise text_length"
@@ -159,15 +170,18 @@ def corners(boxes: torch.Tensor, width: float, height: float) -> torch.Tensor:
 class QueriedDetector(ZeroShotDetector):
     """OWL-ViT and OWLv2: every label is a query of its own, "a photo of a cat"."""
 
-    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
-        names = detection_names(request.labels)
+    def check_labels(self, labels: Sequence[Label]) -> None:
         limit = int(self._model.config.text_config.max_position_embeddings)
-        too_long = [name for name in names if len(self._processor.tokenizer(_query(name))["input_ids"]) > limit]
-        if too_long:
-            raise BackendError(
-                f"detector: label {too_long[0]!r} alone is longer than the text encoder takes",
-                hint="shorten it in the list of labels",
-            )
+        for name in detection_names(labels):
+            if len(self._processor.tokenizer(_query(name))["input_ids"]) > limit:
+                raise BackendError(
+                    f"detector: label {name!r} alone is longer than the text encoder takes",
+                    hint="shorten it in the list of labels",
+                )
+
+    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+        self.check_labels(request.labels)
+        names = detection_names(request.labels)
         chunks = [range(start, min(start + _QUERIES, len(names))) for start in range(0, len(names), _QUERIES)]
         return [
             Row(place, request.image, tuple(chunk), [_query(names[place]) for place in chunk]) for chunk in chunks
@@ -193,7 +207,7 @@ def _query(name: str) -> str:
     return f"a photo of a {name}"
 
 
-def load_detector(options: DetectorOptions, folder: Path, batch_size: int) -> ZeroShotDetector:
+def load_detector(options: DetectorOptions, folder: Path, batch: HasBatch) -> ZeroShotDetector:
     """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
     prepare_device(options.device, options.cpu_threads, "detector.options.device")
     where = f"detector.options.model: {options.model}"
@@ -201,11 +215,11 @@ def load_detector(options: DetectorOptions, folder: Path, batch_size: int) -> Ze
     model = load_pretrained(AutoModelForZeroShotObjectDetection, options, folder, where)
     processor = load_pretrained(AutoProcessor, options, folder, where)
     if kind in _QUERIED:
-        return QueriedDetector(options, model, processor, batch_size)
+        return QueriedDetector(options, model, processor, batch)
     limit = int(model.config.max_text_len)
     if options.text_length > limit:
         raise BackendError(
             f"detector.options.text_length is {options.text_length}, but {options.model} takes {limit} tokens",
             hint=f"set it to {limit} or less",
         )
-    return GroundedDetector(options, model, processor, batch_size)
+    return GroundedDetector(options, model, processor, batch)

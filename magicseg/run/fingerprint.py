@@ -7,6 +7,7 @@ from typing import Any
 
 from magicseg.backends import Backend, choices_in, choose_backend, identity_in, weights_in, weights_of
 from magicseg.config import Config, GenerateSettings, StageSettings
+from magicseg.mask import finding
 from magicseg.run.files import to_json
 from magicseg.settings import Settings
 from magicseg.weights import Weights
@@ -77,6 +78,7 @@ def stage_fingerprints(config: Config, plan_fingerprint: str, manifest: Manifest
         if isinstance(settings, GenerateSettings):
             if settings.validity is not None:
                 inputs |= _deciding(settings.validity, f"{stage}.validity")
+                inputs[f"{stage}.validity.recipe"] = finding.RECIPE
                 for key, value in identity_in(settings.validity).items():
                     inputs[f"{stage}.validity.backend.{key}"] = value
             inputs["store.image_codec"] = config.store.image_codec

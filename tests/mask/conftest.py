@@ -3,13 +3,13 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+from magicseg.mask.batches import HasBatch
 from magicseg.mask.models import OriginalDetector, OriginalSegmenter, TransformersDetector, TransformersSegmenter
 
 CPU = {"device": "cpu", "dtype": "float32"}
@@ -51,7 +51,7 @@ def detector(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
 
     def make(model: str | Path = "grounding_dino", *, batch_size: int = 3, **options: Any) -> Any:
         folder = checkpoint(model) if isinstance(model, str) else model
-        settings = SimpleNamespace(batch_size=batch_size)
+        settings = HasBatch(batch_size)
         if (folder / "tiny.py").exists():
             chosen = {
                 "config": str(folder / "tiny.py"),
@@ -71,7 +71,7 @@ def segmenter(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 
     def make(model: str | Path = "sam", *, batch_size: int = 3, **options: Any) -> Any:
         folder = checkpoint(model) if isinstance(model, str) else model
-        settings = SimpleNamespace(batch_size=batch_size)
+        settings = HasBatch(batch_size)
         if list(folder.glob("*.pth")):
             import segment_anything
             from tiny_models import build_original_sam

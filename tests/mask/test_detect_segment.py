@@ -8,7 +8,7 @@ from pictures import labels
 from tiny_runs import change, do, make_run
 
 from magicseg.backends import GenerateRequest, Masked, MaskRequest, Rejection
-from magicseg.errors import PlanMismatch
+from magicseg.errors import BackendError, PlanMismatch
 from magicseg.labels import IGNORE
 from magicseg.mask.detect_segment import DetectSegmentMasker
 from magicseg.run import Run
@@ -171,6 +171,20 @@ def test_a_run_drops_invalid_pairs_with_their_reasons(tmp_path):
     assert sum(dropped.values()) < 32
     counted = {name: sum(entry.get("reason") == name for entry in qualities(run, "mask")) for name in dropped}
     assert counted == dropped
+
+
+def test_a_label_that_the_detector_cannot_look_for_is_told_before_the_first_shard(tmp_path, monkeypatch):
+    import patch_backends
+
+    def refuse(self, labels):
+        raise BackendError(f"cannot look for {labels[-1].name}")
+
+    monkeypatch.setattr(patch_backends.PatchDetector, "check_labels", refuse, raising=False)
+    run = run_of(tmp_path / "run", "generate.validity={detector: {backend: patches}}")
+    do(run, "describe")
+    with pytest.raises(BackendError, match=f"cannot look for {run.vocabulary.labels[-1].name}"):
+        do(run, "generate")
+    assert run.ledger("generate").commits() == {}
 
 
 def test_what_a_detector_is_told_is_part_of_the_fingerprint(tmp_path):

@@ -53,6 +53,16 @@ def test_at_most_so_many_objects_of_a_label_the_best_ones():
     assert objects.scores.tolist() == pytest.approx([0.58, 0.57, 0.56])
 
 
+def test_a_box_without_an_area_is_none():
+    rows = [
+        ([7, 0, 7, 5], 0.9, [0.9]),
+        ([7, 0, 7, 5], 0.8, [0.8]),
+        ([0, 3, 9, 3.5], 0.7, [0.7]),
+        ([0, 0, 2, 1], 0.6, [0.6]),
+    ]
+    assert select_objects(candidates(*rows), options()).boxes.tolist() == [[0, 0, 2, 1]]
+
+
 def test_nothing_is_found_where_there_is_no_candidate():
     nothing = candidates(([0, 0, 5, 5], 0.0, [0.0, 0.0]))
     nothing = Detections(boxes=nothing.boxes[:0], confidence=nothing.confidence[:0], scores=nothing.scores[:0])

@@ -1,8 +1,11 @@
 """Checkpoints and settings that do not fit, batches that do not fit: what is wrong, and what to do."""
 
+import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -218,9 +221,11 @@ def limit_memory(monkeypatch, owner, name, rows, size=len):
 def test_a_detectors_batch_that_does_not_fit_names_one_that_does(model, detector, monkeypatch):
     backend = detector(model, batch_size=8)
     limit_memory(monkeypatch, backend._model._model, "forward", rows=3)
-    with pytest.raises(BackendError, match=r"batch_size is 8: cpu is out of memory while the detector") as caught:
+    with pytest.raises(
+        BackendError, match=r"mask\.batch_size is 8: cpu is out of memory with 8 images at once"
+    ) as caught:
         backend.detect(detect("cat", count=8))
-    assert caught.value.hint.startswith("2 fits: set the stage's batch_size to 2")
+    assert caught.value.hint.startswith("2 fits: set mask.batch_size to 2")
     assert "Tried to allocate 2.00 GiB" in caught.value.message
     assert "GPU 0 has" not in caught.value.message
 
@@ -231,9 +236,67 @@ def test_a_segmenters_batch_that_does_not_fit_names_one_that_does(model, segment
     loaded = backend._model._model
     owner, name = (loaded, "get_image_embeddings") if model == "sam" else (loaded.image_encoder, "forward")
     limit_memory(monkeypatch, owner, name, rows=4)
-    with pytest.raises(BackendError, match=r"batch_size is 8: cpu is out of memory while the segmenter") as caught:
+    with pytest.raises(BackendError, match=r"mask\.batch_size is 8: cpu is out of memory") as caught:
         backend.segment(segment(count=8))
     assert caught.value.hint.startswith("4 fits")
+
+
+def test_a_device_that_fails_stops_the_stage_instead_of_dropping_samples(detector, segmenter, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    finding, drawing = detector("owlv2"), segmenter("sam")
+    monkeypatch.setattr(finding._model._model, "forward", fail)
+    monkeypatch.setattr(drawing._model._model, "get_image_embeddings", fail)
+    for call in (lambda: finding.detect(detect("cat")), lambda: drawing.segment(segment(count=1))):
+        with pytest.raises(
+            BackendError, match="failed: RuntimeError: CUDA error: an illegal memory access"
+        ) as caught:
+            call()
+        assert "run the same command again" in caught.value.hint
+        assert "more" not in caught.value.message
+
+
+def test_models_that_share_a_process_keep_their_numbers_of_threads(detector, segmenter, monkeypatch):
+    finding, drawing = detector("owlv2", cpu_threads=2), segmenter("sam", cpu_threads=1)
+    seen = []
+    for model, name in ((finding._model._model, "forward"), (drawing._model._model, "get_image_embeddings")):
+        whole = getattr(model, name)
+
+        def noting(*positional, whole=whole, **named):
+            seen.append(torch.get_num_threads())
+            return whole(*positional, **named)
+
+        monkeypatch.setattr(model, name, noting)
+    for _ in range(2):
+        finding.detect(detect("cat", count=1))
+        drawing.segment(segment(count=1))
+    assert seen == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("model", ["grounding_dino", "original_grounding_dino", "owlv2"])
+def test_labels_are_checked_before_anything_is_looked_for(model, detector):
+    backend = detector(model)
+    backend.check_labels(labels("cat", "dining table"))
+    with pytest.raises(BackendError, match="alone is longer than the text encoder takes"):
+        backend.check_labels(labels("cat", "very " * 70 + "long cat"))
+
+
+def test_a_checkpoint_s_own_code_is_not_run_even_if_somebody_says_yes(tmp_path):
+    marker = tmp_path / "marker"
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoProcessor": "evil.Evil"}})
+    )
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    code = (
+        "from magicseg.mask.batches import HasBatch\n"
+        "from magicseg.mask.models import TransformersDetector as Detector\n"
+        f"Detector(HasBatch(1), Detector.Options(model={str(tmp_path)!r}, device='cpu'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input="y\n" * 9, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "BackendError" in done.stderr
+    assert not marker.exists()
 
 
 def test_one_image_that_does_not_fit_asks_for_a_smaller_model(detector, monkeypatch):
