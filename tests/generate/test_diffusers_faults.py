@@ -142,6 +142,18 @@ def limit_memory(backend, rows):
     return backend.pipeline.pipe.unet.register_forward_pre_hook(check, with_kwargs=True)
 
 
+def test_a_device_that_fails_stops_the_stage_instead_of_dropping_samples(generator):
+    backend = generator("sd2")
+
+    def fail(module, positional, named):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    backend.pipeline.pipe.unet.register_forward_pre_hook(fail, with_kwargs=True)
+    with pytest.raises(BackendError, match="cpu failed: RuntimeError: CUDA error: an illegal") as caught:
+        backend.generate([request()])
+    assert "nothing committed is lost" in caught.value.hint
+
+
 def test_a_batch_that_does_not_fit_names_the_setting_and_a_size_that_does(generator):
     backend = generator("sd2", batch_size=8)
     requests = [request(index) for index in range(8)]

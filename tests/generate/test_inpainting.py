@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from pair_requests import request
 from pydantic import ValidationError
 from tiny_runs import change, do, make_run
@@ -68,6 +69,22 @@ def test_an_image_without_its_object_is_painted_again_and_then_given_up(generato
     assert answer == Rejection(
         reason="object-missing", detail="2 attempts: image object-missing, image object-missing"
     )
+
+
+def test_a_batch_that_cannot_be_filled_names_one_that_can(generator):
+    backend = generator("sd2", batch_size=4, **removing())
+    whole = backend._remover._pipe.__class__.__call__
+
+    def filling_two(pipe, **arguments):
+        if len(arguments["prompt"]) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole(pipe, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend._remover._pipe.__class__, "__call__", filling_two)
+        with pytest.raises(BackendError, match=r"generate\.batch_size is 4: no memory to fill so many") as caught:
+            backend.generate(requests(4))
+    assert caught.value.hint.startswith("2 fits: set generate.batch_size to 2")
 
 
 def test_a_hole_that_is_most_of_the_image_is_no_counterfactual(generator):
