@@ -10,7 +10,7 @@ from tiny_runs import do
 
 from magicseg.store.digest import logical_digest
 
-# All of them take some ten minutes: MAGICSEG_ALL_FAMILIES=1 pytest tests/slurm/test_model_runs.py
+# All of them take six minutes: MAGICSEG_ALL_FAMILIES=1 pytest tests/slurm/test_model_runs.py
 CHOSEN = list(FAMILIES) if os.environ.get("MAGICSEG_ALL_FAMILIES") else ["sd15"]
 
 
