@@ -1,5 +1,6 @@
 """``magicseg describe|generate|mask``: the array stages on this machine."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -78,6 +79,12 @@ def mask(
             raise ConfigError(f"{alone} goes with --images", hint=f"magicseg mask {run}")
         run_one(run, "mask", workers, shards_per_job, shards)
         return
+    for name, value in {"--workers": workers, "--shards": shards, "--shards-per-job": shards_per_job}.items():
+        if value is not None:
+            raise ConfigError(
+                f"{name} does not go with --images: photographs are masked one after the other",
+                hint=f"leave {name} out",
+            )
     if out is None or (labels is None and run is None):
         raise ConfigError("--images needs --labels and --out", hint="--labels 'cat, dog' --out FOLDER")
     _mask_photographs(images, _labels(run, labels), out, _mask_settings(run, preset, config, set_))
@@ -97,15 +104,26 @@ def _mask_settings(
     run: Path | None, preset: str | None, config: Path | None, overrides: list[str] | None
 ) -> "MaskSettings":
     from magicseg.config import load_config
+    from magicseg.mask.photographs import refuse_uncached
     from magicseg.run.directory import Run
 
     if run is not None:
         if preset or config or overrides:
             raise ConfigError("the settings are either RUN's or those of --preset, --config and --set")
-        return Run.open(run).config.mask
+        opened = Run.open(run)
+        opened.refuse_unfetched("mask")
+        return opened.config.mask
     if preset is None and config is None:
         raise ConfigError("--images needs settings for the masker", hint="a RUN, or --preset sdxl, or --config FILE")
-    return load_config(preset=preset, file=config, overrides=overrides or ()).mask
+    settings = load_config(preset=preset, file=config, overrides=overrides or ()).mask
+    given = [("--preset", preset), ("--config", config), *(("--set", one) for one in overrides or ())]
+    typed = shlex.join(str(word) for name, value in given if value is not None for word in (name, value))
+    refuse_uncached(
+        settings,
+        f"magicseg init RUN {typed} && magicseg fetch RUN   # where there is a network; "
+        "then: magicseg mask RUN --images FOLDER --labels LIST --out OUT",
+    )
+    return settings
 
 
 def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings") -> None:
@@ -113,7 +131,7 @@ def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "
     from magicseg.execute.pool import StopFlag, on_signals
     from magicseg.mask.photographs import MaskedPhotograph, mask_photographs, photographs_in
 
-    total = len(photographs_in(images))
+    total = len(photographs_in(images, out))
     with on_signals(StopFlag()) as stop, progress("mask", total, "images") as show:
 
         def report(done: MaskedPhotograph) -> None:
