@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=96)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=2, help="on the CPU")
     parser.add_argument("--show", type=int, default=5, help="captions of the model to print")
     arguments = parser.parse_args()
     options = TransformersCaptioner.Options.model_validate(
@@ -54,6 +55,7 @@ def main() -> None:
             "max_new_tokens": arguments.max_new_tokens,
             "device": arguments.device,
             "dtype": arguments.dtype,
+            "cpu_threads": arguments.threads,
         }
     )
     began = time.perf_counter()

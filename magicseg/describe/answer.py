@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from magicseg.describe.length import count_tokens
-from magicseg.describe.naming import mentions
 from magicseg.labels import Label
+from magicseg.labels.mentions import names
 
-RECIPE = 1  # goes up whenever another answer is accepted, or is read in another way
+RECIPE = 2  # goes up whenever another answer is accepted, or is read in another way
 
 MIN_WORDS = 3
 _KEYS = ("with", "without")
@@ -75,9 +75,9 @@ def check_draft(draft: Draft, labels: Sequence[Label], max_tokens: int) -> None:
         if max(Counter(zip(words, words[1:], words[2:], strict=False)).values()) > _MOST_REPEATS:
             raise Unusable("repeats-itself", repr(caption))
     for label in labels:
-        if not mentions(draft.caption, label):
+        if not names(draft.caption, label):
             raise Unusable("label-missing", f"{label.name!r} in {draft.caption!r}")
-        if mentions(draft.counterfactual, label):
+        if names(draft.counterfactual, label):
             raise Unusable("label-in-counterfactual", f"{label.name!r} in {draft.counterfactual!r}")
 
 

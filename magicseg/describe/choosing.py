@@ -6,8 +6,8 @@ from typing import Protocol, TypeVar
 from numpy.random import Generator
 
 from magicseg.backends import Description, Rejection
-from magicseg.describe.naming import mentions
 from magicseg.labels import Label
+from magicseg.labels.mentions import names
 
 
 class Picturable(Protocol):
@@ -30,15 +30,15 @@ def choose(rng: Generator, choices: Sequence[Choice], labels: Sequence[Label]) -
 def brings(choice: str | Picturable, labels: Sequence[Label]) -> bool:
     """Whether the choice names one of the labels, or shows it unasked."""
     texts = (choice,) if isinstance(choice, str) else choice.texts
-    return any(mentions(text, label) for text in texts for label in labels)
+    return any(names(text, label) for text in texts for label in labels)
 
 
 def checked(labels: Sequence[Label], caption: str, counterfactual: str) -> Description | Rejection:
     """The description, if the caption names all labels and the counterfactual none."""
     for label in labels:
-        if not mentions(caption, label):
+        if not names(caption, label):
             return Rejection(reason="label-not-named", detail=f"{label.name!r} in {caption!r}")
-        if mentions(counterfactual, label):
+        if names(counterfactual, label):
             return Rejection(reason="counterfactual-names-label", detail=f"{label.name!r} in {counterfactual!r}")
     return Description(caption=caption, counterfactual=counterfactual, quality={"words": len(caption.split())})
 

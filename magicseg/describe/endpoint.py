@@ -5,9 +5,12 @@ connections), after the time that Retry-After names (up to two minutes) or with 
 answer then counts as one of its sample's attempts, with the reason. The stage stops with an error, and nothing of
 the open shard is committed, when going on would only fill the data set with templates:
 
-- at once, if no connection can be made, or the endpoint refuses the key, the model or the request (4xx);
+- at once, if no connection can be made, or the endpoint refuses the key or the model (401, 403, 404);
 - after ``give_up_after`` requests in a row without an answer;
 - at the end of a batch's first round, if nothing at all has been answered since the back end started.
+
+A refused request (400, 422) is one without an answer: either the options are wrong, and then none is answered, or a
+single prompt does not suit the server, as one that is too long for it.
 """
 
 import os
@@ -29,12 +32,11 @@ RECIPE = 1  # goes up whenever the same prompts are sent in another way
 
 _SEED_BITS = 31  # what all servers take
 _REFUSALS = {
-    400: "mend describe.options: the endpoint does not take one of them",
     401: "the key is wrong or missing: see describe.options.api_key_env",
     403: "the key does not allow this: see describe.options.api_key_env",
     404: "mend describe.options.base_url (it mostly ends in /v1) or describe.options.model",
-    422: "mend describe.options: the endpoint does not take one of them",
 }
+_REFUSED_REQUESTS = (400, 422)
 
 
 class OpenAIOptions(WritingOptions):
@@ -126,6 +128,8 @@ class OpenAICaptioner:
             if error.code == "content_filter":
                 self._health.answered()
                 return Failed("refused")
+            if error.status_code in _REFUSED_REQUESTS:
+                return self._health.refused(error.status_code, error.message)
             if error.status_code in _REFUSALS:
                 self._health.died(f"answered {error.status_code}: {error.message}", _REFUSALS[error.status_code])
             return self._health.unanswered(f"http-{error.status_code}")
@@ -167,6 +171,7 @@ class _Health:
         self._answered = 0
         self._silent_in_a_row = 0
         self._last_reason = ""
+        self._refusal = ""
         self._error: BackendError | None = None
 
     @property
@@ -179,6 +184,13 @@ class _Health:
         with self._lock:
             self._answered += 1
             self._silent_in_a_row = 0
+            self._refusal = ""
+
+    def refused(self, status: int, message: str) -> Failed:
+        """Note a request that the endpoint does not take."""
+        with self._lock:
+            self._refusal = f"answered {status}: {message}"
+        return self.unanswered(f"http-{status}")
 
     def unanswered(self, reason: str) -> Failed:
         """Note a request that came to nothing, with all its retries."""
@@ -187,7 +199,7 @@ class _Health:
             self._last_reason = reason
             too_many = self._silent_in_a_row >= self._options.give_up_after
         if too_many:
-            self._give_up(f"{self._silent_in_a_row} requests in a row")
+            self._give_up(f"{self._options.give_up_after} requests in a row")
         return Failed(reason)
 
     def died(self, what: str, hint: str) -> None:
@@ -205,6 +217,13 @@ class _Health:
             raise self._error
 
     def _give_up(self, whom: str) -> None:
+        if self._refusal:
+            self.died(
+                f"took none of {whom}; it {self._refusal}",
+                "mend describe.options, if the endpoint does not take one of them; if single prompts are too long "
+                "for it, raise its context length, or describe.options.give_up_after",
+            )
+            return
         self.died(
             f"gave no answer to {whom}, each tried {self._options.retries + 1} times: {self._last_reason}",
             "look after the endpoint, then run the same command again: what is committed stays "

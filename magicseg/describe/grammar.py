@@ -11,7 +11,7 @@ from magicseg.describe.words import COLOURS, EMPTY, LIGHTS, OPENINGS, PLACES, SC
 from magicseg.labels import Label
 from magicseg.settings import Settings
 
-RECIPE = 2  # goes up whenever the same request gives another caption
+RECIPE = 3  # goes up whenever the same request gives another caption
 
 
 class GrammarCaptioner:

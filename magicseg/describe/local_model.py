@@ -12,7 +12,7 @@ from magicseg.errors import BackendError
 from magicseg.weights import PinnedSettings, Weights
 from magicseg.weights.cache import location
 
-RECIPE = 1  # goes up whenever the same prompts and seeds give other answers
+RECIPE = 2  # goes up whenever the same prompts and seeds give other answers
 _BESIDE_GGUF = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -22,6 +22,7 @@ class TransformersOptions(WritingOptions, PinnedSettings):
     gguf_file: str | None = Field(None, description="the GGUF file of the model, where it is one")
     device: Literal["cuda", "cpu", "mps"] = "cuda"
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    cpu_threads: int = Field(1, ge=1, le=1024, description="on the CPU; results differ with it in the last bits")
     repetition_penalty: float = Field(1.0, ge=1, le=2)
     chat_template_options: dict[str, Any] = Field(
         default_factory=dict, description="for the tokenizer's chat template, such as {enable_thinking: false}"
@@ -40,7 +41,8 @@ class TransformersCaptioner:
 
     What a sample's caption is hangs on its own seed, and, by rounding alone, on the batch that it is in: rows are
     padded to the longest prompt, and sums come out a little different. Batches are formed in a fixed way inside a
-    shard, and batch size, device and dtype are in the fingerprint, so that the same run gives the same captions.
+    shard, and batch size, device, dtype and threads are in the fingerprint, so that the same run gives the same
+    captions.
     """
 
     Options = TransformersOptions
@@ -107,9 +109,9 @@ class TransformersCaptioner:
         return str(text)
 
     def _explained(self, error: Exception, asks: Sequence[Ask]) -> BackendError:
-        import torch
+        from magicseg.devices import is_out_of_memory
 
-        if not isinstance(error, torch.OutOfMemoryError):
+        if not is_out_of_memory(error):
             return BackendError(
                 f"the language model failed at a batch of {len(asks)}: {type(error).__name__}: {error}",
                 hint="nothing is lost: run the same command again",
@@ -123,19 +125,18 @@ class TransformersCaptioner:
 
     def _batch_that_fits(self, asks: Sequence[Ask]) -> int:
         """The greatest half, quarter ... of the batch that the memory holds; 0 if not even one prompt."""
-        import torch
+        from magicseg.devices import free_cached_memory, halves, is_out_of_memory
 
-        size = len(asks) // 2
-        while size:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        for size in halves(len(asks)):
+            free_cached_memory()
             try:
                 self._answers(asks[:size])
-            except torch.OutOfMemoryError:
-                size //= 2
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise self._explained(error, asks[:size]) from error
             else:
-                break
-        return size
+                return size
+        return 0
 
 
 def _load(options: TransformersOptions, folder: Path) -> tuple[Any, Any]:
@@ -146,13 +147,20 @@ def _load(options: TransformersOptions, folder: Path) -> tuple[Any, Any]:
 
     quieten: Any = logging.disable_progress_bar
     quieten()  # the stage has its own
-    _refuse_missing_device(options.device)
+    _prepare(options)
     file = {"gguf_file": options.gguf_file} if options.gguf_file else {}
-    tokenizer = _tried(options, lambda: AutoTokenizer.from_pretrained(folder, padding_side="left", **file))
+    tokenizer = _tried(
+        options,
+        lambda: AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **file),
+    )
     model, info = _tried(
         options,
         lambda: AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, options.dtype), output_loading_info=True, **file
+            folder,
+            dtype=getattr(torch, options.dtype),
+            output_loading_info=True,
+            trust_remote_code=False,  # left open, the library would ask on the terminal
+            **file,
         ),
     )
     if info["missing_keys"]:
@@ -182,14 +190,17 @@ def _load(options: TransformersOptions, folder: Path) -> tuple[Any, Any]:
     return tokenizer, model.to(options.device).eval()
 
 
-def _refuse_missing_device(device: str) -> None:
+def _prepare(options: TransformersOptions) -> None:
     import torch
 
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device]:
+    from magicseg.devices import prepare_device
+
+    if options.device != "mps":
+        prepare_device(options.device, options.cpu_threads, "describe.options.device")
+    elif not torch.backends.mps.is_available():
         raise BackendError(
-            f"describe.options.device is {device}, and this machine has none that torch {torch.__version__} can use",
-            hint="run it where there is one, or: describe.options.device: cpu, describe.options.dtype: float32",
+            "describe.options.device is mps, but torch finds no such device here",
+            hint="run it where there is one, or set describe.options.device to cpu and dtype to float32",
         )
 
 
@@ -199,8 +210,12 @@ def _tried(options: TransformersOptions, load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:  # corrupt files raise errors of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
+        own_code = "trust_remote_code" in str(error)
         raise BackendError(
-            f"{options.model}: no language model can be loaded: {lines[0]}", hint=_remedy(options)
+            f"{options.model}: no language model can be loaded: {lines[0]}",
+            hint="code of a checkpoint is never run: choose a model that transformers itself knows"
+            if own_code
+            else _remedy(options),
         ) from error
 
 

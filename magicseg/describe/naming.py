@@ -1,4 +1,4 @@
-"""How captions name labels: articles, plurals, the sense of namesakes; and whether a text names a label."""
+"""How captions name labels: articles, plurals, the sense of namesakes."""
 
 import re
 
@@ -57,12 +57,3 @@ def spoken(label: Label) -> str:
             if re.search(rf"(?<!\w){re.escape(label.text)}(?!\w)", synonym, re.IGNORECASE):
                 return synonym
     return label.text
-
-
-def mentions(text: str, label: Label) -> bool:
-    """Whether one of the label's surface forms stands in ``text`` as whole words, in any case."""
-    folded = text.casefold()
-    return any(
-        form.casefold() in folded and re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text, re.IGNORECASE)
-        for form in label.forms
-    )

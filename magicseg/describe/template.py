@@ -33,7 +33,7 @@ from magicseg.labels import Label
 from magicseg.labels.inflect import plural
 from magicseg.settings import Settings
 
-RECIPE = 1  # goes up whenever the same request gives another caption
+RECIPE = 2  # goes up whenever the same request gives another caption
 
 _SHARE_OF_SEVERAL = 0.2
 

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 
 from magicseg.backends import libraries_of
@@ -55,7 +56,7 @@ def backend(run: Run, stage: str) -> Check:
     settings = stage_settings(run.config, stage)
     chosen = settings.backend
     libraries = libraries_of(*chosen_backend(settings, stage))
-    lacking = [library for library in libraries if find_spec(library) is None]
+    lacking = [library for library in libraries if not _is_installed(library)]
     if lacking:
         return Check(
             name,
@@ -70,9 +71,25 @@ def backend(run: Run, stage: str) -> Check:
                 name,
                 Status.FAILED,
                 f"{chosen}; {', '.join(libraries)} cannot be imported: {said[-300:]}",
-                f"pip install --force-reinstall {' '.join(libraries)}",
+                _reinstall(libraries),
             )
     return Check(name, Status.OK, f"{chosen}{'; imports ' + ', '.join(libraries) if libraries else ''}")
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # the package that it is in is not there, or is no package
+        return False
+
+
+def _reinstall(modules: Sequence[str]) -> str:
+    """What to type. A module need not be called as what pip installs: under its name there may be something else."""
+    known = packages_distributions()
+    names = [known.get(module.partition(".")[0], ()) for module in modules]
+    if not all(names):
+        return "pip install 'magicseg[models]'"
+    return f"pip install --force-reinstall {' '.join(dict.fromkeys(each for some in names for each in some))}"
 
 
 def committed(run: Run, stage: str) -> Check:

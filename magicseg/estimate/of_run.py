@@ -89,8 +89,11 @@ def _stage(
     missing = [shard for shard in range(plan.shards) if shard not in commits]
     resources = profile.resources(stage) if profile else None
     on_gpu = known.device != "CPU"
-    # What an allocation is charged for: the devices that a task holds, used or not.
-    devices = (max(resources.gpus, 1) if on_gpu else resources.cpus) if resources else 1
+    devices = 1
+    if resources:  # what an allocation is charged for: the devices that a task holds, used or not
+        # A site may give GPUs that the profile does not ask for: then the shards of a job tell.
+        on_gpu = resources.asks_gpu or (on_gpu and known.fitting)
+        devices = max(resources.gpus_held, 1) if on_gpu else resources.cpus
 
     def group(shards: int) -> int:
         if profile is None:

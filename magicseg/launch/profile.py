@@ -74,6 +74,13 @@ class Resources(Settings):
         return self.gpus > 0 or "gpu" in (self.gres or "")
 
     @property
+    def gpus_held(self) -> int:
+        """How many GPUs a task gets, by ``gpus`` or by ``gres`` as "gpu:4" or "gpu:a100:2,gpu:v100:1"."""
+        items = [item.split(":") for item in re.sub(r"\(.*?\)", "", self.gres or "").split(",")]
+        counts = [int(parts[-1]) if parts[-1].isdecimal() else 1 for parts in items if parts[0] == "gpu"]
+        return max(self.gpus, sum(counts), int(self.asks_gpu))
+
+    @property
     def processes_per_node(self) -> int:
         """Training processes on each node."""
         return self.processes or self.gpus or 1

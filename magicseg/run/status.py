@@ -75,7 +75,12 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
             )
         kinds = {tuple(sorted(record.versions.items())) for record in commits.values()}
         if len(kinds) > 1:
-            warnings.append(f"{stage}: made with {len(kinds)} different sets of library versions or machines")
+            items = [set(kind) for kind in kinds]
+            differing = sorted({name for name, _ in items[0].union(*items) - items[0].intersection(*items)})
+            warnings.append(
+                f"{stage}: made with {len(kinds)} different sets of library versions or machines: "
+                f"{', '.join(differing)} differ"
+            )
     return {
         "run": str(run.path),
         "samples": run.plan.samples,

@@ -1,23 +1,54 @@
-"""What ran: versions of the libraries that decide bytes."""
+"""What ran: versions of the libraries that decide bytes, and the machine."""
 
 import functools
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
-_DISTRIBUTIONS = ("magicseg", "numpy", "pillow", "zarr", "torch", "diffusers", "transformers", "tokenizers")
+_DISTRIBUTIONS = (
+    "magicseg",
+    "numpy",
+    "scipy",
+    "pillow",
+    "zarr",
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "gguf",
+    "openai",
+    "segment-anything",
+    "groundingdino-py",
+)
+_CPU = Path("/proc/cpuinfo")
 
 
 def library_versions() -> dict[str, str]:
-    """Python, kind of machine, and every library of ours that is installed."""
+    """Python, kind of machine and CPU, and every library of ours that is installed."""
     return dict(_library_versions())
 
 
 @functools.cache
 def _library_versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
+    model = _cpu_model()
+    if model:
+        found["cpu"] = model
     for name in _DISTRIBUTIONS:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
     return found
+
+
+def _cpu_model() -> str | None:
+    """The CPU's name: libraries choose their kernels, and so the last bits, by it. None where Linux tells none."""
+    try:
+        text = _CPU.read_text(errors="replace")
+    except OSError:
+        return None
+    match = re.search(r"^model name\s*:\s*(\S.*?)\s*$", text, re.MULTILINE)
+    return match[1] if match else None

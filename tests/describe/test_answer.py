@@ -13,6 +13,7 @@ from magicseg.labels import Label, load_vocabulary
 
 CAT = Label(id=1, name="cat", synonyms=("feline",))
 DOG = Label(id=2, name="dog")
+HOT_DOG = Label(id=3, name="hot dog")
 GOOD = Draft("A grey cat on a red sofa.", "A red sofa by the window.")
 
 
@@ -85,6 +86,7 @@ def test_thoughts_quotes_and_line_breaks_are_taken_off():
 def test_good_captions_pass_by_name_synonym_or_plural():
     check_draft(GOOD, [CAT], 75)
     check_draft(Draft("Two felines on a sofa", "A red sofa outdoors"), [CAT], 75)
+    check_draft(Draft("A man by a hot-dog stand", "A man by a stand"), [HOT_DOG], 75)
     check_draft(Draft("CATS chase dogs", "A catalogue of dogma here"), [CAT, DOG], 75)
 
 
@@ -108,6 +110,11 @@ def test_captions_that_would_teach_something_wrong_are_refused(caption, counterf
     with pytest.raises(Unusable) as caught:
         check_draft(Draft(caption, counterfactual), [CAT], 75)
     assert caught.value.reason == reason
+
+
+def test_a_label_in_another_spelling_is_found_in_the_scene_without_it():
+    with pytest.raises(Unusable, match="label-in-counterfactual"):
+        check_draft(Draft("A man eats a hot dog", "A man by a hot-dog stand"), [HOT_DOG], 75)
 
 
 @pytest.mark.parametrize("answer_format", ["json", "list"])

@@ -180,14 +180,46 @@ def test_nobody_there_stops_the_stage():
     assert "is it running" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("status", "hint"), [(400, "options"), (401, "api_key_env"), (403, "api_key_env"), (404, "/v1"), (422, "options")]
-)
+@pytest.mark.parametrize(("status", "hint"), [(401, "api_key_env"), (403, "api_key_env"), (404, "/v1")])
 def test_a_refusal_stops_the_stage_at_once(status, hint):
     error, server = stopped(lambda number, body: Reply({"error": "no"}, status=status), concurrency=1)
     assert f"answered {status}" in error.message
     assert hint in error.hint
     assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_requests_that_are_refused_from_the_first_stop_the_stage(status):
+    error, server = stopped(lambda number, body: Reply({"error": "no"}, status=status))
+    assert f"answered {status}" in error.message
+    assert "describe.options" in error.hint
+    assert len(server.bodies) == 6, "one round, and no retries"
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_single_prompt_that_is_refused_costs_its_sample_alone(status):
+    """Be it the very first: the others, on their way by then, are answered."""
+
+    def script(number, body):
+        long = "zebra" in str(body)
+        return Reply({"error": "context length exceeded"}, status=status) if long else Reply(delay=0.05)
+
+    batch = requests(6)
+    batch[0] = DescribeRequest(index=0, labels=(Label(id=2, name="zebra"),), seed=7)
+    with BadServer(script) as server:
+        answers = captioner(server).describe(batch)
+    assert [answer.quality["source"] for answer in answers] == ["template"] + ["model"] * 5
+    assert answers[0].quality["rejected"] == ",".join([f"http-{status}"] * 3)
+
+
+def test_an_endpoint_that_comes_to_refuse_every_request_stops_the_stage_with_its_words():
+    def script(number, body):
+        return Reply() if number < 4 else Reply({"error": {"message": "no such sampler"}}, status=400)
+
+    error, server = stopped(script, 30, concurrency=1, give_up_after=5)
+    assert "5 requests in a row" in error.message
+    assert "no such sampler" in error.message
+    assert len(server.bodies) == 9
 
 
 @pytest.mark.parametrize(

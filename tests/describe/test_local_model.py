@@ -37,6 +37,13 @@ def offline():
         yield
 
 
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def babbler(tmp_path_factory):
     """Random characters."""
@@ -80,6 +87,15 @@ def test_good_answers_are_taken_bad_ones_asked_again_and_all_is_counted(speaker)
     said = {answer.caption for answer in answers if answer.quality["source"] == "model"}
     assert said == {"A grey cat on a red sofa.", "Two cats asleep in a basket."}
     assert captioner(speaker).describe(requests(24)) == answers
+
+
+def test_the_cpu_computes_with_as_many_threads_as_the_options_say(babbler):
+    for threads in (2, 1):
+        captioner(babbler, cpu_threads=threads)
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(2)
+    captioner(babbler)
+    assert torch.get_num_threads() == 1, "not as many as the machine has"
 
 
 def test_a_sample_says_the_same_in_any_company(babbler):
@@ -288,17 +304,63 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error(tmp_path, babbler, damage):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused(babbler):
-    assert "device: cpu" in refused(babbler, device="cuda", dtype="bfloat16").hint
+    assert "describe.options.device to cpu" in refused(babbler, device="cuda", dtype="bfloat16").hint
 
 
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
+def test_so_is_one_of_apples(babbler):
+    error = refused(babbler, device="mps")
+    assert "describe.options.device is mps" in error.message
+    assert "describe.options.device to cpu" in error.hint
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
+def test_code_that_comes_with_a_checkpoint_is_never_run_whatever_the_terminal_answers(tmp_path, babbler, file):
+    folder = shutil.copytree(babbler, tmp_path / "model")
+    marker = tmp_path / "marker"
+    (folder / "mine.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
+    config = json.loads((folder / file).read_text())
+    config |= {"model_type": "strange"} if file == "config.json" else {"tokenizer_class": "MyTokenizer"}
+    names = {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M", "AutoTokenizer": ["mine.T", None]}
+    (folder / file).write_text(json.dumps(config | {"auto_map": names}))
+    code = (
+        "import sys\n"
+        "from magicseg.describe.local_model import TransformersCaptioner as T\n"
+        "from magicseg.errors import BackendError\n"
+        "try: T(None, T.Options(model=sys.argv[1], device='cpu', dtype='float32'))\n"
+        "except BackendError as error: print(error, error.hint)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        input="y\n" * 9,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
+    assert not marker.exists()
+    assert "contains custom code" in done.stdout, done.stderr
+    assert "never run" in done.stdout
+    assert "[y/N]" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: 8 bytes"),
+        RuntimeError("MPS backend out of memory"),
+        MemoryError(),
+    ],
+    ids=["cuda", "cpu", "mps", "python"],
+)
 @pytest.mark.parametrize(("fits", "words"), [(2, "--set describe.batch_size=2"), (0, "not even one sample fits")])
-def test_out_of_memory_names_a_batch_size_that_fits(speaker, fits, words):
+def test_out_of_memory_names_a_batch_size_that_fits(speaker, fits, words, error):
     model = captioner(speaker)
     generate = model._model.generate
 
     def scarce(**inputs):
         if len(inputs["input_ids"]) > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
         return generate(**inputs)
 
     model._model.generate = scarce

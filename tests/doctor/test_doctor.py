@@ -217,6 +217,34 @@ def test_a_library_that_is_not_installed_may_be_in_the_image(tmp_path, monkeypat
     assert "not installed here: openai" in check.seen
 
 
+def test_a_module_of_a_package_that_is_not_installed_is_one_that_is_not_installed(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    for module in ("no_such_package.part", "json.part.deeper"):
+        monkeypatch.setattr(of_run, "libraries_of", lambda *_, module=module: (module,))
+        check = of_run.backend(run, "describe")
+        assert check.status is Status.WARNING
+        assert f"not installed here: {module}" in check.seen
+        assert check.remedy.endswith("pip install 'magicseg[models]'")
+
+
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ("groundingdino", "pip install --force-reinstall groundingdino-py"),
+        ("PIL.Image", "pip install --force-reinstall pillow"),
+        ("of_no_distribution", "pip install 'magicseg[models]'"),
+    ],
+)
+def test_the_remedy_names_what_pip_installs_and_not_the_module(tmp_path, monkeypatch, module, remedy):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr(of_run, "libraries_of", lambda *_: (module,))
+    monkeypatch.setattr(of_run, "find_spec", lambda name: object())
+    monkeypatch.setattr(of_run, "ask", lambda *_: (1, "broken"))
+    check = of_run.backend(run, "describe")
+    assert check.status is Status.FAILED
+    assert check.remedy == remedy
+
+
 def test_what_is_left_is_measured_by_what_is_there(fresh, monkeypatch):
     assert found(fresh, "room for the rest").status is Status.NOTE
     do(fresh)

@@ -113,6 +113,37 @@ def test_work_on_a_gpu_is_counted_in_gpu_hours(fresh):
     assert "3 h 00 min with 1 at a time" in line
 
 
+@pytest.mark.parametrize(
+    ("asked", "gpus"),
+    [
+        ({"gpus": 2}, 2),
+        ({"gres": "gpu"}, 1),
+        ({"gres": "gpu:4"}, 4),
+        ({"gres": "gpu:a100:3"}, 3),
+        ({"gres": "gpu:a100"}, 1),
+        ({"gres": "gpu:a100:2,gpu:v100:1,tmp:50G"}, 3),
+    ],
+)
+@pytest.mark.parametrize("versions", [{"gpu": "Big GPU"}, {}])
+def test_gpus_that_a_task_holds_are_counted_used_or_not(fresh, asked, gpus, versions):
+    do(fresh, shards=[0])
+    measure_as(fresh, start=0.0, seconds=720.0, versions=versions, job="101_0")
+    report = estimate(fresh, Profile(parallel=1, cpus=8, shards_per_task=5, time="10:00:00", **asked))
+    assert report["total"]["left"]["gpu_hours"] == pytest.approx(3 * 5 * 720 * gpus / 3600)
+    assert report["total"]["left"]["cpu_hours"] == 0.0
+
+
+def test_a_gpu_here_is_none_that_a_task_on_cpus_holds(fresh):
+    do(fresh, shards=[0])
+    measure_as(fresh, start=0.0, seconds=720.0, versions={"gpu": "Big GPU"})
+    profile = Profile(parallel=1, cpus=8, shards_per_task=5, time="10:00:00")
+    left = estimate(fresh, profile)["total"]["left"]
+    assert (left["gpu_hours"], left["cpu_hours"]) == (0.0, pytest.approx(3 * 5 * 720 * 8 / 3600))
+    measure_as(fresh, start=0.0, seconds=720.0, versions={"gpu": "Big GPU"}, job="101_0")
+    left = estimate(fresh, profile)["total"]["left"]
+    assert (left["gpu_hours"], left["cpu_hours"]) == (pytest.approx(3 * 5 * 720 / 3600), 0.0), "the site gave one"
+
+
 def test_a_short_last_shard_costs_less(tmp_path):
     from tiny_runs import make_run
 

@@ -5,9 +5,10 @@ from itertools import cycle
 import pytest
 
 from magicseg.backends import GenerateRequest, Rejection
-from magicseg.generate.counterfactual import counterfactual_caption, names, replace_labels
+from magicseg.generate.counterfactual import counterfactual_caption, replace_labels
 from magicseg.labels import Label, load_vocabulary
 from magicseg.labels.inflect import plural
+from magicseg.labels.mentions import names
 from magicseg.labels.vocabulary import split_qualifier
 
 

@@ -1,5 +1,6 @@
 """The ledger: commits that stand, compaction that nobody notices, damage that is seen."""
 
+import dataclasses
 import json
 import re
 import tempfile
@@ -13,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tiny_runs import change, do
 
 from magicseg.errors import DamageError, PlanMismatch
-from magicseg.run import Run
+from magicseg.run import Run, versions
 from magicseg.run.fingerprint import Fingerprint
 from magicseg.run.ledger import CommitRecord, Ledger
+from magicseg.run.status import run_status
 
 FINGERPRINT = Fingerprint.of({"x": 1})
 
@@ -292,10 +294,34 @@ def test_a_reset_stage_drops_what_rests_on_it_and_nothing_else(finished):
     assert not (finished.store.path / "generate/image/0.0.0.0").exists()
 
 
+def test_the_name_of_the_cpu_is_recorded_where_linux_tells_it(tmp_path, monkeypatch):
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Big CPU @ 2.00GHz \nprocessor\t: 1\n")
+    monkeypatch.setattr(versions, "_CPU", told)
+    assert versions._library_versions.__wrapped__()["cpu"] == "Big CPU @ 2.00GHz"
+    told.write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    assert "cpu" not in versions._library_versions.__wrapped__()
+    monkeypatch.setattr(versions, "_CPU", tmp_path / "nowhere")
+    assert "cpu" not in versions._library_versions.__wrapped__()
+
+
+def test_a_run_that_mixes_machines_or_libraries_says_which(finished):
+    assert run_status(finished)["warnings"] == []
+    ledger = finished.ledger("mask")
+    record = ledger.commits()[0]
+    ledger.take_back([0])
+    other = {**record.versions, "cpu": "another", "scipy": "0.1"}
+    ledger.commit(dataclasses.replace(record, versions=other), finished.fingerprints["mask"])
+    (warning,) = run_status(finished)["warnings"]
+    assert warning.startswith("mask: made with 2 different sets")
+    assert warning.endswith(": cpu, scipy differ")
+
+
 def test_records_say_who_made_them_with_what(finished):
     made = finished.ledger("generate").commits()[0]
     assert made.samples == 16
     assert {"python", "numpy", "zarr", "magicseg", "machine"} <= made.versions.keys()
+    assert {"torchvision", "scipy", "segment-anything", "groundingdino-py", "openai"} <= made.versions.keys()
     assert made.peak_memory > 1e6
     assert made.files.keys() == {"generate/image/0.0.0.0", "generate/counterfactual/0.0.0.0", "generate/quality/0"}
     inputs = finished.ledger("generate").fingerprints({0: made})[made.fingerprint]
