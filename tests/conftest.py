@@ -113,3 +113,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data: `MAGICSEG_TEST_DATA`, else `../shared/data` beside the repository."""
+    given = os.environ.get("MAGICSEG_TEST_DATA")
+    folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "VOCdevkit" / "VOC2012").is_dir():
+        pytest.skip(f"no real data at {folder}: set MAGICSEG_TEST_DATA")
+    return folder

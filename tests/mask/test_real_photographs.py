@@ -1,9 +1,7 @@
 """``magicseg mask --images`` on real photographs, with models of the released layouts (and random weights)."""
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +9,9 @@ from PIL import Image
 
 
 @pytest.fixture
-def photographs(tmp_path):
+def photographs(real_data, tmp_path):
     """A folder of real photographs: ten of different sizes, odd ones first."""
-    given = os.environ.get("MAGICSEG_TEST_DATA")
-    data = Path(given) if given else Path(__file__).resolve().parents[3] / "shared" / "data"
-    found = sorted(data.glob("VOCdevkit/VOC2012/JPEGImages/*.jpg"))
-    if not found:
-        pytest.skip(f"no real data at {data}: set MAGICSEG_TEST_DATA")
+    found = sorted(real_data.glob("VOCdevkit/VOC2012/JPEGImages/*.jpg"))
     by_size = {}
     for path in found:
         with Image.open(path) as picture:
