@@ -4,7 +4,7 @@ Imports torch.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -70,8 +70,20 @@ def free_cached_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def halves(count: int) -> Iterator[int]:
-    """``count`` halved, and halved again, down to 1."""
+def largest_fitting(count: int, attempt: Callable[[int], object]) -> int | None:
+    """The greatest half, quarter ... of ``count`` with which ``attempt`` has memory enough; None if not even 1 has.
+
+    Raises: what else ``attempt`` raises.
+    """
     while count > 1:
         count //= 2
-        yield count
+        free_cached_memory()
+        try:
+            attempt(count)
+        except Exception as error:  # libraries have classes of their own for it
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return count
+    free_cached_memory()
+    return None

@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from model_runs import Checkpoints
 from tiny_runs import CommandLine, do, make_run
 
 from magicseg.run import Run
@@ -123,3 +124,20 @@ def real_data() -> Path:
     if not (folder / "VOCdevkit" / "VOC2012").is_dir():
         pytest.skip(f"no real data at {folder}: set MAGICSEG_TEST_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny model by its name, made when it is first asked for; not to be changed."""
+    return Checkpoints(tmp_path_factory.mktemp("checkpoints")).get
+
+
+@pytest.fixture
+def models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A cache of the test's own, and afterwards as many threads in torch as before."""
+    import torch
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)

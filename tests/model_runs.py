@@ -31,16 +31,20 @@ class Checkpoints:
 
     def get(self, name: str) -> Path:
         """The folder of a pipeline, a detector, a segmenter, or "language"."""
-        import tiny_model
-        import tiny_models
-        import tiny_pipelines
-
         made = self._folder / name
         if not made.exists():
             if name == "language":
-                tiny_model.make_tiny_model(made)
+                from tiny_model import make_tiny_model
+
+                make_tiny_model(made)
+            elif name in FAMILIES:
+                from tiny_pipelines import build
+
+                build(name, self._folder)
             else:
-                (tiny_pipelines if name in tiny_pipelines.FAMILIES else tiny_models).build(name, self._folder)
+                from tiny_models import build as build_model
+
+                build_model(name, self._folder)
         return made
 
 

@@ -109,34 +109,28 @@ class TransformersCaptioner:
         return str(text)
 
     def _explained(self, error: Exception, asks: Sequence[Ask]) -> BackendError:
-        from magicseg.devices import is_out_of_memory
+        from magicseg.devices import is_out_of_memory, largest_fitting
 
         if not is_out_of_memory(error):
             return BackendError(
                 f"the language model failed at a batch of {len(asks)}: {type(error).__name__}: {error}",
                 hint="nothing is lost: run the same command again",
             )
-        fits = self._batch_that_fits(asks)
+
+        def attempt(size: int) -> None:
+            try:
+                self._answers(asks[:size])
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                raise self._explained(error, asks[:size]) from error
+
+        fits = largest_fitting(len(asks), attempt)
         if fits:
             hint = f"a batch of {fits} fits: --set describe.batch_size={fits} (it is part of the fingerprint)"
         else:
             hint = "not even one sample fits: a smaller model, dtype bfloat16, or fewer max_new_tokens"
         return BackendError(f"{self._options.device}: out of memory with {len(asks)} prompts in a batch", hint=hint)
-
-    def _batch_that_fits(self, asks: Sequence[Ask]) -> int:
-        """The greatest half, quarter ... of the batch that the memory holds; 0 if not even one prompt."""
-        from magicseg.devices import free_cached_memory, halves, is_out_of_memory
-
-        for size in halves(len(asks)):
-            free_cached_memory()
-            try:
-                self._answers(asks[:size])
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise self._explained(error, asks[:size]) from error
-            else:
-                return size
-        return 0
 
 
 def _load(options: TransformersOptions, folder: Path) -> tuple[Any, Any]:

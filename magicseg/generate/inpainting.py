@@ -14,9 +14,8 @@ from magicseg.backends import DetectRequest, GenerateRequest, Image, Segmenter, 
 from magicseg.devices import (
     OutOfMemory,
     first_line,
-    free_cached_memory,
-    halves,
     is_out_of_memory,
+    largest_fitting,
     refuse_device_fault,
 )
 from magicseg.errors import BackendError
@@ -82,9 +81,9 @@ class ObjectRemover:
             message = first_line(error)
         else:
             return self._overlaid(result, images, holes)
-        free_cached_memory()
-        fits = (count for count in halves(len(texts)) if self._fits(count, texts, seeds, images, holes))
-        fitting = next(fits, None)
+        fitting = largest_fitting(
+            len(texts), lambda count: self._call(texts[:count], seeds[:count], images[:count], holes[:count])
+        )
         raise OutOfMemory(
             f"generate.batch_size is {len(texts)}: no memory to fill so many images: {message}",
             hint=f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then made anew)"
@@ -103,16 +102,6 @@ class ObjectRemover:
             "strength": self._options.strength,
         }
         return self._pipe(**arguments)
-
-    def _fits(self, count: int, *rows: Sequence[Any]) -> bool:
-        try:
-            self._call(*(row[:count] for row in rows))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            free_cached_memory()
-            return False
-        return True
 
     def _overlaid(self, result: Any, images: Sequence[Image], holes: Sequence[Where]) -> Painted:
         filled = to_painted(result.images, getattr(result, "nsfw_content_detected", None))

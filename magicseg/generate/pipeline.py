@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from magicseg.devices import (
     OutOfMemory,
     first_line,
-    free_cached_memory,
-    halves,
     is_out_of_memory,
+    largest_fitting,
     prepare_device,
     refuse_device_fault,
     use_threads,
@@ -184,8 +183,7 @@ class TextToImage:
 
     def _explained_shortage(self, pairs: int, message: str) -> OutOfMemory:
         """The error for a batch that does not fit, with the largest half, quarter... of it that does."""
-        free_cached_memory()
-        fitting = next((count for count in halves(pairs) if self._fits(count)), None)
+        fitting = largest_fitting(pairs, self._try)
         if fitting:
             hint = f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then made anew)"
         else:
@@ -195,16 +193,6 @@ class TextToImage:
             f"{self._options.device} is out of memory: {message}",
             hint=hint,
         )
-
-    def _fits(self, pairs: int) -> bool:
-        try:
-            self._try(pairs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            free_cached_memory()
-            return False
-        return True
 
     def _try(self, pairs: int) -> None:
         """A batch in few steps: each step takes the same memory. Not in one: to some pipelines that is special."""

@@ -10,9 +10,8 @@ import transformers
 from magicseg.devices import (
     OutOfMemory,
     first_line,
-    free_cached_memory,
-    halves,
     is_out_of_memory,
+    largest_fitting,
     refuse_device_fault,
     use_threads,
 )
@@ -120,8 +119,7 @@ def run_batch(
                 refuse_device_fault(error, options.device)
                 raise
             message = first_line(error)
-        free_cached_memory()
-        fitting = next((count for count in halves(len(rows)) if _fits(call, rows[:count])), None)
+        fitting = largest_fitting(len(rows), lambda count: call(rows[:count]))
     if fitting:
         hint = f"{fitting} fits: set {batch.setting} to {fitting} (its shards are then made anew)"
     else:
@@ -131,14 +129,3 @@ def run_batch(
         f"{message}",
         hint=hint,
     )
-
-
-def _fits(call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row]) -> bool:
-    try:
-        call(rows)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        free_cached_memory()
-        return False
-    return True

@@ -24,8 +24,8 @@ def stopped_within(run, stage, batches):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_that_was_stopped_in_every_stage_has_the_digest_of_one_that_was_not(family, checkpoints, tmp_path):
-    undisturbed, run = (make_model_run(tmp_path / name, family, checkpoints.get) for name in ("one", "two"))
+def test_a_run_that_was_stopped_in_every_stage_has_the_digest_of_one_that_was_not(family, checkpoint, tmp_path):
+    undisturbed, run = (make_model_run(tmp_path / name, family, checkpoint) for name in ("one", "two"))
     do(undisturbed)
     for stage in ("describe", "generate", "mask"):
         stopped_within(run, stage, 3)
@@ -41,8 +41,8 @@ def test_a_run_that_was_stopped_in_every_stage_has_the_digest_of_one_that_was_no
 
 
 @pytest.mark.slow
-def test_killed_commands_typed_again_give_the_same_digest(checkpoints, tmp_path, magicseg):
-    undisturbed, run = (make_model_run(tmp_path / name, "sd2", checkpoints.get) for name in ("one", "two"))
+def test_killed_commands_typed_again_give_the_same_digest(checkpoint, tmp_path, magicseg):
+    undisturbed, run = (make_model_run(tmp_path / name, "sd2", checkpoint) for name in ("one", "two"))
     do(undisturbed)
     for stage in ("describe", "generate", "mask"):
         process = magicseg.start(stage, run.path, "--workers", "1", "--shards-per-job", "9")

@@ -1,7 +1,7 @@
 """Tiny checkpoints, each made when a test first asks for it; no network; torch's number of threads kept."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,34 +13,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 from magicseg.generate.diffusion import DiffusersGenerator
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A family's checkpoint, not to be changed."""
-    from tiny_pipelines import build
-
-    folder = tmp_path_factory.mktemp("checkpoints")
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = build(name, folder)
-        return made[name]
-
-    return get
-
-
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def _same_threads() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _apart(models_apart: None) -> None:
+    """For all tests of this folder."""
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Tiny detectors and segmenters, made when a test first asks for them; no network; torch keeps its threads."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +15,9 @@ from magicseg.mask.models import OriginalDetector, OriginalSegmenter, Transforme
 CPU = {"device": "cpu", "dtype": "float32"}
 
 
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A model's checkpoint, not to be changed."""
-    from tiny_models import build
-
-    folder = tmp_path_factory.mktemp("models")
-    made: dict[str, Path] = {}
-
-    def get(name: str) -> Path:
-        if name not in made:
-            made[name] = build(name, folder)
-        return made[name]
-
-    return get
-
-
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(autouse=True)
-def _same_threads() -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def _apart(models_apart: None) -> None:
+    """For all tests of this folder."""
 
 
 @pytest.fixture
