@@ -11,7 +11,7 @@ from magicseg.generate.measures import contrast, difference_hash, sharpness
 from magicseg.generate.settings import ImageQualitySettings, ValiditySettings
 from magicseg.labels import Label
 from magicseg.mask.batches import HasBatch
-from magicseg.mask.finding import Finder, Objects
+from magicseg.mask.finding import Finder, missing_label, remaining_label
 from magicseg.run.randomness import sample_seed
 
 
@@ -86,7 +86,8 @@ class JudgedGenerator:
         )
         for number, (place, pair) in enumerate(pairs):
             attempt, objects, remaining = attempts[place], found[2 * number], found[2 * number + 1]
-            fault = validity_fault(attempt.request, objects, remaining)
+            labels = attempt.request.labels
+            fault = missing_label(labels, objects) or remaining_label(labels, remaining)
             if fault is None:
                 scores = {
                     "score": round(float(objects.best.min(initial=1)), 4),
@@ -127,14 +128,3 @@ def _is_pair(answer: ImagePair | Rejection | None) -> TypeGuard[ImagePair]:
         image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
         for image in (answer.image, answer.counterfactual)
     )
-
-
-def validity_fault(request: GenerateRequest, objects: Objects, remaining: Objects) -> Rejection | None:
-    """What is wrong with a pair: a label that the image lacks, or one that the counterfactual still shows."""
-    for place, label in enumerate(request.labels):
-        if place not in objects.labels:
-            return Rejection(reason="object-missing", detail=f"{label.name}: best score {objects.best[place]:.3f}")
-    if len(remaining):
-        name = request.labels[int(remaining.labels[0])].name
-        return Rejection(reason="object-remains", detail=f"{name}: score {remaining.scores[0]:.3f}")
-    return None

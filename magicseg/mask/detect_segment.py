@@ -20,7 +20,7 @@ from magicseg.labels import Label
 from magicseg.mask import finding, pair_difference
 from magicseg.mask.batches import HasBatch
 from magicseg.mask.compose import agreement, box_agreement, class_map, outline
-from magicseg.mask.finding import Finder, FindOptions, Objects
+from magicseg.mask.finding import Finder, FindOptions, Objects, missing_label, remaining_label
 from magicseg.mask.pair_difference import PairDifferenceMasker, difference_mask
 
 RECIPE = 1  # goes up whenever the same images, boxes and outlines give another map
@@ -96,11 +96,9 @@ class DetectSegmentMasker:
         return [answers[place] for place in range(len(requests))]
 
     def _missing(self, request: MaskRequest, objects: Objects) -> Rejection | None:
-        lacking = [label.name for place, label in enumerate(request.labels) if place not in objects.labels]
-        if not lacking or (self._options.missing_labels == "keep" and len(objects)):
+        if self._options.missing_labels == "keep" and len(objects):
             return None
-        place = next(place for place, label in enumerate(request.labels) if label.name == lacking[0])
-        return Rejection(reason="object-missing", detail=f"{lacking[0]}: best score {objects.best[place]:.3f}")
+        return missing_label(request.labels, objects)
 
     def _remaining(
         self, requests: Sequence[MaskRequest], places: Sequence[int]
@@ -116,10 +114,7 @@ class DetectSegmentMasker:
         result: dict[int, tuple[Rejection | None, float]] = {}
         found = self._finder.find([request for _, request in pairs])
         for (place, request), objects in zip(pairs, found, strict=True):
-            fault = None
-            if len(objects):
-                name = request.labels[int(objects.labels[0])].name
-                fault = Rejection(reason="object-remains", detail=f"{name}: score {objects.scores[0]:.3f}")
+            fault = remaining_label(request.labels, objects)
             result[place] = (fault, round(float(objects.best.max(initial=0)), 4))
         return result
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from magicseg.backends import Boxes, Detections, Detector, DetectorChoice, DetectRequest
+from magicseg.backends import Boxes, Detections, Detector, DetectorChoice, DetectRequest, Rejection
 from magicseg.labels import Label
 from magicseg.mask.batches import HasBatch
 from magicseg.settings import Settings
@@ -89,3 +89,19 @@ def select_objects(found: Detections, options: FindOptions) -> Objects:
     )
     chosen = chosen[np.sort(first)]
     return Objects(boxes=found.boxes[chosen], labels=labels[chosen], scores=scores[chosen], best=best)
+
+
+def missing_label(labels: Sequence[Label], objects: Objects) -> Rejection | None:
+    """The rejection of an image that does not show all of ``labels``; None if it does."""
+    for place, label in enumerate(labels):
+        if place not in objects.labels:
+            return Rejection(reason="object-missing", detail=f"{label.name}: best score {objects.best[place]:.3f}")
+    return None
+
+
+def remaining_label(labels: Sequence[Label], objects: Objects) -> Rejection | None:
+    """The rejection of a counterfactual that shows one of ``labels``; None if it does not."""
+    if not len(objects):
+        return None
+    name = labels[int(objects.labels[0])].name
+    return Rejection(reason="object-remains", detail=f"{name}: score {objects.scores[0]:.3f}")
