@@ -46,6 +46,8 @@ class FolderDataset(Dataset[Batch]):
             torch.from_numpy(image).permute(2, 0, 1),
             torch.from_numpy(other).permute(2, 0, 1),
             torch.from_numpy(mask.astype(np.int32)),
+            torch.tensor(True),
+            torch.tensor(0),
         )
 
 

@@ -47,6 +47,8 @@ def _bare(samples: KeptSamples, terms: LossTerms, steps: int) -> list[Clocks]:
         torch.from_numpy(images).permute(0, 3, 1, 2),
         torch.from_numpy(others).permute(0, 3, 1, 2),
         torch.from_numpy(masks.astype("int32")),
+        torch.ones(len(images), dtype=torch.bool),
+        torch.zeros(len(images), dtype=torch.int64),
     )
     draws = torch.rand(len(images), len(terms.names))
     optimizer = build_optimizer(terms.model, settings)

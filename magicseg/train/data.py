@@ -56,11 +56,16 @@ class Pick(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """``images``, ``counterfactuals``: uint8 (B, 3, H, W), RGB. ``masks``: int32 (B, H, W), ids and IGNORE."""
+    """``images``, ``counterfactuals``: uint8 (B, 3, H, W), RGB. ``masks``: int32 (B, H, W), ids and IGNORE.
+    ``paired``: bool (B,), whether there is a counterfactual (else its pixels are the image's). ``sources``: int64
+    (B,), which of the mixed sources a sample is of; 0 where there is one.
+    """
 
     images: Tensor
     counterfactuals: Tensor
     masks: Tensor
+    paired: Tensor
+    sources: Tensor
 
 
 class SampleOrder:
@@ -156,6 +161,8 @@ class SampleDataset(Dataset[Batch]):
             images=torch.from_numpy(images).permute(0, 3, 1, 2),
             counterfactuals=torch.from_numpy(counterfactuals).permute(0, 3, 1, 2),
             masks=torch.from_numpy(masks.astype(np.int32)),
+            paired=torch.ones(count, dtype=torch.bool),
+            sources=torch.zeros(count, dtype=torch.int64),
         )
 
     def _coins(self, pick: Pick) -> NDArray[np.float64]:

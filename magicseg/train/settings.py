@@ -5,16 +5,15 @@ from typing import ClassVar
 from pydantic import Field
 
 from magicseg.model.settings import EncoderSettings, ModelSettings
+from magicseg.train.data_settings import DataSettings
 
 __all__ = ["EncoderSettings", "ModelSettings", "TrainSettings"]
 
 
-class TrainSettings(ModelSettings):
-    """The model's settings and training's. The settings in ``NEUTRAL`` change neither weights nor curve."""
+class TrainSettings(ModelSettings, DataSettings):
+    """The model's settings, the data's and training's. Those in ``NEUTRAL`` change neither weights nor curve."""
 
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset(
-        {"checkpoint_every", "log_every", "loader_workers", "loader_cache_mib"}
-    )
+    NEUTRAL: ClassVar[frozenset[str]] = DataSettings.NEUTRAL | {"checkpoint_every", "log_every"}
 
     steps: int = Field(20_000, ge=1)
     batch_size: int = Field(default=16, ge=1, description="images per step, over all processes")
@@ -31,23 +30,11 @@ class TrainSettings(ModelSettings):
     focal_gamma: float = Field(default=2.0, ge=0)
     dice_weight: float = Field(default=1.0, ge=0)
     counterfactual_weight: float = Field(default=1.0, ge=0)
-    flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
-    paste: float = Field(default=0.0, ge=0, le=1, description="probability of another sample's objects on top")
-    duplicate_bits: int | None = Field(
-        None,
-        ge=0,
-        le=7,
-        description="samples whose image's hash differs in so few of 64 bits from an earlier one's "
-        "are left out; null: none are",
-    )
-    shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
     cpu_threads: int = Field(
         default=0, ge=0, description="threads of one process, part of its bits; 0: torch's choice"
     )
     checkpoint_every: int = Field(default=1000, ge=1, description="steps")
     log_every: int = Field(default=50, ge=1, description="steps")
-    loader_workers: int = Field(default=2, ge=0, description="reading processes; 0: the trainer itself")
-    loader_cache_mib: int = Field(default=512, ge=0, description="memory per reader for whole shards")
 
     @property
     def model(self) -> ModelSettings:
