@@ -91,7 +91,7 @@ def mask(
 
 
 def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
-    from magicseg.mask.photographs import labels_of
+    from magicseg.mask.pictures import labels_of
     from magicseg.run.directory import Run
 
     if labels is not None:
@@ -129,7 +129,8 @@ def _mask_settings(
 def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings") -> None:
     from magicseg.errors import IncompleteError
     from magicseg.execute.pool import StopFlag, on_signals
-    from magicseg.mask.photographs import MaskedPhotograph, mask_photographs, photographs_in
+    from magicseg.mask.photographs import MaskedPhotograph, mask_photographs
+    from magicseg.mask.pictures import photographs_in
 
     total = len(photographs_in(images, out))
     with on_signals(StopFlag()) as stop, progress("mask", total, "images") as show:

@@ -8,7 +8,6 @@ OUT/masks.jsonl       first the labels and all else that decides a mask; then on
 
 import contextlib
 import hashlib
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -16,15 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Pictures
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from magicseg.backends import (
     Backend,
-    ClassMap,
-    Image,
     Masker,
     MaskRequest,
     Rejection,
@@ -34,8 +28,8 @@ from magicseg.backends import (
 )
 from magicseg.config import MaskSettings
 from magicseg.errors import BackendError, DataError, MagicsegError
-from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary, vocabulary_names
-from magicseg.mask.colours import class_colour, overlay
+from magicseg.labels import Vocabulary
+from magicseg.mask.pictures import class_png, overlay_jpeg, photographs_in, read_pixels
 from magicseg.run.files import storage_errors, write_atomic
 from magicseg.run.fingerprint import changed_keys
 from magicseg.settings import Settings
@@ -45,8 +39,6 @@ from magicseg.weights.digest import path_identity
 
 RECORD = "masks.jsonl"
 RECIPE = 1  # goes up whenever the same photograph gives a masker other pixels
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-_PNG_IGNORE = 255
 _NO_FILES = (None, None)
 
 
@@ -57,42 +49,6 @@ class MaskedPhotograph:
     name: str
     masked: bool
     entry: Mapping[str, Any]
-
-
-def labels_of(text: str) -> Vocabulary:
-    """Labels as typed: a shipped vocabulary's name, a path to a list, or names with commas between.
-
-    Raises: LabelError.
-    """
-    if text in vocabulary_names() or text.endswith((".txt", ".yaml")):
-        return load_vocabulary(text)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return Vocabulary(
-        name="typed", labels=tuple(Label(id=place, name=name) for place, name in enumerate(names, start=1))
-    )
-
-
-def photographs_in(folder: Path, out: Path) -> list[str]:
-    """The images in a folder and below, by their names in it, but for those in OUT: they are ours.
-
-    Raises: DataError if there are none, or all would lie in OUT.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder", hint="--images FOLDER")
-    whole, ours = folder.resolve(), out.resolve()
-    if whole.is_relative_to(ours):
-        raise DataError(
-            f"{out}: the photographs lie in it, and masks would be taken for photographs",
-            hint=f"choose another folder, beside them or inside: --out {folder}/masks",
-        )
-    names = sorted(
-        path.relative_to(whole).as_posix()
-        for path in whole.rglob("*")
-        if path.suffix.lower() in _ENDINGS and path.is_file() and not path.is_relative_to(ours)
-    )
-    if not names:
-        raise DataError(f"{folder}: holds no images", hint=f"their names end in {', '.join(sorted(_ENDINGS))}")
-    return names
 
 
 def refuse_uncached(settings: MaskSettings, hint: str) -> None:
@@ -217,7 +173,7 @@ def _one(
     try:
         if isinstance(content, OSError):
             raise content
-        image = _pixels(content)
+        image = read_pixels(content)
     except UnidentifiedImageError:  # whose text names an object
         return _NO_FILES, _failure("unreadable", "no image of a known format")
     except Exception as error:  # parsers of damaged files raise whatever they like
@@ -227,7 +183,7 @@ def _one(
         (answer,) = masker.mask([request])
         if isinstance(answer, Rejection):
             return _NO_FILES, {"status": "dropped", "reason": answer.reason, "detail": answer.detail}
-        files = class_png(answer.mask, len(vocabulary)), _jpeg(overlay(image, answer.mask))
+        files = class_png(answer.mask, len(vocabulary)), overlay_jpeg(image, answer.mask)
     except Exception as error:  # foreign code: what it raises of one photograph is written down
         if _lacks_memory(error):
             return _NO_FILES, _failure("out-of-memory", _told(error))
@@ -235,25 +191,6 @@ def _one(
             raise
         return _NO_FILES, _failure("error", _told(error))
     return files, {"status": "kept", **answer.quality}
-
-
-def _pixels(content: bytes) -> Image:
-    """A picture's pixels, turned as EXIF says; of grey of more than 8 bits the darkest is black, the brightest white.
-
-    Raises: whatever parsers raise.
-    """
-    with Pictures.open(io.BytesIO(content)) as picture:
-        turned = ImageOps.exif_transpose(picture)
-        if turned.mode == "F" or turned.mode.startswith("I"):  # I, I;16, I;16B: what is above 255 would be white
-            turned = Pictures.fromarray(_in_8_bits(np.asarray(turned, dtype=np.float64)))
-        return np.asarray(turned.convert("RGB"))
-
-
-def _in_8_bits(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite(high - low):
-        raise ValueError("some of its values are not finite numbers")
-    return np.round((values - low) * (255 / (high - low or 1))).astype(np.uint8)
 
 
 def _failure(reason: str, detail: str) -> dict[str, Any]:
@@ -272,25 +209,6 @@ def _lacks_memory(error: Exception) -> bool:
     if isinstance(error, MagicsegError):
         return isinstance(error, devices.OutOfMemory)
     return bool(devices.is_out_of_memory(error))
-
-
-def class_png(mask: ClassMap, classes: int) -> bytes:
-    """A class map as PNG: 8 bits with the classes' colours and 255 to ignore; above 254 classes 16 bits and 65535."""
-    buffer = io.BytesIO()
-    if classes >= _PNG_IGNORE:
-        Pictures.fromarray(mask).save(buffer, "PNG")
-        return buffer.getvalue()
-    picture = Pictures.fromarray(np.where(mask == IGNORE, _PNG_IGNORE, mask).astype(np.uint8), mode=None)
-    colours = [(0, 0, 0), *(class_colour(id_) for id_ in range(1, _PNG_IGNORE)), (224, 224, 192)]
-    picture.putpalette([channel for colour in colours for channel in colour])
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _jpeg(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    Pictures.fromarray(image).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
 
 
 def _read_record(out: Path, head: Mapping[str, Any]) -> dict[str, MaskedPhotograph]:

@@ -14,7 +14,6 @@ MLP stay.
 
 from typing import Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,13 +22,14 @@ DENSE_VARIANTS: tuple[DenseVariant, ...] = get_args(DenseVariant)
 
 
 def dense_last_block(block: nn.Module, tokens: Tensor, variant: DenseVariant) -> Tensor:
-    """An open_clip ``ResidualAttentionBlock`` with the attention of ``variant``: float (B, N, C) -> the same shape."""
-    mixed = block.get_submodule("ls_1")(_attention(block, tokens, variant))
+    """An open_clip ``ResidualAttentionBlock`` with other attention: float (B, N, C) -> the same shape."""
+    mixed: Tensor = block.get_submodule("ls_1")(_attention(block, tokens, variant))
     if variant == "clearclip":
-        return torch.as_tensor(mixed)
+        return mixed
     tokens = tokens + mixed
     mlp, norm, scale = (block.get_submodule(name) for name in ("mlp", "ln_2", "ls_2"))
-    return tokens + scale(mlp(norm(tokens)))
+    changed: Tensor = tokens + scale(mlp(norm(tokens)))
+    return changed
 
 
 def _attention(block: nn.Module, tokens: Tensor, variant: DenseVariant) -> Tensor:
