@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from magicseg.model.encoder import Encoder
 
@@ -32,7 +33,12 @@ class DeepPrompts(nn.Module):
 
 
 def encode_with_prompts(
-    encoder: Encoder, images: Tensor, prompts: DeepPrompts | None, *, drop_path: float = 0.0
+    encoder: Encoder,
+    images: Tensor,
+    prompts: DeepPrompts | None,
+    *,
+    drop_path: float = 0.0,
+    checkpoint_activations: bool = False,
 ) -> Tensor:
     """Images through the encoder, with prompts between the class token and the patches.
 
@@ -40,6 +46,8 @@ def encode_with_prompts(
 
     Args: images: uint8 (B, 3, H, W). drop_path: probability with which the deepest layer is left out for an
         image (stochastic depth; growing linearly from 0 at the first layer); 0 for inference.
+        checkpoint_activations: keep only what goes in and out of each layer, and compute the layer again in the
+        backward pass: less memory, more time, the same values.
     Returns: float (B, 1 + h * w, D), class token first, not normalised.
     """
     tokens = encoder.embed(images)
@@ -47,7 +55,12 @@ def encode_with_prompts(
         if prompts is not None:
             tokens = torch.cat([tokens[:, :1], prompts(layer, len(tokens)).to(tokens.dtype), tokens[:, 1:]], 1)
         rate = drop_path * layer / max(encoder.layers - 1, 1)
-        tokens = _skip_for_some(tokens, encoder.block(layer, tokens), rate)
+        after = (
+            checkpoint(encoder.block, layer, tokens, use_reentrant=False)
+            if checkpoint_activations
+            else encoder.block(layer, tokens)
+        )
+        tokens = _skip_for_some(tokens, after, rate)
         if prompts is not None:
             tokens = torch.cat([tokens[:, :1], tokens[:, 1 + prompts.count :]], 1)
     return encoder.head(tokens)

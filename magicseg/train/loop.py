@@ -32,6 +32,7 @@ from magicseg.errors import ConfigError, IncompleteError
 from magicseg.labels import Vocabulary
 from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
 from magicseg.model.segmenter import Segmenter, build_segmenter, read_card, save_segmenter
+from magicseg.model.settings import deciding_settings
 from magicseg.model.targets import sample_targets
 from magicseg.run.files import write_atomic
 from magicseg.train.checkpoints import check_identity, shared_checkpoint, write_checkpoint
@@ -137,9 +138,6 @@ def train(
     started = time.perf_counter()
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
-    stride = settings.model.encoder.stride
-    if samples.image_size % stride:
-        raise ConfigError(f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({stride})")
     if settings.batch_size % world.size:
         raise ConfigError(
             f"train.batch_size is {settings.batch_size}, which {world.size} processes cannot share evenly",
@@ -150,10 +148,14 @@ def train(
         "data": data_fingerprint,
         "seed": seed,
         "classes": list(vocabulary.names),
-        "train": settings.model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)),
+        "train": deciding_settings(settings),
     }
     folder, model_dir = out_dir / "checkpoints", out_dir / "model"
     model = build_segmenter(settings.model, seed=seed).to(device).train()
+    if samples.image_size % model.stride:
+        raise ConfigError(
+            f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({model.stride})"
+        )
     optimizer = build_optimizer(model, settings)
     checkpoint = shared_checkpoint(folder, world)
     start, sums = 0, dict[str, float]()

@@ -191,7 +191,7 @@ def test_saved_and_loaded_is_the_same_model(model, tmp_path):
     assert weights_digest(again) == digest == weights_digest(model)
     text = model.encode_classes(["car"])
     assert torch.equal(again(pictures(), text).logits, model(pictures(), text).logits)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
     assert json.loads((tmp_path / "model.json").read_text())["provenance"] == {"steps": 3}
 
 
