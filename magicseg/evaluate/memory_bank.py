@@ -159,8 +159,8 @@ class MemoryBankHead:
             for group in self._groups
         ]
         height, width = crops.shape[-2:]
-        grid = (height // self.stride, width // self.stride)
-        return upsample_logits(torch.stack(closer, dim=1).unflatten(-1, grid), (height, width))
+        shape = (len(crops), len(closer), height // self.stride, width // self.stride)
+        return upsample_logits(torch.stack(closer, dim=1).reshape(shape), (height, width))
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magicseg.model.segmenter import Segmenter
+from magicseg.model.segmenter import Segmenter, SegmenterOutput
 
 
 class SegmenterHead:
@@ -17,7 +17,7 @@ class SegmenterHead:
 
     def __init__(self, model: Segmenter, weights_digest: str, name: str = "model") -> None:
         self.name = name
-        self.stride: int = model.encoder.stride
+        self.stride = model.stride
         self.identity: Mapping[str, Any] = {"weights": weights_digest}
         self._model = model.eval()
         self._text: Tensor | None = None
@@ -29,7 +29,8 @@ class SegmenterHead:
     @torch.inference_mode()
     def logits(self, crops: Tensor) -> Tensor:
         assert self._text is not None
-        return self._model(crops.to(self._text.device), self._text).logits
+        output: SegmenterOutput = self._model(crops.to(self._text.device), self._text)
+        return output.logits
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
