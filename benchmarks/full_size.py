@@ -1,8 +1,8 @@
 """The paper's model at its full size takes one training step on the CPU: seconds and peak memory.
 
 ViT-B/16 with random weights at 512 px, frozen, 10 prompts in each of 12 layers, decoder of 3 layers, 100 of 1203
-classes asked of each image, all losses, the counterfactual too, AdamW. Random weights cost what trained ones cost. Each row is a
-process of its own.
+classes asked of each image, all losses, the counterfactual too, AdamW. Random weights cost what trained ones
+cost. Each row is a process of its own.
 
     python benchmarks/full_size.py
     python benchmarks/full_size.py --images 2 --threads 2

@@ -195,8 +195,8 @@ class Segmenter(nn.Module):
         """Mask logits at the image's size.
 
         Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for classes of each
-            image's own. size: (height, width) of the images. every_layer: for deep supervision, return a tuple: the
-            decoder's last layer, which is the prediction, then the earlier ones, the first layer at its end.
+            image's own. size: (height, width) of the images. every_layer: for deep supervision, return a tuple of
+            the masks of all layers of the decoder in their order, the prediction last.
         Returns: float32 (B, K, height, width), or a tuple of such.
         """
         if text.dim() == 2:
