@@ -220,11 +220,20 @@ def _without_tags(location: Sequence[str]) -> list[str]:
     models: list[type[BaseModel]] = [Config]
     kept: list[str] = []
     for part in location:
-        inside = [field for model in models if (field := model.model_fields.get(part))]
-        if inside or len(models) < 2:
-            kept.append(part)
-            models = [model for field in inside for model in _models_of(field.annotation)]
+        tagged = [each for each in models if part in _names_of(each)]
+        if len(models) > 1 and tagged:
+            models = tagged
+            continue
+        kept.append(part)
+        fields = [field for each in models if (field := each.model_fields.get(part))]
+        models = [inner for field in fields for inner in _models_of(field.annotation)]
     return kept
+
+
+def _names_of(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The names by which one of several groups of settings is chosen."""
+    field = model.model_fields.get("name")
+    return get_args(field.annotation) if field else ()
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

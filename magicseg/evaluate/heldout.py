@@ -20,7 +20,7 @@ from magicseg.evaluate.metrics import Confusion, Scores, confusion_matrix
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.miniature.heldout import heldout_scene
-from magicseg.model.segmenter import Segmenter, build_segmenter
+from magicseg.model.segmenter import Segmenter, untrained_like
 
 
 def evaluate_heldout(
@@ -43,7 +43,7 @@ def evaluate_heldout(
         ...), and ``baselines``: the same for ``untrained`` and ``background``. Plain JSON values.
     """
     names = ["background", *vocabulary.names]
-    untrained = build_segmenter(model.settings, seed=model_seed).to(next(model.parameters()).device)
+    untrained = untrained_like(model, seed=model_seed).to(next(model.parameters()).device)
     totals: dict[str, Confusion] = {
         name: np.zeros((len(names), len(names)), np.int64) for name in ("model", "untrained", "background")
     }

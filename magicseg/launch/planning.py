@@ -19,7 +19,7 @@ from magicseg.launch.jobs import ArrayJob, Submission, job_name, now
 from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
 from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
+from magicseg.run.fingerprint import STAGES, WEIGHTED
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
 from magicseg.run.status import evaluated, trained
@@ -85,7 +85,7 @@ def stages_of(request: Request) -> tuple[str, ...]:
 def refuse_unfetched(state: State, request: Request) -> None:
     """Raise BackendError if a stage that has work left needs weights that are not there."""
     for stage in stages_of(request):
-        if stage in STAGES and not state.complete(stage):
+        if stage in WEIGHTED and not state.complete(stage):
             state.run.refuse_unfetched(stage)
 
 

@@ -38,12 +38,12 @@ class MaskDecoder(nn.Module):
         return self.mask.logits(*self._attentions(cls, patches, text)[-1])
 
     def every_layer(self, cls: Tensor, patches: Tensor, text: Tensor) -> tuple[Tensor, ...]:
-        """Mask logits of all layers, the last one's, which are `forward`'s, first and the first one's last.
+        """Mask logits of all layers in their order: the last ones are `forward`'s.
 
         An earlier layer's are its own attention before the softmax, averaged over heads, with the last layer's
         scale and offset: no parameter is added. Args and shapes as in `forward`.
         """
-        return tuple(self.mask.logits(*each) for each in reversed(self._attentions(cls, patches, text)))
+        return tuple(self.mask.logits(*each) for each in self._attentions(cls, patches, text))
 
     def _attentions(self, cls: Tensor, patches: Tensor, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Queries (B, K, C) and keys (B, h * w, C) of all layers, before they are split into heads."""

@@ -10,6 +10,7 @@ provenance), ``model.safetensors`` with all weights, a frozen encoder's too, ``R
 the encoder needs one. Nothing else is needed to load it, and nothing is ever pickled.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -194,8 +195,8 @@ class Segmenter(nn.Module):
         """Mask logits at the image's size.
 
         Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for classes of each
-            image's own. size: (height, width) of the images. every_layer: for deep supervision, return a tuple: the
-            decoder's last layer, which is the prediction, then the earlier ones, the first layer at its end.
+            image's own. size: (height, width) of the images. every_layer: for deep supervision, return a tuple of
+            the masks of all layers of the decoder in their order, the prediction last.
         Returns: float32 (B, K, height, width), or a tuple of such.
         """
         if text.dim() == 2:
@@ -236,7 +237,21 @@ def build_segmenter(settings: ModelSettings, *, seed: int) -> Segmenter:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Segmenter(settings)
+        encoder = build_encoder(settings.encoder)
+        if not isinstance(encoder, MiniatureEncoder):
+            torch.manual_seed(seed)  # so that the rest is that of `untrained_like`
+        return Segmenter(settings, encoder=encoder)
+
+
+def untrained_like(model: Segmenter, *, seed: int) -> Segmenter:
+    """What training with this seed began with, on the CPU. A frozen encoder is the model's own, which was not
+    trained, so that nothing but the model is needed; others are built as `build_segmenter` builds them.
+    """
+    if model.settings.encoder.freeze is not True or isinstance(model.encoder, MiniatureEncoder):
+        return build_segmenter(model.settings, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Segmenter(model.settings, encoder=copy.deepcopy(model._encoder).cpu())
 
 
 def frozen_names(model: Segmenter) -> frozenset[str]:

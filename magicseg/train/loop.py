@@ -89,7 +89,7 @@ class LossTerms(nn.Module):
         with_counterfactuals = settings.counterfactual_weight > 0
         images = torch.cat([batch.images, batch.counterfactuals]) if with_counterfactuals else batch.images
         cls, patches = self.model.encode_images(images)
-        text = self.model.encode_classes(self.names)[targets.classes]
+        text = self.model.class_texts(self.names)[targets.classes]
         height, width = batch.images.shape[-2:]
         logits = self.model.decode(cls[:count], patches[:count], text, (height, width))
         terms = {

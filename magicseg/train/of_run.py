@@ -22,6 +22,7 @@ def train_run(
     Args: progress: told the step and a text about it. stop: asked in every step.
     Raises: IncompleteError if the data are not whole; BackendError without torch; what `train` itself raises.
     """
+    run.refuse_unfetched("train")
     samples = KeptSamples.of(run)
     try:
         from magicseg.train.loop import TrainProgress, train

@@ -146,7 +146,7 @@ def test_every_layer_of_the_decoder_has_masks_of_its_own(model):
     text = model.encode_classes(["car", "house"])
     layers = model.decode(cls, patches, text, (32, 32), every_layer=True)
     assert [each.shape for each in layers] == [(2, 2, 32, 32)] * 2
-    assert torch.equal(layers[0], model.decode(cls, patches, text, (32, 32)))
+    assert torch.equal(layers[1], model.decode(cls, patches, text, (32, 32)))
     # The first layer's, head by head.
     layer, decoder = model.decoder.layers[0], model.decoder
     queries = decoder.query(torch.cat([cls[:, None] * text * 24**0.5, text.expand(2, -1, -1)], -1) * 24**0.5)
@@ -156,7 +156,7 @@ def test_every_layer_of_the_decoder_has_masks_of_its_own(model):
     scores = torch.einsum("bkhc,bnhc->bhkn", query, key).mean(1) / 8**0.5
     expected = (scores * decoder.mask.scale + decoder.mask.offset).view(2, 2, 4, 4)
     expected = nn.functional.interpolate(expected, size=(32, 32), mode="bilinear")
-    torch.testing.assert_close(layers[1], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layers[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_layers_that_are_computed_again_have_the_same_gradients():
