@@ -63,19 +63,19 @@ def _counted_as_bytes(
     pairs = truth_bytes.ravel().astype(np.uint16)
     pairs <<= 8
     pairs |= prediction_bytes.ravel()
-    counts = np.bincount(pairs, minlength=1 << 16).reshape(256, 256).astype(np.int64, copy=False)
+    counts = np.bincount(pairs.astype(np.int64), minlength=1 << 16).reshape(256, 256)
+    ignored = 0
     if 0 <= ignore <= 255:
+        ignored = int(counts[ignore].sum())
         counts[ignore] = 0
-    matrix = counts[first : last + 1, first : last + 1].copy()
-    return matrix if matrix.sum() == counts.sum() else None
+    matrix = counts[first : last + 1, first : last + 1].astype(np.int64)
+    return matrix if matrix.sum() + ignored == truth.size else None
 
 
 def _as_bytes(values: NDArray[np.integer]) -> NDArray[np.uint8] | None:
-    if values.dtype == np.uint8:
-        return values
-    if values.size and (values.max() > 255 or values.min() < 0):
+    if values.size and values.dtype != np.uint8 and (values.max() > 255 or values.min() < 0):
         return None
-    return values.astype(np.uint8)
+    return values.astype(np.uint8, copy=False)
 
 
 def _numbered(
