@@ -1,10 +1,13 @@
 """Settings of the data that training sees: which samples, in what order, changed how."""
 
+from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from magicseg.settings import Settings
+
+SELF = "self"
 
 
 class SourceSettings(Settings):
@@ -23,6 +26,16 @@ class SourceSettings(Settings):
         if (self.run is None) != (self.split is not None):
             raise ValueError("a folder (voc, coco) needs a split, a run has none")
         return self
+
+    def absolute(self) -> Self:
+        """The same with an absolute path."""
+        paths = {kind: getattr(self, kind) for kind in ("run", "voc", "coco")}
+        found = {
+            kind: str(Path(path).expanduser().absolute())
+            for kind, path in paths.items()
+            if path is not None and path != SELF
+        }
+        return self.model_copy(update=found)
 
 
 class DataSettings(Settings):
