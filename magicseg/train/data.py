@@ -53,6 +53,7 @@ __all__ = [
 ]
 
 Read = tuple[Images, Images | None, Masks]
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint16]]
 
 # What a sample's random numbers are for. The coins of flip and paste have no number: they were first.
 _OWN, _PARTNER = 1, 2
@@ -175,21 +176,16 @@ class SampleDataset(Dataset[Batch]):
         counterfactuals = np.empty((count, size, size, 3), np.uint8)
         masks = np.empty((total, size, size), np.uint16)
         paired = np.ones(count, bool)
-        wanted = [(pick, pick.sample, _OWN) for pick in picks]
-        wanted += [(pick, pick.partner, _PARTNER) for pick in (picks[place] for place in pasted)]
-        for source, reader in enumerate(self._readers):
-            places = [place for place, (pick, _, _) in enumerate(wanted) if pick.source == source]
-            if not places:
-                continue
-            read = reader.read(np.array([wanted[place][1] for place in places], dtype=np.int64))
-            for place, image, counterfactual, mask in zip(places, *read, strict=True):
-                pick, _, purpose = wanted[place]
-                other = counterfactual if purpose == _OWN else None
-                into = counterfactuals[place] if other is not None else None
-                self._put((image, other, mask), (images[place], into, masks[place]), pick, purpose)
-                if purpose == _OWN:
-                    paired[place] = counterfactual is not None
+        # One after the other: a sample that is read, changed and put away stays in the processor's cache.
+        for place, pick in enumerate(picks):
+            image, counterfactual, mask = self._readers[pick.source].read(pick.sample)
+            paired[place] = counterfactual is not None
+            into = images[place], counterfactuals[place], masks[place]
+            self._put((image, counterfactual, mask), into, pick, _OWN)
         for place, partner in zip(pasted, range(count, total), strict=True):
+            pick = picks[place]
+            image, _, mask = self._readers[pick.source].read(pick.partner)
+            self._put((image, None, mask), (images[partner], None, masks[partner]), pick, _PARTNER)
             lent = (masks[partner] != BACKGROUND) & (masks[partner] != IGNORE)
             images[place][lent] = images[partner][lent]
             masks[place][lent] = masks[partner][lent]
@@ -210,8 +206,8 @@ class SampleDataset(Dataset[Batch]):
 
     def _put(
         self,
-        sample: tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint16]],
-        into: tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint16]],
+        sample: Sample,
+        into: Sample,
         pick: Pick,
         purpose: int,
     ) -> None:
@@ -248,7 +244,7 @@ def _pad(content: NDArray[Any], into: NDArray[Any], value: Any) -> None:
 
 
 class _Reader:
-    """Reads one source's samples in the order asked for.
+    """Reads one source's samples.
 
     Whole shards are read and the latest kept, where ``cache_bytes`` has room for a window of them and one more; else
     only the samples asked for.
@@ -263,23 +259,14 @@ class _Reader:
             room = int(cache_bytes // (samples.shard_size * samples.image_size**2 * (3 + 3 + 2)))
             self._room = room if room >= min(window + 1, len(shards)) else 0
 
-    def read(self, indices: NDArray[np.int64]) -> tuple[list[Any], list[Any], list[Any]]:
-        """Images, counterfactuals (each may be None) and masks."""
+    def read(self, index: int) -> Sample:
+        """Image, counterfactual if there is one, and mask."""
         if self._room:
-            parts = [self._member(int(index)) for index in indices]
-            images, counterfactuals, masks = (list(part) for part in zip(*parts, strict=True))
-            return images, counterfactuals, masks
-        # In ascending order, which is that of the storage, then in the order asked for.
-        unique, places = np.unique(indices, return_inverse=True)
-        read = self._samples.read(unique)
-        images, counterfactuals, masks = (
-            [None if part is None else part[place] for place in places] for part in read
-        )
-        return images, counterfactuals, masks
-
-    def _member(self, index: int) -> tuple[Any, Any, Any]:
-        members, (images, counterfactuals, masks) = self._shard(index // self._samples.shard_size)
-        place = int(np.searchsorted(members, index))
+            members, read = self._shard(index // self._samples.shard_size)
+            place = int(np.searchsorted(members, index))
+        else:
+            read, place = self._samples.read(np.array([index])), 0
+        images, counterfactuals, masks = read
         return images[place], None if counterfactuals is None else counterfactuals[place], masks[place]
 
     def _shard(self, shard: int) -> tuple[NDArray[np.int64], Read]:
