@@ -139,10 +139,14 @@ def load_model(path: str | Path, *, device: str = "cpu") -> OpenVocabularyModel:
     Args: device: as torch names it: "cpu", "cuda", "cuda:1".
     Raises: DataError if there is no model, or it is damaged.
     """
-    folder = Path(path)
-    if not (folder / "model.json").exists() and (folder / "model" / "model.json").exists():
-        folder = folder / "model"
-    return OpenVocabularyModel(load_segmenter(folder), device=device)
+    return OpenVocabularyModel(load_segmenter(model_folder(Path(path))), device=device)
+
+
+def model_folder(path: Path) -> Path:
+    """Where the model's files lie: the folder itself, or RUN/model of a run."""
+    if not (path / "model.json").exists() and (path / "model" / "model.json").exists():
+        return path / "model"
+    return path
 
 
 def _checked(labels: Sequence[str]) -> list[str]:

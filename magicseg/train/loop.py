@@ -36,7 +36,7 @@ from magicseg.model.settings import deciding_settings
 from magicseg.model.targets import sample_targets
 from magicseg.run.files import write_atomic
 from magicseg.train.checkpoints import check_identity, shared_checkpoint, write_checkpoint
-from magicseg.train.data import Batch, SampleDataset, SampleOrder, Samples, Steps, load_batches
+from magicseg.train.data import Batch, Mixture, Samples, input_size, training_batches
 from magicseg.train.distributed import ALONE, World, agree
 from magicseg.train.optim import build_optimizer, learning_rate, set_learning_rate
 from magicseg.train.settings import TrainSettings
@@ -106,7 +106,7 @@ class LossTerms(nn.Module):
 
 
 def train(
-    samples: Samples,
+    samples: Samples | Mixture,
     vocabulary: Vocabulary,
     settings: TrainSettings,
     out_dir: Path,
@@ -152,10 +152,9 @@ def train(
     }
     folder, model_dir = out_dir / "checkpoints", out_dir / "model"
     model = build_segmenter(settings.model, seed=seed).to(device).train()
-    if samples.image_size % model.stride:
-        raise ConfigError(
-            f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({model.stride})"
-        )
+    side = input_size(samples, settings)
+    if side % model.stride:
+        raise ConfigError(f"images of {side} pixels are no multiple of the encoder's stride ({model.stride})")
     optimizer = build_optimizer(model, settings)
     checkpoint = shared_checkpoint(folder, world)
     start, sums = 0, dict[str, float]()
@@ -164,25 +163,15 @@ def train(
         checkpoint.restore(model, optimizer)
         start, sums = checkpoint.step, dict(checkpoint.sums)
     log = _Log(out_dir / "train.jsonl", done=start) if world.leads else None
-    dataset = SampleDataset(
+    batches = training_batches(
         samples,
-        window=settings.shuffle_window,
-        seed=seed,
-        flip=settings.flip,
-        paste=settings.paste,
-        cache_bytes=settings.loader_cache_mib * 2**20,
-    )
-    order = SampleOrder(samples.indices, shard_size=samples.shard_size, window=settings.shuffle_window, seed=seed)
-    steps = Steps(
-        order,
+        settings,
         batch_size=settings.batch_size,
         start=start,
         stop=settings.steps,
-        rank=world.rank,
-        world=world.size,
-    )
-    batches = load_batches(
-        dataset, steps, workers=settings.loader_workers, pin_memory=torch.device(device).type == "cuda"
+        seed=seed,
+        world=world,
+        pin_memory=torch.device(device).type == "cuda",
     )
     terms: nn.Module = LossTerms(model, vocabulary, settings)
     if world.size > 1:
