@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from magicseg.cli import cluster, data, doctor, estimate, learn, runs, score, stages, status
+from magicseg.cli import cluster, data, doctor, estimate, learn, predict, runs, score, stages, status
 from magicseg.cli.output import report_error
 from magicseg.errors import MagicsegError
 
@@ -42,6 +42,7 @@ app.command(rich_help_panel="On a cluster")(cluster.cancel)
 app.command(rich_help_panel="On a cluster")(cluster.efficiency)
 app.command("follow-up", hidden=True)(cluster.follow_up)
 app.command(rich_help_panel="Results")(learn.report)
+app.command(rich_help_panel="Results")(predict.predict)
 app.command(rich_help_panel="Results")(score.score)
 app.command(rich_help_panel="The data set")(data.verify)
 app.command(rich_help_panel="The data set")(data.repair)

@@ -102,7 +102,10 @@ def _percentiles(values: NDArray[np.float64], level: float) -> list[Interval]:
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0)
+    ratio: NDArray[np.float64] = np.divide(
+        part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0
+    )
+    return ratio
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
