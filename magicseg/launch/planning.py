@@ -44,7 +44,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Todo:
-    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards.
+    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards. An
+    evaluation's groups are the numbers of its shares.
 
     ``raised_from``: the size of groups that was asked for, if the queue does not take as many tasks.
     """
@@ -108,7 +109,9 @@ def find_todo(
             return Todo(stage=stage, groups=[], committed=int(state.complete(stage)), in_flight=int(active))
         if before is not None and not state.complete(before) and not coming:
             raise _nothing_before(run, stage, before)
-        return Todo(stage=stage, groups=[[]])
+        # Shares of an evaluation are numbered; what is done of them is known by those who do them.
+        shares = profile.evaluation_tasks if stage == "evaluate" else 1
+        return Todo(stage=stage, groups=[[share] for share in range(shares)] if shares > 1 else [[]])
     commits = state.commits[stage]
     missing = [shard for shard in range(run.plan.shards) if shard not in commits]
     todo = [shard for shard in missing if shard not in flying]
@@ -230,6 +233,7 @@ def array_specs(record: Submission, profile: Profile, dependency: str | None) ->
             tasks=[record.shards_of(task) for task in range(array.first, array.first + array.count)],
             parallel=share,
             dependency=dependency,
+            shares=len(record.tasks),
         )
         for array, share in zip(record.arrays, shares, strict=True)
     ]

@@ -44,21 +44,24 @@ class _Warned:
         return self.warned or self.ended
 
 
-def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 0.0) -> None:
+def run_task(
+    *, run: str, stage: str, shards: str, version: str, delay: float = 0.0, shares: int = 1
+) -> None:
     """Do a task's shards that are not committed, and end the process with an exit code if that is not 0.
 
     Args: run: the run's directory. shards: as ranges. version: magicseg's on the machine that submitted.
-        delay: seconds to wait first, so that many tasks do not load weights in the same moment.
+        delay: seconds to wait first, so that many tasks do not load weights in the same moment. shares: among how
+        many tasks an evaluation is shared; ``shards`` is then the number of one.
     """
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its farewells would hide ours
     stop = _Warned()
     try:
         _check_version(version, run)
-        if stage == "evaluate":
-            _evaluate(Path(run))
-            return
         stop.listen()
         _wait(delay, stop)
+        if stage == "evaluate":
+            _evaluate(Path(run), (parse_ranges(shards)[0], shares) if shards else (0, 1), stop)
+            return
         missing = _do(Run.open(Path(run)), stage, parse_ranges(shards), stop)
     except MagicsegError as error:
         _say(f"error: {error.message}")
