@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from magicseg.backends import ClassMap
-from magicseg.evaluate.metrics import Confusion, Scores, confusion_matrix
+from magicseg.evaluate.counts import ImageResult, count_image, scored, tabulate
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.miniature.heldout import heldout_scene
@@ -39,14 +39,13 @@ def evaluate_heldout(
         seed: of the scenes.
         model_seed: of the untrained baseline's weights; the run's seed, so that it is the model at step 0.
 
-    Returns: what `Scores.to_dict` gives (``miou``, ``iou`` by class name, ``pixel_accuracy``, ``confusion``,
-        ...), and ``baselines``: the same for ``untrained`` and ``background``. Plain JSON values.
+    Returns: what `magicseg.evaluate.counts.scored` gives (``miou``, ``miou_interval``, ``iou`` by class name,
+        ``pixel_accuracy``, ``confusion``, ...), and ``baselines``: the same for ``untrained`` and ``background``.
+        Plain JSON values.
     """
     names = ["background", *vocabulary.names]
     untrained = build_segmenter(model.settings, seed=model_seed).to(next(model.parameters()).device)
-    totals: dict[str, Confusion] = {
-        name: np.zeros((len(names), len(names)), np.int64) for name in ("model", "untrained", "background")
-    }
+    found: dict[str, list[ImageResult]] = {name: [] for name in ("model", "untrained", "background")}
     for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
         predictions = {
             "model": predict(model, images, vocabulary, threshold=settings.threshold),
@@ -54,8 +53,8 @@ def evaluate_heldout(
             "background": np.full_like(truth, BACKGROUND),
         }
         for name, prediction in predictions.items():
-            totals[name] += confusion_matrix(truth, prediction, len(names), IGNORE)
-    scores = {name: Scores(total).to_dict(names) for name, total in totals.items()}
+            found[name] += [count_image(*maps, len(names), IGNORE) for maps in zip(truth, prediction, strict=True)]
+    scores = {name: scored(*tabulate(images, len(names)), names) for name, images in found.items()}
     return {**scores.pop("model"), "baselines": scores}
 
 
