@@ -85,7 +85,8 @@ def _weights(rng: Generator, number: int, images: int) -> NDArray[np.float64]:
     """How often each image was drawn, float64 (number, images). Whole numbers, so that sums below 2^53 are exact."""
     drawn = rng.integers(0, images, (number, images))
     drawn += np.arange(number)[:, None] * images
-    return np.bincount(drawn.ravel(), minlength=number * images).reshape(number, images).astype(np.float64)
+    times = np.bincount(drawn.ravel(), minlength=number * images).reshape(number, images)
+    return times.astype(np.float64)
 
 
 def _percentiles(values: NDArray[np.float64], level: float) -> list[Interval]:
@@ -102,9 +103,7 @@ def _percentiles(values: NDArray[np.float64], level: float) -> list[Interval]:
 
 
 def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    ratio: NDArray[np.float64] = np.divide(
-        part, whole, out=np.full(np.shape(part), np.nan), where=np.asarray(whole) > 0
-    )
+    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
     return ratio
 
 

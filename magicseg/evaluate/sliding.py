@@ -118,7 +118,7 @@ def window_places(size: tuple[int, int], window: tuple[int, int], stride: int) -
 
 def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
     """uint8 (H, W, 3) -> uint8 (3, height, width). Bilinear without antialiasing, as the protocols' libraries do."""
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if tuple(pixels.shape[1:]) == size:
         return pixels
     resized = F.interpolate(pixels[None].float(), size=size, mode="bilinear", align_corners=False)[0]

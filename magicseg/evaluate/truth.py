@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -204,7 +206,19 @@ def read_labels(path: Path) -> NDArray[np.integer]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             values = loadmat(path, variable_names=["LabelMap"])["LabelMap"]
-    except (OSError, MatReadError, ValueError, TypeError, KeyError, NotImplementedError, Warning) as error:
+    except (
+        OSError,
+        MatReadError,
+        LookupError,
+        ArithmeticError,
+        ValueError,
+        TypeError,
+        NotImplementedError,
+        EOFError,
+        zlib.error,
+        struct.error,
+        Warning,
+    ) as error:
         raise DataError(
             f"{path}: this label file cannot be read: {type(error).__name__}: {error}",
             hint="is it complete? unpack it again",

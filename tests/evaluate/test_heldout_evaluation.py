@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from magicseg.evaluate.heldout import evaluate_heldout, predict
+from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.heldout import heldout_scene
@@ -68,14 +69,15 @@ def test_a_perfect_model_scores_one(model, monkeypatch):
 
 def test_a_pixel_below_the_threshold_is_background(model):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    assert (predict(model, images, VOCABULARY, threshold=1) == 0).all()
-    everywhere = predict(model, images, VOCABULARY, threshold=0)
+    head = SegmenterHead(model, "")
+    assert (predict(head, images, VOCABULARY, threshold=1) == 0).all()
+    everywhere = predict(head, images, VOCABULARY, threshold=0)
     assert everywhere.dtype == np.uint16
     assert set(np.unique(everywhere)) <= set(range(1, len(VOCABULARY) + 1))
 
 
-def test_predicting_leaves_the_models_mode_alone(model):
+def test_evaluating_leaves_the_models_mode_alone(model):
     model.train()
-    predict(model, np.zeros((1, 32, 32, 3), np.uint8), VOCABULARY, threshold=0.5)
+    evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
     assert model.training
     model.eval()
