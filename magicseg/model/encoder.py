@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magicseg.errors import ConfigError, DataError
+from magicseg.errors import BackendError, ConfigError, DataError
 from magicseg.model.batch_norm import BatchNorm2d
 from magicseg.model.settings import EncoderSettings, OpenClipSettings
 
@@ -208,6 +208,11 @@ def build_encoder(settings: EncoderSettings | OpenClipSettings) -> "MiniatureEnc
     """
     if isinstance(settings, EncoderSettings):
         return MiniatureEncoder(settings)
-    from magicseg.model.open_clip_encoder import open_clip_encoder  # seconds of imports
-
+    try:
+        from magicseg.model.open_clip_encoder import open_clip_encoder  # seconds of imports
+    except ImportError as error:
+        raise BackendError(
+            f"the encoder open-clip needs open_clip: {error}",
+            hint="install the model libraries: pip install 'magicseg[models]'",
+        ) from error
     return open_clip_encoder(settings)

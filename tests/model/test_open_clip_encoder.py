@@ -7,6 +7,8 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
 from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file, save_file
 from tiny_clip import MEAN, STD, VARIANTS, config_of, stock
@@ -14,6 +16,7 @@ from torch import nn
 
 from magicseg.errors import BackendError, ConfigError, DataError
 from magicseg.model.encoder import Encoder, build_encoder
+from magicseg.model.open_clip_encoder import resize_positions
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.settings import ModelSettings, OpenClipSettings
@@ -87,6 +90,19 @@ def test_other_sizes_are_those_of_open_clip(folder, size, image_size):
             rtol=1e-4,
             atol=1e-5,
         )
+
+
+@given(old=st.integers(1, 9), new=st.integers(1, 9))
+def test_positions_are_resized_as_open_clip_does_it(old, new):
+    positions = torch.randn(1 + old * old, 3, generator=torch.Generator().manual_seed(0))
+    state = {"visual.positional_embedding": positions}
+    visual = nn.Module()
+    visual.grid_size = (new, new)
+    holder = nn.Module()
+    holder.visual = visual
+    resize_pos_embed(state, holder)
+    found = resize_positions(positions, (old, old), (new, new))
+    torch.testing.assert_close(found, state["visual.positional_embedding"])
 
 
 def test_images_need_not_be_square_but_must_fit_the_patch(folder):

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 from small_hub import COMMIT
-from tiny_runs import change, make_run
+from tiny_runs import change, do, make_run
 
 from magicseg.config import load_config
 from magicseg.doctor.of_run import run_checks
 from magicseg.errors import BackendError, ConfigError
+from magicseg.launch.planning import ALL, Request, State, refuse_unfetched
 from magicseg.model.settings import deciding_settings, encoder_weights
 from magicseg.run import Run
 from magicseg.run.fingerprint import stage_weights
@@ -60,6 +61,16 @@ def test_training_begins_when_its_weights_are_fetched(tmp_path, cache):
     run.refuse_unfetched("train")
     after = [check for check in run_checks(run) if check.name == "train: weights"]
     assert after[0].seen == f"{NAME}@{COMMIT}"
+
+
+@pytest.mark.parametrize("stage", ["train", ALL])
+def test_nothing_is_submitted_before_training_has_its_weights(tmp_path, cache, stage):
+    run = clip_run(tmp_path / "run", NAME, COMMIT)
+    do(run)
+    with pytest.raises(BackendError, match=f"{SETTING}: {NAME} at {COMMIT} is not fetched"):
+        refuse_unfetched(State.of(run), Request(stage=stage, profile="cpu"))
+    fetch(run)
+    refuse_unfetched(State.of(Run.open(run.path)), Request(stage=stage, profile="cpu"))
 
 
 def test_weights_are_the_same_wherever_they_lie(tmp_path, cache, checkpoint):
