@@ -69,8 +69,9 @@ def best_objects(head: "Head", logits: "Tensor", protocol: Protocol) -> tuple["T
 
     A head whose scores are a softmax shares them out over all queries, names of background too.
     """
-    score, place = head.scores(logits)[: len(protocol.labels)].max(dim=0)
-    return score, place
+    labels = len(protocol.labels)
+    _, place = logits[:labels].max(dim=0)  # scores may round different logits to one
+    return head.scores(logits)[:labels].amax(dim=0), place
 
 
 def class_numbers(
