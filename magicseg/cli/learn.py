@@ -1,9 +1,9 @@
-"""``magicseg train|evaluate|report``: from the data set to a model, its score and a page about both."""
+"""``magicseg train|report``: from the data set to a model, and a page about it all."""
 
 import contextlib
 import os
 
-from magicseg.cli.output import JsonOption, RunArgument, note, print_json, progress
+from magicseg.cli.output import RunArgument, note, progress
 from magicseg.errors import IncompleteError
 
 
@@ -46,23 +46,6 @@ def train(run: RunArgument) -> None:
 
 def _show_nothing(_count: int, _text: str) -> None:
     """What all processes but the first show of their progress."""
-
-
-def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
-    """Score the trained model on held-out scenes with exact ground truth, beside two baselines."""
-    from magicseg.evaluate.of_run import evaluate_run
-    from magicseg.run.directory import Run
-
-    results = evaluate_run(Run.open(run))
-    if json_:
-        print_json(results)
-        return
-    note(f"evaluate: {results['benchmark']}, {results['images']} held-out images")
-    for name, value in results["iou"].items():
-        note(f"  {name:<12} {'-' if value is None else f'{value:.3f}'}")
-    note(f"  mIoU {results['miou']:.4f}, pixel accuracy {results['pixel_accuracy']:.4f}")
-    for name, scores in results["baselines"].items():
-        note(f"  {name} baseline: mIoU {scores['miou']:.4f}")
 
 
 def report(run: RunArgument) -> None:

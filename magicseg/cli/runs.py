@@ -54,13 +54,13 @@ def fetch(
 
 def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
     """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
-    from magicseg.cli import learn, stages
+    from magicseg.cli import evaluate, learn, stages
     from magicseg.run.fingerprint import STAGES
 
     for stage in STAGES:
         stages.run_one(run, stage, workers, None, None)
     learn.train(run)
-    learn.evaluate(run)
+    evaluate.evaluate(run)
     learn.report(run)
 
 

@@ -68,9 +68,7 @@ def score_heldout(
     return {name: scored(*tabulate(images, len(names)), names) for name, images in found.items()}
 
 
-def predict(
-    head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: float
-) -> NDArray[np.uint16]:
+def predict(head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: float) -> NDArray[np.uint16]:
     """Label ids by pixel: the best class, or BACKGROUND where it scores below ``threshold``.
 
     Args: images: uint8 (B, H, W, 3), RGB, sides multiples of the head's stride.

@@ -16,6 +16,7 @@ from magicseg.errors import BackendError, DataError
 from magicseg.labels import Vocabulary
 from magicseg.mask.labelling import LabelledPicture, Labeller, label_pictures
 from magicseg.mask.pictures import ENDINGS, photographs_in
+from magicseg.model.card import read_card
 
 RECORD = "predictions.jsonl"
 RECIPE = 1  # goes up whenever the same picture gives a model other pixels
@@ -83,7 +84,6 @@ def predict_pictures(
     """
     try:
         from magicseg.model.open_vocabulary import load_model, model_folder
-        from magicseg.model.segmenter import read_card
     except ImportError as error:
         raise BackendError(
             f"predictions need torch: {error}", hint="install the model libraries: pip install 'magicseg[models]'"

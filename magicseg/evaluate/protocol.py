@@ -75,6 +75,9 @@ class Protocol(Settings):
     ignore_value: int = Field(255, ge=0, description="the number that ignored pixels get; no class has it")
     split: str = Field("val", description="what is scored; stands for {split} in paths")
     tuning_split: str | None = Field(None, description="another split of the same benchmark, to sweep thresholds on")
+    folders: tuple[str, ...] = Field(
+        (), description="where the data set lies in a folder of several: the first that is there counts"
+    )
     split_lists: tuple[str, ...] = Field(
         (),
         description="files that list the images' names, one a line; the first that is there counts. None: all images",
@@ -167,7 +170,7 @@ class Protocol(Settings):
 
     def digest(self) -> str:
         """SHA-256 of all that decides scores: neither the words about sources nor the vocabulary's file name."""
-        words = {"source", "sources", "origin", "official_images", "vocabulary", "tuning_split"}
+        words = {"source", "sources", "origin", "folders", "official_images", "vocabulary", "tuning_split"}
         return hashlib.sha256(to_json({k: v for k, v in self.to_dict().items() if k not in words})).hexdigest()
 
     def _copy(self, update: dict[str, Any]) -> "Protocol":

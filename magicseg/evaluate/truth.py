@@ -128,6 +128,14 @@ class Meaning:
         return numbers.astype(np.uint16)
 
 
+def data_folder(protocol: Protocol, data: Path) -> Path:
+    """The benchmark's own folder: DATA itself, or, where DATA holds several data sets, the one in it."""
+    there = [data / name for name in protocol.folders if (data / name).is_dir()]
+    if not there or any((data / _filled(images, protocol, "x")).parent.is_dir() for images in protocol.images):
+        return data
+    return there[0]
+
+
 def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True) -> DataSet:
     """Find the split's images and labels, and that none is missing. No image is opened.
 

@@ -1,9 +1,34 @@
-"""A saved model's ``README.md``: what it is, what it learned from, what is not known of it."""
+"""A saved model's ``model.json``, and its ``README.md``: what it is, what it learned from, what is not known."""
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from magicseg.errors import DataError
+
+FORMAT = 2
+
+_READABLE = frozenset({1, FORMAT})  # format 1 knew the miniature's encoder alone
 _SHOWN = 40  # classes
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The content of ``model.json``, its format checked.
+
+    Raises: DataError.
+    """
+    path = folder / "model.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; {folder} holds no trained model") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(card, dict) or card.get("format") not in _READABLE:
+        found = card.get("format") if isinstance(card, dict) else None
+        raise DataError(f"{path}: format {found!r}; this version reads formats 1 to {FORMAT}")
+    return card
 
 
 def model_card(card: Mapping[str, Any], *, figures: Mapping[str, float]) -> str:

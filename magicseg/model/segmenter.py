@@ -25,17 +25,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from magicseg.errors import DataError
-from magicseg.model.card import model_card
+from magicseg.model.card import FORMAT, model_card, read_card
 from magicseg.model.decoder import MaskDecoder, upsample_logits
 from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.settings import ModelSettings, OpenClipSettings
 from magicseg.model.text_cache import cached_texts, text_key
 from magicseg.run.files import write_atomic
-
-FORMAT = 2
-
-_READABLE = frozenset({1, FORMAT})  # format 1 knew the miniature's encoder alone
 
 ClassNames = Sequence[str] | Sequence[Sequence[str]]
 
@@ -346,24 +342,6 @@ def _saved_encoder(settings: ModelSettings, card: Mapping[str, Any], folder: Pat
 
     tokenizer = folder / str(card["tokenizer"]) if card.get("tokenizer") else None
     return empty_encoder(card["encoder"], tokenizer)
-
-
-def read_card(folder: Path) -> dict[str, Any]:
-    """The content of ``model.json``, its format checked. No torch tensors are read.
-
-    Raises: DataError.
-    """
-    path = folder / "model.json"
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; {folder} holds no trained model") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(card, dict) or card.get("format") not in _READABLE:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise DataError(f"{path}: format {found!r}; this version reads formats 1 to {FORMAT}")
-    return card
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

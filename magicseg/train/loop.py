@@ -30,8 +30,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from magicseg.errors import ConfigError, IncompleteError
 from magicseg.labels import Vocabulary
+from magicseg.model.card import read_card
 from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
-from magicseg.model.segmenter import Segmenter, build_segmenter, read_card, save_segmenter
+from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
 from magicseg.model.settings import deciding_settings
 from magicseg.model.targets import sample_targets
 from magicseg.run.files import write_atomic
