@@ -12,7 +12,8 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -208,11 +209,16 @@ def build_encoder(settings: EncoderSettings | OpenClipSettings) -> "MiniatureEnc
     """
     if isinstance(settings, EncoderSettings):
         return MiniatureEncoder(settings)
+    made: OpenClipEncoder = open_clip_encoders().open_clip_encoder(settings)
+    return made
+
+
+def open_clip_encoders() -> Any:
+    """The module `magicseg.model.open_clip_encoder`, whose import takes seconds. Raises: BackendError."""
     try:
-        from magicseg.model.open_clip_encoder import open_clip_encoder  # seconds of imports
+        return import_module("magicseg.model.open_clip_encoder")
     except ImportError as error:
         raise BackendError(
             f"the encoder open-clip needs open_clip: {error}",
             hint="install the model libraries: pip install 'magicseg[models]'",
         ) from error
-    return open_clip_encoder(settings)

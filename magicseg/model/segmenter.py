@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from magicseg.errors import DataError
 from magicseg.model.card import FORMAT, model_card, read_card
 from magicseg.model.decoder import MaskDecoder, upsample_logits
-from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder
+from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder, open_clip_encoders
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.settings import ModelSettings, OpenClipSettings
 from magicseg.model.text_cache import cached_texts, text_key
@@ -315,7 +315,8 @@ def save_segmenter(
 def load_segmenter(folder: Path) -> Segmenter:
     """Read what `save_segmenter` wrote, in this format or an earlier one, on the CPU, in inference mode.
 
-    Raises: DataError when a file is missing, of another format, or does not match its digest.
+    Raises: DataError when a file is missing, of another format, or does not match its digest; BackendError without
+    open_clip, or if a tokenizer cannot be loaded.
     """
     card = read_card(folder)
     path = folder / str(card["weights"])
@@ -338,10 +339,8 @@ def _saved_encoder(settings: ModelSettings, card: Mapping[str, Any], folder: Pat
     """A saved model's encoder before its weights are loaded; None for one that its settings describe."""
     if not isinstance(settings.encoder, OpenClipSettings):
         return None
-    from magicseg.model.open_clip_encoder import empty_encoder
-
     tokenizer = folder / str(card["tokenizer"]) if card.get("tokenizer") else None
-    return empty_encoder(card["encoder"], tokenizer)
+    return cast("nn.Module", open_clip_encoders().empty_encoder(card["encoder"], tokenizer))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

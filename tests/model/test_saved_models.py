@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from magicseg.errors import DataError
+from magicseg.errors import BackendError, DataError
 from magicseg.model.segmenter import (
     build_segmenter,
     frozen_names,
@@ -15,6 +16,7 @@ from magicseg.model.segmenter import (
     load_trained_state,
     save_segmenter,
     trained_state,
+    untrained_like,
     weights_digest,
 )
 from magicseg.model.settings import EncoderSettings, ModelSettings
@@ -140,6 +142,23 @@ def test_the_trained_part_alone_brings_a_model_back(checkpoint, freeze):
     state.popitem()
     with pytest.raises(DataError, match="not the tensors of this model"):
         load_trained_state(fresh, state)
+
+
+def test_a_trained_model_knows_what_it_began_with(checkpoint, tmp_path):
+    base = shutil.copytree(checkpoint("open_clip"), tmp_path / "base")
+    begun = clip_model(base, seed=5, image_size=48)
+    trained = clip_model(base, seed=6, image_size=48)
+    save_segmenter(trained, tmp_path / "model")
+    shutil.rmtree(base)
+    assert weights_digest(untrained_like(load_segmenter(tmp_path / "model"), seed=5)) == weights_digest(begun)
+
+
+def test_open_clip_is_asked_for_where_it_is_not_installed(checkpoint, tmp_path, monkeypatch):
+    save_segmenter(clip_model(checkpoint("open_clip")), tmp_path)
+    monkeypatch.setitem(sys.modules, "magicseg.model.open_clip_encoder", None)
+    with pytest.raises(BackendError, match="needs open_clip") as caught:
+        load_segmenter(tmp_path)
+    assert "magicseg[models]" in caught.value.hint
 
 
 def test_a_frozen_miniatures_batch_statistics_are_no_part_of_what_is_trained():
