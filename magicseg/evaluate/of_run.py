@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from magicseg.errors import BackendError, DataError, IncompleteError
+from magicseg.evaluate.counts import CONVENTIONS, RECIPE
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors, to_json, write_atomic
 from magicseg.run.fingerprint import STAGES
@@ -45,6 +46,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         "samples": card["provenance"].get("samples"),
         "train": training.get("train"),
         "evaluate": run.config.evaluate.model_dump(mode="json"),
+        "recipe": RECIPE,
         "seed": run.config.seed,
         "weights_digest": card["weights_digest"],
         "versions": library_versions(),
@@ -66,6 +68,7 @@ def evaluate_run(run: Run) -> dict[str, Any]:
         "images": run.config.evaluate.scenes,
         "classes": ["background", *run.vocabulary.names],
         **scores,
+        "conventions": CONVENTIONS,
         "provenance": json.loads(to_json(provenance)),
     }
     with storage_errors(path, f"free some space, then: magicseg evaluate {run.path}"):
