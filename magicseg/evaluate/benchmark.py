@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.errors import ConfigError, DataError
-from magicseg.evaluate.counts import CONVENTIONS, ImageResult, count_image, image_scores, scored
+from magicseg.evaluate.counts import (
+    CONVENTIONS,
+    ImageResult,
+    count_image,
+    image_scores,
+    scored,
+)
+from magicseg.evaluate.counts import (
+    RECIPE as SCORES_RECIPE,
+)
 from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, Threshold, class_numbers, image_logits, threshold_of
 from magicseg.evaluate.parts import PART, Part, cut, evenly, join, part_path, read_part, write_part
 from magicseg.evaluate.protocol import Protocol
@@ -140,7 +149,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 def benchmark_identity(head: "Head", data: DataSet, threshold: Threshold | None) -> str:
     """SHA-256 of all that decides the results of an image: recipe, protocol, head, threshold, data."""
     content = {
-        "recipe": RECIPE,
+        "recipe": [RECIPE, SCORES_RECIPE],
         "windows": WINDOWS_AT_ONCE,
         "part": PART,
         "protocol": data.protocol.digest(),
@@ -254,6 +263,7 @@ def _results(
         "head": head.name,
         "images": len(names),
         "images_in_data_set": len(data.names),
+        "limited": len(names) < len(data.names),
         "official_images": official,
         "complete": None if official is None else len(names) >= official,
         "classes": list(protocol.classes),
@@ -269,7 +279,7 @@ def _results(
             "protocol": protocol.to_dict(),
             "protocol_digest": protocol.digest(),
             "data": {"layout": data.layout.path, "files": data.digest(), "content": content.hexdigest()},
-            "recipe": RECIPE,
+            "recipe": [RECIPE, SCORES_RECIPE],
             "windows_at_once": WINDOWS_AT_ONCE,
             "versions": library_versions(),
             "seconds": round(sum(part.seconds for part in parts), 3),

@@ -11,6 +11,9 @@ from magicseg.evaluate.boundary import DILATION_RATIO, band_width, boundary_coun
 from magicseg.evaluate.intervals import LEVEL, RESAMPLES, ImageCounts, Interval, intervals, measures
 from magicseg.evaluate.metrics import Confusion, Scores, confusion_matrix
 
+RECIPE = 1
+"""Counts up when the scores of the same maps change, or what is told of them."""
+
 CONVENTIONS = {
     "miou": "mean IoU over the classes in the ground truth or predicted anywhere (mmsegmentation's mIoU)",
     "miou_over_classes_in_ground_truth": "mean IoU over the classes that occur in the ground truth",

@@ -93,9 +93,7 @@ def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str) -> "
     font = 9 if count <= 30 else 7
     axes.set_xticks(range(count), names, rotation=90, fontsize=font)
     axes.set_yticks(range(count), names, fontsize=font)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("ground truth (grey: none)")
-    axes.set_title(f"{title}\nshare of each class's pixels", fontsize=11)
+    axes.set_title(f"{title}\nrows: ground truth (grey: none), as shares of it; columns: predicted", fontsize=11)
     figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
     return figure
 

@@ -1,6 +1,7 @@
 """Official layouts: what their numbers mean, and every way in which a data set can be incomplete or damaged."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -339,3 +340,24 @@ def test_a_wrong_protocol_is_refused_with_file_and_key(tmp_path, change, message
 
 def test_numbers_are_told_in_spans():
     assert spans([3, 1, 2, 7, 9, 10]) == "1 to 3, 7, 9, 10"
+
+
+def test_the_table_in_the_guide_says_what_the_protocols_say():
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    rows = {cells[1].strip("` "): cells[2:] for line in text.splitlines() if len(cells := line.split("|")) == 7}
+    for name in EIGHT:
+        protocol = load_protocol(name)
+        classes, background, images = (cell.strip() for cell in rows[name][:3])
+        assert int(classes) == len(protocol.classes)
+        assert (background == "threshold") == (protocol.background.rule == "threshold")
+        assert images == f"{protocol.official_images}, `{protocol.split}`"
+
+
+def test_the_guides_own_protocol_can_be_used(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
+    (tmp_path / "garden.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    (tmp_path / "labels.txt").write_text("tree\nbush\nrose, roses\npath\nshed\npond\n")
+    protocol = load_protocol(str(tmp_path / "garden.yaml"))
+    truths = make(protocol, tmp_path / "data", 2)
+    data = open_data_set(protocol, tmp_path / "data")
+    np.testing.assert_array_equal(data.truth("img000001"), truths["img000001"])

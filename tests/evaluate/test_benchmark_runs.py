@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,6 +97,30 @@ def test_neither_processes_nor_their_order_nor_readers_change_anything(voc, tmp_
         assert outcomes[0].results is None
         assert without_time(outcomes[-1].results) == without_time(expected.results)
         assert part_contents(outcomes[-1].folder) == part_contents(expected.folder)
+
+
+SHARE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from benchmark_data import ColourHead
+from test_benchmark_runs import GIVEN, small
+from magicseg.evaluate.benchmark import evaluate_benchmark
+evaluate_benchmark(
+    ColourHead(), small("voc21"), Path({data!r}), Path({out!r}), threshold=GIVEN, part=(int(sys.argv[1]), 3)
+)
+"""
+
+
+@pytest.mark.slow
+def test_processes_at_the_same_time_give_what_one_gives(voc, tmp_path):
+    expected = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "one", threshold=GIVEN)
+    code = SHARE.format(here=str(Path(__file__).parent), data=str(voc), out=str(tmp_path / "three"))
+    started = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    outcome = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "three", threshold=GIVEN)
+    assert without_time(outcome.results) == without_time(expected.results)
+    assert part_contents(outcome.folder) == part_contents(expected.folder)
 
 
 @pytest.mark.slow
@@ -209,6 +234,7 @@ def test_a_limit_takes_images_spread_over_the_list_and_says_so(voc, tmp_path):
     few = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out", limit=4)
     assert few.folder == results_folder(tmp_path / "out", protocol, "colour", limit=4)
     assert (few.results["images"], few.results["images_in_data_set"]) == (4, 2 * PART + 5)
+    assert (few.results["limited"], whole.results["limited"]) == (True, False)
     assert read_results(whole.folder) == whole.results
     assert evenly([str(n) for n in range(10)], 4) == ("0", "2", "5", "7")
     assert evenly(["a", "b"], 9) == ("a", "b")

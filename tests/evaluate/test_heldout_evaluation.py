@@ -35,6 +35,15 @@ def test_results_are_plain_and_name_every_class(model):
     assert results["baselines"].keys() == {"untrained", "background"}
 
 
+def test_every_score_has_an_interval_beside_it(model):
+    results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
+    for scores in (results, *results["baselines"].values()):
+        for name in ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_boundary_iou"):
+            low, high = scores[f"{name}_interval"]
+            assert 0 <= low <= scores[name] <= high <= 1
+        assert scores["iou_interval"].keys() == scores["boundary_iou"].keys() == scores["iou"].keys()
+
+
 def test_the_untrained_baseline_is_the_model_at_step_zero(model):
     results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
     baselines = results.pop("baselines")
