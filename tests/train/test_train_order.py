@@ -13,9 +13,9 @@ weights = st.floats(0.01, 100).map(lambda weight: round(weight, 2))
 
 
 @st.composite
-def mixtures(draw, sources=st.integers(1, 4)):
+def mixtures(draw):
     """Orders of sources of 1 to 30 samples, some balanced, and their weights."""
-    count = draw(sources)
+    count = draw(st.integers(1, 4))
     seed = draw(st.integers(0, 2**40))
     orders = []
     for source in range(count):
