@@ -100,7 +100,7 @@ class _Folder:
         return padded(found)
 
     def identity(self) -> dict[str, Any]:
-        """What tells these data from others: see `listing`."""
+        """What tells these data from others, as JSON values; where they lie does not count."""
         raise NotImplementedError
 
 
@@ -118,8 +118,15 @@ def _listing(paths: Iterable[Path]) -> str:
     return hashlib.sha256(to_json([[path.name, path.stat().st_size] for path in paths])).hexdigest()
 
 
+@dataclass(frozen=True)
 class VocFolder(_Folder):
-    """PASCAL VOC's layout. Label files hold 0 for background, 1 to 20, and 255 for what is ignored."""
+    """PASCAL VOC's layout. Label files hold 0 for background, 1 to 20, and 255 for what is ignored.
+
+    ``label_folder``: SegmentationClassAug (with the labels of SBD) where it has all of the split, else
+    SegmentationClass.
+    """
+
+    label_folder: str = "SegmentationClass"
 
     @classmethod
     def open(cls, path: Path, split: str) -> Self:
@@ -140,7 +147,9 @@ class VocFolder(_Folder):
             raise DataError(f"{list_path}: the list names no image")
         if len(set(names)) < len(names):
             raise DataError(f"{list_path}: the list has images twice")
-        folder = cls(path, split, load_vocabulary("voc20"), names)
+        augmented = all((path / "SegmentationClassAug" / f"{name}.png").is_file() for name in names)
+        label_folder = "SegmentationClassAug" if augmented else "SegmentationClass"
+        folder = cls(path, split, load_vocabulary("voc20"), names, label_folder)
         _require([folder.image_path(name) for name in names], list_path)
         _require([folder.label_path(name) for name in names], list_path)
         return folder
@@ -151,9 +160,7 @@ class VocFolder(_Folder):
 
     def label_path(self, name: str) -> Path:
         """Where its label file lies."""
-        augmented = self.path / "SegmentationClassAug"
-        whole = augmented.is_dir() and (augmented / f"{name}.png").is_file()
-        return (augmented if whole else self.path / "SegmentationClass") / f"{name}.png"
+        return self.path / self.label_folder / f"{name}.png"
 
     def mask(self, index: int, size: tuple[int, int]) -> NDArray[np.uint16]:
         """Ids of `vocabulary`, 0 for background, IGNORE: uint16 of ``size`` (height, width)."""

@@ -81,9 +81,10 @@ class Renamed:
         return images, counterfactuals, [self.table[mask] for mask in masks]
 
 
-def open_sources(run: Run) -> Sources:
-    """Everything that a run's training reads, staged where the settings say so.
+def open_sources(run: Run, *, stage: bool = True) -> Sources:
+    """Everything that a run's training reads.
 
+    Args: stage: copy to the node's own disk where the settings say so; not needed for the fingerprint alone.
     Raises: IncompleteError where a run's data are not whole; DataError naming what a folder lacks; ConfigError for
         sources that cannot be mixed; StoreError when there is no room to stage.
     """
@@ -91,10 +92,10 @@ def open_sources(run: Run) -> Sources:
 
     settings = run.config.train
     if not settings.sources:
-        kept = _kept(run, run)
+        kept = _kept(run, run, stage=stage)
         counts = {"samples": len(kept.indices), "near_duplicates": kept.near_duplicates}
         return Sources(Mixture.of(kept), run.vocabulary, run.fingerprints["mask"].digest, counts)
-    opened = [_open(source, run) for source in settings.sources]
+    opened = [_open(source, run, stage=stage) for source in settings.sources]
     vocabulary, tables = union([run.vocabulary, *(names for _, names, _ in opened)])
     allowed = np.zeros((len(opened), len(vocabulary)), bool)
     samples: list[Samples] = []
@@ -114,16 +115,20 @@ def open_sources(run: Run) -> Sources:
     return Sources(Mixture(tuple(samples), weights, allowed), vocabulary, fingerprint, provenance)
 
 
-def _kept(run: Run, trained: Run) -> KeptSamples:
+def _kept(run: Run, trained: Run, *, stage: bool) -> KeptSamples:
     kept = KeptSamples.of(run, settings=trained.config.train)
     folder = trained.config.train.stage_to
-    return kept if folder is None else staged(kept, folder, key=run.fingerprints["mask"].digest)
+    return kept if folder is None or not stage else staged(kept, folder, key=run.fingerprints["mask"].digest)
 
 
-def _open(source: SourceSettings, run: Run) -> "tuple[Samples, Vocabulary, dict[str, Any]]":
+def _open(source: SourceSettings, run: Run, *, stage: bool) -> "tuple[Samples, Vocabulary, dict[str, Any]]":
     if source.run is not None:
         other = run if source.run == SELF else Run.open(Path(source.run))
-        return _kept(other, run), other.vocabulary, {"layout": "run", "masks": other.fingerprints["mask"].digest}
+        return (
+            _kept(other, run, stage=stage),
+            other.vocabulary,
+            {"layout": "run", "masks": other.fingerprints["mask"].digest},
+        )
     assert source.split is not None
     if source.voc is not None:
         voc = VocFolder.open(Path(source.voc), source.split)
