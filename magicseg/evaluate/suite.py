@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicseg.errors import BackendError, ConfigError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
+from magicseg.evaluate.counts import CONVENTIONS, RECIPE
 from magicseg.evaluate.deciding import Threshold
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
@@ -128,7 +129,7 @@ class Suite:
         assert run is not None
         path = self.path_of(MINIATURE)
         known = _read(path)
-        provenance = self._provenance(_OF_MINIATURE)
+        provenance = {**self._provenance(_OF_MINIATURE), "recipe": RECIPE}
         if known is not None and known.get("provenance") == provenance:
             return known
         model, heads = self._model_and_heads
@@ -148,6 +149,7 @@ class Suite:
             "images": self.settings.scenes,
             "classes": ["background", *run.vocabulary.names],
             **scores,
+            "conventions": CONVENTIONS,
             "provenance": provenance,
         }
         self._write(path, results)
