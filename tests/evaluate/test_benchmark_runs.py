@@ -132,8 +132,10 @@ def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_d
     settings = ModelSettings(encoder=encoder, prompt_tokens=1, decoder_layers=1, decoder_width=16, decoder_heads=2)
 
     class Random:
-        name, identity = "random", {"seed": 0}
-        model = build_segmenter(settings, seed=0).eval()
+        name, identity = "random", {"seed": 2}
+        model = build_segmenter(settings, seed=2).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            parameter.mul_(3)  # fresh weights are small, and then one class wins everywhere
         stride = model.encoder.stride
 
         def prepare(self, classes):
@@ -148,7 +150,7 @@ def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_d
 
     protocol = load_protocol("voc21").model_copy(update={"short_side": 48, "window": 48, "stride": 32})
     folder = real_data / "VOCdevkit" / "VOC2012"
-    always = Threshold(value=0.0, origin="given")  # random scores are low: every pixel gets a class
+    always = Threshold(value=0.0, origin="given")
     whole = evaluate_benchmark(Random(), protocol, folder, tmp_path / "whole", threshold=always).results
     assert np.count_nonzero(np.sum(whole["confusion"], axis=0)) > 3
     assert (whole["images"], whole["official_images"], whole["complete"]) == (120, 1449, False)
