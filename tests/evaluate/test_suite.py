@@ -29,6 +29,20 @@ def model(tmp_path_factory):
     return folder / "model"
 
 
+def protocol_file(folder, name):
+    """A shipped protocol with windows that a test has time for."""
+    values = load_protocol(name).model_dump(mode="json") | {"short_side": 24, "window": 24, "stride": 16}
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("protocols")
+    return {name: str(protocol_file(folder, name)) for name in ("voc21", "voc20", "ade20k")}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder of two data sets, VOC with a training split beside its validation split."""
@@ -58,9 +72,10 @@ def run(*arguments):
     return (error if isinstance(error, MagicsegError) else outcome.exit_code), outcome.stdout, outcome.stderr
 
 
-def test_all_benchmarks_and_baselines_in_one_command(model, data, tmp_path):
+@pytest.mark.slow
+def test_all_benchmarks_and_baselines_in_one_command(small, model, data, tmp_path):
     code, printed, told = run(
-        "evaluate", model, "--benchmark", "voc21", "--benchmark", "ade20k", "--data", data, "--out", tmp_path / "out",
+        "evaluate", model, "--benchmark", small["voc21"], "--benchmark", small["ade20k"], "--data", data, "--out", tmp_path / "out",
         *(word for name in HEADS for word in ("--baseline", name)), "--json",
     )  # fmt: skip
     assert code == 0
@@ -72,9 +87,10 @@ def test_all_benchmarks_and_baselines_in_one_command(model, data, tmp_path):
         for scores in (results, *results["baselines"].values()):
             low, high = scores["miou_interval"]
             assert low <= high
-            assert scores["provenance"]["weights_digest"] == json.loads((model / "model.json").read_text())[
-                "weights_digest"
-            ]
+            assert (
+                scores["provenance"]["weights_digest"]
+                == json.loads((model / "model.json").read_text())["weights_digest"]
+            )
             assert scores["provenance"]["protocol"]["name"] == results["benchmark"]
         assert json.loads((tmp_path / "out" / f"{results['benchmark']}.json").read_text()) == results
         folder = tmp_path / "out" / results["benchmark"] / "model"
@@ -87,17 +103,17 @@ def test_all_benchmarks_and_baselines_in_one_command(model, data, tmp_path):
     assert ade["threshold"] is None
 
 
-def test_what_is_done_is_not_done_again(model, data, tmp_path, monkeypatch):
-    asked = ("evaluate", model, "--benchmark", "voc21", "--data", data, "--out", tmp_path, "--json")
+def test_what_is_done_is_not_done_again(small, model, data, tmp_path, monkeypatch):
+    asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--out", tmp_path, "--json")
     _, first, _ = run(*asked)
     monkeypatch.setattr("magicseg.evaluate.benchmark.image_logits", lambda *_: pytest.fail("computed again"))
     monkeypatch.setattr("magicseg.evaluate.sweep.image_logits", lambda *_: pytest.fail("swept again"))
     assert run(*asked)[1] == first
 
 
-def test_without_another_split_the_protocols_threshold_is_used_and_said(model, tmp_path):
+def test_without_another_split_the_protocols_threshold_is_used_and_said(small, model, tmp_path):
     make(load_protocol("voc21"), tmp_path / "voc", count=3)
-    asked = ("evaluate", model, "--benchmark", "voc21", "--data", tmp_path / "voc", "--out", tmp_path / "out")
+    asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", tmp_path / "voc", "--out", tmp_path / "out")
     code, _, told = run(*asked)
     assert code == 0
     assert "background below 0.5, the protocol's threshold: its split 'train'" in told
@@ -106,9 +122,9 @@ def test_without_another_split_the_protocols_threshold_is_used_and_said(model, t
     assert "of 1449: not the whole benchmark" in told
 
 
-def test_a_limit_and_the_other_rule_for_background_are_told(model, data, tmp_path):
+def test_a_limit_and_the_other_rule_for_background_are_told(small, model, data, tmp_path):
     code, printed, _ = run(
-        "evaluate", model, "--benchmark", "voc21", "--data", data, "--out", tmp_path, "--limit", 4,
+        "evaluate", model, "--benchmark", small["voc21"], "--data", data, "--out", tmp_path, "--limit", 4,
         "--background", "prompts", "--json",
     )  # fmt: skip
     assert code == 0
@@ -119,9 +135,10 @@ def test_a_limit_and_the_other_rule_for_background_are_told(model, data, tmp_pat
     assert (tmp_path / "voc21-limit-4.json").exists()
 
 
-def test_two_processes_give_what_one_gives(model, data, tmp_path):
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(small, model, data, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    words = ("evaluate", model, "--benchmark", "voc21", "--data", data, "--baseline", "sclip", "--out")
+    words = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--baseline", "sclip", "--out")
     run(*words, alone)
     for rank in (1, 0):  # the last to finish joins
         ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
@@ -149,7 +166,9 @@ def test_two_processes_give_what_one_gives(model, data, tmp_path):
         (["--benchmark", "voc20", "--data", "DATA", "--background", "prompts", "--limit", "0"], None),
     ],
 )
-def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(words, told, model, data, tmp_path, monkeypatch):
+def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
+    words, told, model, data, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     if told != "a model by itself":
         monkeypatch.setattr("magicseg.model.segmenter.load_segmenter", lambda *_: pytest.fail("loaded"))
@@ -160,9 +179,19 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(words, tol
         assert told in f"{error.message} {error.hint}"
 
 
-def test_results_stand_side_by_side_and_what_differs_is_said(model, data, tmp_path):
+def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data, tmp_path):
     for name, more in (("a", ()), ("b", ("--background", "prompts"))):
-        run("evaluate", model, "--benchmark", "voc21", "--data", data, "--out", tmp_path / name / "results", *more)
+        run(
+            "evaluate",
+            model,
+            "--benchmark",
+            small["voc21"],
+            "--data",
+            data,
+            "--out",
+            tmp_path / name / "results",
+            *more,
+        )
     code, printed, told = run("compare", tmp_path / "a", tmp_path / "b", "--json")
     assert code == 0
     (row,) = json.loads(printed)
@@ -174,13 +203,3 @@ def test_results_stand_side_by_side_and_what_differs_is_said(model, data, tmp_pa
     assert "voc21 (part), model: of different protocols" in told
     error, _, _ = run("compare", tmp_path / "nothing")
     assert "there are no results" in error.message
-
-
-def test_a_runs_own_evaluation_has_intervals_and_a_memory_bank(finished, tmp_path):
-    pytest.importorskip("torch")
-    code, printed, _ = run("evaluate", finished.path, "--json", "--baseline", "memory-bank")
-    if isinstance(code, MagicsegError):
-        assert "no trained model" in code.message
-        return
-    results = json.loads(printed)
-    assert results["benchmark"] == "miniature"
