@@ -75,7 +75,8 @@ def run(*arguments):
 @pytest.mark.slow
 def test_all_benchmarks_and_baselines_in_one_command(small, model, data, tmp_path):
     code, printed, told = run(
-        "evaluate", model, "--benchmark", small["voc21"], "--benchmark", small["ade20k"], "--data", data, "--out", tmp_path / "out",
+        "evaluate", model, "--benchmark", small["voc21"], "--benchmark", small["ade20k"], "--data", data,
+        "--out", tmp_path / "out",
         *(word for name in HEADS for word in ("--baseline", name)), "--json",
     )  # fmt: skip
     assert code == 0
