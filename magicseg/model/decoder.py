@@ -31,19 +31,25 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList(_CrossLayer(width, heads) for _ in range(layers - 1))
         self.mask = _MaskAttention(width, heads)
 
-    def forward(self, cls: Tensor, patches: Tensor, text: Tensor) -> Tensor:
+    def forward(self, cls: Tensor, patches: Tensor, text: Tensor, *, every_layer: bool = False) -> tuple[Tensor, ...]:
         """Mask logits on the patch grid.
 
-        Args: cls: (B, D). patches: (B, h * w, D). text: (B, K, D). All L2-normalised.
-        Returns: float (B, K, h * w).
+        Args: cls: (B, D). patches: (B, h * w, D). text: (B, K, D). All L2-normalised. every_layer: for deep
+            supervision, the logits of earlier layers too: their own attention before the softmax, averaged over
+            heads, with the last layer's scale and offset.
+        Returns: float (B, K, h * w) of each layer; the last is the answer.
         """
         scale = cls.shape[-1] ** 0.5  # unit vectors of D entries, brought to unit variance
         related = torch.cat([cls[:, None] * text * scale, text], dim=-1) * scale
         queries = self.query(related)
         memory = self.memory(patches)
+        logits = []
         for layer in self.layers:
+            if every_layer:
+                query, key = cast("_CrossLayer", layer).query_and_key(queries, memory)
+                logits.append(self.mask.scores(query, key))
             queries = layer(queries, memory)
-        return cast("Tensor", self.mask(queries, memory))
+        return (*logits, self.mask(queries, memory))
 
 
 class _CrossLayer(nn.Module):
@@ -67,6 +73,10 @@ class _CrossLayer(nn.Module):
         queries = queries + self.out(mixed)
         return cast("Tensor", queries + self.mlp(self.norm2(queries)))
 
+    def query_and_key(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """What this layer's attention compares: (B, K, C) and (B, h * w, C), all heads side by side."""
+        return self.to_query(self.norm1(queries)), self.to_key_value(memory).chunk(2, dim=-1)[0]
+
 
 class _MaskAttention(nn.Module):
     """Attention before the softmax, averaged over heads, with a learned scale and offset.
@@ -85,12 +95,11 @@ class _MaskAttention(nn.Module):
         self.offset = nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """(B, K, C) and (B, h * w, C) -> (B, K, h * w).
+        """(B, K, C) and (B, h * w, C) -> (B, K, h * w)."""
+        return self.scores(self.to_query(self.norm(queries)), self.to_key(memory))
 
-        The mean over heads of q_head . k_head is q . k of the whole width, divided by the heads.
-        """
-        query = self.to_query(self.norm(queries))
-        key = self.to_key(memory)
+    def scores(self, query: Tensor, key: Tensor) -> Tensor:
+        """The mean over heads of q_head . k_head is q . k of the whole width, divided by the heads."""
         scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
         return torch.einsum("bkc,bnc->bkn", query * (scale * self.scale), key) + self.offset
 

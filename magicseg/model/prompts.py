@@ -5,10 +5,12 @@ layers from outside. Shapes as in `magicseg.model.encoder`, P prompts per layer.
 """
 
 import math
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from magicseg.model.encoder import Encoder
 
@@ -32,7 +34,12 @@ class DeepPrompts(nn.Module):
 
 
 def encode_with_prompts(
-    encoder: Encoder, images: Tensor, prompts: DeepPrompts | None, *, drop_path: float = 0.0
+    encoder: Encoder,
+    images: Tensor,
+    prompts: DeepPrompts | None,
+    *,
+    drop_path: float = 0.0,
+    checkpoint_activations: bool = False,
 ) -> Tensor:
     """Images through the encoder, with prompts between the class token and the patches.
 
@@ -40,6 +47,7 @@ def encode_with_prompts(
 
     Args: images: uint8 (B, 3, H, W). drop_path: probability with which the deepest layer is left out for an
         image (stochastic depth; growing linearly from 0 at the first layer); 0 for inference.
+        checkpoint_activations: compute each layer again for its gradient instead of keeping what it computed.
     Returns: float (B, 1 + h * w, D), class token first, not normalised.
     """
     tokens = encoder.embed(images)
@@ -47,7 +55,9 @@ def encode_with_prompts(
         if prompts is not None:
             tokens = torch.cat([tokens[:, :1], prompts(layer, len(tokens)).to(tokens.dtype), tokens[:, 1:]], 1)
         rate = drop_path * layer / max(encoder.layers - 1, 1)
-        tokens = _skip_for_some(tokens, encoder.block(layer, tokens), rate)
+        block = partial(encoder.block, layer)
+        after = checkpoint(block, tokens, use_reentrant=False) if checkpoint_activations else block(tokens)
+        tokens = _skip_for_some(tokens, after, rate)
         if prompts is not None:
             tokens = torch.cat([tokens[:, :1], tokens[:, 1 + prompts.count :]], 1)
     return encoder.head(tokens)

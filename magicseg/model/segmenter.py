@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import safetensors
 import torch
@@ -49,6 +49,7 @@ class Segmenter(nn.Module):
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.checkpoint_activations = False  # a matter of memory in training, no part of the model
         self.encoder = build_encoder(settings.encoder)
         if settings.encoder.freeze:
             self.encoder.requires_grad_(False)
@@ -85,10 +86,29 @@ class Segmenter(nn.Module):
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) -> class tokens (B, D) and patch tokens (B, h * w, D), L2-normalised."""
         drop_path = self.settings.drop_path if self.training else 0.0
-        tokens = F.normalize(encode_with_prompts(self.encoder, images, self.prompts, drop_path=drop_path), dim=-1)
+        tokens = encode_with_prompts(
+            self.encoder,
+            images,
+            self.prompts,
+            drop_path=drop_path,
+            checkpoint_activations=self.checkpoint_activations and torch.is_grad_enabled(),
+        )
+        tokens = F.normalize(tokens, dim=-1)
         return tokens[:, 0], tokens[:, 1:]
 
-    def decode(self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int]) -> Tensor:
+    @overload
+    def decode(
+        self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: Literal[False] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def decode(
+        self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: Literal[True]
+    ) -> tuple[Tensor, ...]: ...
+
+    def decode(
+        self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: bool = False
+    ) -> Tensor | tuple[Tensor, ...]:
         """Mask logits at the image's size.
 
         Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for classes of each
@@ -98,8 +118,9 @@ class Segmenter(nn.Module):
         if text.dim() == 2:
             text = text.expand(len(cls), -1, -1)
         grid = (size[0] // self.encoder.stride, size[1] // self.encoder.stride)
-        logits = self.decoder(cls, patches, text).float().unflatten(-1, grid)
-        return upsample_logits(logits, size)
+        layers = self.decoder(cls, patches, text, every_layer=every_layer)
+        logits = tuple(upsample_logits(layer.float().unflatten(-1, grid), size) for layer in layers)
+        return logits if every_layer else logits[-1]
 
     def forward(self, images: Tensor, text: Tensor) -> SegmenterOutput:
         """Args: images: uint8 (B, 3, H, W), RGB, sides multiples of the stride. text: (K, D) or (B, K, D)."""

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from magicseg.errors import DataError
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
 from magicseg.model.targets import sample_targets
@@ -153,6 +152,10 @@ def test_a_small_vocabulary_is_sampled_whole():
     assert sorted(targets.classes[0].tolist()) == [0, 1, 2]
 
 
-def test_an_unknown_class_id_is_refused():
-    with pytest.raises(DataError, match=r"\[7\]"):
-        sample_targets(torch.tensor([[[7, 0]]]), torch.rand(1, 3), sampled_classes=3)
+def test_pixels_of_an_unknown_class_are_counted_and_left_out():
+    class_map = torch.tensor([[[7, 0], [4, IGNORE]], [[1, 2], [3, 3]]])
+    targets = sample_targets(class_map, torch.rand(2, 3), sampled_classes=3)
+    assert targets.unknown.tolist() == [2, 0]
+    assert targets.valid[:, 0].tolist() == [[[False, True], [False, False]], [[True, True], [True, True]]]
+    assert not targets.present[0].any()
+    assert not targets.masks[0].any()
