@@ -4,6 +4,7 @@ All processes read the same numbers of the same step, so what they decide by the
 """
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from magicseg.errors import DataError, IncompleteError
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Of ``step`` (from 1): ``losses`` over all processes; whether any wants to ``stop``; the ``rate`` of learning;
-    the ``scale`` of the gradients (1 but in fp16).
+    the ``scale`` of the gradients (1 but in fp16); ``at``: when the step was given to the device, by
+    ``time.perf_counter``.
     """
 
     step: int
@@ -24,26 +26,27 @@ class Outcome:
     stop: bool
     rate: float
     scale: float
+    at: float
 
 
 class Late:
     """A queue of one step."""
 
     def __init__(self) -> None:
-        self._waiting: tuple[int, Sequence[str], float, Tensor, torch.cuda.Event | None] | None = None
+        self._waiting: tuple[int, Sequence[str], float, float, Tensor, torch.cuda.Event | None] | None = None
 
     def push(self, values: Tensor, *, step: int, names: Sequence[str], rate: float) -> Outcome | None:
         """Take in what `magicseg.train.step.Stepper` returned for ``step`` (from 1); give the step before.
 
         Raises: as `flush`, of the step before.
         """
-        event = None
+        at, event = time.perf_counter(), None
         if values.is_cuda:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             values = values.to("cpu", non_blocking=True)  # to pinned memory
             event.record()
         before = self.flush()
-        self._waiting = step, names, rate, values, event
+        self._waiting = step, names, rate, at, values, event
         return before
 
     def flush(self) -> Outcome | None:
@@ -54,7 +57,7 @@ class Late:
         """
         if self._waiting is None:
             return None
-        step, names, rate, values, event = self._waiting
+        step, names, rate, at, values, event = self._waiting
         self._waiting = None
         if event is not None:
             event.synchronize()
@@ -73,4 +76,4 @@ class Late:
                 hint="lower train.learning_rate or set train.gradient_clip=1.0, then train anew; "
                 "if it happens at once, look at the data with `magicseg report RUN`",
             )
-        return Outcome(step=step, losses=losses, stop=stop > 0, rate=rate, scale=scale)
+        return Outcome(step=step, losses=losses, stop=stop > 0, rate=rate, scale=scale, at=at)

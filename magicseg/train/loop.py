@@ -249,7 +249,7 @@ class _Training:
         settings, step = self.settings, outcome.step
         self.losses = outcome.losses
         self._since += settings.batch_size
-        speed = self._since / max(time.perf_counter() - self._clock, 1e-9)
+        speed = self._since / max(outcome.at - self._clock, 1e-9)
         self._sums = {name: self._sums.get(name, 0.0) + value for name, value in outcome.losses.items()}
         due = step % settings.log_every == 0 or step == settings.steps
         if self.log is not None and (due or results):
@@ -265,7 +265,7 @@ class _Training:
                 }
             )
         if due:
-            self._sums, self._clock, self._since = {}, time.perf_counter(), 0
+            self._sums, self._clock, self._since = {}, outcome.at, 0
         if self._progress is not None:
             self._progress(
                 TrainProgress(
