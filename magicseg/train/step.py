@@ -5,7 +5,7 @@ when it has arrived: see `magicseg.train.late`.
 """
 
 import contextlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -186,6 +186,8 @@ class Stepper:
         return torch.cat([seen, torch.stack([self._failed, unknown, scale])])
 
     def _losses(self, batch: Batch, targets: Targets, counts: Tensor) -> dict[str, Tensor]:
+        if not self._settings.compile:
+            return cast("dict[str, Tensor]", self._terms(batch, targets, counts))
         try:
             losses: dict[str, Tensor] = self._terms(batch, targets, counts)
         except torch._dynamo.exc.TorchDynamoException as error:

@@ -207,7 +207,9 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one():
 
 
 def test_what_cannot_be_compiled_is_an_error_with_a_way_out(monkeypatch):
-    one = stepper(compile=True)
+    settings = SETTINGS.model_copy(update={"compile": True})
+    one = stepper()
+    one._settings = settings
 
     def fails(*_):
         raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no compiler"), None)
