@@ -31,7 +31,7 @@ class Targets(NamedTuple):
         """Bool (B, K, H, W), where each *sampled* class is. A background pixel is nowhere true: it is a negative
         for all K. Made anew each time, for it is K times as large as all the rest.
         """
-        return self.positions[:, None] == self.classes[:, :, None, None]
+        return self.positions.int()[:, None] == self.classes.int()[:, :, None, None]
 
     def part(self, images: slice) -> "Targets":
         """Those of some of the images."""

@@ -124,7 +124,7 @@ def train_twice(out, world):
     def second(state):
         if state.step == 2:
             try:
-                train_squares(out, {}, world)
+                train_squares(out, {"batch_size": 4}, world)
             except RunError as error:
                 (out / f"refused-{world.rank}").write_text(error.message)
 
