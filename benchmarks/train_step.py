@@ -1,10 +1,11 @@
 """A step of the training loop costs little more than forward, backward and the optimiser alone.
 
 Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory whose targets are made
-beforehand: no reading, no random numbers, no sampled classes, no learning rate, no log, no checks. The real loop reads
-a run's store with the preset's own settings; its step time is from step to step, waiting for data included. Loops take turns; medians over all steps but the first of
-each. Ratios are the real step over the bare one. On a machine that others use too, trust the CPU time (of the process
-that trains, all its threads, without the loader's processes) before the wall time.
+beforehand: no reading, no random numbers, no sampled classes, no learning rate, no log, no checks. The real loop
+reads a run's store with the preset's own settings; its step time is from step to step, waiting for data included.
+Loops take turns; medians over all steps but the first of each. Ratios are the real step over the bare one. On a
+machine that others use too, trust the CPU time (of the process that trains, all its threads, without the loader's
+processes) before the wall time.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --steps 10 --repeats 1
