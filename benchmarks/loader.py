@@ -1,47 +1,72 @@
-"""Training's loader gives samples at least as fast as a DataLoader over a folder of image files.
+"""Training's loader gives augmented samples at least 1.5 times as fast as a DataLoader over a folder of image files.
 
-Reference: a torch DataLoader with as many workers over the same pictures as PNG, or JPEG 95, with PNG masks, with
-the same random order of samples, batches and horizontal flips, and the same dtypes at the end. The store is read
-with whole shards cached (the setting ``loader_cache_mib`` has room for a shuffle window) and sample by sample.
+Reference: a torch DataLoader with as many workers over the same pictures as JPEG 95 with PNG masks (and as PNG), with
+the same augmentations (crop at a random scale, distorted colours, flip: the very functions of
+`magicseg.train.augment`), the same random order of samples and batches and the same dtypes at the end. The store is
+read with whole shards cached (the setting ``loader_cache_mib`` has room for a shuffle window) and sample by sample.
 Starting up is left out: the clock runs from the first batch to the last. Ratios are the store's samples per second
-over the folder's in the same repeat.
+over the folder's, medians over repeats in which all take turns.
 
-    python benchmarks/loader.py
-    python benchmarks/loader.py --size 64 --samples 2048 --batch-size 32
+    python benchmarks/loader.py --images FOLDER
+    python benchmarks/loader.py --plain            # no crop, no distorted colours
+    python benchmarks/loader.py --plain --size 64 --samples 2048 --batch-size 32
 """
 
 import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from measure import print_table
+from numpy.typing import NDArray
 from scenes import commit_all, make_run, read_files, triples, write_folder, write_store
 from torch.utils.data import DataLoader, Dataset
 
+from magicseg.labels import IGNORE
 from magicseg.store.kept import KeptSamples
-from magicseg.train.data import Batch, SampleDataset, SampleOrder, Steps, load_batches
-
-_WINDOW = 4
+from magicseg.train.augment import (
+    MEAN_COLOUR,
+    choose_crop,
+    cut_image,
+    cut_mask,
+    distort,
+    draw_distortion,
+    mirror,
+)
+from magicseg.train.data import Batch, training_batches
+from magicseg.train.data_settings import DataSettings
 
 
 class FolderDataset(Dataset[Batch]):
-    """The same samples as files, read as most people would."""
+    """The same samples as files, read as most people would, and augmented in the same way."""
 
-    def __init__(self, folder: Path, count: int, suffix: str) -> None:
-        self.folder, self.count, self.suffix = folder, count, suffix
+    def __init__(self, folder: Path, count: int, suffix: str, settings: DataSettings) -> None:
+        self.folder, self.count, self.suffix, self.settings = folder, count, suffix, settings
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, index: int) -> Batch:
         image, other, mask = read_files(self.folder, index, suffix=self.suffix)
-        if torch.rand(()) < 0.5:
-            image, other, mask = image[:, ::-1].copy(), other[:, ::-1].copy(), mask[:, ::-1].copy()
+        generator = np.random.default_rng((torch.initial_seed(), index))
+        if self.settings.crop is not None:
+            crop = choose_crop(mask, self.settings, generator)
+            image, other, mask = cut_image(image, crop), cut_image(other, crop), cut_mask(mask, crop)
+        if self.settings.photometric:
+            distortion = draw_distortion(generator)
+            image, other = distort(image, distortion), distort(other, distortion)
+        if self.settings.crop is not None:
+            image, other = (_padded(part, self.settings.crop, MEAN_COLOUR) for part in (image, other))
+            mask = _padded(mask, self.settings.crop, IGNORE)
+        if generator.random() < self.settings.flip:
+            image, other, mask = mirror(image), mirror(other), mirror(mask)
         return Batch(
             torch.from_numpy(image).permute(2, 0, 1),
             torch.from_numpy(other).permute(2, 0, 1),
@@ -49,6 +74,19 @@ class FolderDataset(Dataset[Batch]):
             torch.tensor(True),
             torch.tensor(0),
         )
+
+
+def _padded(array: NDArray[Any], side: int, value: Any) -> NDArray[Any]:
+    if array.shape[:2] == (side, side):
+        return array
+    result = np.empty((side, side, *array.shape[2:]), array.dtype)
+    result[:] = value
+    result[: array.shape[0], : array.shape[1]] = array
+    return result
+
+
+def _begin(_worker: int) -> None:
+    cv2.setNumThreads(1)
 
 
 def _stack(samples: list[Batch]) -> Batch:
@@ -69,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of photographs (.jpg); else synthetic scenes")
     parser.add_argument("--samples", type=int, default=384)
+    parser.add_argument("--plain", action="store_true", help="no crop and no distorted colours")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=2)
@@ -77,44 +116,52 @@ def main() -> None:
     arguments = parser.parse_args()
     pictures = list(triples(arguments.samples, arguments.size, arguments.images))
     steps = arguments.epochs * (arguments.samples // arguments.batch_size)
-    for codec, suffix in (("lossless", ".png"), ("jpeg", ".jpg")):
+    change: dict[str, Any] = {"crop": None, "photometric": False} if arguments.plain else {"crop": arguments.size}
+    settings = DataSettings(loader_workers=arguments.workers, **change)
+    for codec in ("lossless", "jpeg"):
         with tempfile.TemporaryDirectory() as temporary:
-            files = Path(temporary, "files")
+            files = {suffix: Path(temporary, suffix[1:]) for suffix in (".jpg", ".png")}
             run = make_run(Path(temporary, "run"), pictures, codec=codec)
             write_store(run, pictures)
             commit_all(run)
-            write_folder(files, pictures, suffix=suffix)
+            for suffix, folder in files.items():
+                write_folder(folder, pictures, suffix=suffix)
             samples = KeptSamples.of(run)
 
-            def from_store(cache_bytes: int, samples: KeptSamples = samples) -> Iterable[Batch]:
-                order = SampleOrder(samples.indices, shard_size=samples.shard_size, window=_WINDOW, seed=0)
-                dataset = SampleDataset(samples, window=_WINDOW, seed=0, flip=0.5, paste=0.0, cache_bytes=cache_bytes)
-                span = Steps(order, batch_size=arguments.batch_size, start=0, stop=steps)
-                return load_batches(dataset, span, workers=arguments.workers)
+            def from_store(cache_mib: int, samples: KeptSamples = samples) -> Iterable[Batch]:
+                own = settings.model_copy(update={"loader_cache_mib": cache_mib})
+                return training_batches(samples, own, batch_size=arguments.batch_size, start=0, stop=steps, seed=0)
 
-            def from_folder(files: Path = files, suffix: str = suffix) -> Iterable[Batch]:
+            def from_folder(suffix: str, files: dict[str, Path] = files) -> Iterable[Batch]:
                 order = np.random.default_rng(0)
                 indices = [order.permutation(arguments.samples) for _ in range(arguments.epochs)]
                 usable = np.concatenate(indices)[: steps * arguments.batch_size]
                 return DataLoader(
-                    FolderDataset(files, arguments.samples, suffix),
+                    FolderDataset(files[suffix], arguments.samples, suffix, settings),
                     batch_sampler=[batch.tolist() for batch in usable.reshape(steps, -1)],
                     collate_fn=_stack,
                     num_workers=arguments.workers,
+                    worker_init_fn=_begin,
                 )
 
-            found: dict[str, list[float]] = {"folder": [], "store, whole shards": [], "store, single": []}
+            ways: dict[str, Callable[[], Iterable[Batch]]] = {
+                "folder, JPEG + PNG masks": partial(from_folder, ".jpg"),
+                "folder, PNG + PNG masks": partial(from_folder, ".png"),
+                "store, whole shards": partial(from_store, 2**20),
+                "store, single samples": partial(from_store, 0),
+            }
+            found: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(arguments.repeats):
-                found["folder"].append(rate(from_folder()))
-                found["store, whole shards"].append(rate(from_store(2**40)))
-                found["store, single"].append(rate(from_store(0)))
-        reference = statistics.median(found["folder"])
+                for name, way in ways.items():
+                    found[name].append(rate(way()))
+        reference = statistics.median(found["folder, JPEG + PNG masks"])
         print_table(
-            f"{arguments.samples} samples of {arguments.size} px, {codec}; {arguments.workers} workers, batches of "
+            f"{arguments.samples} samples of {arguments.size} px, {codec} store, "
+            f"{'plain' if arguments.plain else 'augmented'}; {arguments.workers} workers, batches of "
             f"{arguments.batch_size}, {arguments.epochs} epochs (median of {arguments.repeats})",
             ["", "samples/s", "ratio"],
             [
-                [name + (f" (*{suffix} + png)" if name == "folder" else ""), value, value / reference]
+                [name, value, value / reference]
                 for name, value in ((name, statistics.median(values)) for name, values in found.items())
             ],
         )

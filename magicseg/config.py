@@ -187,7 +187,7 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError, source: str) -> ConfigError:
     first = error.errors(include_url=False)[0]
-    location = [part for part in first["loc"] if isinstance(part, str)]
+    location = _without_tags([part for part in first["loc"] if isinstance(part, str)])
     key = ".".join(location) or "settings"
     if first["type"] == "extra_forbidden":
         known = _keys_at(Config, location[:-1])
@@ -206,29 +206,48 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
     return ConfigError(f"{source}: {key}: {message} (got {first['input']!r})", hint="magicseg schema")
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def _models_of(annotation: Any) -> list[type[BaseModel]]:
+    """The groups of settings that a value may be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        return [annotation]
     if get_origin(annotation) is not None:
-        return next((model for arg in get_args(annotation) if (model := _model_of(arg))), None)
-    return None
+        return [model for arg in get_args(annotation) for model in _models_of(arg)]
+    return []
+
+
+def _without_tags(location: Sequence[str]) -> list[str]:
+    """A key's parts without those by which pydantic says which of several groups of settings it took."""
+    models: list[type[BaseModel]] = [Config]
+    kept: list[str] = []
+    for part in location:
+        tagged = [each for each in models if part in _names_of(each)]
+        if len(models) > 1 and tagged:
+            models = tagged
+            continue
+        kept.append(part)
+        fields = [field for each in models if (field := each.model_fields.get(part))]
+        models = [inner for field in fields for inner in _models_of(field.annotation)]
+    return kept
+
+
+def _names_of(model: type[BaseModel]) -> tuple[Any, ...]:
+    """The names by which one of several groups of settings is chosen."""
+    field = model.model_fields.get("name")
+    return get_args(field.annotation) if field else ()
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    models = [model]
     for part in location:
-        field = model.model_fields.get(part)
-        inner = _model_of(field.annotation) if field else None
-        if inner is None:
-            return []
-        model = inner
-    return list(model.model_fields)
+        fields = [field for each in models if (field := each.model_fields.get(part))]
+        models = [inner for field in fields for inner in _models_of(field.annotation)]
+    return list(dict.fromkeys(name for each in models for name in each.model_fields))
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        inner = _model_of(field.annotation)
-        if inner is not None:
+        for inner in _models_of(field.annotation):
             keys += _all_keys(inner, f"{prefix}{name}.")
-    return keys
+    return list(dict.fromkeys(keys))

@@ -30,13 +30,17 @@ class Checkpoints:
         self._folder = folder
 
     def get(self, name: str) -> Path:
-        """The folder of a pipeline, a detector, a segmenter, or "language"."""
+        """The folder of a pipeline, a detector, a segmenter, an open_clip model, or "language"."""
         made = self._folder / name
         if not made.exists():
             if name == "language":
                 from tiny_model import make_tiny_model
 
                 make_tiny_model(made)
+            elif name.startswith("open_clip"):
+                from tiny_clip import build as build_clip
+
+                build_clip(name, self._folder)
             elif name in FAMILIES:
                 from tiny_pipelines import build
 

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from magicseg.cli import cluster, data, doctor, estimate, learn, runs, score, stages, status
+from magicseg.cli import cluster, data, doctor, estimate, evaluate, learn, predict, runs, score, stages, status
 from magicseg.cli.output import report_error
 from magicseg.errors import MagicsegError
 
@@ -33,7 +33,7 @@ app.command(rich_help_panel="Stages")(stages.describe)
 app.command(rich_help_panel="Stages")(stages.generate)
 app.command(rich_help_panel="Stages")(stages.mask)
 app.command(rich_help_panel="Stages")(learn.train)
-app.command(rich_help_panel="Stages")(learn.evaluate)
+app.command(rich_help_panel="Stages")(evaluate.evaluate)
 app.command(rich_help_panel="On a cluster")(estimate.estimate)
 app.command(rich_help_panel="On a cluster")(cluster.submit)
 app.command(rich_help_panel="On a cluster")(cluster.profile)
@@ -42,6 +42,8 @@ app.command(rich_help_panel="On a cluster")(cluster.cancel)
 app.command(rich_help_panel="On a cluster")(cluster.efficiency)
 app.command("follow-up", hidden=True)(cluster.follow_up)
 app.command(rich_help_panel="Results")(learn.report)
+app.command(rich_help_panel="Results")(evaluate.compare)
+app.command(rich_help_panel="Results")(predict.predict)
 app.command(rich_help_panel="Results")(score.score)
 app.command(rich_help_panel="The data set")(data.verify)
 app.command(rich_help_panel="The data set")(data.repair)

@@ -59,6 +59,9 @@ def submit(
         typer.Option("--shards-per-task", min=1, help="shards of one array task (default: from measured times)"),
     ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="nodes of training")] = None,
+    tasks: Annotated[
+        int | None, typer.Option("--tasks", min=1, help="array tasks that share out the images of an evaluation")
+    ] = None,
     resubmit: Annotated[
         int | None,
         typer.Option("--resubmit", min=0, metavar="N", help="a follow-up job submits what is missing, up to N times"),
@@ -77,6 +80,8 @@ def submit(
     overrides = list(set_ or ())
     if nodes is not None:
         overrides.append(f"slurm.stages.train.nodes={nodes}")
+    if tasks is not None:
+        overrides.append(f"slurm.evaluation_tasks={tasks}")
     if resubmit is not None:
         overrides.append(f"slurm.resubmit={resubmit}")
     request = Request(

@@ -1,10 +1,10 @@
-"""``magicseg train|evaluate|report``: from the data set to a model, its score and a page about both."""
+"""``magicseg train|report``: from the data set to a model, and a page about it all."""
 
 import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from magicseg.cli.output import JsonOption, RunArgument, note, print_json, progress
+from magicseg.cli.output import RunArgument, note, progress
 from magicseg.errors import IncompleteError
 
 if TYPE_CHECKING:
@@ -50,23 +50,6 @@ def train(run: RunArgument) -> None:
             note(f"train: {message}")
     elif world.leads:
         note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
-
-
-def evaluate(run: RunArgument, json_: JsonOption = False) -> None:
-    """Score the trained model on held-out scenes with exact ground truth, beside two baselines."""
-    from magicseg.evaluate.of_run import evaluate_run
-    from magicseg.run.directory import Run
-
-    results = evaluate_run(Run.open(run))
-    if json_:
-        print_json(results)
-        return
-    note(f"evaluate: {results['benchmark']}, {results['images']} held-out images")
-    for name, value in results["iou"].items():
-        note(f"  {name:<12} {'-' if value is None else f'{value:.3f}'}")
-    note(f"  mIoU {results['miou']:.4f}, pixel accuracy {results['pixel_accuracy']:.4f}")
-    for name, scores in results["baselines"].items():
-        note(f"  {name} baseline: mIoU {scores['miou']:.4f}")
 
 
 def report(run: RunArgument) -> None:

@@ -28,7 +28,7 @@ def init(
     """Make a run: resolve its settings, freeze its plan, create its store."""
     from magicseg.config import load_config, preset_names
     from magicseg.run.directory import Run
-    from magicseg.run.fingerprint import STAGES, stage_weights
+    from magicseg.run.fingerprint import WEIGHTED, stage_weights
 
     if preset is None and config is None:
         raise ConfigError(
@@ -37,7 +37,7 @@ def init(
         )
     made = Run.create(run, load_config(preset=preset, file=config, overrides=set_ or ()))
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")
-    by_name = any(weights.by_name for stage in STAGES for weights in stage_weights(made.config, stage))
+    by_name = any(weights.by_name for stage in WEIGHTED for weights in stage_weights(made.config, stage))
     note(f"next: magicseg {'fetch' if by_name else 'run'} {run}")
 
 
@@ -54,13 +54,13 @@ def fetch(
 
 def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
     """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
-    from magicseg.cli import learn, stages
+    from magicseg.cli import evaluate, learn, stages
     from magicseg.run.fingerprint import STAGES
 
     for stage in STAGES:
         stages.run_one(run, stage, workers, None, None)
     learn.train(run)
-    learn.evaluate(run)
+    evaluate.evaluate(run)
     learn.report(run)
 
 

@@ -91,7 +91,7 @@ def mask(
 
 
 def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
-    from magicseg.mask.photographs import labels_of
+    from magicseg.mask.pictures import labels_of
     from magicseg.run.directory import Run
 
     if labels is not None:
@@ -129,18 +129,20 @@ def _mask_settings(
 def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings") -> None:
     from magicseg.errors import IncompleteError
     from magicseg.execute.pool import StopFlag, on_signals
-    from magicseg.mask.photographs import MaskedPhotograph, mask_photographs, photographs_in
+    from magicseg.mask.labelling import LabelledPicture
+    from magicseg.mask.photographs import mask_photographs
+    from magicseg.mask.pictures import photographs_in
 
     total = len(photographs_in(images, out))
     with on_signals(StopFlag()) as stop, progress("mask", total, "images") as show:
 
-        def report(done: MaskedPhotograph) -> None:
+        def report(done: LabelledPicture) -> None:
             show(1, "")
-            if not done.masked:
+            if not done.labelled:
                 note(f"{done.name}: {done.entry['reason']}: {done.entry['detail']}")
 
         found = mask_photographs(images, labels, settings, out, report=report, should_stop=stop)
-    masked = sum(one.masked for one in found)
+    masked = sum(one.labelled for one in found)
     note(f"{out}: masks of {masked} of {total} images; what was found: {out}/masks.jsonl")
     failed = [one.name for one in found if one.entry["status"] == "failed"]
     if failed or len(found) < total:

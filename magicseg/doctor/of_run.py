@@ -29,6 +29,8 @@ def run_checks(run: Run) -> Iterator[Check]:
         yield work
         yield from weights(run, stage, needed=work.status is not Status.OK)
     if settings.status is not Status.FAILED:
+        yield from weights(run, "train", needed=False)
+    if settings.status is not Status.FAILED:
         yield attempt("room for the rest", lambda: room(run))
 
 

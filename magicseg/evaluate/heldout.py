@@ -8,7 +8,7 @@ highest, or background where even that one scores below the threshold. Backgroun
 Beside the model stand the same architecture untrained, and background everywhere.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from magicseg.backends import ClassMap
-from magicseg.evaluate.metrics import Confusion, Scores, confusion_matrix
+from magicseg.evaluate.counts import ImageResult, count_image, scored, tabulate
+from magicseg.evaluate.heads import Head
+from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.miniature.heldout import heldout_scene
-from magicseg.model.segmenter import Segmenter, build_segmenter
+from magicseg.model.segmenter import Segmenter, untrained_like
 
 
 def evaluate_heldout(
@@ -31,48 +33,50 @@ def evaluate_heldout(
     image_size: int,
     seed: int,
     model_seed: int,
+    baselines: Sequence[Head] = (),
 ) -> dict[str, Any]:
-    """Score a model and the two baselines on the same scenes.
+    """Score a model and the baselines on the same scenes.
 
     Args:
         image_size: side of the scenes, pixels; that of the training images.
         seed: of the scenes.
         model_seed: of the untrained baseline's weights; the run's seed, so that it is the model at step 0.
+        baselines: what else is scored, besides the untrained model and background everywhere.
 
-    Returns: what `Scores.to_dict` gives (``miou``, ``iou`` by class name, ``pixel_accuracy``, ``confusion``,
-        ...), and ``baselines``: the same for ``untrained`` and ``background``. Plain JSON values.
+    Returns: what `magicseg.evaluate.counts.scored` gives (``miou``, ``miou_interval``, ``iou`` by class name,
+        ``pixel_accuracy``, ``confusion``, ...), and ``baselines``: the same by name. Plain JSON values.
     """
-    names = ["background", *vocabulary.names]
-    untrained = build_segmenter(model.settings, seed=model_seed).to(next(model.parameters()).device)
-    totals: dict[str, Confusion] = {
-        name: np.zeros((len(names), len(names)), np.int64) for name in ("model", "untrained", "background")
-    }
-    for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
-        predictions = {
-            "model": predict(model, images, vocabulary, threshold=settings.threshold),
-            "untrained": predict(untrained, images, vocabulary, threshold=settings.threshold),
-            "background": np.full_like(truth, BACKGROUND),
-        }
-        for name, prediction in predictions.items():
-            totals[name] += confusion_matrix(truth, prediction, len(names), IGNORE)
-    scores = {name: Scores(total).to_dict(names) for name, total in totals.items()}
+    was_training = model.training
+    untrained = untrained_like(model, seed=model_seed).to(next(model.parameters()).device)
+    heads = [SegmenterHead(model, ""), SegmenterHead(untrained, "", name="untrained"), *baselines]
+    scores = score_heldout(heads, vocabulary, settings, image_size=image_size, seed=seed)
+    model.train(was_training)
     return {**scores.pop("model"), "baselines": scores}
 
 
-def predict(
-    model: Segmenter, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: float
-) -> NDArray[np.uint16]:
-    """Label ids by pixel: the best class, or BACKGROUND where its probability is below ``threshold``.
+def score_heldout(
+    heads: Sequence[Head], vocabulary: Vocabulary, settings: EvaluateSettings, *, image_size: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Scores by the heads' names, and ``background``: background everywhere. Arguments as `evaluate_heldout` has."""
+    names = ["background", *vocabulary.names]
+    found: dict[str, list[ImageResult]] = {name: [] for name in (*(head.name for head in heads), "background")}
+    for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
+        predictions = {head.name: predict(head, images, vocabulary, threshold=settings.threshold) for head in heads}
+        predictions["background"] = np.full_like(truth, BACKGROUND)
+        for name, prediction in predictions.items():
+            found[name] += [count_image(*maps, len(names), IGNORE) for maps in zip(truth, prediction, strict=True)]
+    return {name: scored(*tabulate(images, len(names)), names) for name, images in found.items()}
 
-    Args: images: uint8 (B, H, W, 3), RGB, sides multiples of the encoder's stride.
+
+def predict(head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: float) -> NDArray[np.uint16]:
+    """Label ids by pixel: the best class, or BACKGROUND where it scores below ``threshold``.
+
+    Args: images: uint8 (B, H, W, 3), RGB, sides multiples of the head's stride.
     Returns: uint16 (B, H, W).
     """
-    was_training = model.training
-    model.eval()
     with torch.inference_mode():
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(next(model.parameters()).device)
-        scores, places = model(pixels, model.encode_classes(vocabulary.names)).logits.sigmoid().max(dim=1)
-    model.train(was_training)
+        head.prepare([(name,) for name in vocabulary.names])
+        scores, places = head.scores(head.logits(torch.from_numpy(images).permute(0, 3, 1, 2))).max(dim=1)
     ids = np.array([label.id for label in vocabulary.labels], np.uint16)
     return np.where(scores.cpu().numpy() < threshold, np.uint16(BACKGROUND), ids[places.cpu().numpy()])
 

@@ -1,5 +1,6 @@
 """Metrics of semantic segmentation, all computed from one confusion matrix summed over the whole data set."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,11 +38,44 @@ def confusion_matrix(
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
+    quick = _counted_as_bytes(truth, prediction, classes, ignore, first)
+    if quick is not None:
+        return quick
     counted = truth != ignore
     rows = _numbered(truth[counted], "truth", classes, first)
     columns = _numbered(prediction[counted], "prediction", classes, first)
     counts = np.bincount(rows * classes + columns, minlength=classes * classes)
     return counts.reshape(classes, classes).astype(np.int64, copy=False)
+
+
+def _counted_as_bytes(
+    truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int, ignore: int, first: int
+) -> Confusion | None:
+    """The matrix where all values fit into a byte and are classes, else None.
+
+    All pairs of two bytes are counted, without a look at any single pixel; what is ignored or no class shows in the
+    table of counts. `benchmarks/accumulate.py` has what that is worth.
+    """
+    last = first + classes - 1
+    truth_bytes, prediction_bytes = _as_bytes(truth), _as_bytes(prediction)
+    if truth_bytes is None or prediction_bytes is None or first < 0 or last > 255:
+        return None
+    pairs = truth_bytes.ravel().astype(np.uint16)
+    pairs <<= 8
+    pairs |= prediction_bytes.ravel()
+    counts = np.bincount(pairs.astype(np.int64), minlength=1 << 16).reshape(256, 256)
+    ignored = 0
+    if 0 <= ignore <= 255:
+        ignored = int(counts[ignore].sum())
+        counts[ignore] = 0
+    matrix = counts[first : last + 1, first : last + 1].astype(np.int64)
+    return matrix if matrix.sum() + ignored == truth.size else None
+
+
+def _as_bytes(values: NDArray[np.integer]) -> NDArray[np.uint8] | None:
+    if values.size and values.dtype != np.uint8 and (values.max() > 255 or values.min() < 0):
+        return None
+    return values.astype(np.uint8, copy=False)
 
 
 def _numbered(
@@ -100,6 +134,12 @@ class Scores:
     def mean_accuracy(self) -> float | None:
         """Mean recall, n_ii / t_i, over the classes that occur in the ground truth."""
         return _mean(value for value in _ratios(self._hits, self._truth) if value is not None)
+
+    @property
+    def frequency_weighted_iou(self) -> float | None:
+        """Mean IoU weighted by the classes' share of the ground truth: sum_i t_i IoU_i / sum_i t_i."""
+        weighted = [int(t) * iou for t, iou in zip(self._truth, self.iou, strict=True) if t and iou is not None]
+        return math.fsum(weighted) / self.pixels if self.pixels else None
 
     @property
     def pixels(self) -> int:

@@ -33,6 +33,9 @@ _SHIPPED = {
     "context60": ("context", True),
     "coco80": ("coco", False),
     "coco-object": ("coco", True),
+    "coco-stuff": ("coco-stuff", False),
+    "ade20k": ("ade20k", False),
+    "cityscapes": ("cityscapes", False),
     "lvis1203": ("lvis", False),
     "miniature": ("miniature", False),
 }

@@ -37,12 +37,13 @@ class _Executor(SlurmExecutor):
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """One array to submit, with the shards of its tasks."""
+    """One array to submit, with the shards of its tasks. ``shares``: among how many tasks an evaluation is shared."""
 
     name: str
     tasks: Sequence[Sequence[int]]
     parallel: int
     dependency: str | None = None
+    shares: int = 1
 
 
 def _executor(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> _Executor:
@@ -83,6 +84,7 @@ def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
             "shards": format_ranges(shards),
             "version": magicseg.__version__,
             "delay": profile.stagger_seconds * offset if offset < spec.parallel else 0.0,
+            "shares": spec.shares,
         }
         for offset, shards in enumerate(spec.tasks)
     ]

@@ -44,9 +44,10 @@ class ArrayJob:
 class Submission:
     """What one ``submit`` put into the queue for one stage.
 
-    ``run``: the directory that it was for. ``tasks`` are ranges of shards; training, evaluation and follow-up jobs
-    have one task without any. ``parent``: the follow-up job that submitted it. ``asked``: what a follow-up job has to
-    submit again. ``ended``: once all have left the queue, tasks by Slurm's word for how they ended, as ranges.
+    ``run``: the directory that it was for. ``tasks`` are ranges of shards, or the numbers of an evaluation's shares;
+    training and follow-up jobs, and evaluations that are not shared out, have one task without any. ``parent``: the
+    follow-up job that submitted it. ``asked``: what a follow-up job has to submit again. ``ended``: once all have
+    left the queue, tasks by Slurm's word for how they ended, as ranges.
     """
 
     folder: Path

@@ -19,7 +19,7 @@ from magicseg.launch.jobs import ArrayJob, Submission, job_name, now
 from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
 from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
+from magicseg.run.fingerprint import STAGES, WEIGHTED
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
 from magicseg.run.status import evaluated, trained
@@ -44,7 +44,8 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Todo:
-    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards.
+    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards. An
+    evaluation's groups are the numbers of its shares.
 
     ``raised_from``: the size of groups that was asked for, if the queue does not take as many tasks.
     """
@@ -85,7 +86,7 @@ def stages_of(request: Request) -> tuple[str, ...]:
 def refuse_unfetched(state: State, request: Request) -> None:
     """Raise BackendError if a stage that has work left needs weights that are not there."""
     for stage in stages_of(request):
-        if stage in STAGES and not state.complete(stage):
+        if stage in WEIGHTED and not state.complete(stage):
             state.run.refuse_unfetched(stage)
 
 
@@ -108,7 +109,9 @@ def find_todo(
             return Todo(stage=stage, groups=[], committed=int(state.complete(stage)), in_flight=int(active))
         if before is not None and not state.complete(before) and not coming:
             raise _nothing_before(run, stage, before)
-        return Todo(stage=stage, groups=[[]])
+        # Shares of an evaluation are numbered; what is done of them is known by those who do them.
+        shares = profile.evaluation_tasks if stage == "evaluate" else 1
+        return Todo(stage=stage, groups=[[share] for share in range(shares)] if shares > 1 else [[]])
     commits = state.commits[stage]
     missing = [shard for shard in range(run.plan.shards) if shard not in commits]
     todo = [shard for shard in missing if shard not in flying]
@@ -230,6 +233,7 @@ def array_specs(record: Submission, profile: Profile, dependency: str | None) ->
             tasks=[record.shards_of(task) for task in range(array.first, array.first + array.count)],
             parallel=share,
             dependency=dependency,
+            shares=len(record.tasks),
         )
         for array, share in zip(record.arrays, shares, strict=True)
     ]

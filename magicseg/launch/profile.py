@@ -124,6 +124,7 @@ class Profile(Resources):
     signal_seconds: int = Field(120, ge=1, le=3600, description="warning before the time limit")
     requeue: int = Field(10, ge=0, le=1000, description="how often a task goes back into the queue; 0: never")
     resubmit: int = Field(0, ge=0, le=1000, description="how often a follow-up job submits what is missing")
+    evaluation_tasks: int = Field(1, ge=1, description="array tasks that share out the images of an evaluation")
     restarts: int = Field(3, ge=0, description="training: how often torchrun starts dead ranks again")
 
     @field_validator("environment")

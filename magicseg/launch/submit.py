@@ -200,7 +200,7 @@ def _told(run: Run, todo: Todo) -> list[str]:
 
 
 def _told_jobs(made: Submission) -> list[str]:
-    shards = sum(len(made.shards_of(task)) for task in range(len(made.tasks)))
+    shards = sum(len(made.shards_of(task)) for task in range(len(made.tasks))) if made.stage in STAGES else 0
     what = "1 task" if len(made.tasks) == 1 else f"{len(made.tasks)} tasks"
     if shards:
         what = f"{shards} shards in {what}, {len(made.shards_of(0))} each"

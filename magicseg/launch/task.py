@@ -44,21 +44,22 @@ class _Warned:
         return self.warned or self.ended
 
 
-def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 0.0) -> None:
+def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 0.0, shares: int = 1) -> None:
     """Do a task's shards that are not committed, and end the process with an exit code if that is not 0.
 
     Args: run: the run's directory. shards: as ranges. version: magicseg's on the machine that submitted.
-        delay: seconds to wait first, so that many tasks do not load weights in the same moment.
+        delay: seconds to wait first, so that many tasks do not load weights in the same moment. shares: among how
+        many tasks an evaluation is shared; ``shards`` is then the number of one.
     """
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its farewells would hide ours
     stop = _Warned()
     try:
         _check_version(version, run)
-        if stage == "evaluate":
-            _evaluate(Path(run))
-            return
         stop.listen()
         _wait(delay, stop)
+        if stage == "evaluate":
+            _evaluate(Path(run), (parse_ranges(shards)[0], shares) if shards else (0, 1), stop)
+            return
         missing = _do(Run.open(Path(run)), stage, parse_ranges(shards), stop)
     except MagicsegError as error:
         _say(f"error: {error.message}")
@@ -93,14 +94,21 @@ def _wait(seconds: float, stop: Callable[[], bool]) -> None:
         time.sleep(min(0.2, seconds))
 
 
-def _evaluate(path: Path) -> None:
-    """Score the model. It has no parts that could be kept: signals end it, and it begins again."""
-    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    from magicseg.evaluate.of_run import evaluate_run
+def _evaluate(path: Path, part: tuple[int, int], stop: "_Warned") -> None:
+    """Score the model on this task's share of the images. Ends the process if it was told to stop."""
+    from magicseg.evaluate.suite import Suite
+    from magicseg.evaluate.target import Target
+    from magicseg.train.distributed import World
 
-    results = evaluate_run(Run.open(path))
-    _say(f"evaluate: {results['benchmark']}, mIoU {results['miou']:.4f}")
+    target = Target.of(path)
+    assert target.run is not None
+    suite = Suite.of(target, target.run.config.evaluate, device=World().device)
+    for results in suite.evaluate(part=part, report=lambda text: _say(f"evaluate: {text}"), stop=stop):
+        _say(f"evaluate: {results['benchmark']}, mIoU {results['miou']:.4f}")
+    if stop():
+        _say("evaluate: stopped, because the time of this job ends: the task has to run again")
+        sys.exit(STOPPED if stop.warned else 1)
+    _say(f"evaluate: share {part[0] + 1} of {part[1]} is done")
 
 
 def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> list[int]:

@@ -1,25 +1,8 @@
-"""``magicseg mask --images``: the masker on a folder of one's own photographs.
+"""``magicseg mask --images``: the masker on a folder of one's own photographs, see `magicseg.mask.labelling`."""
 
-OUT/FILE.png          class ids per pixel, with a palette (more than 254 classes: 16 bits); the ignore index is 255
-OUT/overlays/FILE.jpg the class map over the photograph
-OUT/masks.jsonl       first the labels and all else that decides a mask; then one line per photograph: its SHA-256,
-                      and what was found, or why nothing
-"""
-
-import contextlib
-import hashlib
-import io
-import json
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image as Pictures
-from PIL import ImageOps, UnidentifiedImageError
 
 from magicseg.backends import (
     Backend,
@@ -33,11 +16,10 @@ from magicseg.backends import (
     weights_of,
 )
 from magicseg.config import MaskSettings
-from magicseg.errors import BackendError, DataError, MagicsegError
-from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary, vocabulary_names
-from magicseg.mask.colours import class_colour, overlay
-from magicseg.run.files import storage_errors, write_atomic
-from magicseg.run.fingerprint import changed_keys
+from magicseg.errors import BackendError, MagicsegError
+from magicseg.labels import Vocabulary
+from magicseg.mask.labelling import LabelledPicture, Labeller, label_pictures
+from magicseg.mask.pictures import photographs_in
 from magicseg.settings import Settings
 from magicseg.weights import Weights
 from magicseg.weights.cache import seen_cache, snapshot
@@ -45,54 +27,6 @@ from magicseg.weights.digest import path_identity
 
 RECORD = "masks.jsonl"
 RECIPE = 1  # goes up whenever the same photograph gives a masker other pixels
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-_PNG_IGNORE = 255
-_NO_FILES = (None, None)
-
-
-@dataclass(frozen=True)
-class MaskedPhotograph:
-    """What became of a photograph: its name in the folder, whether it has a mask now, and what was told of it."""
-
-    name: str
-    masked: bool
-    entry: Mapping[str, Any]
-
-
-def labels_of(text: str) -> Vocabulary:
-    """Labels as typed: a shipped vocabulary's name, a path to a list, or names with commas between.
-
-    Raises: LabelError.
-    """
-    if text in vocabulary_names() or text.endswith((".txt", ".yaml")):
-        return load_vocabulary(text)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return Vocabulary(
-        name="typed", labels=tuple(Label(id=place, name=name) for place, name in enumerate(names, start=1))
-    )
-
-
-def photographs_in(folder: Path, out: Path) -> list[str]:
-    """The images in a folder and below, by their names in it, but for those in OUT: they are ours.
-
-    Raises: DataError if there are none, or all would lie in OUT.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder", hint="--images FOLDER")
-    whole, ours = folder.resolve(), out.resolve()
-    if whole.is_relative_to(ours):
-        raise DataError(
-            f"{out}: the photographs lie in it, and masks would be taken for photographs",
-            hint=f"choose another folder, beside them or inside: --out {folder}/masks",
-        )
-    names = sorted(
-        path.relative_to(whole).as_posix()
-        for path in whole.rglob("*")
-        if path.suffix.lower() in _ENDINGS and path.is_file() and not path.is_relative_to(ours)
-    )
-    if not names:
-        raise DataError(f"{folder}: holds no images", hint=f"their names end in {', '.join(sorted(_ENDINGS))}")
-    return names
 
 
 def refuse_uncached(settings: MaskSettings, hint: str) -> None:
@@ -164,176 +98,33 @@ def mask_photographs(
     settings: MaskSettings,
     out: Path,
     *,
-    report: Callable[[MaskedPhotograph], None] = lambda done: None,
+    report: Callable[[LabelledPicture], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[MaskedPhotograph]:
-    """Mask every photograph whose content OUT has no line for; a line is written after its files.
+) -> list[LabelledPicture]:
+    """Mask every photograph in a folder, as `label_pictures` does.
 
-    Returns: what became of all of them, now or in earlier calls, as far as it got.
     Raises: DataError if OUT holds masks of other labels, settings or weights; StoreError; BackendError.
     """
-    names = photographs_in(folder, out)
-    head = _deciding(vocabulary, settings)
-    found: list[MaskedPhotograph] = []
-    with storage_errors(out, "choose a folder with free space that you can write to: --out FOLDER"):
-        before = _read_record(out, head)
-        masker = None
-        for name in names:
-            if should_stop():
-                break
-            content, digest = _content(folder / name)
-            if digest and name in before and before[name].entry.get("sha256") == digest:
-                found.append(before[name])
-                continue
-            masker = masker or photograph_masker(settings)
-            files, entry = _one(content, vocabulary, masker)
-            for path, file in zip((out / f"{name}.png", out / "overlays" / f"{name}.jpg"), files, strict=True):
-                if file is None:
-                    path.unlink(missing_ok=True)  # of a photograph that was replaced
-                else:
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(path, file)
-            done = MaskedPhotograph(name, entry["status"] == "kept", {**entry, "sha256": digest})
-            # Names that are no text, too: ASCII with escapes gives them back.
-            _append(out, json.dumps({"image": name, **done.entry}).encode())
-            found.append(done)
-            report(done)
-    return found
 
+    def make_labeller() -> Labeller:
+        masker = photograph_masker(settings)
 
-def _content(path: Path) -> tuple[bytes | OSError, str | None]:
-    """A file's content, or why there is none, and its SHA-256."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        return error, None
-    return content, hashlib.sha256(content).hexdigest()
+        def label(image: Image) -> tuple[ClassMap, Mapping[str, Any]] | Rejection:
+            request = MaskRequest(
+                index=0, labels=vocabulary.labels, caption="", image=image, counterfactual=None, seed=0
+            )
+            (answer,) = masker.mask([request])
+            return answer if isinstance(answer, Rejection) else (answer.mask, answer.quality)
 
+        return label
 
-def _one(
-    content: bytes | OSError, vocabulary: Vocabulary, masker: Masker
-) -> tuple[tuple[bytes | None, bytes | None], dict[str, Any]]:
-    """A photograph's class map and overlay as files, if it gets them; and what to write down of it."""
-    try:
-        if isinstance(content, OSError):
-            raise content
-        image = _pixels(content)
-    except UnidentifiedImageError:  # whose text names an object
-        return _NO_FILES, _failure("unreadable", "no image of a known format")
-    except Exception as error:  # parsers of damaged files raise whatever they like
-        return _NO_FILES, _failure("unreadable", _told(error))
-    request = MaskRequest(index=0, labels=vocabulary.labels, caption="", image=image, counterfactual=None, seed=0)
-    try:
-        (answer,) = masker.mask([request])
-        if isinstance(answer, Rejection):
-            return _NO_FILES, {"status": "dropped", "reason": answer.reason, "detail": answer.detail}
-        files = class_png(answer.mask, len(vocabulary)), _jpeg(overlay(image, answer.mask))
-    except Exception as error:  # foreign code: what it raises of one photograph is written down
-        if _lacks_memory(error):
-            return _NO_FILES, _failure("out-of-memory", _told(error))
-        if isinstance(error, MagicsegError):
-            raise
-        return _NO_FILES, _failure("error", _told(error))
-    return files, {"status": "kept", **answer.quality}
-
-
-def _pixels(content: bytes) -> Image:
-    """A picture's pixels, turned as EXIF says; of grey of more than 8 bits the darkest is black, the brightest white.
-
-    Raises: whatever parsers raise.
-    """
-    with Pictures.open(io.BytesIO(content)) as picture:
-        turned = ImageOps.exif_transpose(picture)
-        if turned.mode == "F" or turned.mode.startswith("I"):  # I, I;16, I;16B: what is above 255 would be white
-            turned = Pictures.fromarray(_in_8_bits(np.asarray(turned, dtype=np.float64)))
-        return np.asarray(turned.convert("RGB"))
-
-
-def _in_8_bits(values: NDArray[np.float64]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite(high - low):
-        raise ValueError("some of its values are not finite numbers")
-    return np.round((values - low) * (255 / (high - low or 1))).astype(np.uint8)
-
-
-def _failure(reason: str, detail: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "detail": detail}
-
-
-def _told(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".removesuffix(": ")[:500]
-
-
-def _lacks_memory(error: Exception) -> bool:
-    """Whether a photograph was too large. Such errors of models are known where torch is: it is not imported here."""
-    devices = sys.modules.get("magicseg.devices")
-    if devices is None or isinstance(error, MemoryError):
-        return isinstance(error, MemoryError)
-    if isinstance(error, MagicsegError):
-        return isinstance(error, devices.OutOfMemory)
-    return bool(devices.is_out_of_memory(error))
-
-
-def class_png(mask: ClassMap, classes: int) -> bytes:
-    """A class map as PNG: 8 bits with the classes' colours and 255 to ignore; above 254 classes 16 bits and 65535."""
-    buffer = io.BytesIO()
-    if classes >= _PNG_IGNORE:
-        Pictures.fromarray(mask).save(buffer, "PNG")
-        return buffer.getvalue()
-    picture = Pictures.fromarray(np.where(mask == IGNORE, _PNG_IGNORE, mask).astype(np.uint8), mode=None)
-    colours = [(0, 0, 0), *(class_colour(id_) for id_ in range(1, _PNG_IGNORE)), (224, 224, 192)]
-    picture.putpalette([channel for colour in colours for channel in colour])
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _jpeg(image: Image) -> bytes:
-    buffer = io.BytesIO()
-    Pictures.fromarray(image).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def _read_record(out: Path, head: Mapping[str, Any]) -> dict[str, MaskedPhotograph]:
-    """What earlier calls have done; a first line is written if there were none."""
-    lines = list(_lines(out / RECORD))
-    if not lines:
-        out.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / RECORD, (json.dumps(head) + "\n").encode())
-        return {}
-    differing = changed_keys(_flat(lines[0]), _flat(head))
-    if differing:
-        raise DataError(
-            f"{out / RECORD}: its masks are of other labels or settings: {'; '.join(differing[:5])}",
-            hint="choose another folder: --out FOLDER",
-        )
-    if not (out / RECORD).read_bytes().endswith(b"\n"):
-        _append(out, b"")  # what comes next must not join a line that was cut off
-    found: dict[str, MaskedPhotograph] = {}
-    for line in lines[1:]:
-        name, status = str(line.pop("image", "")), line.get("status")
-        if status == "failed":
-            found.pop(name, None)
-        else:
-            found[name] = MaskedPhotograph(name, status == "kept", line)
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    with contextlib.suppress(FileNotFoundError):
-        for text in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):  # one that was being written when the command was killed
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    yield line
-
-
-def _append(out: Path, line: bytes) -> None:
-    with (out / RECORD).open("ab") as file:
-        file.write(line + b"\n")
+    return label_pictures(
+        {name: folder / name for name in photographs_in(folder, out)},
+        out,
+        RECORD,
+        _deciding(vocabulary, settings),
+        make_labeller,
+        classes=len(vocabulary),
+        report=report,
+        should_stop=should_stop,
+    )

@@ -5,8 +5,6 @@ descriptor of ZegCLIP (Zhou et al. 2023, arXiv 2212.03588) as its query. Shapes:
 h x w patches, D the joint image-text space, C the decoder's width.
 """
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,25 +29,33 @@ class MaskDecoder(nn.Module):
         self.layers = nn.ModuleList(_CrossLayer(width, heads) for _ in range(layers - 1))
         self.mask = _MaskAttention(width, heads)
 
-    def forward(self, cls: Tensor, patches: Tensor, text: Tensor, *, every_layer: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, cls: Tensor, patches: Tensor, text: Tensor) -> Tensor:
         """Mask logits on the patch grid.
 
-        Args: cls: (B, D). patches: (B, h * w, D). text: (B, K, D). All L2-normalised. every_layer: for deep
-            supervision, the logits of earlier layers too: their own attention before the softmax, averaged over
-            heads, with the last layer's scale and offset.
-        Returns: float (B, K, h * w) of each layer; the last is the answer.
+        Args: cls: (B, D). patches: (B, h * w, D). text: (B, K, D). All L2-normalised.
+        Returns: float (B, K, h * w).
         """
+        return self.mask.logits(*self._attentions(cls, patches, text)[-1])
+
+    def every_layer(self, cls: Tensor, patches: Tensor, text: Tensor) -> tuple[Tensor, ...]:
+        """Mask logits of all layers in their order: the last ones are `forward`'s.
+
+        An earlier layer's are its own attention before the softmax, averaged over heads, with the last layer's
+        scale and offset: no parameter is added. Args and shapes as in `forward`.
+        """
+        return tuple(self.mask.logits(*each) for each in self._attentions(cls, patches, text))
+
+    def _attentions(self, cls: Tensor, patches: Tensor, text: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Queries (B, K, C) and keys (B, h * w, C) of all layers, before they are split into heads."""
         scale = cls.shape[-1] ** 0.5  # unit vectors of D entries, brought to unit variance
         related = torch.cat([cls[:, None] * text * scale, text], dim=-1) * scale
         queries = self.query(related)
         memory = self.memory(patches)
-        logits = []
+        found: list[tuple[Tensor, Tensor]] = []
         for layer in self.layers:
-            if every_layer:
-                query, key = cast("_CrossLayer", layer).query_and_key(queries, memory)
-                logits.append(self.mask.scores(query, key))
-            queries = layer(queries, memory)
-        return (*logits, self.mask(queries, memory))
+            queries, query, key = layer(queries, memory)
+            found.append((query, key))
+        return [*found, self.mask(queries, memory)]
 
 
 class _CrossLayer(nn.Module):
@@ -65,17 +71,14 @@ class _CrossLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
 
-    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """(B, K, C) and (B, h * w, C) -> (B, K, C)."""
-        query = _split_heads(self.to_query(self.norm1(queries)), self.heads)
-        key, value = (_split_heads(half, self.heads) for half in self.to_key_value(memory).chunk(2, dim=-1))
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    def forward(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, K, C) and (B, h * w, C) -> (B, K, C), and what attended to what: (B, K, C) and (B, h * w, C)."""
+        query = self.to_query(self.norm1(queries))
+        key, value = self.to_key_value(memory).chunk(2, dim=-1)
+        heads = [_split_heads(each, self.heads) for each in (query, key, value)]
+        mixed = F.scaled_dot_product_attention(heads[0], heads[1], heads[2]).transpose(1, 2).flatten(2)
         queries = queries + self.out(mixed)
-        return cast("Tensor", queries + self.mlp(self.norm2(queries)))
-
-    def query_and_key(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """What this layer's attention compares: (B, K, C) and (B, h * w, C), all heads side by side."""
-        return self.to_query(self.norm1(queries)), self.to_key_value(memory).chunk(2, dim=-1)[0]
+        return queries + self.mlp(self.norm2(queries)), query, key
 
 
 class _MaskAttention(nn.Module):
@@ -94,12 +97,15 @@ class _MaskAttention(nn.Module):
         self.scale = nn.Parameter(torch.tensor(4.0))
         self.offset = nn.Parameter(torch.tensor(-2.0))
 
-    def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
-        """(B, K, C) and (B, h * w, C) -> (B, K, h * w)."""
-        return self.scores(self.to_query(self.norm(queries)), self.to_key(memory))
+    def forward(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K, C) and (B, h * w, C) -> the last layer's queries and keys, of the same shapes."""
+        return self.to_query(self.norm(queries)), self.to_key(memory)
 
-    def scores(self, query: Tensor, key: Tensor) -> Tensor:
-        """The mean over heads of q_head . k_head is q . k of the whole width, divided by the heads."""
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Any layer's queries (B, K, C) and keys (B, h * w, C), before they are split into heads -> (B, K, h * w).
+
+        The mean over heads of q_head . k_head is q . k of the whole width, divided by the heads.
+        """
         scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
         return torch.einsum("bkc,bnc->bkn", query * (scale * self.scale), key) + self.offset
 

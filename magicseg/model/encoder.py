@@ -1,5 +1,7 @@
 """Image and text encoders: the `Encoder` protocol and the miniature's small one, trained from scratch.
 
+Pretrained ones are `magicseg.model.open_clip_encoder`'s.
+
 An image encoder is used in three steps, so that prompts can be put between its layers
 (`magicseg.model.prompts`): ``embed`` -> ``block`` for each layer -> ``head``. Shapes: B images, H x W pixels,
 h x w patches, N = 1 + h * w tokens with the class token first, C the token width, D the joint space.
@@ -8,17 +10,21 @@ h x w patches, N = 1 + h * w tokens with the class token first, C the token widt
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Protocol, cast, runtime_checkable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magicseg.errors import ConfigError, DataError
+from magicseg.errors import BackendError, ConfigError, DataError
 from magicseg.model.batch_norm import BatchNorm2d
-from magicseg.model.settings import EncoderSettings
+from magicseg.model.settings import EncoderSettings, OpenClipSettings
+
+if TYPE_CHECKING:
+    from magicseg.model.open_clip_encoder import OpenClipEncoder
 
 
 @runtime_checkable
@@ -41,6 +47,12 @@ class Encoder(Protocol):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """K texts -> float (K, D), not normalised."""
+
+    def text_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Names (in this module) and parameters of what `encode_text` uses."""
+
+    def text_identity(self) -> Mapping[str, str] | None:
+        """What decides `encode_text`'s values, for a cache on disk; None: it costs less than a cache would."""
 
 
 class MiniatureEncoder(nn.Module):
@@ -89,6 +101,12 @@ class MiniatureEncoder(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return cast("Tensor", self.text(texts))
+
+    def text_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        return self.text.named_parameters(prefix="text")
+
+    def text_identity(self) -> None:
+        return None
 
 
 def _stem(width: int, stride: int) -> nn.Sequential:
@@ -184,6 +202,23 @@ def ngram_buckets(text: str, *, buckets: int, sizes: tuple[int, ...]) -> tuple[i
     return tuple(int.from_bytes(digest, "little") % buckets for digest in digests)
 
 
-def build_encoder(settings: EncoderSettings) -> MiniatureEncoder:
-    """The encoder that the settings name, with fresh weights from torch's global generator."""
-    return MiniatureEncoder(settings)
+def build_encoder(settings: EncoderSettings | OpenClipSettings) -> "MiniatureEncoder | OpenClipEncoder":
+    """The encoder that the settings name: pretrained, or with fresh weights from torch's global generator.
+
+    Raises: ConfigError, BackendError.
+    """
+    if isinstance(settings, EncoderSettings):
+        return MiniatureEncoder(settings)
+    made: OpenClipEncoder = open_clip_encoders().open_clip_encoder(settings)
+    return made
+
+
+def open_clip_encoders() -> Any:
+    """The module `magicseg.model.open_clip_encoder`, whose import takes seconds. Raises: BackendError."""
+    try:
+        return import_module("magicseg.model.open_clip_encoder")
+    except ImportError as error:
+        raise BackendError(
+            f"the encoder open-clip needs open_clip: {error}",
+            hint="install the model libraries: pip install 'magicseg[models]'",
+        ) from error

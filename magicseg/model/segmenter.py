@@ -1,36 +1,39 @@
 """The segmenter: encoder with prompts, class texts, mask decoder; saved as safetensors beside a JSON file.
 
-    model = Segmenter(ModelSettings())
+    model = build_segmenter(ModelSettings(), seed=0)
     text = model.encode_classes(["car", "house"])           # (K, D)
     output = model(images, text)                            # uint8 (B, 3, H, W) -> logits (B, K, H, W)
     save_segmenter(model, folder); model = load_segmenter(folder)
 
-A folder holds ``model.json`` (format version, settings, digest of the weights, free provenance) and
-``model.safetensors``. Nothing is ever pickled.
+A folder holds ``model.json`` (format version, settings, the encoder's own configuration, digest of the weights, free
+provenance), ``model.safetensors`` with all weights, a frozen encoder's too, ``README.md``, and ``tokenizer/`` where
+the encoder needs one. Nothing else is needed to load it, and nothing is ever pickled.
 """
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import safetensors
 import torch
 import torch.nn.functional as F
-from pydantic import ValidationError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from magicseg.errors import DataError
+from magicseg.model.card import FORMAT, model_card, read_card
 from magicseg.model.decoder import MaskDecoder, upsample_logits
-from magicseg.model.encoder import build_encoder
+from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder, open_clip_encoders
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
-from magicseg.model.settings import ModelSettings
+from magicseg.model.settings import ModelSettings, OpenClipSettings
+from magicseg.model.text_cache import cached_texts, text_key
 from magicseg.run.files import write_atomic
 
-FORMAT = 1
+ClassNames = Sequence[str] | Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +47,25 @@ class SegmenterOutput:
 
 
 class Segmenter(nn.Module):
-    """Images and class texts to one mask per class."""
+    """Images and class texts to one mask per class.
 
-    def __init__(self, settings: ModelSettings) -> None:
+    ``checkpoint_activations``: compute the encoder's layers again in the backward pass instead of keeping what they
+    made; changes no value.
+    """
+
+    encoder: Encoder
+
+    def __init__(self, settings: ModelSettings, *, encoder: nn.Module | None = None) -> None:
+        """Args: encoder: instead of the one that the settings name, with whatever weights it has."""
         super().__init__()
         self.settings = settings
-        self.checkpoint_activations = False  # a matter of memory in training, no part of the model
-        self.encoder = build_encoder(settings.encoder)
-        if settings.encoder.freeze:
-            self.encoder.requires_grad_(False)
+        self.checkpoint_activations = False
+        self.encoder = cast("Encoder", build_encoder(settings.encoder) if encoder is None else encoder)
+        if settings.encoder.freeze is True:
+            self._encoder.requires_grad_(False)
+        elif settings.encoder.freeze == "text":
+            for _, parameter in self.encoder.text_parameters():
+                parameter.requires_grad_(False)
         self.prompts = (
             DeepPrompts(
                 tokens=settings.prompt_tokens,
@@ -70,27 +83,81 @@ class Segmenter(nn.Module):
             layers=settings.decoder_layers,
             heads=settings.decoder_heads,
         )
+        self._constant_texts: dict[tuple[tuple[str, ...], ...], Tensor] = {}
+        self.register_load_state_dict_post_hook(_forget_texts)  # type: ignore[no-untyped-call]
+
+    @property
+    def _encoder(self) -> nn.Module:
+        return cast("nn.Module", self.encoder)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per patch and side; images' sides are multiples of it."""
+        return self.encoder.stride
+
+    @property
+    def text_is_frozen(self) -> bool:
+        """Whether training leaves the text tower alone, so that class texts are constants."""
+        return self.settings.encoder.freeze is not False
 
     def train(self, mode: bool = True) -> "Segmenter":
         """As in torch, but a frozen encoder stays in inference mode (its batch statistics do not move)."""
         super().train(mode)
-        if self.settings.encoder.freeze:
-            self.encoder.eval()
+        if self.settings.encoder.freeze is True:
+            self._encoder.eval()
         return self
 
-    def encode_classes(self, names: Sequence[str]) -> Tensor:
-        """Class names -> L2-normalised text embeddings, float (K, D)."""
-        texts = [self.settings.class_prompt.replace("{}", name) for name in names]
-        return F.normalize(self.encoder.encode_text(texts), dim=-1)
+    def encode_classes(self, names: ClassNames) -> Tensor:
+        """Class names -> L2-normalised text embeddings, float (K, D).
+
+        Each name is put into each template (``settings.templates``); the embeddings are normalised, averaged over a
+        class's names and templates, and normalised again (the ensemble of Radford et al. 2021, arXiv 2103.00020).
+
+        Args: names: one name per class, or several.
+        Raises: ValueError for a class without a name.
+        """
+        classes = _as_lists(names)
+        templates = self.settings.templates
+        texts = [template.replace("{}", name) for each in classes for name in each for template in templates]
+        unit = F.normalize(self.encoder.encode_text(texts), dim=-1)
+        counts = [len(each) * len(templates) for each in classes]
+        if all(count == 1 for count in counts):
+            return unit
+        return F.normalize(torch.stack([part.mean(0) for part in torch.split(unit, counts)]), dim=-1)
+
+    def class_texts(self, names: ClassNames) -> Tensor:
+        """`encode_classes`, for every step of training: a constant, made once, if the text tower is frozen.
+
+        A constant comes from the user's cache where it is there (`magicseg.model.text_cache`).
+        """
+        if not self.text_is_frozen:
+            return self.encode_classes(names)
+        classes = _as_lists(names)
+        device = next(self.parameters()).device
+        if classes not in self._constant_texts:
+            identity = self.encoder.text_identity()
+
+            def compute() -> Tensor:
+                with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                    return self.encode_classes(classes).float()
+
+            self._constant_texts[classes] = (
+                compute()
+                if identity is None
+                else cached_texts(
+                    text_key(identity, templates=self.settings.templates, names=classes, device=device), compute
+                )
+            )
+        self._constant_texts[classes] = self._constant_texts[classes].to(device)
+        return self._constant_texts[classes]
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, 3, H, W) -> class tokens (B, D) and patch tokens (B, h * w, D), L2-normalised."""
-        drop_path = self.settings.drop_path if self.training else 0.0
         tokens = encode_with_prompts(
             self.encoder,
             images,
             self.prompts,
-            drop_path=drop_path,
+            drop_path=self.settings.drop_path if self.training else 0.0,
             checkpoint_activations=self.checkpoint_activations and torch.is_grad_enabled(),
         )
         tokens = F.normalize(tokens, dim=-1)
@@ -98,7 +165,13 @@ class Segmenter(nn.Module):
 
     @overload
     def decode(
-        self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: Literal[False] = ...
+        self,
+        cls: Tensor,
+        patches: Tensor,
+        text: Tensor,
+        size: tuple[int, int],
+        *,
+        every_layer: Literal[False] = False,
     ) -> Tensor: ...
 
     @overload
@@ -107,20 +180,31 @@ class Segmenter(nn.Module):
     ) -> tuple[Tensor, ...]: ...
 
     def decode(
-        self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: bool = False
+        self,
+        cls: Tensor,
+        patches: Tensor,
+        text: Tensor,
+        size: tuple[int, int],
+        *,
+        every_layer: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Mask logits at the image's size.
 
         Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for classes of each
-            image's own. size: (height, width) of the images.
-        Returns: float32 (B, K, height, width).
+            image's own. size: (height, width) of the images. every_layer: for deep supervision, return a tuple of
+            the masks of all layers of the decoder in their order, the prediction last.
+        Returns: float32 (B, K, height, width), or a tuple of such.
         """
         if text.dim() == 2:
             text = text.expand(len(cls), -1, -1)
-        grid = (size[0] // self.encoder.stride, size[1] // self.encoder.stride)
-        layers = self.decoder(cls, patches, text, every_layer=every_layer)
-        logits = tuple(upsample_logits(layer.float().unflatten(-1, grid), size) for layer in layers)
-        return logits if every_layer else logits[-1]
+        if every_layer:
+            return tuple(self._upsampled(each, size) for each in self.decoder.every_layer(cls, patches, text))
+        return self._upsampled(self.decoder(cls, patches, text), size)
+
+    def _upsampled(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, K, h * w) -> float32 (B, K, height, width)."""
+        stride = self.encoder.stride
+        return upsample_logits(logits.float().reshape(*logits.shape[:2], size[0] // stride, size[1] // stride), size)
 
     def forward(self, images: Tensor, text: Tensor) -> SegmenterOutput:
         """Args: images: uint8 (B, 3, H, W), RGB, sides multiples of the stride. text: (K, D) or (B, K, D)."""
@@ -129,11 +213,65 @@ class Segmenter(nn.Module):
         return SegmenterOutput(logits=self.decode(cls, patches, text, (height, width)), cls=cls)
 
 
+def _forget_texts(module: Segmenter, _keys: object) -> None:
+    """Class texts were made by the weights before."""
+    module._constant_texts.clear()
+
+
+def _as_lists(names: ClassNames) -> tuple[tuple[str, ...], ...]:
+    classes = tuple((each,) if isinstance(each, str) else tuple(each) for each in names)
+    if not all(classes):
+        raise ValueError(f"class {classes.index(())} has no name")
+    return classes
+
+
 def build_segmenter(settings: ModelSettings, *, seed: int) -> Segmenter:
-    """A segmenter with fresh weights that depend on the seed alone; torch's global generator stays."""
+    """A segmenter with fresh weights that depend on the seed alone, and an encoder's pretrained ones where the
+    settings name some; torch's global generator stays.
+
+    Raises: ConfigError, BackendError for weights that are not there or do not fit.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Segmenter(settings)
+        encoder = build_encoder(settings.encoder)
+        if not isinstance(encoder, MiniatureEncoder):
+            torch.manual_seed(seed)  # so that the rest is that of `untrained_like`
+        return Segmenter(settings, encoder=encoder)
+
+
+def untrained_like(model: Segmenter, *, seed: int) -> Segmenter:
+    """What training with this seed began with, on the CPU. A frozen encoder is the model's own, which was not
+    trained, so that nothing but the model is needed; others are built as `build_segmenter` builds them.
+    """
+    if model.settings.encoder.freeze is not True or isinstance(model.encoder, MiniatureEncoder):
+        return build_segmenter(model.settings, seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Segmenter(model.settings, encoder=copy.deepcopy(model._encoder).cpu())
+
+
+def frozen_names(model: Segmenter) -> frozenset[str]:
+    """The names in ``model.state_dict()`` that training leaves as they were: of a frozen encoder, or text tower."""
+    if model.settings.encoder.freeze is True:
+        return frozenset(name for name in model.state_dict() if name.startswith("encoder."))
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def trained_state(model: Segmenter) -> dict[str, Tensor]:
+    """What of ``model.state_dict()`` training changes. `load_trained_state` puts it back."""
+    frozen = frozen_names(model)
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def load_trained_state(model: Segmenter, state: Mapping[str, Tensor]) -> None:
+    """Put back what `trained_state` gave into a model that was built with the same settings and weights.
+
+    Raises: DataError if a tensor is missing, or has no place.
+    """
+    expected = model.state_dict().keys() - frozen_names(model)
+    if expected != state.keys():
+        raise DataError(f"not the tensors of this model: {', '.join(sorted(expected ^ state.keys())[:5])}")
+    model.load_state_dict(state, strict=False)
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -141,40 +279,55 @@ def weights_digest(model: nn.Module) -> str:
     return _digest(save(_tensors(model)))
 
 
-def save_segmenter(model: Segmenter, folder: Path, *, provenance: Mapping[str, Any] | None = None) -> str:
-    """Write ``model.safetensors``, then ``model.json`` which names its digest, each whole or not at all.
+def save_segmenter(
+    model: Segmenter,
+    folder: Path,
+    *,
+    provenance: Mapping[str, Any] | None = None,
+    figures: Mapping[str, float] | None = None,
+) -> str:
+    """Write the weights, a tokenizer where one is needed, ``README.md``, and last ``model.json``, which names the
+    weights' digest; each file whole or not at all.
 
-    Args: provenance: what the caller wants to remember of where the weights come from; plain JSON.
+    Args: provenance: what the caller wants to remember of where the weights come from; plain JSON. figures: scores
+        by name, for ``README.md``.
     Returns: the weights' digest.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = save(_tensors(model))
-    digest = _digest(weights)
-    card = {
+    card: dict[str, Any] = {
         "format": FORMAT,
         "settings": model.settings.model_dump(mode="json"),
         "weights": "model.safetensors",
-        "weights_digest": digest,
+        "weights_digest": _digest(weights),
         "provenance": dict(provenance or {}),
     }
+    if not isinstance(model.encoder, MiniatureEncoder):
+        encoder = cast("Any", model.encoder)
+        card["encoder"] = encoder.blueprint.to_dict()
+        card["tokenizer"] = "tokenizer" if encoder.save_tokenizer(folder / "tokenizer") else None
     write_atomic(folder / "model.safetensors", weights)
+    write_atomic(folder / "README.md", model_card(card, figures=figures or {}).encode())
     write_atomic(folder / "model.json", (json.dumps(card, indent=2) + "\n").encode())
-    return digest
+    return str(card["weights_digest"])
 
 
 def load_segmenter(folder: Path) -> Segmenter:
-    """Read what `save_segmenter` wrote, on the CPU, in inference mode.
+    """Read what `save_segmenter` wrote, in this format or an earlier one, on the CPU, in inference mode.
 
-    Raises: DataError when a file is missing, of another format, or does not match its digest.
+    Raises: DataError when a file is missing, of another format, or does not match its digest; BackendError without
+    open_clip, or if a tokenizer cannot be loaded.
     """
     card = read_card(folder)
     path = folder / str(card["weights"])
     try:
-        model = Segmenter(ModelSettings.model_validate(card["settings"]))
+        settings = ModelSettings.model_validate(card["settings"])
+        model = Segmenter(settings, encoder=_saved_encoder(settings, card, folder))
         model.load_state_dict(load_file(path))
-    except (OSError, ValidationError, RuntimeError, safetensors.SafetensorError) as error:
+        digest = _file_digest(path)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: cannot be loaded: {error}") from error
-    if weights_digest(model) != card["weights_digest"]:
+    if digest != card["weights_digest"]:
         raise DataError(
             f"{path}: the weights are not those that model.json names",
             hint="train again, or restore both files from the same save",
@@ -182,22 +335,12 @@ def load_segmenter(folder: Path) -> Segmenter:
     return model.eval()
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The content of ``model.json``, its format checked. No torch tensors are read.
-
-    Raises: DataError.
-    """
-    path = folder / "model.json"
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; {folder} holds no trained model") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise DataError(f"{path}: format {found!r}; this version reads format {FORMAT}")
-    return card
+def _saved_encoder(settings: ModelSettings, card: Mapping[str, Any], folder: Path) -> nn.Module | None:
+    """A saved model's encoder before its weights are loaded; None for one that its settings describe."""
+    if not isinstance(settings.encoder, OpenClipSettings):
+        return None
+    tokenizer = folder / str(card["tokenizer"]) if card.get("tokenizer") else None
+    return cast("nn.Module", open_clip_encoders().empty_encoder(card["encoder"], tokenizer))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -206,3 +349,8 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _digest(weights: bytes) -> str:
     return "sha256:" + hashlib.sha256(weights).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -219,13 +219,16 @@ class Run:
 
 
 def _with_absolute_paths(config: Config) -> Config:
-    """A user's own label list and profile by absolute paths, so that a later command finds them from anywhere."""
+    """A user's own files and folders by absolute paths, so that a later command finds them from anywhere."""
     reference, profile = config.labels.vocabulary, config.slurm.profile
     changes: dict[str, object] = {}
     if reference not in vocabulary_names():
         changes["labels"] = config.labels.model_copy(update={"vocabulary": str(Path(reference).absolute())})
     if profile is not None and ("/" in profile or profile.endswith(".yaml")):
         changes["slurm"] = config.slurm.model_copy(update={"profile": str(Path(profile).absolute())})
+    if config.train.sources:
+        sources = tuple(source.absolute() for source in config.train.sources)
+        changes["train"] = config.train.model_copy(update={"sources": sources})
     return config.model_copy(update=changes)
 
 

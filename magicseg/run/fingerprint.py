@@ -8,6 +8,7 @@ from typing import Any
 from magicseg.backends import Backend, choices_in, choose_backend, identity_in, weights_in, weights_of
 from magicseg.config import Config, GenerateSettings, StageSettings
 from magicseg.mask import finding
+from magicseg.model.settings import encoder_weights
 from magicseg.run.files import to_json
 from magicseg.settings import Settings
 from magicseg.weights import Weights
@@ -16,6 +17,8 @@ from magicseg.weights.manifest import Manifest
 
 STAGES = ("describe", "generate", "mask")
 BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
+# The stages that may need pretrained weights.
+WEIGHTED = (*STAGES, "train")
 # Raise a stage's number when its code changes the bytes that it writes.
 RECIPES = {"describe": 1, "generate": 2, "mask": 1}
 
@@ -48,10 +51,13 @@ def chosen_backend(settings: StageSettings, stage: str) -> tuple[type[Backend], 
 
 
 def stage_weights(config: Config, stage: str) -> tuple[Weights, ...]:
-    """The pretrained weights that a stage needs, ``setting`` being the whole key: ``generate.options.model``.
+    """The pretrained weights that a stage of `WEIGHTED` needs, ``setting`` being the whole key:
+    ``generate.options.model``.
 
     Raises: BackendError, ConfigError.
     """
+    if stage == "train":
+        return encoder_weights(config.train, prefix="train.")
     settings = stage_settings(config, stage)
     needed = [(f"{stage}.options", each) for each in weights_of(*chosen_backend(settings, stage))]
     if isinstance(settings, GenerateSettings) and settings.validity is not None:

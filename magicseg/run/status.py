@@ -110,16 +110,21 @@ def trained(run: Run) -> bool:
 
 
 def evaluated(run: Run) -> bool:
-    """Whether the present model has a score. Loads no torch."""
+    """Whether the present model has a score on all benchmarks of the settings. Loads no torch."""
+    wanted = run.config.evaluate
+    found: set[str] = set()
     try:
         card = json.loads((run.path / "model" / "model.json").read_bytes())
-        digests = [
-            json.loads(path.read_bytes())["provenance"]["weights_digest"]
-            for path in (run.path / "results").glob("*.json")
-        ]
-        return card["weights_digest"] in digests
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        for path in (run.path / "results").glob("*.json"):
+            results = json.loads(path.read_bytes())
+            is_same = results["provenance"]["weights_digest"] == card["weights_digest"]
+            if is_same and results["provenance"].get("evaluate", {}).get("limit", wanted.limit) == wanted.limit:
+                found.add(results["benchmark"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False
+    # What a protocol file calls its benchmark is not looked up: its results are one more.
+    named = {name for name in wanted.benchmarks if not name.endswith((".yaml", ".yml"))}
+    return named <= found and len(found) >= len(set(wanted.benchmarks))
 
 
 def _train_status(run: Run) -> dict[str, Any]:

@@ -21,6 +21,7 @@ _DISTRIBUTIONS = (
     "openai",
     "segment-anything",
     "groundingdino-py",
+    "open-clip-torch",
 )
 _CPU = Path("/proc/cpuinfo")
 

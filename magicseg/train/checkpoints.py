@@ -30,6 +30,7 @@ from magicseg.train.step import Stepper
 
 _FORMAT = 2
 _READ = (1, 2)  # format 1 held what is frozen too, and no averages
+_BEFORE = {"crop": None, "photometric": False}  # done before there were these settings, whose defaults differ
 _NONE = -1  # instead of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
@@ -178,13 +179,14 @@ def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     """Refuse to go on from a checkpoint that was made with other settings or data.
 
-    A setting that the checkpoint does not name came later: it was then as its default is.
+    A setting that the checkpoint does not name came later: it was then as its default is, or as `_BEFORE` says.
 
     Raises: PlanMismatch, naming what differs.
     """
-    defaults = {"train": TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL))}
+    defaults = TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)) | _BEFORE
     new = _flatten(identity)
-    old = {key: value for key, value in _flatten(defaults).items() if key in new} | _flatten(checkpoint.identity)
+    known = {key: value for key, value in _flatten({"train": defaults}).items() if key in new}
+    old = known | _flatten(checkpoint.identity)
     differing = [
         f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

@@ -1,8 +1,7 @@
-"""Samples in a fixed order: which sample comes when, read in batches, augmented.
+"""Samples in batches: read, augmented, stacked.
 
-The order is a pure function of (seed, kept indices, shard size, window): an endless stream of epochs, each
-with every sample exactly once. Step s takes the places s * batch_size and on of that stream, so every batch is
-full, nothing is dropped or repeated within an epoch, and a run resumes at any step without any state.
+Which sample comes when is in `magicseg.train.order`, what is done to it in `magicseg.train.augment`, where samples
+come from in `magicseg.train.mixture`.
 """
 
 import multiprocessing
@@ -11,21 +10,53 @@ import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any, NamedTuple, Protocol, cast
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from magicseg.errors import DataError
+from magicseg.errors import ConfigError, MagicsegError
 from magicseg.labels import BACKGROUND, IGNORE
-from magicseg.train.distributed import STOP_SIGNALS
+from magicseg.store.kept import Images, Masks
+from magicseg.train.augment import (
+    MEAN_COLOUR,
+    choose_crop,
+    cut_image,
+    cut_mask,
+    distort,
+    draw_distortion,
+    mirror,
+)
+from magicseg.train.data_settings import DataSettings
+from magicseg.train.distributed import ALONE, STOP_SIGNALS, World
+from magicseg.train.order import MixedOrder, Pick, SampleOrder, Steps, repeat_factors
 
-Read = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]
+__all__ = [
+    "Batch",
+    "Mixture",
+    "Pick",
+    "Read",
+    "SampleDataset",
+    "SampleOrder",
+    "Samples",
+    "Steps",
+    "input_size",
+    "load_batches",
+    "order_of",
+    "training_batches",
+]
+
+Read = tuple[Images, Images | None, Masks]
+Sample = tuple[NDArray[np.uint8], NDArray[np.uint8] | None, NDArray[np.uint16]]
+
+# What a sample's random numbers are for. The coins of flip and paste have no number: they were first.
+_OWN, _PARTNER = 1, 2
 
 
 class Samples(Protocol):
@@ -40,19 +71,34 @@ class Samples(Protocol):
         """Sample i is in shard i // shard_size."""
 
     @property
-    def image_size(self) -> int:
-        """Side of the square images, pixels."""
+    def image_size(self) -> int | None:
+        """Side of the square images, pixels; None where they differ or are not square."""
+
+    @property
+    def allowed(self) -> NDArray[np.bool_] | None:
+        """Bool (sources, C): which classes may be asked of a sample of that source. None: all of them."""
+
+    def labels(self) -> NDArray[np.uint16]:
+        """Ids of each sample's labels, (samples, most), 0 where it has fewer; in the order of ``indices``."""
 
     def read(self, indices: NDArray[np.int64]) -> Read:
-        """Images and counterfactuals uint8 (B, H, W, 3), masks uint16 (B, H, W), in the order of ``indices``."""
+        """Images and counterfactuals uint8 (H, W, 3), masks uint16 (H, W), in the order of ``indices``: one array
+        each with the samples first, or lists where sizes differ. No counterfactuals: None.
+        """
 
 
-class Pick(NamedTuple):
-    """One sample at one place of the stream. ``partner``, the epoch's next, may lend it its objects."""
+@dataclass(frozen=True)
+class Mixture:
+    """Several data sets, and each one's share in what training sees. ``allowed``: as `Samples` has it."""
 
-    epoch: int
-    sample: int
-    partner: int
+    sources: tuple[Samples, ...]
+    weights: tuple[float, ...]
+    allowed: NDArray[np.bool_] | None = None
+
+    @classmethod
+    def of(cls, samples: "Samples | Mixture") -> "Mixture":
+        """One data set as a mixture of one."""
+        return samples if isinstance(samples, Mixture) else cls((samples,), (1.0,))
 
 
 class Batch(NamedTuple):
@@ -68,129 +114,160 @@ class Batch(NamedTuple):
     sources: Tensor
 
 
-class SampleOrder:
-    """Shards in random order, and their samples shuffled within windows of ``window`` shards.
-
-    A window is what a reader has to keep at hand; a window of all shards is a full shuffle.
-    """
-
-    def __init__(self, indices: NDArray[np.int64], *, shard_size: int, window: int, seed: int) -> None:
-        if len(indices) == 0:
-            raise DataError("there are no samples to train on: all were dropped, or none is made yet")
-        self._seed = seed
-        self._window = window
-        self._count = len(indices)
-        self._shards = np.split(indices, np.flatnonzero(np.diff(indices // shard_size)) + 1)
-        self.epoch = lru_cache(maxsize=2)(self._epoch)
-
-    def _epoch(self, epoch: int) -> NDArray[np.int64]:
-        """All indices, in the order of this epoch."""
-        generator = np.random.default_rng((self._seed, epoch))
-        shards = [self._shards[place] for place in generator.permutation(len(self._shards))]
-        windows = [
-            generator.permutation(np.concatenate(shards[start : start + self._window]))
-            for start in range(0, len(shards), self._window)
-        ]
-        return np.concatenate(windows)
-
-    def batch(self, step: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[Pick]:
-        """The samples of one step (from 0) for one of ``world`` processes, which share each batch out."""
-        picks = []
-        for place in range(step * batch_size + rank, (step + 1) * batch_size, world):
-            epoch, offset = divmod(place, self._count)
-            indices = self.epoch(epoch)
-            picks.append(Pick(epoch, int(indices[offset]), int(indices[(offset + 1) % self._count])))
-        return picks
+def input_size(samples: Samples | Mixture, settings: DataSettings) -> int:
+    """Side of the images in a batch, pixels. Raises: ConfigError where they differ and no crop makes them alike."""
+    if settings.crop is not None:
+        return settings.crop
+    sizes = {source.image_size for source in Mixture.of(samples).sources}
+    size = sizes.pop() if len(sizes) == 1 else None
+    if size is None:
+        raise ConfigError(
+            "the images to train on differ in size or are not square, and train.crop is null",
+            hint="set train.crop, to 512 as in the paper",
+        )
+    return size
 
 
-class Steps(Sampler[list[Pick]]):
-    """The batches of the steps from ``start`` up to, not including, ``stop``, for a DataLoader."""
-
-    def __init__(
-        self, order: SampleOrder, *, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self._order, self._batch_size, self._span = order, batch_size, range(start, stop)
-        self._rank, self._world = rank, world
-
-    def __len__(self) -> int:
-        return len(self._span)
-
-    def __iter__(self) -> Iterator[list[Pick]]:
-        for step in self._span:
-            yield self._order.batch(step, self._batch_size, rank=self._rank, world=self._world)
+def order_of(samples: Samples | Mixture, settings: DataSettings, *, seed: int) -> MixedOrder:
+    """Which sample comes when."""
+    mixture = Mixture.of(samples)
+    orders = []
+    for number, source in enumerate(mixture.sources):
+        repeats = None if settings.balance is None else repeat_factors(source.labels(), settings.balance)
+        orders.append(
+            SampleOrder(
+                source.indices,
+                shard_size=source.shard_size,
+                window=settings.shuffle_window,
+                seed=seed,
+                source=number,
+                repeats=repeats,
+            )
+        )
+    return MixedOrder(orders, mixture.weights)
 
 
 class SampleDataset(Dataset[Batch]):
-    """Reads and augments the samples of a batch at once.
+    """Reads and augments the samples of a batch.
 
-    Augmented are image, counterfactual and mask alike. With probability ``paste`` a sample gets its partner's
-    objects on top of its own (copy-paste, Ghiasi et al. 2021, arXiv 2012.07177), so that a data set of single
-    objects teaches scenes of two; the counterfactual stays the scene without any. Then, with probability
-    ``flip``, all three are mirrored. The coins belong to (seed, epoch, sample) and to nothing else.
-
-    Whole shards are read and the latest kept, where ``cache_bytes`` has room for a window of them and one
-    more; else only the samples asked for.
+    Augmented are image, counterfactual and mask alike: a crop at a random scale and distorted colours
+    (`magicseg.train.augment`). Then, with probability ``paste``, a sample gets its partner's objects on top of its
+    own (copy-paste, Ghiasi et al. 2021, arXiv 2012.07177), so that a data set of single objects teaches scenes of
+    two; the partner was cropped and distorted by draws of its own, and the counterfactual stays the scene without
+    any. Then, with probability ``flip``, all three are mirrored. All draws belong to (seed, epoch, sample), where
+    the sample's source and which of its copies in the epoch it is count too, and to nothing else.
     """
 
-    def __init__(
-        self, samples: Samples, *, window: int, seed: int, flip: float, paste: float, cache_bytes: int
-    ) -> None:
-        self._samples = samples
-        self._seed = seed
-        self._flip = flip
-        self._paste = paste
-        shards = np.unique(samples.indices // samples.shard_size)
-        room = cache_bytes // (samples.shard_size * samples.image_size**2 * (3 + 3 + 2))
-        self._room = room if room >= min(window + 1, len(shards)) else 0
-        self._cache: OrderedDict[int, tuple[NDArray[np.int64], Read]] = OrderedDict()
+    def __init__(self, samples: Samples | Mixture, settings: DataSettings, *, seed: int) -> None:
+        sources = Mixture.of(samples).sources
+        self._settings, self._seed = settings, seed
+        self._size = input_size(samples, settings)
+        room = settings.loader_cache_mib * 2**20 / len(sources)
+        self._readers = [_Reader(source, window=settings.shuffle_window, cache_bytes=room) for source in sources]
 
     def __getitems__(self, picks: Sequence[Pick]) -> Batch:
         coins = np.array([self._coins(pick) for pick in picks])
-        flipped, pasted = coins[:, 0] < self._flip, coins[:, 1] < self._paste
-        own = np.array([pick.sample for pick in picks], dtype=np.int64)
-        partners = np.array([pick.partner for pick in picks], dtype=np.int64)[pasted]
-        images, counterfactuals, masks = self._read(np.concatenate([own, partners]))
-        count = len(own)
-        lent = (masks[count:] != BACKGROUND) & (masks[count:] != IGNORE)
-        images[:count][pasted] = np.where(lent[..., None], images[count:], images[:count][pasted])
-        masks[:count][pasted] = np.where(lent, masks[count:], masks[:count][pasted])
-        images, counterfactuals, masks = images[:count], counterfactuals[:count], masks[:count]
-        for array in (images, counterfactuals, masks):
-            array[flipped] = array[flipped, :, ::-1]
-        return Batch(
-            images=torch.from_numpy(images).permute(0, 3, 1, 2),
-            counterfactuals=torch.from_numpy(counterfactuals).permute(0, 3, 1, 2),
-            masks=torch.from_numpy(masks.astype(np.int32)),
-            paired=torch.ones(count, dtype=torch.bool),
-            sources=torch.zeros(count, dtype=torch.int64),
+        flipped, pasted = (
+            coins[:, 0] < self._settings.flip,
+            np.flatnonzero(coins[:, 1] < self._settings.paste).tolist(),
         )
+        count, total, size = len(picks), len(picks) + len(pasted), self._size
+        images = np.empty((total, size, size, 3), np.uint8)
+        counterfactuals = np.empty((count, size, size, 3), np.uint8)
+        masks = np.empty((total, size, size), np.uint16)
+        paired = np.ones(count, bool)
+        # One after the other: a sample that is read, changed and put away stays in the processor's cache.
+        for place, pick in enumerate(picks):
+            image, counterfactual, mask = self._readers[pick.source].read(pick.sample)
+            paired[place] = counterfactual is not None
+            into = images[place], counterfactuals[place], masks[place]
+            self._put((image, counterfactual, mask), into, pick, _OWN)
+        for place, partner in zip(pasted, range(count, total), strict=True):
+            pick = picks[place]
+            image, _, mask = self._readers[pick.source].read(pick.partner)
+            self._put((image, None, mask), (images[partner], None, masks[partner]), pick, _PARTNER)
+            lent = (masks[partner] != BACKGROUND) & (masks[partner] != IGNORE)
+            images[place][lent] = images[partner][lent]
+            masks[place][lent] = masks[partner][lent]
+        for place in range(count):
+            if flipped[place]:
+                images[place], masks[place] = mirror(images[place]), mirror(masks[place])
+                if paired[place]:
+                    counterfactuals[place] = mirror(counterfactuals[place])
+            if not paired[place]:
+                counterfactuals[place] = images[place]
+        return Batch(
+            images=torch.from_numpy(images[:count]).permute(0, 3, 1, 2),
+            counterfactuals=torch.from_numpy(counterfactuals).permute(0, 3, 1, 2),
+            masks=torch.from_numpy(masks[:count].astype(np.int32)),
+            paired=torch.from_numpy(paired),
+            sources=torch.tensor([pick.source for pick in picks], dtype=torch.int64),
+        )
+
+    def _put(
+        self,
+        sample: Sample,
+        into: Sample,
+        pick: Pick,
+        purpose: int,
+    ) -> None:
+        """Crop, distort and pad one sample into its place."""
+        settings, mask = self._settings, sample[2]
+        crop = distortion = None
+        if settings.crop is not None or settings.photometric:
+            generator = np.random.default_rng(self._sequence(pick, purpose))
+            crop = choose_crop(mask, settings, generator) if settings.crop is not None else None
+            distortion = draw_distortion(generator) if settings.photometric else None
+        for pixels, target in zip(sample[:2], into[:2], strict=True):
+            if pixels is None or target is None:
+                continue
+            changed = pixels if crop is None else cut_image(pixels, crop)
+            changed = changed if distortion is None else distort(changed, distortion)
+            _pad(changed, target, MEAN_COLOUR)
+        _pad(mask if crop is None else cut_mask(mask, crop), into[2], IGNORE)
 
     def _coins(self, pick: Pick) -> NDArray[np.float64]:
         """Two uniform numbers in [0, 1)."""
-        words = np.random.SeedSequence((self._seed, pick.epoch, pick.sample)).generate_state(2)
-        return words / np.float64(2**32)
+        return self._sequence(pick).generate_state(2) / np.float64(2**32)
 
-    def _read(self, indices: NDArray[np.int64]) -> Read:
-        return self._read_by_shards(indices) if self._room else self._read_each(indices)
+    def _sequence(self, pick: Pick, purpose: int = 0) -> np.random.SeedSequence:
+        key = (pick.source, pick.copy, purpose)
+        return np.random.SeedSequence((self._seed, pick.epoch, pick.sample), spawn_key=key if any(key) else ())
 
-    def _read_each(self, indices: NDArray[np.int64]) -> Read:
-        """In ascending order, which is that of the storage, then in the order asked for."""
-        unique, places = np.unique(indices, return_inverse=True)
-        images, counterfactuals, masks = self._samples.read(unique)
-        return images[places], counterfactuals[places], masks[places]
 
-    def _read_by_shards(self, indices: NDArray[np.int64]) -> Read:
-        side = self._samples.image_size
-        images = np.empty((len(indices), side, side, 3), np.uint8)
-        counterfactuals = np.empty_like(images)
-        masks = np.empty((len(indices), side, side), np.uint16)
-        shards = indices // self._samples.shard_size
-        for shard in np.unique(shards):
-            wanted = shards == shard
-            members, read = self._shard(int(shard))
-            places = np.searchsorted(members, indices[wanted])
-            images[wanted], counterfactuals[wanted], masks[wanted] = (part[places] for part in read)
-        return images, counterfactuals, masks
+def _pad(content: NDArray[Any], into: NDArray[Any], value: Any) -> None:
+    """``content`` in the upper left corner, ``value`` in the rest."""
+    height, width = content.shape[:2]
+    into[:height, :width] = content
+    into[height:] = value
+    into[:height, width:] = value
+
+
+class _Reader:
+    """Reads one source's samples.
+
+    Whole shards are read and the latest kept, where ``cache_bytes`` has room for a window of them and one more; else
+    only the samples asked for.
+    """
+
+    def __init__(self, samples: Samples, *, window: int, cache_bytes: float) -> None:
+        self._samples = samples
+        self._room = 0
+        self._cache: OrderedDict[int, tuple[NDArray[np.int64], Read]] = OrderedDict()
+        if samples.image_size is not None:
+            shards = np.unique(samples.indices // samples.shard_size)
+            room = int(cache_bytes // (samples.shard_size * samples.image_size**2 * (3 + 3 + 2)))
+            self._room = room if room >= min(window + 1, len(shards)) else 0
+
+    def read(self, index: int) -> Sample:
+        """Image, counterfactual if there is one, and mask."""
+        if self._room:
+            members, read = self._shard(index // self._samples.shard_size)
+            place = int(np.searchsorted(members, index))
+        else:
+            read, place = self._samples.read(np.array([index])), 0
+        images, counterfactuals, masks = read
+        return images[place], None if counterfactuals is None else counterfactuals[place], masks[place]
 
     def _shard(self, shard: int) -> tuple[NDArray[np.int64], Read]:
         if shard in self._cache:
@@ -205,29 +282,84 @@ class SampleDataset(Dataset[Batch]):
         return self._cache[shard]
 
 
+def training_batches(
+    samples: Samples | Mixture,
+    settings: DataSettings,
+    *,
+    batch_size: int,
+    start: int,
+    stop: int,
+    seed: int,
+    world: World = ALONE,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This process's part of the batches of the steps ``start`` up to, not including, ``stop``.
+
+    Args: batch_size: of all processes together.
+    Raises: ConfigError, see `input_size`; DataError or DamageError, naming the file, for what cannot be read.
+    """
+    steps = Steps(
+        order_of(samples, settings, seed=seed),
+        batch_size=batch_size,
+        start=start,
+        stop=stop,
+        rank=world.rank,
+        world=world.size,
+    )
+    dataset = SampleDataset(samples, settings, seed=seed)
+    return load_batches(dataset, steps, workers=settings.loader_workers, pin_memory=pin_memory)
+
+
 def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
     """The batches of ``steps``, in order, read by ``workers`` processes (0: by this one).
 
     The processes come from a fork server: a store's threads do not survive a plain fork. They end with their
     reader, which may still need a batch when a signal to the whole process group has asked it to stop.
+
+    Raises: DataError or DamageError, naming the file, when its batch is asked for.
     """
     loader = DataLoader(
-        dataset,
+        _ErrorsAsBatches(dataset),
         batch_sampler=steps,
         collate_fn=cast("Any", _as_is),  # what __getitems__ returns is a batch already
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=_end_with_reader,
+        worker_init_fn=_begin_reading,
         generator=torch.Generator(),  # else the loader draws from, and so moves, the global one
     )
     if workers:
         resource_tracker.ensure_running()  # first: its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
     try:
-        return iter(loader)
+        return _raising(iter(loader))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _ErrorsAsBatches(Dataset[Batch | MagicsegError]):
+    """Hands our own errors over as they are: the loader would put a traceback into their message."""
+
+    def __init__(self, dataset: SampleDataset) -> None:
+        self._dataset = dataset
+
+    def __getitems__(self, picks: Sequence[Pick]) -> Batch | MagicsegError:
+        try:
+            return self._dataset.__getitems__(picks)
+        except MagicsegError as error:
+            return error
+
+
+def _raising(batches: Iterator[Batch | MagicsegError]) -> Iterator[Batch]:
+    for batch in batches:
+        if isinstance(batch, MagicsegError):
+            raise batch
+        yield batch
+
+
+def _begin_reading(worker: int) -> None:
+    cv2.setNumThreads(1)  # the readers are many already
+    _end_with_reader(worker)
 
 
 def _end_with_reader(_worker: int) -> None:
@@ -245,5 +377,5 @@ def _end_with_reader(_worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Batch | MagicsegError) -> Batch | MagicsegError:
     return batch

@@ -27,10 +27,12 @@ import torch
 
 from magicseg.errors import ConfigError, RunError
 from magicseg.labels import Vocabulary
-from magicseg.model.segmenter import Segmenter, build_segmenter, read_card, save_segmenter
+from magicseg.model.card import read_card
+from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
+from magicseg.model.settings import deciding_settings
 from magicseg.run.claims import STALE_SECONDS, holder, try_claim
 from magicseg.train.checkpoints import check_identity, gather, shared_checkpoint, write_checkpoint
-from magicseg.train.data import Batch, SampleDataset, SampleOrder, Samples, Steps, load_batches
+from magicseg.train.data import Mixture, Samples, input_size, training_batches
 from magicseg.train.distributed import ALONE, World, from_first
 from magicseg.train.late import Late, Outcome
 from magicseg.train.log import Log
@@ -70,7 +72,7 @@ class TrainResult:
 
 
 def train(
-    samples: Samples,
+    samples: Samples | Mixture,
     vocabulary: Vocabulary,
     settings: TrainSettings,
     out_dir: Path,
@@ -109,7 +111,7 @@ def train(
     started = time.perf_counter()
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
-    _check_sizes(samples, settings, world)
+    _check_parts(settings, world)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_nobody_else(out_dir / "checkpoints", world))
         training = _Training(
@@ -149,7 +151,7 @@ class _Training:
 
     def __init__(
         self,
-        samples: Samples,
+        samples: Samples | Mixture,
         vocabulary: Vocabulary,
         settings: TrainSettings,
         out_dir: Path,
@@ -169,9 +171,12 @@ class _Training:
             "data": data_fingerprint,
             "seed": seed,
             "classes": list(vocabulary.names),
-            "train": settings.model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)),
+            "train": deciding_settings(settings),
         }
         model = build_segmenter(settings.model, seed=seed).to(device).train()
+        side = input_size(samples, settings)
+        if side % model.stride:
+            raise ConfigError(f"images of {side} pixels are no multiple of the encoder's stride ({model.stride})")
         model.checkpoint_activations = settings.checkpoint_activations
         # A model in parts cannot be copied: its whole form is made before.
         self._form = copy.deepcopy(model).cpu() if is_sharded(settings, world) else None
@@ -182,7 +187,7 @@ class _Training:
             seed=seed,
             device=device,
             world=world,
-            allowed=getattr(samples, "allowed", None),
+            allowed=samples.allowed,
         )
         self.done, self._sums = 0, dict[str, float]()
         self._best: tuple[int, float] | None = None
@@ -194,7 +199,16 @@ class _Training:
         self.losses: Mapping[str, float] = {}
         self.log = Log(out_dir, settings, done=self.done, identity=self.identity) if world.leads else None
         self._clock, self._since = time.perf_counter(), 0
-        self._batches = _open_batches(samples, settings, start=self.done, seed=seed, device=device, world=world)
+        self._batches = training_batches(
+            samples,
+            settings,
+            batch_size=settings.batch_size,
+            start=self.done,
+            stop=settings.steps,
+            seed=seed,
+            world=world,
+            pin_memory=device.type == "cuda",
+        )
 
     def run(self, stop: Callable[[], bool] | None) -> None:
         """All steps that are left, or those until somebody wants to stop."""
@@ -292,10 +306,7 @@ class _Training:
             )
 
 
-def _check_sizes(samples: Samples, settings: TrainSettings, world: World) -> None:
-    stride = settings.model.encoder.stride
-    if samples.image_size % stride:
-        raise ConfigError(f"images of {samples.image_size} pixels are no multiple of the encoder's stride ({stride})")
+def _check_parts(settings: TrainSettings, world: World) -> None:
     parts = world.size * settings.accumulate
     if settings.batch_size % parts:
         shared = (
@@ -335,30 +346,6 @@ def _nobody_else(folder: Path, world: World) -> Iterator[None]:
 def _own_random_numbers(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Leave torch's global generators as they are."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-
-
-def _open_batches(
-    samples: Samples, settings: TrainSettings, *, start: int, seed: int, device: torch.device, world: World
-) -> Iterator[Batch]:
-    """This process's batches of all steps from ``start``."""
-    dataset = SampleDataset(
-        samples,
-        window=settings.shuffle_window,
-        seed=seed,
-        flip=settings.flip,
-        paste=settings.paste,
-        cache_bytes=settings.loader_cache_mib * 2**20,
-    )
-    order = SampleOrder(samples.indices, shard_size=samples.shard_size, window=settings.shuffle_window, seed=seed)
-    steps = Steps(
-        order,
-        batch_size=settings.batch_size,
-        start=start,
-        stop=settings.steps,
-        rank=world.rank,
-        world=world.size,
-    )
-    return load_batches(dataset, steps, workers=settings.loader_workers, pin_memory=device.type == "cuda")
 
 
 def _save_once(

@@ -1,4 +1,4 @@
-"""Training on a run's own data, in this process alone or in one of many."""
+"""Training on a run's data, in this process alone or in one of many."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -7,7 +7,6 @@ from magicseg.errors import BackendError
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors
 from magicseg.run.versions import library_versions
-from magicseg.store.kept import KeptSamples
 from magicseg.train.distributed import World, joined
 
 if TYPE_CHECKING:
@@ -17,14 +16,17 @@ if TYPE_CHECKING:
 def train_run(
     run: Run, *, world: World, progress: Callable[[int, str], None], stop: Callable[[], bool]
 ) -> "TrainResult":
-    """Train on the kept samples, or go on from the newest checkpoint; a finished training is left alone.
+    """Train on the run's samples or its sources, or go on from the newest checkpoint.
+
+    A finished training is left alone.
 
     Args: progress: told the step and a text about it. stop: asked in every step.
-    Raises: IncompleteError if the data are not whole; BackendError without torch; what `train` itself raises.
+    Raises: BackendError without torch; what `magicseg.train.mixture.open_sources` and `train` raise.
     """
-    samples = KeptSamples.of(run)
+    run.refuse_unfetched("train")
     try:
         from magicseg.train.loop import TrainProgress, train
+        from magicseg.train.mixture import open_sources
     except ImportError as error:
         raise BackendError(
             f"training needs torch: {error}", hint="install the model libraries: pip install 'magicseg[models]'"
@@ -33,22 +35,22 @@ def train_run(
     def show(state: TrainProgress) -> None:
         progress(state.step, f"loss {state.losses['loss']:.4f}")
 
+    sources = open_sources(run)  # before the processes join: staging may take longer than they wait for each other
     with joined(world), storage_errors(run.path, f"free some space, then: magicseg train {run.path}"):
         return train(
-            samples,
-            run.vocabulary,
+            sources.samples,
+            sources.vocabulary,
             run.config.train,
             run.path,
             seed=run.config.seed,
-            data_fingerprint=run.fingerprints["mask"].digest,
+            data_fingerprint=sources.fingerprint,
             device=world.device,
             world=world,
             progress=show,
             stop=stop,
             provenance={
                 "versions": library_versions(),
-                "samples": len(samples.indices),
-                "near_duplicates": samples.near_duplicates,
+                **sources.provenance,
                 "world_size": world.size,
             },
         )

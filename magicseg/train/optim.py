@@ -7,7 +7,7 @@ from torch import nn
 
 from magicseg.train.settings import TrainSettings
 
-_NEVER_DECAYED = ("class_token", "positions", "prompts.tokens")
+_NEVER_DECAYED = ("class_token", "positions", "positional_embedding", "prompts.tokens")
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:

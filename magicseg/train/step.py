@@ -93,7 +93,7 @@ class LossTerms(nn.Module):
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _class_texts(model: Segmenter, names: tuple[str, ...]) -> Tensor:
     """The embeddings of all classes (C, D). Their text processing is nothing that a compiler could make faster."""
-    return model.encode_classes(names)
+    return model.class_texts(names)
 
 
 class Stepper:
@@ -128,7 +128,7 @@ class Stepper:
         self.shapes = {name: value.shape for name, value in model.state_dict().items()}
         self.sharded = is_sharded(settings, world)
         if self.sharded:
-            shard(terms, model.encoder, world)
+            shard(terms, cast("nn.Module", model.encoder), world)
         if settings.compile:
             terms.compile()
         self._terms = replicate(terms) if world.size > 1 and not self.sharded else terms

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from magicseg.errors import BackendError, DamageError, IncompleteError, StoreError
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES, stage_weights
+from magicseg.run.fingerprint import WEIGHTED, stage_weights
 from magicseg.weights.cache import hub_cache, seen_cache, snapshot
 from magicseg.weights.digest import path_identity
 from magicseg.weights.hub import HubFile, cached_listing, download, hub_errors, is_offline, listing
@@ -28,7 +28,7 @@ def fetch(run: Run, *, verify: bool = False, report: Callable[[str], None] = lam
     rights that are wrong; IncompleteError without network; StoreError if the disk refuses.
     """
     manifest = Manifest.read(run.path)
-    needed = {weights.setting: weights for stage in STAGES for weights in stage_weights(run.config, stage)}
+    needed = {weights.setting: weights for stage in WEIGHTED for weights in stage_weights(run.config, stage)}
     if not needed:
         report("this run needs no weights")
     for where, weights in needed.items():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from magicseg.evaluate.heldout import evaluate_heldout, predict
+from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.heldout import heldout_scene
@@ -32,6 +33,15 @@ def test_results_are_plain_and_name_every_class(model):
     assert list(results["iou"]) == ["background", *VOCABULARY.names]
     assert results["pixels"] == 5 * 32 * 32 == np.sum(results["confusion"])
     assert results["baselines"].keys() == {"untrained", "background"}
+
+
+def test_every_score_has_an_interval_beside_it(model):
+    results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
+    for scores in (results, *results["baselines"].values()):
+        for name in ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_boundary_iou"):
+            low, high = scores[f"{name}_interval"]
+            assert 0 <= low <= scores[name] <= high <= 1
+        assert scores["iou_interval"].keys() == scores["boundary_iou"].keys() == scores["iou"].keys()
 
 
 def test_the_untrained_baseline_is_the_model_at_step_zero(model):
@@ -68,14 +78,15 @@ def test_a_perfect_model_scores_one(model, monkeypatch):
 
 def test_a_pixel_below_the_threshold_is_background(model):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    assert (predict(model, images, VOCABULARY, threshold=1) == 0).all()
-    everywhere = predict(model, images, VOCABULARY, threshold=0)
+    head = SegmenterHead(model, "")
+    assert (predict(head, images, VOCABULARY, threshold=1) == 0).all()
+    everywhere = predict(head, images, VOCABULARY, threshold=0)
     assert everywhere.dtype == np.uint16
     assert set(np.unique(everywhere)) <= set(range(1, len(VOCABULARY) + 1))
 
 
-def test_predicting_leaves_the_models_mode_alone(model):
+def test_evaluating_leaves_the_models_mode_alone(model):
     model.train()
-    predict(model, np.zeros((1, 32, 32, 3), np.uint8), VOCABULARY, threshold=0.5)
+    evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
     assert model.training
     model.eval()

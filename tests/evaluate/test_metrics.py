@@ -125,3 +125,54 @@ def test_a_value_that_is_no_class_is_refused(truth, prediction, where, value):
 def test_maps_of_different_shapes_are_refused():
     with pytest.raises(ValueError, match="shape"):
         confusion_matrix(np.zeros((2, 3), np.uint8), np.zeros((3, 2), np.uint8), 3, IGNORE_VALUE)
+
+
+ADVERSARIAL = {
+    "empty classes": (9, [[0, 0], [8, 8]], [[0, 8], [8, 8]]),
+    "one class": (1, [[0, 0], [0, 255]], [[0, 0], [0, 7]]),
+    "everything wrong": (3, [[0, 1], [2, 255]], [[1, 2], [0, 0]]),
+    "a class only predicted": (3, [[0, 0], [1, 1]], [[2, 2], [1, 1]]),
+    "many classes": (256, [[0, 254], [3, 255]], [[254, 254], [3, 0]]),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64])
+@pytest.mark.parametrize("name", ADVERSARIAL)
+def test_adversarial_maps_score_as_in_torchmetrics(name, dtype):
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    classes, truth, prediction = ADVERSARIAL[name]
+    ours = confusion_matrix(np.array(truth, dtype), np.array(prediction, dtype), classes, IGNORE_VALUE)
+    if classes == 1:  # torchmetrics has no multiclass of one
+        assert ours.tolist() == [[3]]
+        return
+    target = torch.tensor(truth)
+    predicted = torch.where(target == IGNORE_VALUE, 0, torch.tensor(prediction))
+    theirs = functional.multiclass_confusion_matrix(predicted, target, num_classes=classes, ignore_index=IGNORE_VALUE)
+    np.testing.assert_array_equal(ours, theirs.numpy())
+
+
+def test_maps_that_ignore_everything_have_no_scores():
+    ignored = np.full((3, 3), IGNORE_VALUE, np.uint8)
+    scores = Scores(confusion_matrix(ignored, np.zeros((3, 3), np.uint8), 4, IGNORE_VALUE))
+    assert scores.pixels == 0
+    assert scores.iou == (None,) * 4
+    assert scores.miou is scores.frequency_weighted_iou is None
+
+
+def test_maps_of_large_numbers_are_counted_as_well():
+    truth = np.array([[300, 301], [65535, 300]], np.uint16)
+    found = confusion_matrix(truth, np.array([[301, 301], [7, 300]], np.int64), 2, 65535, first=300)
+    assert found.tolist() == [[1, 1], [0, 1]]
+
+
+@given(maps())
+def test_frequency_weighted_iou_weighs_classes_by_their_pixels(case):
+    classes, truth, prediction = case
+    scores = Scores(confusion_matrix(truth, prediction, classes, IGNORE_VALUE))
+    counted = truth[truth != IGNORE_VALUE]
+    if not counted.size:
+        assert scores.frequency_weighted_iou is None
+        return
+    expected = np.mean([scores.iou[value] for value in counted.tolist()])
+    assert scores.frequency_weighted_iou == pytest.approx(expected, abs=1e-12)

@@ -36,6 +36,9 @@ def test_a_form_that_is_its_own_plural_is_given_once():
         ("context60", 59, ("background",)),
         ("coco80", 80, None),
         ("coco-object", 80, ("background",)),
+        ("coco-stuff", 171, None),
+        ("ade20k", 150, None),
+        ("cityscapes", 19, None),
         ("lvis1203", 1203, None),
         ("miniature", 10, None),
     ],
@@ -48,7 +51,7 @@ def test_shipped_vocabularies_have_their_size_and_background(name, labels, backg
 
 
 def test_every_shipped_vocabulary_is_tested_above():
-    assert len(vocabulary_names()) == 8
+    assert len(vocabulary_names()) == 11
 
 
 def test_namesakes_in_lvis_are_told_apart_by_their_qualifiers():

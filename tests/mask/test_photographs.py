@@ -15,7 +15,8 @@ from tiny_runs import make_run
 from magicseg.config import load_config
 from magicseg.errors import BackendError, DataError
 from magicseg.labels import IGNORE
-from magicseg.mask.photographs import class_png, labels_of, mask_photographs, photographs_in
+from magicseg.mask.photographs import mask_photographs
+from magicseg.mask.pictures import class_png, labels_of, photographs_in
 from magicseg.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("faulty")

@@ -141,6 +141,41 @@ def test_classes_of_each_images_own(model):
     torch.testing.assert_close(own[1], logits[1].flip(0))
 
 
+def test_every_layer_of_the_decoder_has_masks_of_its_own(model):
+    cls, patches = model.encode_images(pictures())
+    text = model.encode_classes(["car", "house"])
+    layers = model.decode(cls, patches, text, (32, 32), every_layer=True)
+    assert [each.shape for each in layers] == [(2, 2, 32, 32)] * 2
+    assert torch.equal(layers[1], model.decode(cls, patches, text, (32, 32)))
+    # The first layer's, head by head.
+    layer, decoder = model.decoder.layers[0], model.decoder
+    queries = decoder.query(torch.cat([cls[:, None] * text * 24**0.5, text.expand(2, -1, -1)], -1) * 24**0.5)
+    memory = decoder.memory(patches)
+    query = layer.to_query(layer.norm1(queries)).view(2, 2, 4, 8)
+    key = layer.to_key_value(memory)[..., :32].view(2, 16, 4, 8)
+    scores = torch.einsum("bkhc,bnhc->bhkn", query, key).mean(1) / 8**0.5
+    expected = (scores * decoder.mask.scale + decoder.mask.offset).view(2, 2, 4, 4)
+    expected = nn.functional.interpolate(expected, size=(32, 32), mode="bilinear")
+    torch.testing.assert_close(layers[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_that_are_computed_again_have_the_same_gradients():
+    gradients = []
+    for checkpoint_activations in (False, True):
+        model = build_segmenter(SMALL, seed=0).train()
+        model.checkpoint_activations = checkpoint_activations
+        calls = []
+        block = model.encoder.block
+        model.encoder.block = lambda layer, tokens, block=block, calls=calls: (
+            calls.append(layer) or block(layer, tokens)
+        )
+        torch.manual_seed(0)
+        model(pictures(), model.encode_classes(["car", "house"])).logits.square().mean().backward()
+        assert calls == ([0, 1, 1, 0] if checkpoint_activations else [0, 1])
+        gradients.append([value.grad for value in model.parameters()])
+    assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
+
+
 def test_every_parameter_learns():
     model = build_segmenter(SMALL, seed=0).train()
     output = model(pictures(), model.encode_classes(["car", "house"]))
@@ -191,7 +226,7 @@ def test_saved_and_loaded_is_the_same_model(model, tmp_path):
     assert weights_digest(again) == digest == weights_digest(model)
     text = model.encode_classes(["car"])
     assert torch.equal(again(pictures(), text).logits, model(pictures(), text).logits)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "model.json", "model.safetensors"]
     assert json.loads((tmp_path / "model.json").read_text())["provenance"] == {"steps": 3}
 
 

@@ -12,6 +12,13 @@ from hypothesis import strategies as st
 
 from magicseg.errors import DataError
 from magicseg.train.data import Pick, SampleDataset, SampleOrder, Steps, load_batches
+from magicseg.train.data_settings import DataSettings
+
+
+def plain(**changes):
+    """Settings without crop and distortion; memory in fractions of a MiB too."""
+    return DataSettings(crop=None, photometric=False).model_copy(update=changes)
+
 
 orders = st.builds(
     lambda kept, shard_size, window, seed: SampleOrder(
@@ -78,7 +85,9 @@ def test_no_samples_is_an_error():
 @pytest.mark.parametrize("cache_bytes", [0, 3 * 4 * 16 * 16 * 8, 2**30])
 def test_batches_hold_the_samples_asked_for(squares, cache_bytes):
     samples = squares(np.delete(np.arange(40), [3, 8, 9, 10, 11, 30]))
-    dataset = SampleDataset(samples, window=2, seed=0, flip=0, paste=0, cache_bytes=cache_bytes)
+    dataset = SampleDataset(
+        samples, plain(flip=0, paste=0, shuffle_window=2, loader_cache_mib=cache_bytes / 2**20), seed=0
+    )
     for asked in ([5, 0, 39, 5, 12], [1], [33, 2, 7]):
         batch = dataset.__getitems__([Pick(0, index, index) for index in asked])
         images, counterfactuals, masks = samples.read(np.array(asked))
@@ -89,7 +98,7 @@ def test_batches_hold_the_samples_asked_for(squares, cache_bytes):
 
 def test_whole_shards_are_read_once_where_there_is_room(squares):
     samples = squares(np.arange(40))
-    dataset = SampleDataset(samples, window=2, seed=0, flip=0, paste=0, cache_bytes=2**30)
+    dataset = SampleDataset(samples, plain(flip=0, paste=0, shuffle_window=2, loader_cache_mib=1024), seed=0)
     order = SampleOrder(samples.indices, shard_size=4, window=2, seed=0)
     for step in range(16):
         dataset.__getitems__(order.batch(step, 5))
@@ -98,23 +107,29 @@ def test_whole_shards_are_read_once_where_there_is_room(squares):
 
 def test_without_room_only_the_samples_asked_for_are_read(squares):
     samples = squares(np.arange(40))
-    SampleDataset(samples, window=2, seed=0, flip=0, paste=0, cache_bytes=100).__getitems__(
+    SampleDataset(samples, plain(flip=0, paste=0, shuffle_window=2, loader_cache_mib=1e-4), seed=0).__getitems__(
         [Pick(0, 7, 1), Pick(0, 2, 1)]
     )
-    assert samples.calls == [2]
+    assert samples.calls == [1, 1]
 
 
 def test_flips_treat_image_counterfactual_and_mask_alike(squares):
     samples = squares(np.arange(64))
     picks = [Pick(1, index, 63 - index) for index in range(64)]
-    plain = SampleDataset(samples, window=1, seed=4, flip=0, paste=0, cache_bytes=0).__getitems__(picks)
-    all_flipped = SampleDataset(samples, window=1, seed=4, flip=1, paste=0, cache_bytes=0).__getitems__(picks)
-    some = SampleDataset(samples, window=1, seed=4, flip=0.5, paste=0, cache_bytes=0).__getitems__(picks)
-    for before, after in zip(plain, all_flipped, strict=True):
+    still = SampleDataset(samples, plain(flip=0, paste=0, shuffle_window=1, loader_cache_mib=0), seed=4).__getitems__(
+        picks
+    )
+    all_flipped = SampleDataset(
+        samples, plain(flip=1, paste=0, shuffle_window=1, loader_cache_mib=0), seed=4
+    ).__getitems__(picks)
+    some = SampleDataset(
+        samples, plain(flip=0.5, paste=0, shuffle_window=1, loader_cache_mib=0), seed=4
+    ).__getitems__(picks)
+    for before, after in zip(still[:3], all_flipped[:3], strict=True):
         assert torch.equal(before.flip(-1), after)
-    flipped = (some.images != plain.images).flatten(1).any(1)
+    flipped = (some.images != still.images).flatten(1).any(1)
     assert 20 < flipped.sum() < 44
-    for part, before, after in zip(some, plain, all_flipped, strict=True):
+    for part, before, after in zip(some[:3], still[:3], all_flipped[:3], strict=True):
         assert torch.equal(part[flipped], after[flipped])
         assert torch.equal(part[~flipped], before[~flipped])
 
@@ -122,18 +137,18 @@ def test_flips_treat_image_counterfactual_and_mask_alike(squares):
 def test_a_pasted_partner_lends_its_objects_and_nothing_else(squares):
     samples = squares(np.arange(40))
     picks = [Pick(1, index, 39 - index) for index in range(40)]
-    arguments = {"window": 1, "seed": 4, "flip": 0, "cache_bytes": 0}
-    plain = SampleDataset(samples, paste=0, **arguments).__getitems__(picks)
-    every = SampleDataset(samples, paste=1, **arguments).__getitems__(picks)
-    some = SampleDataset(samples, paste=0.5, **arguments).__getitems__(picks)
-    lent = plain.masks.flip(0) > 0
-    assert torch.equal(every.masks, torch.where(lent, plain.masks.flip(0), plain.masks))
-    assert torch.equal(every.images, torch.where(lent[:, None], plain.images.flip(0), plain.images))
-    assert torch.equal(every.counterfactuals, plain.counterfactuals)
-    pasted = (some.masks != plain.masks).flatten(1).any(1)
+    before, every, some = (
+        SampleDataset(samples, plain(flip=0, paste=paste, loader_cache_mib=0), seed=4).__getitems__(picks)
+        for paste in (0, 1, 0.5)
+    )
+    lent = before.masks.flip(0) > 0
+    assert torch.equal(every.masks, torch.where(lent, before.masks.flip(0), before.masks))
+    assert torch.equal(every.images, torch.where(lent[:, None], before.images.flip(0), before.images))
+    assert torch.equal(every.counterfactuals, before.counterfactuals)
+    pasted = (some.masks != before.masks).flatten(1).any(1)
     assert 5 < pasted.sum() < 35
     assert torch.equal(some.images[pasted], every.images[pasted])
-    assert torch.equal(some.images[~pasted], plain.images[~pasted])
+    assert torch.equal(some.images[~pasted], before.images[~pasted])
 
 
 def test_a_partner_is_another_sample_of_the_epoch():
@@ -145,7 +160,7 @@ def test_a_partner_is_another_sample_of_the_epoch():
 
 def test_a_samples_flip_does_not_depend_on_its_batch(squares):
     samples = squares(np.arange(16))
-    dataset = SampleDataset(samples, window=1, seed=4, flip=0.5, paste=0, cache_bytes=0)
+    dataset = SampleDataset(samples, plain(flip=0.5, paste=0, shuffle_window=1, loader_cache_mib=0), seed=4)
     together = dataset.__getitems__([Pick(2, index, 0) for index in range(16)])
     alone = [dataset.__getitems__([Pick(2, index, 0)]).masks[0] for index in range(16)]
     assert torch.equal(together.masks, torch.stack(alone))
@@ -154,7 +169,7 @@ def test_a_samples_flip_does_not_depend_on_its_batch(squares):
 def test_reading_leaves_the_global_generator_alone(squares):
     samples = squares(np.arange(16))
     order = SampleOrder(samples.indices, shard_size=4, window=2, seed=0)
-    dataset = SampleDataset(samples, window=2, seed=0, flip=0.5, paste=0, cache_bytes=0)
+    dataset = SampleDataset(samples, plain(flip=0.5, paste=0, shuffle_window=2, loader_cache_mib=0), seed=0)
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
@@ -165,7 +180,7 @@ def test_reading_leaves_the_global_generator_alone(squares):
 
 def test_a_data_set_travels_to_a_loader_process(squares):
     samples = squares(np.arange(16))
-    dataset = SampleDataset(samples, window=2, seed=0, flip=0.5, paste=0, cache_bytes=2**20)
+    dataset = SampleDataset(samples, plain(flip=0.5, paste=0, shuffle_window=2, loader_cache_mib=1), seed=0)
     again = pickle.loads(pickle.dumps(dataset))
     picks = [Pick(0, 3, 4), Pick(0, 9, 1)]
     assert torch.equal(again.__getitems__(picks).images, dataset.__getitems__(picks).images)

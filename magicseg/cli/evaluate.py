@@ -1,0 +1,192 @@
+"""``magicseg evaluate|compare``: what a model scores, and results side by side."""
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from magicseg.cli.output import JsonOption, note, print_json, progress
+
+if TYPE_CHECKING:
+    from magicseg.evaluate.settings import EvaluateSettings
+    from magicseg.evaluate.target import Target
+
+_MEASURES = ("miou", "miou_over_classes_in_ground_truth", "mean_boundary_iou", "pixel_accuracy")
+
+
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a trained run, or a model's folder")],
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option("--benchmark", metavar="NAME|PATH.yaml", help="voc21, coco-object, ... (repeatable)  [RUN's]"),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="the data set, or a folder with several  [RUN's]")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option("--baseline", metavar="NAME", help="maskclip, sclip, clearclip, memory-bank (repeatable)"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="only N images of each benchmark, evenly spread")
+    ] = None,
+    background: Annotated[
+        str | None,
+        typer.Option("--background", metavar="RULE", help="threshold or prompts, instead of the protocols' own"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="where results go  [RUN/results or MODEL/results]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a trained model on benchmarks, beside baselines, with confidence intervals.
+
+    Without --benchmark as the run's settings say; the miniature's are held-out scenes with exact ground truth. What
+    is done is not done again. Several processes share it out: torchrun --nproc-per-node=N -m magicseg evaluate ...
+    """
+    from magicseg.errors import IncompleteError
+    from magicseg.evaluate.suite import Suite
+    from magicseg.evaluate.target import Target
+    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.train.distributed import STOP_SIGNALS, World
+
+    given = {
+        "benchmarks": benchmark or None,
+        "data": None if data is None else str(data),
+        "baselines": baseline or None,
+        "limit": limit,
+        "background": background,
+    }
+    world = World.from_environment()
+    opened = Target.of(target, out=out)
+    settings = _settings(opened, given)
+    found: list[dict[str, Any]] = []
+    with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched) as stop:
+        suite = Suite.of(opened, settings, device=_device(world))
+        with _Bars() as bars:
+            found += suite.evaluate(
+                part=(world.rank, world.size),
+                report=lambda text: note(f"evaluate: {text}") if world.leads else None,
+                progress=bars.show if world.leads else _nothing,
+                stop=stop,
+            )
+        if stop():
+            raise IncompleteError(f"{target}: evaluation was interrupted", hint="the same command goes on from there")
+    if as_json:
+        if found:
+            print_json(found[0] if len(settings.benchmarks) == 1 else found)
+        return
+    for results in found:
+        _tell(results, suite.path_of(results["benchmark"]))
+
+
+def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":
+    """The run's settings, or the defaults, with what is typed over them."""
+    from pydantic import ValidationError
+
+    from magicseg.errors import ConfigError
+    from magicseg.evaluate.protocol import protocol_names
+    from magicseg.evaluate.settings import EvaluateSettings
+
+    own = target.run.config.evaluate.model_dump() if target.run else {}
+    if target.run is None and given["benchmarks"] is None:
+        raise ConfigError(
+            f"{target.path}: is a model by itself; which benchmark?",
+            hint=f"--benchmark NAME --data DIR; there are {', '.join(protocol_names())}",
+        )
+    try:
+        return EvaluateSettings.model_validate(
+            own | {key: value for key, value in given.items() if value is not None}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ConfigError(
+            f"--{str(first['loc'][0]).removesuffix('s')}: {first['msg']}, got {first['input']!r}"
+        ) from None
+
+
+def _device(world: Any) -> str:
+    from magicseg.errors import BackendError
+
+    try:
+        return str(world.device)
+    except ImportError as error:
+        raise BackendError(
+            f"evaluation needs torch: {error}", hint="install the model libraries: pip install 'magicseg[models]'"
+        ) from error
+
+
+def _nothing(_title: str, _done: int, _total: int) -> None:
+    """What all processes but the first show of their progress."""
+
+
+class _Bars:
+    """One progress bar after the other, as titles change."""
+
+    def __enter__(self) -> "_Bars":
+        self._title: str | None = None
+        self._stack = contextlib.ExitStack()
+        self._done = 0
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stack.close()
+
+    def show(self, title: str, done: int, total: int) -> None:
+        if title != self._title:
+            self._stack.close()
+            self._title, self._done = title, 0
+            self._bar = self._stack.enter_context(progress(title, total, "images"))
+        self._bar(done - self._done, "")
+        self._done = done
+
+
+def _tell(results: Mapping[str, Any], path: Path) -> None:
+    from magicseg.evaluate.compare import cell_text
+
+    part = (
+        "" if results.get("complete") is not False else f" (of {results['official_images']}: not the whole benchmark)"
+    )
+    note(f"evaluate: {results['benchmark']}, {results['images']} images{part}")
+    for name, value in results["iou"].items():
+        note(f"  {name:<20} {'-' if value is None else f'{value:.3f}'}")
+    note(f"  mIoU {cell_text(results, 'miou')}, pixel accuracy {cell_text(results, 'pixel_accuracy')}")
+    for name, scores in results["baselines"].items():
+        note(f"  {name} baseline: mIoU {cell_text(scores, 'miou')}")
+    note(f"  all of it: {path}")
+
+
+def compare(
+    results: Annotated[
+        list[Path], typer.Argument(metavar="A B...", help="runs, models' folders, or results files of `evaluate`")
+    ],
+    measure: Annotated[str, typer.Option("--measure", help=f"what is shown: {', '.join(_MEASURES)}")] = "miou",
+    as_json: JsonOption = False,
+) -> None:
+    """Print results side by side, with their 95 % intervals, and say where they are not of the same thing."""
+    from dataclasses import asdict
+
+    from magicseg.errors import ConfigError
+    from magicseg.evaluate.compare import cell_text
+    from magicseg.evaluate.compare import compare as compare_results
+
+    if measure not in _MEASURES:
+        raise ConfigError(f"--measure {measure!r} is none of {', '.join(_MEASURES)}")
+    rows = compare_results(results)
+    if as_json:
+        print_json([asdict(row) for row in rows])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{measure} [95 % interval over images]", title_justify="left")
+    for title in ("benchmark", "head", *map(str, results)):
+        table.add_column(title, justify="left" if title in {"benchmark", "head"} else "right", overflow="fold")
+    for row in rows:
+        table.add_row(row.benchmark, row.head, *(cell_text(cell, measure) for cell in row.cells))
+    Console().print(table)
+    for row in rows:
+        for line in row.notes:
+            note(f"{row.benchmark}, {row.head}: {line}")

@@ -1,0 +1,68 @@
+"""``magicseg predict``: a trained model on one's own pictures."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from magicseg.cli.output import note, print_json, progress
+
+
+def predict(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATHS...", help="pictures, folders, patterns like 'photos/*.jpg', or - for stdin"),
+    ],
+    model: Annotated[Path, typer.Option("--model", metavar="RUN|MODEL", help="a trained run, or a model's folder")],
+    labels: Annotated[
+        str,
+        typer.Option("--labels", metavar="LIST", help="what to look for: 'cat, dog', voc20, or a .txt or .yaml file"),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the label maps go")],
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, help="pixels whose best label scores less are background")
+    ] = 0.5,
+    window: Annotated[
+        int | None,
+        typer.Option("--window", min=1, metavar="PIXELS", help="sliding window (default: the whole picture at once)"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+) -> None:
+    """Label every pixel of your own pictures with a trained model: index PNGs, overlays, areas.
+
+    DIR/predictions.jsonl tells of every picture how large each label is. The same command again does what is missing.
+    """
+    from magicseg.errors import IncompleteError
+    from magicseg.evaluate.predict import RECORD, pictures_of, predict_pictures
+    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.mask.labelling import LabelledPicture
+    from magicseg.mask.pictures import labels_of
+
+    vocabulary = labels_of(labels)
+    pictures = pictures_of(paths, out, lines=sys.stdin if "-" in paths else ())
+    with on_signals(StopFlag()) as stop, progress("predict", len(pictures), "images") as show:
+
+        def report(done: LabelledPicture) -> None:
+            show(1, "")
+            if not done.labelled:
+                note(f"{done.name}: {done.entry['reason']}: {done.entry['detail']}")
+
+        found = predict_pictures(
+            pictures,
+            model,
+            vocabulary,
+            out,
+            threshold=threshold,
+            window=window,
+            report=report,
+            should_stop=stop,
+        )
+    if as_json:
+        print_json([{"image": one.name, **one.entry} for one in found])
+    labelled = sum(one.labelled for one in found)
+    note(f"{out}: label maps of {labelled} of {len(pictures)} images; what was found: {out / RECORD}")
+    failed = [one.name for one in found if not one.labelled]
+    if failed or len(found) < len(pictures):
+        what = f"{len(failed)} images failed, such as {failed[0]}" if failed else "interrupted"
+        raise IncompleteError(f"{out}: {what}", hint="the same command again does what is missing")

@@ -1,0 +1,92 @@
+"""``magicseg compare``: results side by side, with their intervals, and whether they may be compared at all.
+
+rows = compare([Path("runs/a"), Path("runs/b")])
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from magicseg.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One benchmark and head. ``cells``: by position of what is compared, the results there, or None.
+
+    ``notes``: why the figures of this row are of different things, if they are.
+    """
+
+    benchmark: str
+    head: str
+    cells: tuple[Mapping[str, Any] | None, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+def compare(paths: Sequence[Path]) -> list[Row]:
+    """All benchmarks and heads that are in any of ``paths``: runs, models' folders, or single results files.
+
+    Raises: DataError where there are no results, or a file is none.
+    """
+    found = [_results_in(path) for path in paths]
+    keys = dict.fromkeys(key for results in found for key in results)
+    return [
+        Row(benchmark=benchmark, head=head, cells=cells, notes=_notes(cells))
+        for benchmark, head in keys
+        for cells in [tuple(results.get((benchmark, head)) for results in found)]
+    ]
+
+
+def _results_in(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Results by benchmark and head, the trained model's first."""
+    if path.is_file():
+        files = [path]
+    else:
+        files = sorted((path / "results").glob("*.json")) or sorted(path.glob("*.json"))
+        files = [file for file in files if file.name != "model.json"]
+    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for file in files:
+        content = _read(file)
+        name = f"{content['benchmark']}{'' if content.get('complete') is not False else ' (part)'}"
+        found[name, str(content.get("head", "model"))] = content
+        for head, scores in content.get("baselines", {}).items():
+            found[name, head] = scores
+    if not found:
+        raise DataError(f"{path}: there are no results", hint=f"magicseg evaluate {path}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as results: {error}") from error
+    if not isinstance(content, dict) or not {"benchmark", "miou", "provenance"} <= content.keys():
+        raise DataError(f"{path}: holds no results of magicseg evaluate")
+    return content
+
+
+_MUST_AGREE = {"protocol_digest": "protocols", "data": "data"}
+
+
+def _notes(cells: Sequence[Mapping[str, Any] | None]) -> tuple[str, ...]:
+    there = [cell for cell in cells if cell is not None]
+    notes = []
+    if len({cell.get("images") for cell in there}) > 1:
+        notes.append(f"of different numbers of images: {', '.join(str(cell.get('images')) for cell in there)}")
+    for key, what in _MUST_AGREE.items():
+        values = {json.dumps(cell.get("provenance", {}).get(key), sort_keys=True) for cell in there}
+        if len(values) > 1:
+            notes.append(f"of different {what}")
+    return tuple(notes)
+
+
+def cell_text(cell: Mapping[str, Any] | None, measure: str) -> str:
+    """``0.512 [0.480, 0.540]``, or - where there is none."""
+    value = None if cell is None else cell.get(measure)
+    if value is None or cell is None:
+        return "-"
+    interval = cell.get(f"{measure}_interval")
+    return f"{value:.4f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")

@@ -1,0 +1,89 @@
+"""From a head's logits to class numbers, by a benchmark's rule for background."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicseg.errors import DataError
+from magicseg.evaluate.protocol import Protocol
+from magicseg.evaluate.sliding import slide
+from magicseg.labels import BACKGROUND
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from magicseg.evaluate.heads import Head
+
+WINDOWS_AT_ONCE = 4
+"""Windows of one image in one forward pass. It decides the last bits of float arithmetic, so it is no option."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Below which score the best class is background. ``origin`` is "default", "given" or "swept"; ``details`` say
+    what the value was swept on, as JSON values.
+    """
+
+    value: float
+    origin: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {"value": self.value, "origin": self.origin, **self.details}
+
+
+def threshold_of(protocol: Protocol, given: Threshold | None) -> Threshold | None:
+    """The threshold that scoring uses: the given one, else the protocol's; None where the rule needs none."""
+    if protocol.background.rule != "threshold":
+        return None
+    return given or Threshold(value=protocol.background.threshold, origin="default")
+
+
+def image_logits(head: "Head", image: NDArray[np.uint8], protocol: Protocol, name: str) -> "Tensor":
+    """Logits of every query at every pixel of an image, float32 (Q, H, W), by the protocol's resize and window.
+
+    ``head.prepare(protocol.queries)`` comes first. Raises: DataError where a pixel's largest is not finite.
+    """
+    logits = slide(
+        head.logits,
+        image,
+        short_side=protocol.short_side,
+        long_side=protocol.long_side,
+        window=protocol.window,
+        stride_px=protocol.stride,
+        batch_size=WINDOWS_AT_ONCE,
+        multiple=head.stride,
+    )
+    # NaN wins in a maximum, and one number per pixel is quickly looked through.
+    if not bool(logits.amax(dim=0).isfinite().all()):
+        raise DataError(f"{name}: the scores of {head.name} are not finite", hint="are its weights damaged?")
+    return logits
+
+
+def best_objects(head: "Head", logits: "Tensor", protocol: Protocol) -> tuple["Tensor", "Tensor"]:
+    """The best label's score, float (H, W), and its place in the vocabulary, int64 (H, W), by pixel.
+
+    A head whose scores are a softmax shares them out over all queries, names of background too.
+    """
+    labels = len(protocol.labels)
+    _, place = logits[:labels].max(dim=0)  # scores may round different logits to one
+    return head.scores(logits)[:labels].amax(dim=0), place
+
+
+def class_numbers(
+    head: "Head", logits: "Tensor", protocol: Protocol, threshold: Threshold | None
+) -> NDArray[np.uint16]:
+    """The vocabulary's number of every pixel's class, uint16 (H, W), BACKGROUND where the protocol's rule says so."""
+    import torch
+
+    _, place = logits.max(dim=0)
+    labels = len(protocol.labels)
+    numbers = torch.where(place < labels, place + 1, BACKGROUND)
+    if threshold is not None:
+        score, _ = best_objects(head, logits, protocol)
+        numbers[score < np.float32(threshold.value)] = BACKGROUND
+    return numbers.to(torch.int32).cpu().numpy().astype(np.uint16)

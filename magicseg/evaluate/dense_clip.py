@@ -1,0 +1,90 @@
+"""Dense zero-shot CLIP: the baselines that need no training, and features for a memory bank.
+
+A pixel gets the class whose text its patch is most like. The last layer of the image tower is one of
+`magicseg.model.dense`; prompts and decoder are left out. Where training has left the encoder frozen, this is the CLIP
+that training began with.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor
+
+from magicseg.errors import ConfigError
+from magicseg.model.decoder import upsample_logits
+from magicseg.model.dense import DenseVariant, dense_last_block
+from magicseg.model.open_clip_encoder import OpenClipEncoder
+from magicseg.model.segmenter import Segmenter
+
+RECIPE = 1  # goes up whenever the same image gives other scores
+_MEMORY_BANK_VARIANT: DenseVariant = "clearclip"
+
+
+class DenseClipHead:
+    """Cosines of patches and class texts, times CLIP's own temperature; scores are a softmax over the classes.
+
+    Raises: ConfigError if the model's encoder is no CLIP.
+    """
+
+    def __init__(self, model: Segmenter, weights_digest: str, variant: DenseVariant) -> None:
+        self._features = _dense_features(_clip_of(model, variant), variant)
+        self.name: str = variant
+        self.stride = model.stride
+        self.identity: Mapping[str, Any] = {"weights": weights_digest, "variant": variant, "recipe": RECIPE}
+        self._model = model.eval()
+        self._scale = float(_clip_of(model, variant).clip.get_parameter("logit_scale").detach().exp())
+        self._text: Tensor | None = None
+
+    @torch.inference_mode()
+    def prepare(self, classes: Sequence[Sequence[str]]) -> None:
+        self._text = self._model.encode_classes(classes)
+
+    @torch.inference_mode()
+    def logits(self, crops: Tensor) -> Tensor:
+        assert self._text is not None
+        height, width = crops.shape[-2:]
+        similar = self._scale * self._features(crops.to(self._text.device)) @ self._text.T
+        shape = (len(crops), len(self._text), height // self.stride, width // self.stride)
+        return upsample_logits(similar.float().transpose(1, 2).reshape(shape), (height, width))
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=-3)
+
+
+def bank_features(model: Segmenter) -> tuple[Callable[[Tensor], Tensor], Mapping[str, Any]]:
+    """What a memory bank is made of, uint8 (B, 3, H, W) -> unit patch features (B, h * w, D), and its name.
+
+    A frozen CLIP is read densely and without prompts, so that nothing trained takes part; another encoder as the
+    model itself reads it.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    if isinstance(model.encoder, OpenClipEncoder) and model.settings.encoder.freeze is True:
+        dense = _dense_features(_clip_of(model, _MEMORY_BANK_VARIANT), _MEMORY_BANK_VARIANT)
+        return lambda pixels: dense(pixels.to(device)), {"features": _MEMORY_BANK_VARIANT, "dense_recipe": RECIPE}
+    return lambda pixels: model.encode_images(pixels.to(device))[1], {"features": "trained"}
+
+
+def _clip_of(model: Segmenter, variant: str) -> OpenClipEncoder:
+    if not isinstance(model.encoder, OpenClipEncoder):
+        raise ConfigError(
+            f"the baseline {variant} needs a CLIP, and this model's encoder is {model.settings.encoder.name!r}",
+            hint="leave it out, or train with train.encoder.name=open-clip",
+        )
+    if not isinstance(model.encoder.blocks[-1], ResidualAttentionBlock):
+        raise ConfigError(f"the baseline {variant} does not know this CLIP's kind of attention", hint="leave it out")
+    return model.encoder
+
+
+def _dense_features(encoder: OpenClipEncoder, variant: DenseVariant) -> Callable[[Tensor], Tensor]:
+    def features(images: Tensor) -> Tensor:
+        tokens = encoder.embed(images)
+        for layer in range(encoder.layers - 1):
+            tokens = encoder.block(layer, tokens)
+        tokens = encoder.head(dense_last_block(encoder.blocks[-1], tokens, variant))
+        return F.normalize(tokens[:, 1:], dim=-1)
+
+    return features

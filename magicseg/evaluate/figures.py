@@ -1,0 +1,172 @@
+"""Figures of a benchmark's results, as PNG files: confusion matrix, classes with intervals, best and worst images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicseg.errors import BackendError
+from magicseg.evaluate.deciding import Threshold, class_numbers, image_logits
+from magicseg.evaluate.protocol import Protocol
+from magicseg.evaluate.truth import DataSet, open_data_set
+from magicseg.labels import BACKGROUND, IGNORE
+from magicseg.mask.colours import css_colour, overlay
+from magicseg.run.files import storage_errors
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from magicseg.evaluate.heads import Head
+
+EXAMPLES = 4
+_BARS = 60  # classes in a column
+_NAMED = 8  # classes in a picture's legend
+_DPI = 110
+
+
+def write_charts(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """``confusion.png`` and ``classes.png`` of the content of a ``results.json``. No model is needed.
+
+    Raises: BackendError without matplotlib, StoreError.
+    """
+    title = f"{results['head']} on {results['benchmark']}, {results['images']} images"
+    figures = {
+        "confusion.png": _confusion(np.array(results["confusion"]), list(results["iou"]), title),
+        "classes.png": _classes(results, title),
+    }
+    return [_save(figure, folder / name) for name, figure in figures.items()]
+
+
+def write_examples(
+    head: "Head",
+    protocol: Protocol,
+    data_dir: Path,
+    results: Mapping[str, Any],
+    folder: Path,
+    *,
+    count: int = EXAMPLES,
+) -> list[Path]:
+    """``best.png`` and ``worst.png``: image, ground truth and prediction of the best and the worst images.
+
+    The predictions are made again: the head must be the one of the results.
+    Raises: DataError, BackendError, StoreError.
+    """
+    import torch
+
+    data = open_data_set(protocol, data_dir)
+    known = results["threshold"]
+    threshold = None if known is None else Threshold(value=known["value"], origin=known["origin"])
+    head.prepare(protocol.queries)
+    written = []
+    with torch.inference_mode():
+        for name in ("best", "worst"):
+            rows = [(item, *_example(head, data, item["image"], threshold)) for item in results[name][:count]]
+            if rows:
+                title = f"{results['head']} on {results['benchmark']}: {name} images by their own mean IoU"
+                written.append(_save(_pictures(rows, protocol, title), folder / f"{name}.png"))
+    return written
+
+
+def _example(
+    head: "Head", data: DataSet, name: str, threshold: Threshold | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]:
+    """Image, ground truth and prediction, ignored pixels as IGNORE in both."""
+    image, truth = data.pair(name)
+    logits = image_logits(head, image, data.protocol, name)
+    numbers = class_numbers(head, logits, data.protocol, threshold)
+    ignored = truth == data.protocol.ignore_value
+    return image, np.where(ignored, IGNORE, truth).astype(np.uint16), numbers
+
+
+def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str) -> "Figure":
+    """Rows are shares of a class's ground truth, so that rare classes show as well as common ones."""
+    count = len(names)
+    side = max(5.0, 2.5 + 0.13 * count)
+    figure = _figure(side + 1.2, side)
+    axes = figure.add_subplot()
+    sums = matrix.sum(axis=1, keepdims=True)
+    shares = np.divide(matrix, sums, out=np.full(matrix.shape, np.nan), where=sums > 0)
+    shown = axes.imshow(shares, cmap="viridis", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_facecolor("lightgrey")
+    font = 9 if count <= 30 else 7
+    axes.set_xticks(range(count), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(count), names, fontsize=font)
+    axes.set_title(f"{title}\nrows: ground truth (grey: none), as shares of it; columns: predicted", fontsize=11)
+    figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
+    return figure
+
+
+def _classes(results: Mapping[str, Any], title: str) -> "Figure":
+    """IoU by class, best first, with intervals; classes without pixels are named, not drawn as 0."""
+    iou, spread = results["iou"], results["iou_interval"]
+    known = sorted((name for name in iou if iou[name] is not None), key=lambda name: (-iou[name], name))
+    columns = [known[start : start + _BARS] for start in range(0, len(known), _BARS)] or [[]]
+    longest = max((len(name) for name in known), default=1)
+    height = 1.6 + 0.19 * max(map(len, columns))
+    figure = _figure(len(columns) * (3.6 + 0.07 * longest), max(3.0, height))
+    for axes, names in zip(figure.subplots(1, len(columns), squeeze=False)[0], columns, strict=True):
+        values = np.array([iou[name] for name in names], float)
+        ends = np.array([spread[name] or (iou[name], iou[name]) for name in names], float).reshape(-1, 2)
+        errors = np.clip(np.stack([values - ends[:, 0], ends[:, 1] - values]), 0, None)
+        places = np.arange(len(names))
+        axes.barh(places, values * 100, xerr=errors * 100, color="#4878a8", ecolor="#222222", capsize=1.5)
+        axes.set_yticks(places, names, fontsize=8)
+        axes.set_ylim(max(1, len(columns[0])) - 0.5, -0.5)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("IoU, %")
+        axes.grid(axis="x", alpha=0.3)
+    missing = [name for name in iou if iou[name] is None]
+    mean = "-" if results["miou"] is None else f"{100 * results['miou']:.1f}"
+    left_out = f"; {len(missing)} classes without pixels" if missing else ""
+    figure.suptitle(f"{title}\nmean IoU {mean} %, 95 % intervals over images{left_out}", fontsize=11)
+    return figure
+
+
+def _pictures(
+    rows: Sequence[tuple[Mapping[str, Any], NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]],
+    protocol: Protocol,
+    title: str,
+) -> "Figure":
+    from matplotlib.patches import Patch
+
+    figure = _figure(13.5, 0.6 + 3.3 * len(rows))
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    names = {label.id: protocol.spelling.get(label.name, label.name) for label in protocol.labels.labels}
+    for axes, (item, image, truth, predicted) in zip(grid, rows, strict=True):
+        shown = {"image": image, "ground truth": overlay(image, truth), "prediction": overlay(image, predicted)}
+        for place, (what, picture) in zip(axes, shown.items(), strict=True):
+            place.imshow(picture, interpolation="nearest")
+            place.set_axis_off()
+            place.set_title(f"{item['image']}: {100 * item['miou']:.1f} %" if what == "image" else what, fontsize=9)
+        for place, numbers in zip(axes[1:], (truth, predicted), strict=True):
+            values, sizes = np.unique(numbers, return_counts=True)
+            order = [
+                int(value) for value in values[np.argsort(-sizes, kind="stable")] if value not in (BACKGROUND, IGNORE)
+            ]
+            patches = [Patch(color=css_colour(value), label=names[value]) for value in order[:_NAMED]]
+            if len(order) > _NAMED:
+                patches.append(Patch(color="none", label=f"and {len(order) - _NAMED} more"))
+            if patches:
+                place.legend(handles=patches, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _figure(width: float, height: float) -> "Figure":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendError(
+            f"figures need matplotlib: {error}", hint="install the model libraries: pip install 'magicseg[models]'"
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: "Figure", path: Path) -> Path:
+    """PNG without date or versions in it: the same results give the same bytes."""
+    with storage_errors(path, "free some space, then evaluate again"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
+    return path

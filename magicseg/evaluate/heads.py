@@ -1,0 +1,55 @@
+"""What a benchmark scores: anything that gives every pixel one score per class name.
+
+Trained segmenters, dense zero-shot CLIP and memory banks follow this one protocol; the benchmark's driver knows
+nothing else of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Head(Protocol):
+    """A scorer of pixels.
+
+    ``prepare`` comes first, with the classes of the benchmark; then ``logits`` for the crops of every image.
+    Both are pure: the same crops in the same batch give the same bits.
+    """
+
+    @property
+    def name(self) -> str:
+        """Names the head's results: a file name, such as "model" or "maskclip"."""
+        ...
+
+    @property
+    def stride(self) -> int:
+        """Sides of crops are multiples of this, pixels."""
+        ...
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What decides the scores, as JSON values: digests of weights, settings. Kept in results; a result
+        whose head has another identity is stale.
+        """
+        ...
+
+    def prepare(self, classes: Sequence[Sequence[str]]) -> None:
+        """Set the K queries. Each is the names of one class, its own first, synonyms after."""
+        ...
+
+    def logits(self, crops: "Tensor") -> "Tensor":
+        """Raw scores, which the sliding window averages.
+
+        Args: crops: uint8 (B, 3, h, w), RGB, on the CPU; h and w are multiples of ``stride``.
+        Returns: float32 (B, K, h, w), on any device.
+        """
+        ...
+
+    def scores(self, logits: "Tensor") -> "Tensor":
+        """Raw scores (..., K, H, W) to [0, 1], same shape: a sigmoid, or a softmax over K.
+
+        What the background threshold is compared with. Monotone in each pixel's order of classes.
+        """
+        ...

@@ -1,0 +1,132 @@
+"""A benchmark's work in committed pieces: a fixed number of images each, one file each, whole or not at all."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from magicseg.evaluate.counts import ImageResult, tabulate
+from magicseg.evaluate.intervals import ImageCounts
+from magicseg.evaluate.metrics import Confusion
+from magicseg.run.files import write_atomic
+
+PART = 16
+"""Images in a part. Whoever stops loses less than one part per process."""
+
+_COUNTS = tuple(item.name for item in fields(ImageCounts))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """Results of some images, in the order of ``names``.
+
+    ``content``: SHA-256 of each image's pixels and ground truth as they were read. ``seconds``: time of the work.
+    """
+
+    identity: str
+    names: tuple[str, ...]
+    content: tuple[str, ...]
+    confusion: Confusion
+    counts: ImageCounts
+    seconds: float
+
+    @classmethod
+    def of(
+        cls,
+        images: Sequence[ImageResult],
+        *,
+        identity: str,
+        names: Sequence[str],
+        content: Sequence[str],
+        classes: int,
+        seconds: float,
+    ) -> "Part":
+        """The part of these images' results."""
+        confusion, counts = tabulate(images, classes)
+        return cls(
+            identity=identity,
+            names=tuple(names),
+            content=tuple(content),
+            confusion=confusion,
+            counts=counts,
+            seconds=seconds,
+        )
+
+
+def cut(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The parts of a list of images, by the list alone."""
+    return [tuple(names[start : start + PART]) for start in range(0, len(names), PART)]
+
+
+def evenly(names: Sequence[str], limit: int | None) -> tuple[str, ...]:
+    """At most ``limit`` of the names, spread evenly over the list, the same ones always."""
+    if limit is None or limit >= len(names):
+        return tuple(names)
+    return tuple(names[number * len(names) // limit] for number in range(limit))
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """The file of a part."""
+    return folder / f"part-{number:05}.npz"
+
+
+def write_part(path: Path, part: Part) -> None:
+    """Commit a part: the whole file or nothing. Counts are kept where an image has any, class by class."""
+    tables = np.stack([getattr(part.counts, name) for name in _COUNTS])
+    image, number = np.nonzero(tables.any(axis=0))
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        identity=np.array(part.identity),
+        names=np.array(part.names),
+        content=np.array(part.content),
+        confusion=part.confusion,
+        image=image.astype(np.int32),
+        number=number.astype(np.int32),
+        values=tables[:, image, number],
+        seconds=np.array(part.seconds),
+    )
+    write_atomic(path, buffer.getvalue())
+
+
+def read_part(path: Path, *, identity: str, names: Sequence[str], classes: int) -> Part | None:
+    """The committed part, or None where there is none, or it is damaged, or of other settings, data or images."""
+    try:
+        content_bytes = path.read_bytes()
+        with zipfile.ZipFile(io.BytesIO(content_bytes)) as packed:
+            if packed.testzip() is not None:  # checksums first: NumPy parses what it is given
+                return None
+        with np.load(io.BytesIO(content_bytes), allow_pickle=False) as stored:
+            values = dict(stored)
+        if str(values["identity"]) != identity or tuple(values["names"].tolist()) != tuple(names):
+            return None
+        tables = np.zeros((len(_COUNTS), len(names), classes), np.int64)
+        tables[:, values["image"], values["number"]] = values["values"]
+        confusion = np.asarray(values["confusion"], np.int64).reshape(classes, classes)
+        content = tuple(str(item) for item in values["content"].tolist())
+        seconds = float(values["seconds"].item())
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error):
+        return None  # damaged: made again
+    if (tables[1].sum(axis=0) != confusion.sum(axis=1)).any() or len(content) != len(names):
+        return None
+    return Part(
+        identity=identity,
+        names=tuple(names),
+        content=content,
+        confusion=confusion,
+        counts=ImageCounts(*tables),
+        seconds=seconds,
+    )
+
+
+def join(parts: Sequence[Part]) -> tuple[Confusion, ImageCounts]:
+    """All parts together, in their order."""
+    confusion = np.sum([part.confusion for part in parts], axis=0)
+    return confusion, ImageCounts(*(np.concatenate([getattr(p.counts, name) for p in parts]) for name in _COUNTS))

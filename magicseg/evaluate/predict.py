@@ -1,0 +1,136 @@
+"""``magicseg predict``: a trained model on pictures of one's own, see `magicseg.mask.labelling` for what it leaves.
+
+The record is OUT/predictions.jsonl; a picture's line has its size and, by label, how many pixels it covers, which
+share of the picture that is, and the mean score there.
+"""
+
+import glob
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from magicseg.backends import ClassMap, Image
+from magicseg.errors import BackendError, DataError
+from magicseg.labels import Vocabulary
+from magicseg.mask.labelling import LabelledPicture, Labeller, label_pictures
+from magicseg.mask.pictures import ENDINGS, photographs_in
+from magicseg.model.card import read_card
+
+RECORD = "predictions.jsonl"
+RECIPE = 1  # goes up whenever the same picture gives a model other pixels
+
+
+def pictures_of(paths: Sequence[str], out: Path, *, lines: Iterable[str] = ()) -> dict[str, Path]:
+    """The pictures that are meant, by the names that their results get in OUT.
+
+    Args: paths: files; folders, whose pictures at any depth keep their relative names; patterns such as
+    ``"photos/*.jpg"``; or ``-`` for one path a line in ``lines``.
+    Raises: DataError for what is not there, or two pictures of one name.
+    """
+    found: dict[str, Path] = {}
+
+    def add(name: str, path: Path) -> None:
+        if found.setdefault(name, path).resolve() != path.resolve():
+            raise DataError(
+                f"{path} and {found[name]} would have the same name in {out}: {name}",
+                hint="give the folder that holds both, or call the command once for each with another --out",
+            )
+
+    for text in paths:
+        if text == "-":
+            asked = [line.rstrip("\n") for line in lines if line.strip()]
+            if not asked:
+                raise DataError(
+                    "standard input names no pictures", hint="one path a line: find . -name '*.jpg' | ..."
+                )
+        else:
+            asked = [text]
+        for one in asked:
+            path = Path(one)
+            if path.is_dir():
+                for name in photographs_in(path, out):
+                    add(name, path / name)
+            elif path.exists():
+                add(path.name, path)
+            else:
+                matches = sorted(Path(match) for match in glob.glob(one, recursive=True))
+                pictures = [match for match in matches if match.suffix.lower() in ENDINGS and match.is_file()]
+                if not pictures:
+                    raise DataError(f"{one}: there is no such picture or folder, and no pictures match it")
+                for match in pictures:
+                    add(match.name, match)
+    return found
+
+
+def predict_pictures(
+    pictures: Mapping[str, Path],
+    model_path: Path,
+    vocabulary: Vocabulary,
+    out: Path,
+    *,
+    threshold: float,
+    window: int | None,
+    report: Callable[[LabelledPicture], None] = lambda done: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[LabelledPicture]:
+    """Label every picture with a trained model.
+
+    Args: model_path: a model's folder, or a run with a trained model. threshold: pixels whose best label scores less
+    are background. window: side of the sliding window, pixels; None: the whole picture at once.
+    Raises: DataError if OUT holds predictions of another model, other labels or settings; StoreError; BackendError
+    without torch.
+    """
+    try:
+        from magicseg.model.open_vocabulary import load_model, model_folder
+    except ImportError as error:
+        raise BackendError(
+            f"predictions need torch: {error}", hint="install the model libraries: pip install 'magicseg[models]'"
+        ) from error
+    card = read_card(model_folder(model_path))
+
+    def make_labeller() -> Labeller:
+        model = load_model(model_path)
+
+        def label(image: Image) -> tuple[ClassMap, Mapping[str, Any]]:
+            found = model.segment(image, vocabulary.names, threshold=threshold, window=window)
+            mask = found.labels.astype(np.uint16)
+            return mask, {
+                "width": image.shape[1],
+                "height": image.shape[0],
+                "areas": _areas(mask, found.scores, vocabulary),
+            }
+
+        return label
+
+    return label_pictures(
+        pictures,
+        out,
+        RECORD,
+        {
+            "labels": {str(label.id): label.name for label in vocabulary.labels},
+            "weights": card["weights_digest"],
+            "threshold": threshold,
+            "window": window,
+            "recipe": RECIPE,
+        },
+        make_labeller,
+        classes=len(vocabulary),
+        report=report,
+        should_stop=should_stop,
+    )
+
+
+def _areas(mask: ClassMap, scores: Any, vocabulary: Vocabulary) -> dict[str, dict[str, float]]:
+    areas = {}
+    for label in vocabulary.labels:
+        where = mask == label.id
+        count = int(where.sum())
+        if count:
+            areas[label.name] = {
+                "pixels": count,
+                "share": round(count / mask.size, 6),
+                "mean_score": round(float(scores[label.id - 1][where].mean()), 4),
+            }
+    return areas

@@ -1,0 +1,263 @@
+"""A model on all the benchmarks that are asked for, with its baselines: resumable, shared out over processes.
+
+    suite = Suite.of(Target.of(Path("runs/first")), settings)
+    for results in suite.evaluate(): ...
+
+Files: RESULTS/BENCHMARK.json, the model's results with the baselines' in them, when all of them are done;
+RESULTS/BENCHMARK/HEAD/ has the parts and each head's own results, see `magicseg.evaluate.benchmark`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from magicseg.errors import BackendError, ConfigError
+from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
+from magicseg.evaluate.deciding import Threshold
+from magicseg.evaluate.protocol import load_protocol
+from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
+from magicseg.evaluate.target import Target
+from magicseg.evaluate.truth import DataSet, data_folder, open_data_set
+from magicseg.run.files import storage_errors, to_json, write_atomic
+
+if TYPE_CHECKING:
+    from magicseg.evaluate.heads import Head
+    from magicseg.model.segmenter import Segmenter
+
+Report = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, and how many of how many images of this process's share are."""
+
+_OF_BOTH = ("baselines", "bank_samples", "bank_prototypes")
+_OF_MINIATURE = (*_OF_BOTH, "scenes", "max_objects", "batch_size", "threshold")
+_OF_BENCHMARKS = (*_OF_BOTH, "limit", "background", "sweep_images")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """``data``: the data sets of all benchmarks but the miniature, in their order; none of their files is missing."""
+
+    target: Target
+    settings: EvaluateSettings
+    data: tuple[DataSet, ...]
+    device: str
+
+    @classmethod
+    def of(cls, target: Target, settings: EvaluateSettings, *, device: str = "cpu") -> "Suite":
+        """Open all that is needed, before any model is loaded.
+
+        Raises: ConfigError for an unknown benchmark or data that are not named; DataError for what they lack.
+        """
+        data = []
+        for name in dict.fromkeys(settings.benchmarks):
+            if name == MINIATURE:
+                if target.run is None:
+                    raise ConfigError(
+                        f"{target.path}: the benchmark {MINIATURE} is of a run's own vocabulary, and this is a model",
+                        hint="magicseg evaluate RUN, or --benchmark NAME --data DIR",
+                    )
+                continue
+            protocol = load_protocol(name)
+            if settings.background is not None and protocol.counts_background:
+                protocol = protocol.with_background(settings.background)
+            if settings.data is None:
+                raise ConfigError(f"{name}: where are its data?", hint=f"--data DIR; {protocol.origin}")
+            data.append(open_data_set(protocol, data_folder(protocol, Path(settings.data))))
+        return cls(target, settings, tuple(data), device)
+
+    def evaluate(
+        self,
+        *,
+        part: tuple[int, int] = (0, 1),
+        report: Report = lambda text: None,
+        progress: Progress = lambda title, done, total: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> Iterator[dict[str, Any]]:
+        """Do what is not done of this process's share, and give the results of each benchmark that is whole then.
+
+        Args: part: (index, count): the share. report: told what was chosen, such as thresholds. stop: asked before
+            every image.
+        Raises: what `evaluate_benchmark` and `sweep_threshold` raise; BackendError without torch.
+        """
+        if MINIATURE in self.settings.benchmarks and part[0] == 0 and not stop():
+            yield self._miniature()
+        for data in self.data:
+            if stop():
+                return
+            outcomes = [
+                self._scored(head, data, part=part, report=report, progress=progress, stop=stop)
+                for head in self._heads
+                if not stop()
+            ]
+            if len(outcomes) == len(self._heads) and all(outcome.results is not None for outcome in outcomes):
+                yield self._joined(data, [outcome.results for outcome in outcomes if outcome.results])
+
+    def path_of(self, benchmark: str) -> Path:
+        """The file of a benchmark's results."""
+        limit = "" if self.settings.limit is None or benchmark == MINIATURE else f"-limit-{self.settings.limit}"
+        return self.target.results / f"{benchmark}{limit}.json"
+
+    @cached_property
+    def _model_and_heads(self) -> "tuple[Segmenter, list[Head]]":
+        try:
+            from magicseg.evaluate.baselines import heads_of
+        except ImportError as error:
+            raise BackendError(
+                f"evaluation needs torch: {error}",
+                hint="install the model libraries: pip install 'magicseg[models]'",
+            ) from error
+        with storage_errors(self.target.results, "free some space, then evaluate again"):
+            return heads_of(self.target, self.settings, device=self.device)
+
+    @property
+    def _heads(self) -> "list[Head]":
+        return self._model_and_heads[1]
+
+    def _provenance(self, settings: Sequence[str]) -> dict[str, Any]:
+        used = self.settings.model_dump(mode="json", include=set(settings))
+        plain: dict[str, Any] = json.loads(to_json({**self.target.provenance, "evaluate": used}))
+        return plain
+
+    def _miniature(self) -> dict[str, Any]:
+        """Results of the very same model under the very same settings are not computed again."""
+        run = self.target.run
+        assert run is not None
+        path = self.path_of(MINIATURE)
+        known = _read(path)
+        provenance = self._provenance(_OF_MINIATURE)
+        if known is not None and known.get("provenance") == provenance:
+            return known
+        model, heads = self._model_and_heads
+        from magicseg.evaluate.heldout import evaluate_heldout
+
+        scores = evaluate_heldout(
+            model,
+            run.vocabulary,
+            self.settings,
+            image_size=run.config.generate.size,
+            seed=run.config.seed,
+            model_seed=run.config.seed,
+            baselines=heads[1:],
+        )
+        results = {
+            "benchmark": MINIATURE,
+            "images": self.settings.scenes,
+            "classes": ["background", *run.vocabulary.names],
+            **scores,
+            "provenance": provenance,
+        }
+        self._write(path, results)
+        return results
+
+    def _scored(
+        self,
+        head: "Head",
+        data: DataSet,
+        *,
+        part: tuple[int, int],
+        report: Report,
+        progress: Progress,
+        stop: Callable[[], bool],
+    ) -> Outcome:
+        title = f"{data.protocol.name}, {head.name}"
+        outcome = evaluate_benchmark(
+            head,
+            data.protocol,
+            data.folder,
+            self.target.results,
+            threshold=self._threshold(head, data, report=report, progress=progress),
+            limit=self.settings.limit,
+            part=part,
+            provenance=self._provenance(_OF_BENCHMARKS),
+            progress=lambda done, total: progress(title, done, total),
+            stop=stop,
+        )
+        lacking: Sequence[str] = getattr(head, "lacking", ())
+        if lacking and outcome.results is not None:
+            report(f"{title}: nothing known of {', '.join(lacking)}: never predicted")
+        return outcome
+
+    def _threshold(self, head: "Head", data: DataSet, *, report: Report, progress: Progress) -> Threshold | None:
+        """Swept on the benchmark's other split, once; the protocol's own where that is not there."""
+        protocol = data.protocol
+        if protocol.background.rule != "threshold":
+            return None
+        own = Threshold(value=protocol.background.threshold, origin="default")
+        title = f"{protocol.name}, {head.name}"
+        if not self.settings.sweep_images or protocol.tuning_split is None:
+            report(f"{title}: background below {own.value:g}, the protocol's threshold")
+            return own
+        from magicseg.evaluate.sweep import has_tuning_split, sweep_threshold
+
+        if not has_tuning_split(protocol, data.folder):
+            report(
+                f"{title}: background below {own.value:g}, the protocol's threshold: its split "
+                f"{protocol.tuning_split!r}, to choose another on, is not in {data.folder}"
+            )
+            return own
+        tuning = open_data_set(protocol.for_split(protocol.tuning_split), data.folder)
+        identity = hashlib.sha256(
+            to_json(
+                {
+                    "head": {"name": head.name, **head.identity},
+                    "protocol": protocol.digest(),
+                    "data": tuning.digest(),
+                    "images": self.settings.sweep_images,
+                }
+            )
+        ).hexdigest()
+        path = results_folder(self.target.results, protocol, head.name) / "threshold.json"
+        known = _read(path)
+        if known is not None and known.get("identity") == identity:
+            chosen = Threshold(value=known["value"], origin="swept", details=known["details"])
+        else:
+            chosen = sweep_threshold(
+                head,
+                protocol,
+                data.folder,
+                limit=self.settings.sweep_images,
+                progress=lambda done, total: progress(f"{title}, threshold", done, total),
+            )
+            self._write(path, {"identity": identity, "value": chosen.value, "details": dict(chosen.details)})
+        report(
+            f"{title}: background below {chosen.value:g}, chosen on {chosen.details['images']} images of the split "
+            f"{chosen.details['split']!r}"
+        )
+        return chosen
+
+    def _joined(self, data: DataSet, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        model, *baselines = results
+        joined = {**model, "baselines": {each["head"]: each for each in baselines}}
+        path = self.path_of(data.protocol.name)
+        if _read(path) != joined:
+            self._write(path, joined)
+            self._draw(data, results)
+        return joined
+
+    def _draw(self, data: DataSet, results: Sequence[dict[str, Any]]) -> None:
+        """Charts of every head, and the model's best and worst images."""
+        from magicseg.evaluate.figures import write_charts, write_examples
+
+        for head, each in zip(self._heads, results, strict=True):
+            limit = self.settings.limit if each["images"] < each["images_in_data_set"] else None
+            folder = results_folder(self.target.results, data.protocol, each["head"], limit=limit)
+            write_charts(each, folder)
+            if head is self._heads[0]:
+                write_examples(head, data.protocol, data.folder, each, folder)
+
+    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+        with storage_errors(path, "free some space, then evaluate again"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

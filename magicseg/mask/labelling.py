@@ -1,0 +1,183 @@
+"""Picture after picture gets a class map, whoever makes it; what is done is written down, and not done again.
+
+OUT/FILE.png            class ids per pixel, with a palette (more than 254 classes: 16 bits); the ignore index is 255
+OUT/overlays/FILE.jpg   the class map over the picture
+OUT/RECORD.jsonl        first all that decides a class map; then one line per picture: its SHA-256, and what was
+                        found, or why nothing
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import UnidentifiedImageError
+
+from magicseg.backends import ClassMap, Image, Rejection
+from magicseg.errors import DataError, MagicsegError
+from magicseg.mask.pictures import class_png, overlay_jpeg, read_pixels
+from magicseg.run.files import storage_errors, write_atomic
+from magicseg.run.fingerprint import changed_keys
+
+Labeller = Callable[[Image], tuple[ClassMap, Mapping[str, Any]] | Rejection]
+"""A picture, uint8 (H, W, 3), to its class map and what there is to tell of it; or why it has none."""
+
+_NO_FILES = (None, None)
+
+
+@dataclass(frozen=True)
+class LabelledPicture:
+    """What became of a picture: its name, whether it has a class map now, and what was told of it."""
+
+    name: str
+    labelled: bool
+    entry: Mapping[str, Any]
+
+
+def label_pictures(
+    pictures: Mapping[str, Path],
+    out: Path,
+    record: str,
+    head: Mapping[str, Any],
+    make_labeller: Callable[[], Labeller],
+    *,
+    classes: int,
+    report: Callable[[LabelledPicture], None] = lambda done: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[LabelledPicture]:
+    """Label every picture whose content OUT has no line for; a line is written after its files.
+
+    Args: pictures: files by their names in OUT. record: the name of the record. head: all that decides a class map,
+    as plain data. make_labeller: called once, if anything is to be done. classes: the greatest id.
+    Returns: what became of all of them, now or in earlier calls, as far as it got.
+    Raises: DataError if OUT holds class maps of another head; StoreError; what a labeller raises of its own.
+    """
+    found: list[LabelledPicture] = []
+    with storage_errors(out, "choose a folder with free space that you can write to: --out FOLDER"):
+        before = _read_record(out / record, head)
+        labeller = None
+        for name, path in pictures.items():
+            if should_stop():
+                break
+            content, digest = _content(path)
+            if digest and name in before and before[name].entry.get("sha256") == digest:
+                found.append(before[name])
+                continue
+            labeller = labeller or make_labeller()
+            files, entry = _one(content, labeller, classes)
+            for target, file in zip((out / f"{name}.png", out / "overlays" / f"{name}.jpg"), files, strict=True):
+                if file is None:
+                    target.unlink(missing_ok=True)  # of a picture that was replaced
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    write_atomic(target, file)
+            done = LabelledPicture(name, entry["status"] == "kept", {**entry, "sha256": digest})
+            # Names that are no text, too: ASCII with escapes gives them back.
+            _append(out / record, json.dumps({"image": name, **done.entry}).encode())
+            found.append(done)
+            report(done)
+    return found
+
+
+def _content(path: Path) -> tuple[bytes | OSError, str | None]:
+    """A file's content, or why there is none, and its SHA-256."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return error, None
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def _one(
+    content: bytes | OSError, labeller: Labeller, classes: int
+) -> tuple[tuple[bytes | None, bytes | None], dict[str, Any]]:
+    """A picture's class map and overlay as files, if it gets them; and what to write down of it."""
+    try:
+        if isinstance(content, OSError):
+            raise content
+        image = read_pixels(content)
+    except UnidentifiedImageError:  # whose text names an object
+        return _NO_FILES, _failure("unreadable", "no image of a known format")
+    except Exception as error:  # parsers of damaged files raise whatever they like
+        return _NO_FILES, _failure("unreadable", _told(error))
+    try:
+        answer = labeller(image)
+        if isinstance(answer, Rejection):
+            return _NO_FILES, {"status": "dropped", "reason": answer.reason, "detail": answer.detail}
+        mask, told = answer
+        files = class_png(mask, classes), overlay_jpeg(image, mask)
+    except Exception as error:  # foreign code: what it raises of one picture is written down
+        if _lacks_memory(error):
+            return _NO_FILES, _failure("out-of-memory", _told(error))
+        if isinstance(error, MagicsegError):
+            raise
+        return _NO_FILES, _failure("error", _told(error))
+    return files, {"status": "kept", **told}
+
+
+def _failure(reason: str, detail: str) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, "detail": detail}
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".removesuffix(": ")[:500]
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether a picture was too large. Such errors of models are known where torch is: it is not imported here."""
+    devices = sys.modules.get("magicseg.devices")
+    if devices is None or isinstance(error, MemoryError):
+        return isinstance(error, MemoryError)
+    if isinstance(error, MagicsegError):
+        return isinstance(error, devices.OutOfMemory)
+    return bool(devices.is_out_of_memory(error))
+
+
+def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledPicture]:
+    """What earlier calls have done; a first line is written if there were none."""
+    lines = list(_lines(path))
+    if not lines:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(head) + "\n").encode())
+        return {}
+    differing = changed_keys(_flat(lines[0]), _flat(head))
+    if differing:
+        raise DataError(
+            f"{path}: its masks are of other labels or settings: {'; '.join(differing[:5])}",
+            hint="choose another folder: --out FOLDER",
+        )
+    if not path.read_bytes().endswith(b"\n"):
+        _append(path, b"")  # what comes next must not join a line that was cut off
+    found: dict[str, LabelledPicture] = {}
+    for line in lines[1:]:
+        name, status = str(line.pop("image", "")), line.get("status")
+        if status == "failed":
+            found.pop(name, None)
+        else:
+            found[name] = LabelledPicture(name, status == "kept", line)
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(FileNotFoundError):
+        for text in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):  # one that was being written when the command was killed
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    yield line
+
+
+def _append(path: Path, line: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(line + b"\n")

@@ -1,0 +1,50 @@
+"""Dense features of a CLIP that was trained for whole images: what its last layer is made to do instead.
+
+A class token of CLIP answers for the image; its patch tokens were never trained to answer for their patches, and the
+last layer's attention mixes them freely. Three published remedies need no training, only another last layer:
+
+    maskclip    attention to oneself alone: the values, projected (Zhou, Loy and Dai, ECCV 2022, arXiv 2112.01071)
+    sclip       softmax(q q') + softmax(k k') instead of softmax(q k') (Wang, Mei and Yuille, ECCV 2024,
+                arXiv 2312.01597)
+    clearclip   softmax(q q'), and neither the residual nor the MLP (Lan et al., ECCV 2024, arXiv 2407.12442)
+
+Scores are divided by the square root of a head's width as in the layer itself. In the first two the residual and the
+MLP stay.
+"""
+
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DenseVariant = Literal["maskclip", "sclip", "clearclip"]
+DENSE_VARIANTS: tuple[DenseVariant, ...] = get_args(DenseVariant)
+
+
+def dense_last_block(block: nn.Module, tokens: Tensor, variant: DenseVariant) -> Tensor:
+    """An open_clip ``ResidualAttentionBlock`` with other attention: float (B, N, C) -> the same shape."""
+    mixed: Tensor = block.get_submodule("ls_1")(_attention(block, tokens, variant))
+    if variant == "clearclip":
+        return mixed
+    tokens = tokens + mixed
+    mlp, norm, scale = (block.get_submodule(name) for name in ("mlp", "ln_2", "ls_2"))
+    changed: Tensor = tokens + scale(mlp(norm(tokens)))
+    return changed
+
+
+def _attention(block: nn.Module, tokens: Tensor, variant: DenseVariant) -> Tensor:
+    attention = block.get_submodule("attn")
+    assert isinstance(attention, nn.MultiheadAttention)
+    batch, count, width = tokens.shape
+    heads = attention.num_heads
+    assert attention.in_proj_weight is not None
+    projected = F.linear(block.get_submodule("ln_1")(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = projected.view(batch, count, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    if variant == "maskclip":
+        mixed = value
+    else:
+        mixed = F.scaled_dot_product_attention(query, query, value)
+        if variant == "sclip":
+            mixed = mixed + F.scaled_dot_product_attention(key, key, value)
+    out: Tensor = attention.out_proj(mixed.transpose(1, 2).reshape(batch, count, width))
+    return out

@@ -1,0 +1,182 @@
+"""A trained model for use: images of any kind and size and a list of names in, label maps and scores out.
+
+model = load_model("runs/first")                    # a run, or a model's folder
+found = model.segment(Image.open("x.jpg"), ["cat", "grass"])
+found.labels == 1                                   # where the cat is; 0: background
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from magicseg.errors import DataError
+from magicseg.evaluate.sliding import slide
+from magicseg.model.segmenter import Segmenter, SegmenterOutput, load_segmenter
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+
+_WINDOWS = 4  # at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """One image's result, at its own size.
+
+    ``labels``: int32 (H, W): 0 where no class reaches the threshold, i where the i-th of the names (from 1) scores
+    highest. ``scores``: float32 (K, H, W), each class's probability by itself (a sigmoid: they need not sum to 1).
+    """
+
+    labels: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
+class OpenVocabularyModel:
+    """A loaded model. ``segmenter`` is the torch module, in inference mode."""
+
+    def __init__(self, segmenter: Segmenter, *, device: str = "cpu") -> None:
+        self.segmenter = segmenter.to(device).eval()
+        self._device = device
+
+    @overload
+    def segment(
+        self,
+        images: "NDArray[np.uint8] | PILImage",
+        labels: Sequence[str],
+        *,
+        threshold: float = ...,
+        window: int | None = ...,
+        stride: int | None = ...,
+        short_side: int | None = ...,
+    ) -> Segmentation: ...
+
+    @overload
+    def segment(
+        self,
+        images: "Sequence[NDArray[np.uint8] | PILImage]",
+        labels: Sequence[str],
+        *,
+        threshold: float = ...,
+        window: int | None = ...,
+        stride: int | None = ...,
+        short_side: int | None = ...,
+    ) -> list[Segmentation]: ...
+
+    def segment(
+        self,
+        images: "NDArray[np.uint8] | PILImage | Sequence[NDArray[np.uint8] | PILImage]",
+        labels: Sequence[str],
+        *,
+        threshold: float = 0.5,
+        window: int | None = None,
+        stride: int | None = None,
+        short_side: int | None = None,
+    ) -> Segmentation | list[Segmentation]:
+        """Segment one image or a sequence of images.
+
+        Args:
+            images: uint8 arrays (H, W, 3), RGB, (H, W, 1) or (H, W), grey, or (H, W, 4), RGBA; or PIL images, which
+                are turned upright if their EXIF data say so. Transparency is laid on white. Sizes may differ.
+            labels: the names to look for, K different ones.
+            threshold: of the scores, below which a pixel is background.
+            window: side of overlapping windows, pixels after resizing; None: the whole image at once.
+            stride: pixels from one window to the next; None: 5/6 of a window.
+            short_side: resize the image so that its shorter side has so many pixels; None: as it is.
+
+        Returns: a `Segmentation`, or a list of them for a sequence.
+        Raises: DataError for images and labels that are none of these.
+        """
+        names = _checked(labels)
+        if window is not None and window < self.segmenter.stride:
+            raise DataError(f"a window of {window} pixels is smaller than a patch of {self.segmenter.stride}")
+        with torch.inference_mode():
+            text = self.segmenter.encode_classes(names)
+            if isinstance(images, np.ndarray | Image.Image):
+                return self._segment(_pixels(images), text, threshold, window, stride, short_side)
+            return [self._segment(_pixels(image), text, threshold, window, stride, short_side) for image in images]
+
+    def _segment(
+        self,
+        image: NDArray[np.uint8],
+        text: Tensor,
+        threshold: float,
+        window: int | None,
+        stride: int | None,
+        short_side: int | None,
+    ) -> Segmentation:
+        def logits(crops: Tensor) -> Tensor:
+            output: SegmenterOutput = self.segmenter(crops.to(self._device), text)
+            return output.logits
+
+        try:
+            whole = slide(
+                logits,
+                image,
+                short_side=short_side,
+                window=window,
+                stride_px=stride or max(1, (window or 0) * 5 // 6),
+                batch_size=_WINDOWS,
+                multiple=self.segmenter.stride,
+            )
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        scores = whole.sigmoid()
+        best, places = scores.max(dim=0)
+        labels = torch.where(best < threshold, 0, places + 1)
+        return Segmentation(labels=labels.cpu().numpy().astype(np.int32), scores=scores.cpu().numpy())
+
+
+def load_model(path: str | Path, *, device: str = "cpu") -> OpenVocabularyModel:
+    """A trained model from its folder, or from the run that it was trained in.
+
+    Args: device: as torch names it: "cpu", "cuda", "cuda:1".
+    Raises: DataError if there is no model, or it is damaged.
+    """
+    return OpenVocabularyModel(load_segmenter(model_folder(Path(path))), device=device)
+
+
+def model_folder(path: Path) -> Path:
+    """Where the model's files lie: the folder itself, or RUN/model of a run."""
+    if not (path / "model.json").exists() and (path / "model" / "model.json").exists():
+        return path / "model"
+    return path
+
+
+def _checked(labels: Sequence[str]) -> list[str]:
+    if isinstance(labels, str):
+        raise DataError(f"labels is the one text {labels!r}, not a list of names", hint=f"[{labels!r}]")
+    names = [name.strip() if isinstance(name, str) else name for name in labels]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"labels must be names, and at least one: got {list(labels)!r}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"labels has {', '.join(map(repr, twice))} more than once")
+    return names
+
+
+def _pixels(image: "NDArray[np.uint8] | PILImage") -> NDArray[np.uint8]:
+    """uint8 (H, W, 3), RGB."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise DataError(f"an image is an array of {image.dtype}, not of uint8 (values 0 to 255)")
+        grey = image.ndim == 3 and image.shape[2] == 1
+        shown = image[..., 0] if grey else image
+        if shown.size == 0 or not (shown.ndim == 2 or (shown.ndim == 3 and shown.shape[2] in {3, 4})):
+            raise DataError(f"an image has the shape {image.shape}, not (H, W, 3), (H, W, 4), (H, W, 1) or (H, W)")
+        image = Image.fromarray(shown)
+    elif isinstance(image, Image.Image):
+        image = ImageOps.exif_transpose(image)
+    else:
+        raise DataError(f"an image is a {type(image).__name__}, not an array or a PIL image")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,76 @@
+"""Text embeddings of a frozen text tower on disk, in the user's cache, so that each set of classes costs once.
+
+A file is named after a digest of all that decides its values: the text tower's weights, the tokenizer, the templates,
+the names, the kind of device and the libraries' versions. It holds the same again in its header, with a digest of the
+tensor's bytes: what does not match is computed anew. Nothing depends on the cache: it can be removed at any time.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from magicseg.run.files import to_json, write_atomic
+
+_FORMAT = 1
+
+
+def text_key(
+    identity: Mapping[str, str], *, templates: Sequence[str], names: Sequence[Sequence[str]], device: torch.device
+) -> dict[str, Any]:
+    """All that decides the embeddings' values. Args: identity: as `Encoder.text_identity` gives it."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "format": _FORMAT,
+        "encoder": dict(identity),
+        "templates": list(templates),
+        "names": [list(each) for each in names],
+        "device": kind,
+        "versions": {name: version(name) for name in ("torch", "open-clip-torch")},
+    }
+
+
+def cached_texts(key: Mapping[str, Any], compute: Callable[[], Tensor], *, folder: Path | None = None) -> Tensor:
+    """What is stored under ``key``, else what ``compute`` gives, which is then stored.
+
+    Args: folder: instead of the user's cache. Returns: float32 (K, D), on the CPU.
+    """
+    folder = folder or default_folder()
+    path = folder / f"{hashlib.sha256(to_json(key)).hexdigest()[:32]}.safetensors"
+    found = _stored(path, key)
+    if found is not None:
+        return found
+    texts = compute().detach().float().cpu().contiguous()
+    header = {"magicseg": json.dumps({"key": key, "digest": _digest(texts)})}
+    with contextlib.suppress(OSError):  # a full or read-only cache costs time alone
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, save({"texts": texts}, metadata=header))
+    return texts
+
+
+def default_folder() -> Path:
+    """``magicseg/texts`` in XDG_CACHE_HOME, else in ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "magicseg", "texts")
+
+
+def _stored(path: Path, key: Mapping[str, Any]) -> Tensor | None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["magicseg"])
+            texts: Tensor = file.get_tensor("texts")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # not there, or damaged: computed anew
+        return None
+    return texts if header == {"key": key, "digest": _digest(texts)} else None
+
+
+def _digest(texts: Tensor) -> str:
+    return hashlib.sha256(texts.numpy().tobytes()).hexdigest()

@@ -1,0 +1,103 @@
+"""A copy of a run's samples on the node's own disk, for training to read from.
+
+    STAGE_TO/magicseg-KEY/              dataset.zarr's layout, with only the shards that hold kept samples
+    STAGE_TO/magicseg-KEY/lock          held by the process that copies; the node's others wait for it
+
+Every process of a training calls `staged`. The first to get the lock copies what is missing, file by file, each
+whole or not at all; the others then find it done. A killed process frees its lock, and the next one goes on. What is
+there in the right size is not copied again, so a finished copy is used by later trainings too.
+"""
+
+import fcntl
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from magicseg.errors import ConfigError, StoreError
+from magicseg.run.files import TEMPORARY, storage_errors
+from magicseg.store.dataset import Dataset
+from magicseg.store.kept import KeptSamples
+
+ARRAYS = ("generate/image", "generate/counterfactual", "mask/mask")
+_UNSET = "free some space, choose another disk, or read from where the data are: train.stage_to: null"
+
+
+def staged(samples: KeptSamples, stage_to: str, *, key: str) -> KeptSamples:
+    """The same samples, read from ``stage_to`` on this node.
+
+    Args: stage_to: a folder, made if it is not there; $VARIABLES are expanded. key: tells data sets apart.
+    Raises: ConfigError for an unset variable; StoreError when there is not enough space, or it cannot be written.
+    """
+    expanded = os.path.expandvars(os.path.expanduser(stage_to))
+    if "$" in expanded:
+        raise ConfigError(
+            f"train.stage_to is {stage_to!r}, but {expanded[expanded.index('$') :]!r} is not set on this node",
+            hint="set it to a folder on the node's own disk, or to null",
+        )
+    folder = Path(expanded).absolute() / f"magicseg-{key[:16]}"
+    sizes = _needed(samples)
+    with storage_errors(folder, _UNSET):
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            missing = {name: size for name, size in sizes.items() if not _is_there(folder / name, size)}
+            _sweep(folder)
+            _check_space(folder, missing)
+            for name, size in missing.items():
+                _copy(samples.path / name, folder / name, size)
+    return replace(samples, path=folder)
+
+
+def _needed(samples: KeptSamples) -> dict[str, int]:
+    """Sizes of the files to copy, by their path inside the store."""
+    store = Dataset(samples.path)
+    names = {"zarr.json", *(f"{array}/zarr.json" for array in ARRAYS)}
+    names |= {f"{array.split('/')[0]}/zarr.json" for array in ARRAYS}
+    for shard in np.unique(samples.indices // samples.shard_size).tolist():
+        names |= {store.shard_file(array, shard) for array in ARRAYS}
+    sizes = {}
+    for name in sorted(names):
+        try:
+            sizes[name] = (samples.path / name).stat().st_size
+        except FileNotFoundError as error:
+            if name.count("/") == 1 and name.endswith("zarr.json"):
+                continue  # a group without a document of its own
+            raise StoreError(
+                f"{samples.path / name}: is missing", hint=f"magicseg verify {samples.path.parent}"
+            ) from error
+    return sizes
+
+
+def _is_there(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left behind; the lock says that nobody is at it."""
+    for orphan in folder.rglob(f"*{TEMPORARY}"):
+        orphan.unlink()
+
+
+def _check_space(folder: Path, missing: dict[str, int]) -> None:
+    needed, free = sum(missing.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise StoreError(
+            f"{folder}: staging the samples needs {_size(needed)} more, but {_size(free)} are free there", hint=_UNSET
+        )
+
+
+def _copy(source: Path, target: Path, size: int) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}{TEMPORARY}")
+    shutil.copyfile(source, temporary)
+    copied = temporary.stat().st_size
+    if copied != size:
+        raise StoreError(f"{source}: {copied} bytes were copied of {size}", hint="is it being written? train again")
+    temporary.replace(target)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,314 @@
+"""Whole evaluations: known answers, resuming, sharing out, damage, and what the results say."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from benchmark_data import ColourHead, make, save_png
+from PIL import Image
+
+from magicseg.errors import ConfigError, DataError
+from magicseg.evaluate.benchmark import evaluate_benchmark, read_results, results_folder
+from magicseg.evaluate.deciding import Threshold
+from magicseg.evaluate.metrics import Scores, confusion_matrix
+from magicseg.evaluate.parts import PART, evenly, read_part
+from magicseg.evaluate.protocol import load_protocol
+from magicseg.evaluate.sliding import slide
+from magicseg.evaluate.truth import open_data_set
+
+EIGHT = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "ade20k", "cityscapes")
+GIVEN = Threshold(value=0.6, origin="given")
+
+
+def small(name):
+    """The protocol at the size of the test's pictures."""
+    return load_protocol(name).model_copy(update={"short_side": 16, "window": 16, "stride": 12})
+
+
+def without_time(results):
+    provenance = {key: value for key, value in results["provenance"].items() if key != "seconds"}
+    return {**results, "provenance": provenance}
+
+
+def part_contents(folder):
+    return {
+        path.name: {key: value.tolist() for key, value in np.load(path).items() if key != "seconds"}
+        for path in sorted(folder.glob("part-*.npz"))
+    }
+
+
+@pytest.fixture
+def voc(tmp_path):
+    make(load_protocol("voc21"), tmp_path / "voc", 2 * PART + 5, noise=60)
+    return tmp_path / "voc"
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_a_head_that_sees_the_classes_colours_is_nearly_perfect_on_every_benchmark(tmp_path, name):
+    protocol = load_protocol(name).model_copy(update={"short_side": None})
+    truths = make(protocol, tmp_path / "data", 3, size=(48, 60))
+    outcome = evaluate_benchmark(ColourHead(), protocol, tmp_path / "data", tmp_path / "out")
+    results = outcome.results
+    assert results["pixels"] == sum(np.count_nonzero(truth != 255) for truth in truths.values())
+    assert results["miou"] > 0.9
+    assert list(results["iou"]) == list(protocol.classes)
+    assert results["images"] == 3
+    assert results["complete"] is False
+    assert (results["threshold"] is None) == (not protocol.counts_background)
+
+
+def test_the_confusion_matrix_is_that_of_sliding_deciding_and_counting_by_hand(voc, tmp_path):
+    protocol, head = small("voc21"), ColourHead()
+    results = evaluate_benchmark(head, protocol, voc, tmp_path / "out", threshold=GIVEN).results
+    data = open_data_set(protocol, voc)
+    total = np.zeros((21, 21), int)
+    for name in data.names:
+        image, truth = data.pair(name)
+        logits = slide(head.logits, image, short_side=16, window=16, stride_px=12, batch_size=4, multiple=head.stride)
+        best, place = logits.max(dim=0)
+        predicted = np.where(best.sigmoid().numpy() < np.float32(0.6), 0, place.numpy() + 1)
+        total += confusion_matrix(truth, predicted, 21, 255)
+    assert results["confusion"] == total.tolist()
+    assert results["miou"] == Scores(total).miou
+    assert 0.1 < results["miou"] < 0.99
+    low, high = results["miou_interval"]
+    assert low < results["miou"] < high
+    assert results["threshold"] == {"value": 0.6, "origin": "given"}
+
+
+def test_neither_processes_nor_their_order_nor_readers_change_anything(voc, tmp_path):
+    protocol = small("voc21")
+    expected = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "one", threshold=GIVEN)
+    plans = {"two": [(1, 2), (0, 2)], "three": [(0, 3), (2, 3), (1, 3)], "five": [(n, 5) for n in (4, 3, 2, 1, 0)]}
+    for name, shares in plans.items():
+        outcomes = [
+            evaluate_benchmark(
+                ColourHead(), protocol, voc, tmp_path / name, threshold=GIVEN, part=share, readers=1 + number
+            )
+            for number, share in enumerate(shares)
+        ]
+        done = [outcome.done for outcome in outcomes]
+        assert done == sorted(done)
+        assert (done[-1], outcomes[-1].parts) == (3, 3)
+        assert outcomes[0].results is None
+        assert without_time(outcomes[-1].results) == without_time(expected.results)
+        assert part_contents(outcomes[-1].folder) == part_contents(expected.folder)
+
+
+SHARE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+from benchmark_data import ColourHead
+from test_benchmark_runs import GIVEN, small
+from magicseg.evaluate.benchmark import evaluate_benchmark
+evaluate_benchmark(
+    ColourHead(), small("voc21"), Path({data!r}), Path({out!r}), threshold=GIVEN, part=(int(sys.argv[1]), 3)
+)
+"""
+
+
+@pytest.mark.slow
+def test_processes_at_the_same_time_give_what_one_gives(voc, tmp_path):
+    expected = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "one", threshold=GIVEN)
+    code = SHARE.format(here=str(Path(__file__).parent), data=str(voc), out=str(tmp_path / "three"))
+    started = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+    outcome = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "three", threshold=GIVEN)
+    assert without_time(outcome.results) == without_time(expected.results)
+    assert part_contents(outcome.folder) == part_contents(expected.folder)
+
+
+@pytest.mark.slow
+def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_does_what(real_data, tmp_path):
+    from magicseg.model.segmenter import build_segmenter
+    from magicseg.model.settings import EncoderSettings, ModelSettings
+
+    encoder = EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16)
+    settings = ModelSettings(encoder=encoder, prompt_tokens=1, decoder_layers=1, decoder_width=16, decoder_heads=2)
+
+    class Random:
+        name, identity = "random", {"seed": 0}
+        model = build_segmenter(settings, seed=0).eval()
+        stride = model.encoder.stride
+
+        def prepare(self, classes):
+            with torch.inference_mode():
+                self.text = self.model.encode_classes([names[0] for names in classes])
+
+        def logits(self, crops):
+            return self.model(crops, self.text).logits
+
+        def scores(self, logits):
+            return logits.sigmoid()
+
+    protocol = load_protocol("voc21").model_copy(update={"short_side": 48, "window": 48, "stride": 32})
+    folder = real_data / "VOCdevkit" / "VOC2012"
+    whole = evaluate_benchmark(Random(), protocol, folder, tmp_path / "whole").results
+    assert (whole["images"], whole["official_images"], whole["complete"]) == (120, 1449, False)
+    for share in ((1, 2), (0, 2)):
+        outcome = evaluate_benchmark(Random(), protocol, folder, tmp_path / "shared", part=share, readers=4)
+    assert without_time(outcome.results) == without_time(whole)
+
+
+def test_what_is_committed_is_not_computed_again(voc, tmp_path):
+    protocol = small("voc21")
+    stopped = ColourHead()
+    seen = []
+
+    def enough():
+        seen.append(1)
+        return len(seen) > PART + 3
+
+    outcome = evaluate_benchmark(stopped, protocol, voc, tmp_path / "out", stop=enough)
+    assert (outcome.done, outcome.results) == (1, None)
+    resumed, calls = ColourHead(), []
+    outcome = evaluate_benchmark(
+        resumed, protocol, voc, tmp_path / "out", progress=lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(number, PART + 5) for number in range(1, PART + 6)]
+    whole = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "whole")
+    assert without_time(outcome.results) == without_time(whole.results)
+    again = ColourHead()
+    assert evaluate_benchmark(again, protocol, voc, tmp_path / "out").results == outcome.results
+    assert again.prepared == 0
+
+
+def test_damaged_parts_are_made_again(voc, tmp_path):
+    protocol = small("voc21")
+    outcome = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+    path = outcome.folder / "part-00001.npz"
+    content = path.read_bytes()
+    for damaged in (b"", content[:100], content[:-50], content[:300] + b"xxxx" + content[304:]):
+        path.write_bytes(damaged)
+        (outcome.folder / "results.json").unlink()
+        head = ColourHead()
+        repaired = evaluate_benchmark(head, protocol, voc, tmp_path / "out")
+        assert head.prepared == 1
+        assert without_time(repaired.results) == without_time(outcome.results)
+
+
+def test_a_part_with_any_damaged_byte_is_no_part_or_the_same(voc, tmp_path):
+    protocol = small("voc21")
+    outcome = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+    path = outcome.folder / "part-00002.npz"
+    names = evenly(open_data_set(protocol, voc).names, None)[2 * PART :]
+    identity = outcome.results["provenance"]["identity"]
+    content = path.read_bytes()
+    whole = read_part(path, identity=identity, names=names, classes=21)
+    refused = 0
+    for place in range(0, len(content), 5):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+        part = read_part(path, identity=identity, names=names, classes=21)
+        refused += part is None
+        assert part is None or (part.confusion == whole.confusion).all()
+    assert refused > len(content) / 10
+
+
+@pytest.mark.parametrize("change", ["head", "threshold", "protocol", "data"])
+def test_parts_of_other_settings_are_made_again(voc, tmp_path, change):
+    protocol, head, threshold = small("voc21"), ColourHead(), GIVEN
+    first = evaluate_benchmark(head, protocol, voc, tmp_path / "out", threshold=threshold).results
+    head = ColourHead()
+    if change == "head":
+        head = ColourHead(sharp=3)
+    elif change == "threshold":
+        threshold = Threshold(value=0.9, origin="given")
+    elif change == "protocol":
+        protocol = protocol.model_copy(update={"short_side": 12, "window": 12, "stride": 8})
+    else:
+        save_png(voc / "SegmentationClass" / "img000003.png", np.ones((24, 36)))
+    second = evaluate_benchmark(head, protocol, voc, tmp_path / "out", threshold=threshold).results
+    assert head.prepared == 1
+    assert second["confusion"] != first["confusion"]
+    assert second["provenance"]["identity"] != first["provenance"]["identity"]
+
+
+def test_a_limit_takes_images_spread_over_the_list_and_says_so(voc, tmp_path):
+    protocol = small("voc21")
+    whole = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+    few = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out", limit=4)
+    assert few.folder == results_folder(tmp_path / "out", protocol, "colour", limit=4)
+    assert (few.results["images"], few.results["images_in_data_set"]) == (4, 2 * PART + 5)
+    assert (few.results["limited"], whole.results["limited"]) == (True, False)
+    assert read_results(whole.folder) == whole.results
+    assert evenly([str(n) for n in range(10)], 4) == ("0", "2", "5", "7")
+    assert evenly(["a", "b"], 9) == ("a", "b")
+
+
+def test_an_image_that_fails_stops_the_evaluation_with_its_name(voc, tmp_path):
+    path = voc / "JPEGImages" / "img000009.jpg"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DataError, match=r"img000009\.jpg: this image cannot be read"):
+        evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "out")
+    assert not list((tmp_path / "out").rglob("results.json"))
+
+
+def test_scores_that_are_not_finite_are_an_error_that_names_the_image(voc, tmp_path):
+    class Broken(ColourHead):
+        def logits(self, crops):
+            return super().logits(crops) * float("nan")
+
+    with pytest.raises(DataError, match=r"img000000\.jpg: the scores of colour are not finite"):
+        evaluate_benchmark(Broken(), small("voc21"), voc, tmp_path / "out")
+
+
+@pytest.mark.parametrize(("limit", "part"), [(0, (0, 1)), (None, (2, 2)), (None, (-1, 2))])
+def test_a_share_or_limit_that_is_none_is_refused(voc, tmp_path, limit, part):
+    with pytest.raises(ConfigError):
+        evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "out", limit=limit, part=part)
+
+
+def test_names_of_background_are_asked_like_classes(tmp_path):
+    """Black is background in the pictures; a query of that colour takes it where the threshold cannot."""
+
+    class WithBlack(ColourHead):
+        def prepare(self, classes):
+            super().prepare(classes)
+            self.asked = classes
+            self.colours[20:] = 0
+
+    protocol = load_protocol("voc21").model_copy(update={"short_side": None})
+    make(protocol, tmp_path / "data", 3, size=(48, 60))
+    head = WithBlack()
+    results = evaluate_benchmark(
+        head, protocol.with_background("prompts"), tmp_path / "data", tmp_path / "out"
+    ).results
+    assert head.asked[20:] == tuple((name,) for name in protocol.background.prompts)
+    assert results["threshold"] is None
+    assert results["iou"]["background"] > 0.95
+
+
+def test_results_are_json_with_their_whole_provenance(voc, tmp_path):
+    outcome = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "out", provenance={"weights": "abc"})
+    results = json.loads((outcome.folder / "results.json").read_text())
+    assert results == outcome.results
+    provenance = results["provenance"]
+    assert provenance["weights"] == "abc"
+    assert provenance["protocol"]["stride"] == 12
+    assert provenance["head"] == {"name": "colour", "sharp": 8.0, "soft": False}
+    assert results["threshold"] == {"value": 0.5, "origin": "default"}
+    assert {"miou", "iou", "pixel_accuracy", "confusion", "boundary_iou", "frequency_weighted_iou"} <= set(results)
+    worst, best = results["worst"][0], results["best"][0]
+    assert worst["miou"] <= best["miou"]
+
+
+def test_content_is_digested_as_it_was_read(voc, tmp_path):
+    first = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "a").results["provenance"]["data"]
+    same = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "b").results["provenance"]["data"]
+    label = voc / "SegmentationClass" / "img000000.png"
+    values = np.array(Image.open(label))
+    values[10, 10] = 20 - values[10, 10]
+    save_png(label, values)
+    other = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "c").results["provenance"]["data"]
+    assert first == same
+    assert first["content"] != other["content"]
+
+
+def test_protocols_and_scoring_need_no_torch():
+    code = "import magicseg.evaluate.score, magicseg.evaluate.truth, sys; assert 'torch' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

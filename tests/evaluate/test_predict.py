@@ -1,0 +1,136 @@
+"""Prediction on pictures of one's own: which pictures are meant, and what is left of them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from magicseg.cli import app
+from magicseg.errors import DataError, MagicsegError
+from magicseg.evaluate.predict import pictures_of
+from magicseg.model.segmenter import build_segmenter, save_segmenter
+from magicseg.model.settings import EncoderSettings, ModelSettings
+
+SETTINGS = ModelSettings(
+    encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=16),
+    prompt_tokens=0,
+    decoder_layers=1,
+    decoder_width=16,
+    decoder_heads=2,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_segmenter(build_segmenter(SETTINGS, seed=0), folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (24, 30)), ("below/b.jpg", (17, 41))):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def run(*arguments, text=None):
+    """The command's exit code, or the error that it ends with, and its standard output."""
+    outcome = CliRunner().invoke(app, ["predict", *map(str, arguments)], input=text)
+    error = outcome.exception
+    return (error if isinstance(error, MagicsegError) else outcome.exit_code), outcome.stdout
+
+
+def test_a_picture_gets_an_index_png_an_overlay_and_its_areas(photos, model, tmp_path):
+    code, printed = run(
+        photos, "--model", model, "--labels", "cat, dog", "--out", tmp_path / "out", "--threshold", "0.1", "--json"
+    )
+    assert code == 0
+    entries = {entry["image"]: entry for entry in json.loads(printed)}
+    assert entries.keys() == {"a.png", "below/b.jpg"}
+    for name, entry in entries.items():
+        values = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        assert values.shape == (entry["height"], entry["width"])
+        counts = {label: int((values == place).sum()) for place, label in enumerate(("cat", "dog"), 1)}
+        assert {label: area["pixels"] for label, area in entry["areas"].items()} == {
+            label: count for label, count in counts.items() if count
+        }
+        assert sum(counts.values()) > 0
+        for area in entry["areas"].values():
+            assert area["share"] == pytest.approx(area["pixels"] / values.size, abs=1e-6)
+            assert 0.1 <= area["mean_score"] <= 1
+        assert Image.open(tmp_path / "out" / "overlays" / f"{name}.jpg").size == values.shape[::-1]
+
+
+def test_the_label_map_is_that_of_the_loaded_model(photos, model, tmp_path):
+    from magicseg import load_model
+
+    picture = np.asarray(Image.open(photos / "a.png"))
+    found = load_model(model).segment(picture, ["cat", "dog"], threshold=0.12, window=16)
+    run(
+        photos / "a.png", "--model", model, "--labels", "cat, dog", "--out", tmp_path / "o", "--window", 16,
+        "--threshold", 0.12,
+    )  # fmt: skip
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "o" / "a.png.png")), found.labels)
+
+
+def test_nothing_scores_above_a_threshold_of_one(photos, model, tmp_path):
+    run(photos, "--model", model, "--labels", "cat", "--out", tmp_path / "out", "--threshold", 1)
+    assert not np.asarray(Image.open(tmp_path / "out" / "a.png.png")).any()
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(photos, model, tmp_path):
+    asked = (photos, "--model", model, "--labels", "cat", "--out", tmp_path / "out")
+    run(*asked)
+    before = (tmp_path / "out" / "a.png.png").stat().st_mtime_ns
+    assert run(*asked)[0] == 0
+    assert (tmp_path / "out" / "a.png.png").stat().st_mtime_ns == before
+    error, _ = run(*asked, "--threshold", 0.3)
+    assert "threshold is 0.3, was 0.5" in error.message
+
+
+def test_a_damaged_picture_is_told_and_does_not_end_the_others(photos, model, tmp_path):
+    (photos / "broken.jpg").write_bytes((photos / "below" / "b.jpg").read_bytes()[:300])
+    error, _ = run(photos, "--model", model, "--labels", "cat", "--out", tmp_path / "out")
+    assert "1 images failed, such as broken.jpg" in error.message
+    assert (tmp_path / "out" / "below" / "b.jpg.png").exists()
+
+
+def test_pictures_come_from_folders_files_patterns_and_standard_input(photos, model, tmp_path):
+    out = tmp_path / "out"
+    named = {name: path.relative_to(photos).as_posix() for name, path in pictures_of([str(photos)], out).items()}
+    assert named == {"a.png": "a.png", "below/b.jpg": "below/b.jpg"}
+    assert pictures_of([f"{photos}/**/*.jpg"], out).keys() == {"b.jpg"}
+    lines = [f"{photos}/a.png\n", "\n", f"{photos}/below\n"]
+    assert pictures_of(["-"], out, lines=lines).keys() == {"a.png", "b.jpg"}
+    code, _ = run("-", "--model", model, "--labels", "cat", "--out", out, text="".join(lines))
+    assert code == 0
+    assert (out / "b.jpg.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("paths", "told"),
+    [
+        (["nowhere.png"], "there is no such picture"),
+        (["-"], "standard input names no pictures"),
+        (["photos/a.png", "other/a.png"], "would have the same name"),
+        (["empty"], "holds no images"),
+    ],
+)
+def test_pictures_that_cannot_be_meant_are_refused(paths, told, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.png").write_bytes((photos / "a.png").read_bytes())
+    with pytest.raises(DataError, match=told):
+        pictures_of(paths, tmp_path / "out")
+
+
+def test_without_a_trained_model_the_error_says_so(photos, tmp_path):
+    error, _ = run(photos, "--model", tmp_path, "--labels", "cat", "--out", tmp_path / "out")
+    assert "holds no trained model" in error.message

@@ -1,0 +1,51 @@
+"""Figures of results: they are there, large enough to read, and the same each time."""
+
+import numpy as np
+import pytest
+from benchmark_data import ColourHead, make
+from PIL import Image
+
+from magicseg.evaluate.benchmark import evaluate_benchmark
+from magicseg.evaluate.figures import write_charts, write_examples
+from magicseg.evaluate.protocol import load_protocol
+
+
+@pytest.fixture(params=["voc21", "coco-stuff"])
+def scored(request, tmp_path):
+    protocol = load_protocol(request.param).model_copy(update={"short_side": None})
+    make(protocol, tmp_path / "data", 3, size=(40, 60), noise=40)
+    head = ColourHead()
+    return head, protocol, tmp_path / "data", evaluate_benchmark(head, protocol, tmp_path / "data", tmp_path / "out")
+
+
+def test_charts_have_room_for_the_name_of_every_class(scored, tmp_path):
+    _, protocol, _, outcome = scored
+    written = write_charts(outcome.results, tmp_path / "figures")
+    assert [path.name for path in written] == ["confusion.png", "classes.png"]
+    width, height = Image.open(written[0]).size
+    assert min(width, height) >= 12 * len(protocol.classes)
+    drawn = sum(value is not None for value in outcome.results["iou"].values())
+    assert Image.open(written[1]).size[1] >= 18 * min(drawn, 60)
+    before = [path.read_bytes() for path in written]
+    assert [path.read_bytes() for path in write_charts(outcome.results, tmp_path / "figures")] == before
+
+
+def test_the_best_and_worst_images_are_shown_with_truth_and_prediction(scored, tmp_path):
+    head, protocol, data, outcome = scored
+    written = write_examples(head, protocol, data, outcome.results, tmp_path / "figures", count=2)
+    assert [path.name for path in written] == ["best.png", "worst.png"]
+    for path in written:
+        assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 50
+
+
+def test_results_without_any_pixel_have_charts_too(tmp_path):
+    results = {
+        "head": "x",
+        "benchmark": "y",
+        "images": 1,
+        "miou": None,
+        "confusion": [[0, 0], [0, 0]],
+        "iou": {"a": None, "b": None},
+        "iou_interval": {"a": None, "b": None},
+    }
+    assert all(path.is_file() for path in write_charts(results, tmp_path))

@@ -1,0 +1,335 @@
+"""Runs, VOC and COCO folders as sources, under one vocabulary."""
+
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from magicseg.config import load_config
+from magicseg.errors import ConfigError, DataError, IncompleteError
+from magicseg.labels import IGNORE, Label, Vocabulary
+from magicseg.run import Run
+from magicseg.train.data import SampleDataset, order_of
+from magicseg.train.data_settings import SourceSettings
+from magicseg.train.distributed import ALONE
+from magicseg.train.folders import CocoFolder, VocFolder
+from magicseg.train.mixture import open_sources, union
+from magicseg.train.of_run import train_run
+
+
+def named(*names, title="names"):
+    """A vocabulary; a name may bring synonyms after slashes."""
+    split = [name.split("/") for name in names]
+    return Vocabulary(
+        name=title,
+        labels=tuple(
+            Label(id=place, name=name, synonyms=tuple(synonyms)) for place, (name, *synonyms) in enumerate(split, 1)
+        ),
+    )
+
+
+def with_sources(run, *sources, **changes):
+    """The run as if its configuration named these sources."""
+    train = run.config.train.model_copy(
+        update={
+            "sources": tuple(SourceSettings.model_validate(source) for source in sources),
+            "loader_workers": 0,
+            "crop": 64,
+            "resize_short": 64,
+            "resize_long": 256,
+            **changes,
+        }
+    )
+    return Run(run.path, run.config.model_copy(update={"train": train}))
+
+
+@pytest.fixture
+def voc(real_data, tmp_path):
+    """Six real photographs of VOC, to do with what one likes."""
+    source, folder = real_data / "VOCdevkit" / "VOC2012", tmp_path / "voc"
+    names = (source / "ImageSets/Segmentation/val.txt").read_text().split()[:6]
+    for part, suffix in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+        (folder / part).mkdir(parents=True)
+        for name in names:
+            shutil.copy(source / part / f"{name}.{suffix}", folder / part)
+    (folder / "ImageSets/Segmentation").mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/val.txt").write_text("\n".join(names))
+    return folder
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Two drawn images in COCO's layout: a crowd, a large square and a small one in it; grey and without anything."""
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "val2017").mkdir()
+    Image.new("RGB", (40, 30), "red").save(folder / "val2017/a.jpg")
+    Image.new("L", (20, 20), 90).save(folder / "val2017/b.jpg")
+    square = {"image_id": 7, "iscrowd": 0}
+    crowd = np.zeros((30, 40), bool)
+    crowd[:, 30:] = True
+    runs, value, count = [], False, 0
+    for pixel in crowd.T.ravel():
+        if pixel != value:
+            runs, value, count = [*runs, count], pixel, 0
+        count += 1
+    document = {
+        "images": [
+            {"id": 9, "file_name": "b.jpg", "height": 20, "width": 20},
+            {"id": 7, "file_name": "a.jpg", "height": 30, "width": 40},
+        ],
+        "categories": [{"id": 44, "name": "Bottle"}, {"id": 3, "name": "car"}],
+        "annotations": [
+            {**square, "id": 1, "category_id": 44, "area": 25, "segmentation": [[10, 10, 15, 10, 15, 15, 10, 15]]},
+            {**square, "id": 2, "category_id": 3, "area": 400, "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]},
+            {
+                "id": 3,
+                "image_id": 7,
+                "iscrowd": 1,
+                "category_id": 3,
+                "area": 1e6,
+                "segmentation": {"size": [30, 40], "counts": [*runs, count]},
+            },
+        ],
+    }
+    (folder / "annotations/instances_val2017.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_voc_labels_are_those_of_the_files(real_data):
+    folder = VocFolder.open(real_data / "VOCdevkit/VOC2012", "val")
+    assert len(folder.indices) == 120
+    images, others, masks = folder.read(np.array([3, 0]))
+    assert others is None
+    for index, image, mask in zip((3, 0), images, masks, strict=True):
+        stored = np.array(Image.open(folder.label_path(folder.names[index])))
+        assert np.array_equal(np.where(mask == IGNORE, 255, mask), stored)
+        assert image.shape == (*stored.shape, 3)
+    assert [set(row[row > 0]) for row in folder.labels()[:4]] == [
+        set(np.unique(mask)) - {0, IGNORE} for mask in folder.read(np.arange(4))[2]
+    ]
+    assert folder.image_size is None
+
+
+def test_the_augmented_label_files_are_used_where_they_are(voc):
+    plain = VocFolder.open(voc, "val")
+    (voc / "SegmentationClassAug").mkdir()
+    for name in plain.names:
+        shape = np.array(Image.open(voc / f"SegmentationClass/{name}.png")).shape
+        Image.fromarray(np.full(shape, 5, np.uint8)).save(voc / f"SegmentationClassAug/{name}.png")
+    again = VocFolder.open(voc, "val")
+    assert np.unique(again.read(np.array([0]))[2][0]).tolist() == [5]
+    assert again.identity() != plain.identity()
+
+
+def test_coco_draws_crowds_as_ignored_and_small_instances_on_large_ones(coco):
+    folder = CocoFolder.open(coco, "val2017")
+    assert folder.names == ("a.jpg", "b.jpg")
+    assert folder.vocabulary.names == ("car", "Bottle")
+    images, others, masks = folder.read(np.array([0, 1]))
+    expected = np.zeros((30, 40), int)
+    expected[:, 30:] = IGNORE
+    expected[5:25, 5:25] = 1
+    expected[10:15, 10:15] = 2
+    assert others is None
+    assert np.array_equal(masks[0], expected)
+    assert images[1].shape == (20, 20, 3)
+    assert not masks[1].any()
+    assert folder.labels().tolist() == [[1, 2], [0, 0]]
+
+
+def test_real_coco_instances_agree_with_polygons_drawn_by_another_library(real_data):
+    folder = CocoFolder.open(real_data / "coco", "val2017")
+    document = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())
+    ids = {each["id"]: place for place, each in enumerate(sorted(document["categories"], key=lambda c: c["id"]), 1)}
+    numbers = {each["file_name"]: each["id"] for each in document["images"]}
+    agreeing = total = 0
+    for index in range(0, 50, 5):
+        mask = folder.read(np.array([index]))[2][0]
+        own = [each for each in document["annotations"] if each["image_id"] == numbers[folder.names[index]]]
+        drawn = Image.new("I", mask.shape[::-1])
+        for each in sorted(own, key=lambda each: -each["area"]):
+            if not each["iscrowd"]:
+                for ring in each["segmentation"]:
+                    ImageDraw.Draw(drawn).polygon(ring, fill=ids[each["category_id"]])
+        counted = mask != IGNORE
+        agreeing += (np.array(drawn)[counted] == mask[counted]).sum()
+        total += counted.sum()
+        labels = folder.labels()[index]
+        assert set(labels[labels > 0]) == {ids[each["category_id"]] for each in own if not each["iscrowd"]}
+    assert agreeing / total > 0.98  # they differ by half a pixel at edges
+
+
+@given(st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=6, unique=True), min_size=1, max_size=4))
+def test_a_union_has_every_name_once_in_order_of_first_appearance(lists):
+    vocabulary, tables = union([named(*names) for names in lists])
+    assert vocabulary.names == tuple(dict.fromkeys(name for names in lists for name in names))
+    for names, table in zip(lists, tables, strict=True):
+        assert [vocabulary.names[id_ - 1] for id_ in table[1 : len(names) + 1]] == names
+        assert (table[0], table[IGNORE]) == (0, IGNORE)
+
+
+def test_names_are_matched_by_spelling_then_by_a_synonym_that_is_no_one_elses():
+    first = named("tv monitor/tv/television", "Motor Bike", "man", "woman", "sofa/couch")
+    second = named("tv", "motor  bike", "person/man/woman", "couch", "sofa")
+    vocabulary, tables = union([first, second])
+    assert vocabulary.names == (*first.names, "person", "couch")
+    #                                tv: a synonym; person: of two; couch: sofa itself is there too
+    assert tables[1][1:6].tolist() == [1, 2, 6, 7, 5]
+
+
+def test_a_runs_own_samples_alone_keep_their_vocabulary_and_fingerprint(finished_run):
+    sources = open_sources(finished_run)
+    assert sources.vocabulary == finished_run.vocabulary
+    assert sources.fingerprint == finished_run.fingerprints["mask"].digest
+    assert sources.samples.allowed is None
+
+
+def test_a_run_and_folders_are_mixed_by_weight_under_one_vocabulary(finished_run, voc, coco):
+    run = with_sources(
+        finished_run,
+        {"run": "self", "weight": 2},
+        {"voc": str(voc), "split": "val"},
+        {"coco": str(coco), "split": "val2017", "weight": 0.5},
+    )
+    sources = open_sources(run)
+    names = sources.vocabulary.names
+    own = finished_run.vocabulary.names
+    assert names[: len(own)] == own
+    assert {"aeroplane", "bottle", "car"} <= set(names)
+    assert names.count("bottle") == 1
+    assert "Bottle" not in names
+    covered = [{names[place] for place in np.flatnonzero(row)} for row in sources.samples.allowed]
+    assert covered[0] == set(own)
+    assert covered[1] >= {"aeroplane", "car"}
+    assert covered[2] == {"bottle", "car"}
+    settings = run.config.train
+    order, dataset = order_of(sources.samples, settings, seed=0), SampleDataset(sources.samples, settings, seed=0)
+    seen = Counter()
+    for step in range(7):
+        batch = dataset.__getitems__(order.batch(step, 8))
+        seen.update(batch.sources.tolist())
+        assert batch.paired.tolist() == [source == 0 for source in batch.sources.tolist()]
+        for mask, source in zip(batch.masks.numpy(), batch.sources.tolist(), strict=True):
+            ids = np.unique(mask)
+            assert {names[id_ - 1] for id_ in ids[(ids > 0) & (ids != IGNORE)].tolist()} <= covered[source]
+    assert seen == {0: 32, 1: 16, 2: 8}
+
+
+def test_balance_takes_labels_from_the_plan_and_the_annotations(finished_run, coco):
+    run = with_sources(finished_run, {"run": "self"}, {"coco": str(coco), "split": "val2017"}, balance=0.9)
+    sources = open_sources(run).samples.sources
+    kept = sources[0].indices
+    assert np.array_equal(sources[0].labels(), finished_run.plan.classes[kept])
+    order = order_of(open_sources(run).samples, run.config.train, seed=0)
+    assert len(order.batch(0, 16)) == 16
+
+
+def test_the_fingerprint_follows_annotations_images_and_weights(finished_run, voc):
+    def fingerprint(**source):
+        return open_sources(with_sources(finished_run, {"voc": str(voc), "split": "val", **source})).fingerprint
+
+    before = fingerprint()
+    assert fingerprint() == before
+    assert fingerprint(weight=2) != before
+    moved = voc.rename(voc.with_name("elsewhere"))
+    assert open_sources(with_sources(finished_run, {"voc": str(moved), "split": "val"})).fingerprint == before
+    moved.rename(voc)
+    label = sorted((voc / "SegmentationClass").iterdir())[0]
+    values = np.array(Image.open(label))
+    values[0, 0] = 3
+    Image.fromarray(values).save(label)
+    assert fingerprint() != before
+
+
+def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
+    folder = VocFolder.open(voc, "val")
+    image, label = folder.image_path(folder.names[0]), folder.label_path(folder.names[0])
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=f"{image}: this image cannot be read"):
+        folder.read(np.array([0]))
+    image.write_bytes(whole)
+    stored = label.read_bytes()
+    label.write_bytes(stored[:200])
+    with pytest.raises(DataError, match=f"{label}: this PNG cannot be read"):
+        folder.read(np.array([0]))
+    Image.fromarray(np.zeros((5, 7), np.uint8)).save(label)
+    with pytest.raises(DataError, match=f"{label}: the labels are 7 x 5 pixels, the image"):
+        folder.read(np.array([0]))
+    size = Image.open(image).size
+    Image.new("L", size, 77).save(label)
+    with pytest.raises(DataError, match=f"{label}: holds 77"):
+        folder.read(np.array([0]))
+    image.unlink()
+    with pytest.raises(DataError, match=f"1 of 6 files in this list are missing: {image}"):
+        VocFolder.open(voc, "val")
+    with pytest.raises(DataError, match=r"train\.txt: the list of images cannot be read") as caught:
+        VocFolder.open(voc, "train")
+    assert caught.value.hint == "splits here: val"
+
+    file = coco / "annotations/instances_val2017.json"
+    good = json.loads(file.read_text())
+    for change, message in (
+        ({"size": [31, 40], "counts": [0]}, r"annotation 1 of a\.jpg is drawn on \[31, 40\]"),
+        ([[1, 2]], r"annotation 1 of a\.jpg cannot be drawn"),
+        ({"size": [30, 40], "counts": None}, r"annotation 1 of a\.jpg cannot be drawn"),
+    ):
+        good["annotations"][0]["segmentation"] = change
+        file.write_text(json.dumps(good))
+        with pytest.raises(DataError, match=message):
+            CocoFolder.open(coco, "val2017").read(np.array([0]))
+    for text in ("{", "[]", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}'):
+        file.write_text(text)
+        with pytest.raises(DataError, match=f"{file}: these are no COCO instances"):
+            CocoFolder.open(coco, "val2017")
+    with pytest.raises(DataError, match=r"instances_train2017\.json: the annotations cannot be read") as caught:
+        CocoFolder.open(coco, "train2017")
+    assert caught.value.hint == "splits here: val2017"
+
+
+def test_a_damaged_photograph_stops_training_with_its_name(finished_run, voc):
+    run = with_sources(finished_run, {"voc": str(voc), "split": "val"}, loader_workers=1, batch_size=6, steps=2)
+    broken = sorted((voc / "JPEGImages").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(DataError, match=f"^{broken}: this image cannot be read"):
+        train_run(run, world=ALONE, progress=lambda *_: None, stop=lambda: False)
+
+
+def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fresh, voc):
+    with pytest.raises(IncompleteError, match="not done"):
+        open_sources(with_sources(fresh, {"run": "self"}))
+    assert len(open_sources(with_sources(fresh, {"voc": str(voc), "split": "val"})).samples.sources) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{weight: 1}", "exactly one of run, voc and coco"),
+        ("{run: self, voc: x, split: val}", "exactly one"),
+        ("{voc: x}", "needs a split"),
+        ("{run: self, split: val}", "a run has none"),
+        ("{run: self, weight: 0}", "greater than 0"),
+    ],
+)
+def test_a_source_that_makes_no_sense_is_refused(source, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(preset="miniature", overrides=[f"train.sources=[{source}]"])
+
+
+def test_paths_of_sources_are_kept_absolute_so_that_any_folder_will_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = ["train.sources=[{run: self}, {voc: photos, split: val}]"]
+    run = Run.create(tmp_path / "run", load_config(preset="miniature", overrides=overrides))
+    assert [source.run or source.voc for source in run.config.train.sources] == ["self", str(tmp_path / "photos")]
+
+
+def test_without_a_crop_photographs_are_refused(finished_run, voc):
+    run = with_sources(finished_run, {"voc": str(voc), "split": "val"}, crop=None)
+    with pytest.raises(ConfigError, match=r"train\.crop is null"):
+        SampleDataset(open_sources(run).samples, run.config.train, seed=0)
