@@ -1,10 +1,11 @@
 """A step of the training loop costs little more than forward, backward and the optimiser alone.
 
-Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory: no reading, no random
-numbers, no learning rate, no log, no checks. The real loop reads a run's store with the preset's own settings; its
-step time is from step to step, waiting for data included. Loops take turns; medians over all steps but the first of
-each. Ratios are the real step over the bare one. On a machine that others use too, trust the CPU time (of the process
-that trains, all its threads, without the loader's processes) before the wall time.
+Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory whose targets are made
+beforehand: no reading, no random numbers, no sampled classes, no learning rate, no log, no checks. The real loop
+reads a run's store with the preset's own settings; its step time is from step to step, waiting for data included.
+Loops take turns; medians over all steps but the first of each. Ratios are the real step over the bare one. On a
+machine that others use too, trust the CPU time (of the process that trains, all its threads, without the loader's
+processes) before the wall time.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --steps 10 --repeats 1
@@ -21,11 +22,14 @@ import torch
 from measure import print_table
 from scenes import commit_all, make_run, triples, write_store
 
+from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
+from magicseg.model.targets import sample_targets
 from magicseg.store.kept import KeptSamples
 from magicseg.train.data import Batch
-from magicseg.train.loop import LossTerms, TrainProgress, train
+from magicseg.train.loop import TrainProgress, train
 from magicseg.train.optim import build_optimizer
+from magicseg.train.step import LossTerms
 
 Clocks = tuple[float, float]  # seconds of wall time, of CPU time
 
@@ -51,12 +55,14 @@ def _bare(samples: KeptSamples, terms: LossTerms, steps: int) -> list[Clocks]:
         torch.zeros(len(images), dtype=torch.int64),
     )
     draws = torch.rand(len(images), len(terms.names))
+    targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
+    counts = mean_counts(targets, batch.paired)
     optimizer = build_optimizer(terms.model, settings)
     seconds = []
     for _ in range(steps):
         began = _clocks()
         optimizer.zero_grad(set_to_none=True)
-        terms(batch, draws)["loss"].backward()
+        terms(batch, targets, counts)["loss"].backward()
         optimizer.step()
         seconds.append(_lasted(began, _clocks()))
     return seconds[_FIRST:]

@@ -2,9 +2,13 @@
 
 import contextlib
 import os
+from typing import TYPE_CHECKING
 
 from magicseg.cli.output import RunArgument, note, progress
 from magicseg.errors import IncompleteError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def train(run: RunArgument) -> None:
@@ -25,11 +29,15 @@ def train(run: RunArgument) -> None:
     # Slurm and torchrun may both pass the same signal on, and torchrun kills what takes too long.
     with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched) as stop:
         last = 0
-        shown = progress("train", steps, "steps") if world.leads else contextlib.nullcontext(_show_nothing)
-        with shown as show:
+        show: Callable[[int, str], None] | None = None
+        with contextlib.ExitStack() as shown:
 
             def report(step: int, text: str) -> None:
-                nonlocal last
+                nonlocal last, show
+                if not world.leads:
+                    return
+                if show is None:  # only now is it known where training goes on: else speed and ETA would be wrong
+                    show, last = shown.enter_context(progress("train", steps, "steps", done=step - 1)), step - 1
                 show(step - last, text)
                 last = step
 
@@ -42,10 +50,6 @@ def train(run: RunArgument) -> None:
             note(f"train: {message}")
     elif world.leads:
         note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
-
-
-def _show_nothing(_count: int, _text: str) -> None:
-    """What all processes but the first show of their progress."""
 
 
 def report(run: RunArgument) -> None:

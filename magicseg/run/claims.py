@@ -162,6 +162,15 @@ def claiming_job(path: Path) -> str:
     return str(data.get("job", "")) if data is not None else ""
 
 
+def holder(path: Path) -> str:
+    """Whose claim this is, in words; "nobody" if there is no claim that can be read."""
+    data = _read(path)
+    if data is None:
+        return "nobody"
+    job = f", Slurm job {data['job']}" if data.get("job") else ""
+    return f"process {data.get('pid')} on {data.get('host')}{job}"
+
+
 def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 

@@ -1,6 +1,10 @@
 """Checkpoints: one safetensors file each, written whole or not at all, with scalars as JSON in its header.
 
-No state of random generators is stored, because each step seeds its own (`magicseg.train.loop`).
+    model/NAME  optimizer/NAME/KEY  ema/NAME        whole tensors, however training had them lie
+
+so that a checkpoint goes on in any number of processes and under any strategy. What is frozen is not in it: that
+comes from where it came from at first, which the identity names. No state of random generators is stored, because
+each step seeds its own (`magicseg.train.step`), nor a position in the data, which follows from the step.
 """
 
 import json
@@ -17,13 +21,16 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from magicseg.errors import PlanMismatch, StoreError
-from magicseg.run.files import write_atomic
+from magicseg.run.files import TEMPORARY, write_atomic
 from magicseg.train.distributed import World, from_first
 from magicseg.train.optim import trained_parameters
+from magicseg.train.settings import TrainSettings
+from magicseg.train.sharding import like, whole
+from magicseg.train.step import Stepper
 
-KEPT = 2
-
-_FORMAT = 1
+_FORMAT = 2
+_READ = (1, 2)  # format 1 held what is frozen too, and no averages
+_BEFORE = {"crop": None, "photometric": False}  # done before there were these settings, whose defaults differ
 _NONE = -1  # instead of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
@@ -32,57 +39,101 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """``step``: steps done. ``identity``: what training began with. ``sums``: losses since the last log."""
+    """``step``: steps done. ``identity``: what training began with. ``sums``: losses since the last log. ``best``:
+    the step with the best evaluation so far and its value, None if there was none. ``scaler``: fp16's.
+    """
 
     path: Path
     step: int
     identity: Mapping[str, Any]
     sums: Mapping[str, float]
+    best: tuple[int, float] | None
+    scaler: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
-    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put weights, buffers and the optimiser's moments back."""
-        prefix = "model/"
-        model.load_state_dict(
-            {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
-        )
-        for name, parameter in trained_parameters(model):
-            prefix = f"optimizer/{name}/"
-            optimizer.state[parameter] = {
-                key[len(prefix) :]: value.to(parameter.device)
-                for key, value in self.tensors.items()
-                if key.startswith(prefix)
+    @torch.no_grad()
+    def restore(self, stepper: Stepper) -> None:
+        """Put weights, buffers, moments and averages back.
+
+        Raises: StoreError when it does not hold just what the model has.
+        """
+        state = stepper.model.state_dict()
+        stored = self._under("model/")
+        expected = state.keys() - _frozen(stepper.model)
+        if not expected <= stored.keys() <= state.keys():
+            missing, unknown = sorted(expected - stored.keys()), sorted(stored.keys() - state.keys())
+            raise StoreError(
+                f"{self.path}: does not fit the model: it lacks {missing[:3]} and has {unknown[:3]} too much",
+                hint=f"magicseg reset train {self.path.parents[1]}",
+            )
+        for name, value in stored.items():
+            state[name].copy_(like(value, state[name]))
+        for name, parameter in trained_parameters(stepper.model):
+            stepper.optimizer.state[parameter] = {
+                key: value.to(parameter.device) if key == "step" else like(value, parameter)
+                for key, value in self._under(f"optimizer/{name}/").items()
             }
+        if stepper.ema is not None:
+            averages = self._under("ema/")
+            for name, average in stepper.ema.averages.items():
+                average.copy_(like(averages[name], average))
+        stepper.scaler.load_state_dict(dict(self.scaler))
+
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+def gather(stepper: Stepper, world: World) -> dict[str, Tensor]:
+    """What a checkpoint holds, whole and on the CPU. All processes call it; it is empty in all but the first."""
+    frozen = _frozen(stepper.model)
+    gathered = {}
+
+    def keep(key: str, value: Tensor, shape: torch.Size) -> None:
+        tensor = whole(value.detach())
+        if world.leads:
+            gathered[key] = tensor.cpu().contiguous().reshape(shape)
+
+    for name, value in stepper.model.state_dict().items():
+        if name not in frozen:
+            keep(f"model/{name}", value, stepper.shapes[name])
+    for name, parameter in trained_parameters(stepper.model):
+        for key, value in stepper.optimizer.state[parameter].items():
+            keep(f"optimizer/{name}/{key}", value, value.shape if key == "step" else stepper.shapes[name])
+    if stepper.ema is not None:
+        for name, value in stepper.ema.averages.items():
+            keep(f"ema/{name}", value, stepper.shapes[name])
+    return gathered
 
 
 def write_checkpoint(
     folder: Path,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
     *,
     step: int,
     identity: Mapping[str, Any],
     sums: Mapping[str, float],
+    best: tuple[int, float] | None,
+    scaler: Mapping[str, Any],
+    settings: TrainSettings,
 ) -> Path:
-    """Write the state after ``step`` steps and remove all but the newest `KEPT`.
+    """Write the state after ``step`` steps, as `gather` gives it, and remove old ones as the settings say.
 
-    Raises: StoreError when the disk refuses.
+    Kept are the newest ``keep_checkpoints``, those of every ``keep_every`` steps, and the best by evaluation.
+
+    Raises: StoreError when the disk refuses; the older ones are then all there.
     """
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    for name, parameter in trained_parameters(model):
-        for key, value in optimizer.state[parameter].items():
-            tensors[f"optimizer/{name}/{key}"] = value
-    scalars = {"format": _FORMAT, "step": step, "identity": identity, "sums": sums}
-    content = save(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-        metadata={"magicseg": json.dumps(scalars)},
-    )
+    scalars = {"format": _FORMAT, "step": step, "identity": identity, "sums": sums, "best": best, "scaler": scaler}
+    content = save(dict(tensors), metadata={"magicseg": json.dumps(scalars)})
     path = _path(folder, step)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"step-*{TEMPORARY}"):  # by a kill: nobody else writes here now
+            left.unlink(missing_ok=True)
         write_atomic(path, content)
-        for old in _checkpoint_files(folder)[:-KEPT]:
-            old.unlink()
+        for old in _checkpoint_files(folder)[: -settings.keep_checkpoints]:
+            milestone = settings.keep_every is not None and _step(old) % settings.keep_every == 0
+            if not milestone and (best is None or _step(old) != best[0]):
+                old.unlink()
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be written: {error}", hint=f"free some space, then: magicseg train {folder.parent}"
@@ -115,7 +166,7 @@ def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
     Raises: StoreError as `newest_checkpoint` does, or when another process cannot read it.
     """
     found = newest_checkpoint(folder) if world.leads else None
-    step = from_first(world, found.step if found else _NONE)
+    step = int(from_first(world, found.step if found else _NONE))
     if world.leads or step == _NONE:
         return found
     path = _path(folder, step)
@@ -128,9 +179,14 @@ def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     """Refuse to go on from a checkpoint that was made with other settings or data.
 
+    A setting that the checkpoint does not name came later: it was then as its default is, or as `_BEFORE` says.
+
     Raises: PlanMismatch, naming what differs.
     """
-    old, new = _flatten(checkpoint.identity), _flatten(identity)
+    defaults = TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)) | _BEFORE
+    new = _flatten(identity)
+    known = {key: value for key, value in _flatten({"train": defaults}).items() if key in new}
+    old = known | _flatten(checkpoint.identity)
     differing = [
         f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -146,14 +202,16 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
 def _read(path: Path) -> Checkpoint:
     with safe_open(path, framework="pt") as file:
         scalars = json.loads(file.metadata()["magicseg"])
-        if scalars["format"] != _FORMAT:
-            raise ValueError(f"format {scalars['format']!r}; this version reads format {_FORMAT}")
+        if scalars["format"] not in _READ:
+            raise ValueError(f"format {scalars['format']!r}; this version reads {', '.join(map(str, _READ))}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
     return Checkpoint(
         path=path,
         step=scalars["step"],
         identity=scalars["identity"],
         sums=scalars["sums"],
+        best=(int(scalars["best"][0]), float(scalars["best"][1])) if scalars.get("best") else None,
+        scaler=scalars.get("scaler", {}),
         tensors=tensors,
     )
 
@@ -162,9 +220,23 @@ def _path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.safetensors"
 
 
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
 def _checkpoint_files(folder: Path) -> list[Path]:
     """Oldest first. Temporary files that a kill left are not among them."""
     return sorted(path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name))
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    """Names of the parameters that do not learn, and of the buffers of modules in which nothing does."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for prefix, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            frozen |= {f"{prefix}.{name}" if prefix else name for name, _ in module.named_buffers(recurse=False)}
+    return frozen
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

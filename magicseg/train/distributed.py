@@ -1,4 +1,4 @@
-"""The processes that train together: torchrun's group, and what they agree on in every step.
+"""The processes that train together: torchrun's group, and what they tell each other.
 
     world = World.from_environment()     # under torchrun one of many, else alone
     with joined(world):
@@ -11,7 +11,7 @@ functions, because the command line asks for the rank before anything heavy.
 import contextlib
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -108,29 +108,25 @@ def joined(world: World) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def from_first(world: World, value: int) -> int:
-    """The first process's ``value``, on all of them."""
+def from_first(world: World, value: float) -> float:
+    """The first process's ``value``, on all of them. Whole numbers are exact below 2^53."""
     if world.size == 1:
         return value
     import torch
     from torch import distributed as dist
 
-    shared = torch.tensor(value, device=world.device)
+    shared = torch.tensor(value, device=world.device, dtype=torch.float64)
     dist.broadcast(shared, src=0)
-    return int(shared)
+    return float(shared)
 
 
-def agree(world: World, losses: "Mapping[str, Tensor]", *, stop: bool) -> tuple[dict[str, float], bool]:
-    """The mean of every process's ``losses``, and whether any has to ``stop``: one message per step.
+def added_up(world: World, values: "Tensor") -> "Tensor":
+    """The sum of every process's ``values``, which are changed; a GPU goes on without waiting for it.
 
-    A loss that is not finite on one process is not finite in the mean, so all see it.
+    What is not finite in one process is not finite in the sum, so all see it.
     """
-    import torch
-    from torch import distributed as dist
-
-    values = torch.stack([value.detach().double() for value in losses.values()])
-    values = torch.cat([values, values.new_tensor([float(stop)])])
     if world.size > 1:
+        from torch import distributed as dist
+
         dist.all_reduce(values)
-    *totals, stopping = values.tolist()
-    return {name: total / world.size for name, total in zip(losses, totals, strict=True)}, stopping > 0
+    return values

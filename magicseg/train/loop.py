@@ -9,38 +9,39 @@
 
 Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a
 finished run nothing is done again. Every step derives its own randomness from (seed, step): no state is lost.
-Many processes share this out (`magicseg.train.distributed`): `Steps` deals each batch to the ranks, the gradients
-are averaged, and only rank 0 logs and saves. A checkpoint goes on in any number of processes. The losses' own means
-are each rank's, so dice counts the classes of a rank with few of them more than one process would.
+Many processes share this out (`magicseg.train.distributed`): `Steps` deals each batch to the ranks, losses are means
+over all of them, gradients are averaged, and only rank 0 logs and saves. A checkpoint goes on in any number of
+processes. A step's numbers are read one step late (`magicseg.train.late`), so that no step waits for the device.
 """
 
-import json
+import contextlib
+import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from magicseg.errors import ConfigError, IncompleteError
+from magicseg.errors import ConfigError, RunError
 from magicseg.labels import Vocabulary
 from magicseg.model.card import read_card
-from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
 from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
 from magicseg.model.settings import deciding_settings
-from magicseg.model.targets import sample_targets
-from magicseg.run.files import write_atomic
-from magicseg.train.checkpoints import check_identity, shared_checkpoint, write_checkpoint
-from magicseg.train.data import Batch, Mixture, Samples, input_size, training_batches
-from magicseg.train.distributed import ALONE, World, agree
-from magicseg.train.optim import build_optimizer, learning_rate, set_learning_rate
+from magicseg.run.claims import STALE_SECONDS, holder, try_claim
+from magicseg.train.checkpoints import check_identity, gather, shared_checkpoint, write_checkpoint
+from magicseg.train.data import Mixture, Samples, input_size, training_batches
+from magicseg.train.distributed import ALONE, World, from_first
+from magicseg.train.late import Late, Outcome
+from magicseg.train.log import Log
+from magicseg.train.optim import learning_rate, set_learning_rate
 from magicseg.train.settings import TrainSettings
+from magicseg.train.sharding import is_sharded, whole
+from magicseg.train.step import Stepper
+
+Evaluate = Callable[[Segmenter, int], Mapping[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,42 +71,6 @@ class TrainResult:
     weights_digest: str | None
 
 
-class LossTerms(nn.Module):
-    """The model and its losses as one module, so that one forward call does all (and DDP can wrap it)."""
-
-    def __init__(self, model: Segmenter, vocabulary: Vocabulary, settings: TrainSettings) -> None:
-        super().__init__()
-        self.model = model
-        self.names = vocabulary.names
-        self.settings = settings
-
-    def forward(self, batch: Batch, draws: Tensor) -> dict[str, Tensor]:
-        """Scalars: ``loss``, the weighted sum, and its terms ``focal``, ``dice``, ``counterfactual``.
-
-        Args: draws: float (B, C), see `magicseg.model.targets.sample_targets`.
-        """
-        settings = self.settings
-        targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
-        count = len(batch.images)
-        with_counterfactuals = settings.counterfactual_weight > 0
-        images = torch.cat([batch.images, batch.counterfactuals]) if with_counterfactuals else batch.images
-        cls, patches = self.model.encode_images(images)
-        text = self.model.class_texts(self.names)[targets.classes]
-        height, width = batch.images.shape[-2:]
-        logits = self.model.decode(cls[:count], patches[:count], text, (height, width))
-        terms = {
-            "focal": focal_loss(
-                logits, targets.masks, targets.valid, alpha=settings.focal_alpha, gamma=settings.focal_gamma
-            ),
-            "dice": dice_loss(logits, targets.masks, targets.valid, targets.present),
-        }
-        loss = settings.focal_weight * terms["focal"] + settings.dice_weight * terms["dice"]
-        if with_counterfactuals:
-            terms["counterfactual"] = counterfactual_loss(cls[:count].float(), cls[count:].float())
-            loss = loss + settings.counterfactual_weight * terms["counterfactual"]
-        return {"loss": loss, **terms}
-
-
 def train(
     samples: Samples | Mixture,
     vocabulary: Vocabulary,
@@ -118,6 +83,7 @@ def train(
     world: World = ALONE,
     progress: Callable[[TrainProgress], None] | None = None,
     stop: Callable[[], bool] | None = None,
+    evaluate: Evaluate | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainResult:
     """Train, or go on training, a segmenter.
@@ -125,190 +91,261 @@ def train(
     Args:
         data_fingerprint: names the samples; a checkpoint made with others is refused.
         world: the processes that train together, joined already; each calls this with the same arguments.
-        progress: called after every step.
-        stop: asked in every step; when it says yes in any process, a checkpoint is written after that step and
-            training returns in all of them.
+        progress: called for every step, when the next one has begun.
+        stop: asked in every step; when it says yes in any process, the step after that one is the last, a
+            checkpoint is written and training returns in all of them.
+        evaluate: called in all processes after every ``evaluate_every`` steps, with a copy of the model, in inference
+            mode, and the step; may do as it likes with both. Its numbers (the first process's count) go into the
+            log; the checkpoint of the step with the largest first number is kept.
         provenance: written into the finished model's ``model.json``.
 
     Raises:
         PlanMismatch: the newest checkpoint was made with other settings, samples, classes or seed.
-        IncompleteError: a loss is not a finite number.
+        RunError: somebody else is training in this folder.
+        IncompleteError: a loss or a gradient is not a finite number.
         ConfigError: the images do not fit the encoder, or the batch cannot be dealt out evenly.
+        DataError: masks hold classes that the vocabulary lacks.
+        BackendError: a library for the log is missing, or the model cannot be compiled.
         StoreError, DataError: something cannot be written or read.
     """
     started = time.perf_counter()
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
-    if settings.batch_size % world.size:
-        raise ConfigError(
-            f"train.batch_size is {settings.batch_size}, which {world.size} processes cannot share evenly",
-            hint=f"set train.batch_size={-(-settings.batch_size // world.size) * world.size}, "
-            "or start a number of processes that divides it",
+    _check_parts(settings, world)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_nobody_else(out_dir / "checkpoints", world))
+        training = _Training(
+            samples,
+            vocabulary,
+            settings,
+            out_dir,
+            seed=seed,
+            data_fingerprint=data_fingerprint,
+            device=torch.device(device),
+            world=world,
+            evaluate=evaluate,
+            progress=progress,
         )
-    identity = {
-        "data": data_fingerprint,
-        "seed": seed,
-        "classes": list(vocabulary.names),
-        "train": deciding_settings(settings),
-    }
-    folder, model_dir = out_dir / "checkpoints", out_dir / "model"
-    model = build_segmenter(settings.model, seed=seed).to(device).train()
-    side = input_size(samples, settings)
-    if side % model.stride:
-        raise ConfigError(f"images of {side} pixels are no multiple of the encoder's stride ({model.stride})")
-    optimizer = build_optimizer(model, settings)
-    checkpoint = shared_checkpoint(folder, world)
-    start, sums = 0, dict[str, float]()
-    if checkpoint is not None:
-        check_identity(checkpoint, identity)
-        checkpoint.restore(model, optimizer)
-        start, sums = checkpoint.step, dict(checkpoint.sums)
-    log = _Log(out_dir / "train.jsonl", done=start) if world.leads else None
-    batches = training_batches(
-        samples,
-        settings,
-        batch_size=settings.batch_size,
-        start=start,
-        stop=settings.steps,
-        seed=seed,
-        world=world,
-        pin_memory=torch.device(device).type == "cuda",
-    )
-    terms: nn.Module = LossTerms(model, vocabulary, settings)
-    if world.size > 1:
-        terms = _distributed(terms)
-    step = partial(
-        _step,
-        terms,
-        optimizer,
-        settings=settings,
-        classes=len(vocabulary.names),
-        seed=seed,
-        device=device,
-        world=world,
-    )
-    losses: dict[str, float] = {}
-    done, saved, clock, since = start, start, time.perf_counter(), 0
-
-    def save() -> None:
-        nonlocal saved
-        if world.leads:
-            write_checkpoint(folder, model, optimizer, step=done, identity=identity, sums=sums)
-        saved = done
-
-    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
-        for batch in batches:
-            rate = learning_rate(done, settings)
-            set_learning_rate(optimizer, rate)
-            losses, stopping = step(batch, step=done, stop=stop is not None and stop())
-            done += 1
-            since += settings.batch_size
-            speed = since / max(time.perf_counter() - clock, 1e-9)
-            sums = {name: sums.get(name, 0.0) + value for name, value in losses.items()}
-            if done % settings.log_every == 0 or done == settings.steps:
-                if log is not None:
-                    span = (done - 1) % settings.log_every + 1
-                    log.write(step=done, sums=sums, steps=span, rate=rate, speed=speed)
-                sums, clock, since = {}, time.perf_counter(), 0
-            if done % settings.checkpoint_every == 0 or done == settings.steps:
-                save()
-            if progress is not None:
-                progress(
-                    TrainProgress(
-                        step=done,
-                        steps=settings.steps,
-                        losses=losses,
-                        learning_rate=rate,
-                        samples_per_second=speed,
-                    )
-                )
-            if stopping and done < settings.steps:
-                if saved != done:
-                    save()
-                break
-    digest = None
-    if done == settings.steps and world.leads:
-        digest = _save_once(model, model_dir, identity=identity, provenance=provenance)
+        if training.log is not None:
+            stack.callback(training.log.close)
+        stack.enter_context(_own_random_numbers(training.device))
+        training.run(stop)
+        model_dir, digest = out_dir / "model", None
+        finished = training.done == settings.steps
+        if finished:
+            model = training.current_model()
+            if world.leads:
+                digest = _save_once(model, model_dir, identity=training.identity, provenance=provenance)
     return TrainResult(
-        status="finished" if done == settings.steps else "interrupted",
-        step=done,
+        status="finished" if finished else "interrupted",
+        step=training.done,
         seconds=time.perf_counter() - started,
-        losses=losses,
+        losses=training.losses,
         model_dir=model_dir,
         weights_digest=digest,
     )
 
 
-def _distributed(terms: nn.Module) -> DistributedDataParallel:
-    """``terms`` with its gradients averaged over all ranks, in the same order of addition in every step.
+class _Training:
+    """One call of `train`: what it has built, where it is."""
 
-    DDP would lay its buckets out anew after the first step, and so also after a resume, whose curve would then
-    differ in the last bits; looking for unused parameters, of which there are none, keeps it from that.
-    """
-    return DistributedDataParallel(terms, find_unused_parameters=True)
-
-
-def _step(
-    terms: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    *,
-    settings: TrainSettings,
-    classes: int,
-    seed: int,
-    step: int,
-    device: str,
-    world: World,
-    stop: bool,
-) -> tuple[dict[str, float], bool]:
-    """One step of the optimiser. All its randomness comes from (seed, step), and dropout's from the rank too.
-
-    Args: classes: in the vocabulary. stop: whether this process wants this step to be the last.
-    Returns: the losses, means over all processes, and whether any wants to stop.
-    Raises: IncompleteError when the loss of any is not finite; the weights are then as before.
-    """
-    words = np.random.SeedSequence((seed, step)).generate_state(2, np.uint64)
-    torch.manual_seed(int(words[0]) ^ world.rank)
-    # Drawn for the whole batch: which classes an image is asked for does not depend on the number of processes.
-    draws = torch.rand(settings.batch_size, classes, generator=torch.Generator().manual_seed(int(words[1])))
-    on_device = Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-    losses = terms(on_device, draws[world.rank :: world.size].to(device))
-    values, stopping = agree(world, losses, stop=stop)
-    if not math.isfinite(values["loss"]):
-        raise IncompleteError(
-            f"the loss of step {step + 1} is not a finite number: {values}",
-            hint="lower train.learning_rate or set train.gradient_clip=1.0, then train anew; "
-            "if it happens at once, look at the data with `magicseg report RUN`",
-        )
-    optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
-    if settings.gradient_clip:
-        nn.utils.clip_grad_norm_(terms.parameters(), settings.gradient_clip)
-    optimizer.step()
-    return values, stopping
-
-
-class _Log:
-    """``train.jsonl``. Rows after the step that training goes on from are taken back."""
-
-    def __init__(self, path: Path, *, done: int) -> None:
-        self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= done]
-        if kept != lines:
-            write_atomic(path, b"".join(kept))
-
-    def write(self, *, step: int, sums: Mapping[str, float], steps: int, rate: float, speed: float) -> None:
-        """One row: the mean losses of the latest ``steps`` steps."""
-        row = {
-            "step": step,
-            **{name: value / steps for name, value in sums.items()},
-            "learning_rate": rate,
-            "samples_per_second": round(speed, 2),
+    def __init__(
+        self,
+        samples: Samples | Mixture,
+        vocabulary: Vocabulary,
+        settings: TrainSettings,
+        out_dir: Path,
+        *,
+        seed: int,
+        data_fingerprint: str,
+        device: torch.device,
+        world: World,
+        evaluate: Evaluate | None,
+        progress: Callable[[TrainProgress], None] | None,
+    ) -> None:
+        self.settings, self.device, self.world = settings, device, world
+        self._folder = out_dir / "checkpoints"
+        self._evaluate = evaluate
+        self._progress = progress
+        self.identity = {
+            "data": data_fingerprint,
+            "seed": seed,
+            "classes": list(vocabulary.names),
+            "train": deciding_settings(settings),
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        model = build_segmenter(settings.model, seed=seed).to(device).train()
+        side = input_size(samples, settings)
+        if side % model.stride:
+            raise ConfigError(f"images of {side} pixels are no multiple of the encoder's stride ({model.stride})")
+        model.checkpoint_activations = settings.checkpoint_activations
+        # A model in parts cannot be copied: its whole form is made before.
+        self._form = copy.deepcopy(model).cpu() if is_sharded(settings, world) else None
+        self.stepper = Stepper(
+            model,
+            vocabulary,
+            settings,
+            seed=seed,
+            device=device,
+            world=world,
+            allowed=samples.allowed,
+        )
+        self.done, self._sums = 0, dict[str, float]()
+        self._best: tuple[int, float] | None = None
+        checkpoint = shared_checkpoint(self._folder, world)
+        if checkpoint is not None:
+            check_identity(checkpoint, self.identity)
+            checkpoint.restore(self.stepper)
+            self.done, self._sums, self._best = checkpoint.step, dict(checkpoint.sums), checkpoint.best
+        self.losses: Mapping[str, float] = {}
+        self.log = Log(out_dir, settings, done=self.done, identity=self.identity) if world.leads else None
+        self._clock, self._since = time.perf_counter(), 0
+        self._batches = training_batches(
+            samples,
+            settings,
+            batch_size=settings.batch_size,
+            start=self.done,
+            stop=settings.steps,
+            seed=seed,
+            world=world,
+            pin_memory=device.type == "cuda",
+        )
+
+    def run(self, stop: Callable[[], bool] | None) -> None:
+        """All steps that are left, or those until somebody wants to stop."""
+        settings, late = self.settings, Late()
+        for batch in self._batches:
+            rate = learning_rate(self.done, settings)
+            set_learning_rate(self.stepper.optimizer, rate)
+            values = self.stepper(batch, step=self.done, stop=stop is not None and stop())
+            self.done += 1
+            before = late.push(values, step=self.done, names=self.stepper.names, rate=rate)
+            stopping = before is not None and before.stop
+            if before is not None:
+                self._tell(before)
+            last = stopping or self.done == settings.steps
+            evaluated = self._evaluate is not None and _is_due(self.done, settings.evaluate_every)
+            if last or evaluated or self.done % settings.checkpoint_every == 0:
+                now = late.flush()  # before anything that may be wrong is evaluated or written
+                assert now is not None
+                results = self._evaluation() if evaluated else None
+                self._tell(now, results)
+                is_best = self._best is not None and self._best[0] == self.done
+                if last or is_best or self.done % settings.checkpoint_every == 0:
+                    self._save()
+            if last:
+                return
+
+    def current_model(self) -> Segmenter:
+        """A whole copy of the model as it would be kept now, in inference mode. All processes call it."""
+        state = self.stepper.model.state_dict()
+        if self.stepper.ema is not None:
+            state = self.stepper.ema.over(state)
+        model = copy.deepcopy(self._form or self.stepper.model).to(self.device)
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                value.copy_(whole(state[name]).reshape(value.shape))
+        return model.eval()
+
+    def _evaluation(self) -> dict[str, float]:
+        """Also remembers whether it is the best."""
+        assert self._evaluate is not None
+        began = time.perf_counter()
+        with _own_random_numbers(self.device), torch.no_grad():
+            results = dict(self._evaluate(self.current_model(), self.done))
+        value = from_first(self.world, next(iter(results.values()), math.nan))
+        if not math.isnan(value) and (self._best is None or value > self._best[1]):
+            self._best = self.done, value
+        self._clock += time.perf_counter() - began  # no part of training's speed
+        return results
+
+    def _tell(self, outcome: Outcome, results: Mapping[str, float] | None = None) -> None:
+        """Into the log, where a row is due, and to who asked for progress."""
+        settings, step = self.settings, outcome.step
+        self.losses = outcome.losses
+        self._since += settings.batch_size
+        speed = self._since / max(outcome.at - self._clock, 1e-9)
+        self._sums = {name: self._sums.get(name, 0.0) + value for name, value in outcome.losses.items()}
+        due = step % settings.log_every == 0 or step == settings.steps
+        if self.log is not None and (due or results):
+            span = (step - 1) % settings.log_every + 1
+            self.log.write(
+                {
+                    "step": step,
+                    **{name: total / span for name, total in self._sums.items()},
+                    "learning_rate": outcome.rate,
+                    "samples_per_second": round(speed, 2),
+                    **({"loss_scale": outcome.scale} if settings.precision == "fp16" else {}),
+                    **({"evaluation": results} if results else {}),
+                }
+            )
+        if due:
+            self._sums, self._clock, self._since = {}, outcome.at, 0
+        if self._progress is not None:
+            self._progress(
+                TrainProgress(
+                    step=step,
+                    steps=settings.steps,
+                    losses=outcome.losses,
+                    learning_rate=outcome.rate,
+                    samples_per_second=speed,
+                )
+            )
+
+    def _save(self) -> None:
+        tensors = gather(self.stepper, self.world)
+        if self.world.leads:
+            write_checkpoint(
+                self._folder,
+                tensors,
+                step=self.done,
+                identity=self.identity,
+                sums=self._sums,
+                best=self._best,
+                scaler=self.stepper.scaler.state_dict(),
+                settings=self.settings,
+            )
+
+
+def _check_parts(settings: TrainSettings, world: World) -> None:
+    parts = world.size * settings.accumulate
+    if settings.batch_size % parts:
+        shared = (
+            f"{world.size} processes" if settings.accumulate == 1 else f"{world.size} x {settings.accumulate} parts"
+        )
+        raise ConfigError(
+            f"train.batch_size is {settings.batch_size}, which {shared} cannot share evenly",
+            hint=f"set train.batch_size={-(-settings.batch_size // parts) * parts}, "
+            "or start a number of processes that divides it",
+        )
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextlib.contextmanager
+def _nobody_else(folder: Path, world: World) -> Iterator[None]:
+    """Have the folder to ourselves: two trainings would overwrite each other's checkpoints and mix their logs.
+
+    A claim, not the operating system's lock, which many network file systems ignore or refuse.
+    """
+    path = folder / "training.claim"
+    claim = None
+    if world.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        claim = try_claim(path)
+    if not from_first(world, float(claim is not None)):
+        raise RunError(
+            f"{folder.parent}: {holder(path)} is training here already",
+            hint=f"wait for it or stop it; if its machine is gone, its claim ends {STALE_SECONDS:.0f} s after that",
+        )
+    with claim or contextlib.nullcontext():
+        yield
+
+
+def _own_random_numbers(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Leave torch's global generators as they are."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _save_once(

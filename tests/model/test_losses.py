@@ -5,16 +5,15 @@ import math
 import pytest
 import torch
 
-from magicseg.errors import DataError
 from magicseg.labels import BACKGROUND, IGNORE
-from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
+from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss, mean_counts, true_pairs
 from magicseg.model.targets import sample_targets
 
 
-def slow_focal(logits, masks, valid, alpha, gamma):
+def slow_focal(logits, masks, valid, alpha, gamma, asked=None):
     total, count = 0.0, 0
     for b, k, y, x in (tuple(place) for place in torch.ones_like(logits).nonzero().tolist()):
-        if not valid[b, 0, y, x]:
+        if not valid[b, 0, y, x] or (asked is not None and not asked[b, k]):
             continue
         p = 1 / (1 + math.exp(-logits[b, k, y, x].item()))
         p_t, a_t = (p, alpha) if masks[b, k, y, x] else (1 - p, 1 - alpha)
@@ -40,6 +39,32 @@ def slow_dice(logits, masks, valid, present):
     return sum(losses) / len(losses)
 
 
+def slow_counterfactual(cls, other, paired, class_map):
+    cosines = []
+    for b in range(len(cls)):
+        if paired[b] and any(id_ not in (BACKGROUND, IGNORE) for row in class_map[b].tolist() for id_ in row):
+            dot = sum(x * y for x, y in zip(cls[b].tolist(), other[b].tolist(), strict=True))
+            lengths = [math.sqrt(sum(x * x for x in vector[b].tolist())) for vector in (cls, other)]
+            cosines.append(max(0.0, dot / (lengths[0] * lengths[1])))
+    return sum(cosines) / len(cosines)
+
+
+def slow_targets(class_map, draws, sampled, allowed=None):
+    """Of one image: the set of classes, and for each where it is, whether it is there, whether it is asked for."""
+    own = {id_ - 1 for row in class_map for id_ in row if id_ not in (BACKGROUND, IGNORE)}
+    ranked = sorted(
+        range(len(draws)), key=lambda c: (c in own, c in own or allowed is None or allowed[c], draws[c]), reverse=True
+    )
+    return {
+        c: (
+            [[id_ == c + 1 for id_ in row] for row in class_map],
+            c in own,
+            c in own or allowed is None or bool(allowed[c]),
+        )
+        for c in ranked[:sampled]
+    }
+
+
 @pytest.fixture
 def case():
     generator = torch.Generator().manual_seed(3)
@@ -56,6 +81,81 @@ def test_focal_is_its_formula(case, alpha, gamma):
     logits, targets = case
     loss = focal_loss(logits, targets.masks, targets.valid, alpha=alpha, gamma=gamma)
     assert loss.item() == pytest.approx(slow_focal(logits, targets.masks, targets.valid, alpha, gamma), rel=1e-5)
+
+
+def test_classes_that_are_not_asked_for_are_no_part_of_focal(case):
+    logits, targets = case
+    asked = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.5
+    loss = focal_loss(logits, targets.masks, targets.valid, alpha=0.25, gamma=2, asked=asked)
+    assert loss.item() == pytest.approx(slow_focal(logits, targets.masks, targets.valid, 0.25, 2, asked), rel=1e-5)
+
+
+def test_losses_of_the_parts_add_up_to_that_of_the_whole(case):
+    """Also where the parts have other numbers of classes, pixels and pairs."""
+    logits, targets = case
+    generator = torch.Generator().manual_seed(2)
+    targets = targets._replace(asked=targets.present | (torch.rand(3, 6, generator=generator) < 0.5))
+    cls, other = torch.randn(2, 3, 4, generator=generator)
+    paired = torch.tensor([True, True, True])
+    parts = [slice(0, 2), slice(2, 3)]
+    counts = sum(mean_counts(targets.part(part), paired[part]) for part in parts)
+
+    def terms(part, counts):
+        some = targets.part(part)
+        return torch.stack(
+            [
+                focal_loss(
+                    logits[part], some.masks, some.valid, alpha=0.25, gamma=2, asked=some.asked, count=counts[0]
+                ),
+                dice_loss(logits[part], some.masks, some.valid, some.present, count=counts[1]),
+                counterfactual_loss(cls[part], other[part], true_pairs(some, paired[part]), count=counts[2]),
+            ]
+        )
+
+    whole = slice(0, 3)
+    torch.testing.assert_close(sum(terms(part, counts) for part in parts), terms(whole, mean_counts(targets, paired)))
+    torch.testing.assert_close(
+        terms(whole, counts)[0],
+        focal_loss(logits, targets.masks, targets.valid, alpha=0.25, gamma=2, asked=targets.asked),
+    )
+    torch.testing.assert_close(
+        terms(whole, counts)[1], dice_loss(logits, targets.masks, targets.valid, targets.present)
+    )
+
+
+def test_an_image_without_objects_is_no_pair(case):
+    _, targets = case
+    assert true_pairs(targets, torch.tensor([True, True, False])).tolist() == [True, False, False]
+
+
+def test_counterfactual_is_its_formula():
+    generator = torch.Generator().manual_seed(5)
+    class_map = torch.tensor([[[1, 0]], [[IGNORE, 0]], [[0, 2]], [[3, 3]], [[0, 1]]])
+    cls, other = torch.randn(2, 5, 4, generator=generator)
+    paired = torch.tensor([True, True, False, True, True])
+    targets = sample_targets(class_map, torch.rand(5, 4, generator=generator), sampled_classes=3)
+    loss = counterfactual_loss(cls, other, true_pairs(targets, paired))
+    assert loss.item() == pytest.approx(slow_counterfactual(cls, other, paired, class_map), rel=1e-5)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+def test_targets_are_what_a_loop_over_classes_finds(limited):
+    generator = torch.Generator().manual_seed(6)
+    for sampled in (2, 5, 9):
+        class_map = torch.randint(0, 8, (4, 3, 3), generator=generator) * torch.tensor([1, 0, 1, 1])[:, None, None]
+        class_map[2, 0] = IGNORE
+        draws = torch.rand(4, 8, generator=generator)
+        allowed = torch.rand(4, 8, generator=generator) < 0.5 if limited else None
+        targets = sample_targets(class_map, draws, sampled_classes=sampled, allowed=allowed)
+        for b in range(4):
+            expected = slow_targets(
+                class_map[b].tolist(), draws[b].tolist(), sampled, allowed[b].tolist() if limited else None
+            )
+            assert set(targets.classes[b].tolist()) == expected.keys()
+            for place, position in enumerate(targets.classes[b].tolist()):
+                found = targets.masks[b, place].tolist(), targets.present[b, place], targets.asked[b, place]
+                assert found == expected[position]
+            assert targets.valid[b, 0].tolist() == [[id_ != IGNORE for id_ in row] for row in class_map[b].tolist()]
 
 
 def test_focal_is_torchvisions(case):
@@ -153,6 +253,10 @@ def test_a_small_vocabulary_is_sampled_whole():
     assert sorted(targets.classes[0].tolist()) == [0, 1, 2]
 
 
-def test_an_unknown_class_id_is_refused():
-    with pytest.raises(DataError, match=r"\[7\]"):
-        sample_targets(torch.tensor([[[7, 0]]]), torch.rand(1, 3), sampled_classes=3)
+def test_pixels_of_an_unknown_class_are_counted_and_left_out():
+    class_map = torch.tensor([[[7, 0], [4, IGNORE]], [[1, 2], [3, 3]]])
+    targets = sample_targets(class_map, torch.rand(2, 3), sampled_classes=3)
+    assert targets.unknown.tolist() == [2, 0]
+    assert targets.valid[:, 0].tolist() == [[[False, True], [False, False]], [[True, True], [True, True]]]
+    assert not targets.present[0].any()
+    assert not targets.masks[0].any()

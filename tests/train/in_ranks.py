@@ -1,6 +1,10 @@
-"""What tests have torchrun start in every rank: ``in_ranks.py batch-norm|train|not-finite OUT [SETTINGS]``."""
+"""What tests have torchrun start in every rank: ``in_ranks.py WHAT OUT [JSON]``."""
 
+import dataclasses
+import itertools
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,23 +14,83 @@ from coloured_squares import SETTINGS, VOCABULARY, Squares
 from torch import distributed as dist
 from torch import nn
 
-from magicseg.errors import IncompleteError
+from magicseg.errors import IncompleteError, RunError
+from magicseg.labels import IGNORE
 from magicseg.model.batch_norm import BatchNorm2d
+from magicseg.train.data import SampleDataset
 from magicseg.train.distributed import World, joined
-from magicseg.train.loop import LossTerms, train
+from magicseg.train.loop import train
+from magicseg.train.step import LossTerms
 
 
-def train_squares(out, changes, world):
-    """Train on 20 squares; returns what `train` does."""
+@dataclasses.dataclass(frozen=True)
+class UnevenSquares(Squares):
+    """Some images have no object, some pixels nobody labelled: no two ranks have as much to learn from."""
+
+    def read(self, indices):
+        images, counterfactuals, masks = super().read(indices)
+        for place, index in enumerate(indices):
+            if index % 4 == 1:
+                images[place], masks[place] = counterfactuals[place], 0
+            masks[place, : int(index) % 6] = IGNORE
+        return images, counterfactuals, masks
+
+
+def train_squares(out, changes, world, **arguments):
+    """Train on 20 uneven squares; returns what `train` does."""
     return train(
-        Squares(np.delete(np.arange(24), [2, 9, 10, 23])),
+        UnevenSquares(np.delete(np.arange(24), [2, 9, 10, 23])),
         VOCABULARY,
         SETTINGS.model_copy(update=changes),
         out,
         seed=0,
         data_fingerprint="data",
         world=world,
+        **arguments,
     )
+
+
+def train_until_killed(out, plan, world):
+    """Train and write down what is read: ``seen/CALL-RANK.jsonl``. A rank is killed when it has heard of a step."""
+    read, path = SampleDataset.__getitems__, out / "seen" / f"{plan['call']}-{world.rank}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def recorded(self, picks):
+        with path.open("a") as file:
+            file.write(json.dumps([(pick.epoch, pick.sample) for pick in picks]) + "\n")
+        return read(self, picks)
+
+    def heard(state):
+        if state.step == plan.get("step") and world.rank == plan["rank"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    SampleDataset.__getitems__ = recorded
+    train_squares(out, plan["settings"], world, progress=heard)
+
+
+def compare_strategies(out, changes, world):
+    """Train whole and parted, stop a parted one and go on whole and the other way round."""
+
+    def half():
+        asked = itertools.count()
+        return lambda: next(asked) >= 3
+
+    fsdp = {**changes, "strategy": "fsdp", "ema_decay": 0.9, "gradient_clip": 1.0}
+    ddp = {**fsdp, "strategy": "ddp"}
+    scores = []
+
+    def evaluate(model, step):
+        scores.append((step, float(sum(value.double().sum() for value in model.state_dict().values()))))
+        return {"miou": scores[-1][1]}
+
+    train_squares(out / "ddp", ddp, world)
+    train_squares(out / "fsdp", {**fsdp, "evaluate_every": 4}, world, evaluate=evaluate)
+    assert [step for step, _ in scores] == [4, 8]
+    first = train_squares(out / "fsdp-ddp", fsdp, world, stop=half())
+    assert first.status == "interrupted"
+    train_squares(out / "fsdp-ddp", ddp, world)
+    train_squares(out / "ddp-fsdp", ddp, world, stop=half())
+    train_squares(out / "ddp-fsdp", fsdp, world)
 
 
 def compare_batch_norms(world):
@@ -54,13 +118,26 @@ def compare_batch_norms(world):
     assert torch.equal(ours.eval()(whole), nn.BatchNorm2d.forward(ours, whole))
 
 
+def train_twice(out, world):
+    """A second training, begun in the first one's folder while that is at work, is refused in all ranks."""
+
+    def second(state):
+        if state.step == 2:
+            try:
+                train_squares(out, {"batch_size": 4}, world)
+            except RunError as error:
+                (out / f"refused-{world.rank}").write_text(error.message)
+
+    train_squares(out, {"batch_size": 4}, world, progress=second)
+
+
 def lose_a_loss(out, world):
     """Rank 1's third loss is not a number. Each rank writes down what it was told, and which weights it has."""
     forward, calls = LossTerms.forward, []
 
-    def broken(self, batch, draws):
+    def broken(self, *arguments):
         calls.append(self)
-        losses = forward(self, batch, draws)
+        losses = forward(self, *arguments)
         return {**losses, "loss": losses["loss"] * float("nan")} if world.rank == 1 and len(calls) == 3 else losses
 
     LossTerms.forward = broken
@@ -80,5 +157,11 @@ if __name__ == "__main__":
             compare_batch_norms(here)
         elif what == "train":
             train_squares(out, json.loads(sys.argv[3]), here)
+        elif what == "train-until-killed":
+            train_until_killed(out, json.loads(sys.argv[3]), here)
+        elif what == "strategies":
+            compare_strategies(out, json.loads(sys.argv[3]), here)
+        elif what == "twice":
+            train_twice(out, here)
         else:
             lose_a_loss(out, here)

@@ -1,0 +1,97 @@
+"""Where training's numbers go: ``train.jsonl``, TensorBoard, Weights & Biases.
+
+A resumed training writes on as if it had never stopped: what an earlier call wrote of later steps is taken back
+(``train.jsonl``), hidden (TensorBoard's ``purge_step``) or written again with the same numbers, of which Weights &
+Biases keeps the first.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from magicseg.errors import BackendError
+from magicseg.run.files import to_json, write_atomic
+from magicseg.train.settings import TrainSettings
+
+Row = Mapping[str, Any]
+
+
+class Log:
+    """The log of one call of training, in the process that leads. To be closed."""
+
+    def __init__(self, out_dir: Path, settings: TrainSettings, *, done: int, identity: Mapping[str, Any]) -> None:
+        """Args: done: steps that training goes on from. Raises: BackendError when a library is missing."""
+        self._path = out_dir / "train.jsonl"
+        out_dir.mkdir(parents=True, exist_ok=True)
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= done]
+        if kept != lines:
+            write_atomic(self._path, b"".join(kept))
+        self._others: list[Callable[[int, dict[str, float]], None]] = []
+        self._closing: list[Callable[[], None]] = []
+        if done == settings.steps:
+            return  # nothing to come
+        if settings.tensorboard:
+            self._open_tensorboard(out_dir / "tensorboard", done)
+        if settings.wandb is not None:
+            self._open_wandb(settings.wandb, out_dir, identity)
+
+    def write(self, row: Row) -> None:
+        """One row: its ``step``, numbers, and mappings of numbers."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        scalars = {name: value for name, value in _flat(row) if name != "step"}
+        for write in self._others:
+            write(row["step"], scalars)
+
+    def close(self) -> None:
+        """End what has to be ended."""
+        for close in self._closing:
+            close()
+
+    def _open_tensorboard(self, folder: Path, done: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise BackendError(
+                f"train.tensorboard: {error}", hint="pip install 'magicseg[models]', or set train.tensorboard=false"
+            ) from error
+        writer = SummaryWriter(str(folder), purge_step=done + 1)
+
+        def write(step: int, scalars: dict[str, float]) -> None:
+            for name, value in scalars.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        self._others.append(write)
+        self._closing.append(writer.close)
+
+    def _open_wandb(self, project: str, out_dir: Path, identity: Mapping[str, Any]) -> None:
+        """A run whose id follows from folder and settings, so that a resumed training goes on in it."""
+        try:
+            import wandb
+        except ImportError as error:
+            raise BackendError(
+                f"train.wandb is {project!r}, but wandb cannot be imported: {error}",
+                hint="pip install 'magicseg[wandb]', or set train.wandb=null",
+            ) from error
+        key = to_json([str(out_dir.resolve()), identity])
+        run = wandb.init(
+            project=project,
+            id=hashlib.sha256(key).hexdigest()[:16],
+            name=out_dir.name,
+            resume="allow",
+            dir=str(out_dir),
+            config=dict(identity),
+        )
+        self._others.append(lambda step, scalars: run.log(scalars, step=step))
+        self._closing.append(run.finish)
+
+
+def _flat(row: Row, prefix: str = "") -> list[tuple[str, float]]:
+    flat: list[tuple[str, float]] = []
+    for name, value in row.items():
+        flat += _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return flat

@@ -1,0 +1,265 @@
+"""One step: what it may not do, what it adds up to, what it leaves out."""
+
+import itertools
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from coloured_squares import SETTINGS, VOCABULARY, Squares
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from magicseg.errors import BackendError, DataError, IncompleteError
+from magicseg.labels import IGNORE
+from magicseg.model.segmenter import build_segmenter
+from magicseg.train.data import Batch
+from magicseg.train.distributed import ALONE
+from magicseg.train.late import Late
+from magicseg.train.step import LossTerms, Stepper
+
+# Neither batch norm nor chance: a batch is then the sum of its parts.
+CALM = {
+    "encoder": SETTINGS.encoder.model_copy(update={"freeze": True}),
+    "prompt_dropout": 0.0,
+    "drop_path": 0.0,
+    "batch_size": 6,
+    "paste": 0.0,
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        yield
+    torch.set_num_threads(before)
+
+
+def batch_of(count=6, first=0, **changes):
+    images, counterfactuals, masks = Squares(np.arange(64)).read(np.arange(first, first + count))
+    masks = torch.from_numpy(masks.astype(np.int32))
+    masks[0, :3] = IGNORE
+    masks[1] = 0
+    whole = Batch(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        torch.from_numpy(counterfactuals).permute(0, 3, 1, 2),
+        masks,
+        torch.arange(count) != 2,
+        torch.zeros(count, dtype=torch.int64),
+    )
+    return whole._replace(**changes)
+
+
+def stepper(allowed=None, **changes):
+    settings = SETTINGS.model_copy(update=changes)
+    return Stepper(
+        build_segmenter(settings.model, seed=0).train(),
+        VOCABULARY,
+        settings,
+        seed=0,
+        device=torch.device("cpu"),
+        world=ALONE,
+        allowed=allowed,
+    )
+
+
+def losses(one, values):
+    return dict(zip(one.names, values.tolist(), strict=False))
+
+
+def weights(one):
+    return {name: value.clone() for name, value in one.model.state_dict().items()}
+
+
+class NoWaiting(TorchDispatchMode):
+    """What would have the host wait for a device, were there one."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.WAITING, f"{name} waits for the device"
+        assert name != "index" or not any(place is not None and place.dtype == torch.bool for place in args[1]), (
+            "an index of booleans waits for the device"
+        )
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"gradient_clip": 1.0, "ema_decay": 0.9, "deep_supervision_weight": 0.5},
+        {"precision": "bf16"},
+        {"accumulate": 5},
+    ],
+    ids=lambda changes: " ".join(changes) or "plain",
+)
+def test_no_step_waits_for_the_device(changes):
+    one = stepper(**changes, allowed=np.ones((1, 3), bool))
+    with NoWaiting():
+        for step in range(2):
+            one(batch_of(5), step=step, stop=False)
+
+
+def test_the_guard_of_waiting_sees_a_wait():
+    with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
+        torch.ones(()).item()
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 6])
+def test_a_batch_in_parts_is_the_batch(accumulate):
+    whole, parts = stepper(**CALM), stepper(**CALM, accumulate=accumulate)
+    for step in range(3):
+        expected = losses(whole, whole(batch_of(first=step), step=step, stop=False))
+        assert losses(parts, parts(batch_of(first=step), step=step, stop=False)) == pytest.approx(expected, rel=1e-5)
+        for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+            if one.grad is not None:
+                torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "mask"])
+def test_after_a_failed_step_the_weights_stay_until_it_is_read(what, monkeypatch):
+    one, late = stepper(ema_decay=0.5), Late()
+    forward = LossTerms.forward
+    batch = batch_of(5)
+
+    def broken(self, *arguments):
+        terms = forward(self, *arguments)
+        if what == "loss":
+            return {**terms, "loss": terms["loss"] + math.inf}  # its gradients are finite
+        hooked = terms["loss"] * 1
+        if what == "gradient":
+            hooked.register_hook(lambda gradient: gradient * math.nan)
+        return {**terms, "loss": hooked}
+
+    for step in range(2):
+        assert (late.push(one(batch, step=step, stop=False), step=step + 1, names=one.names, rate=1) is None) == (
+            step == 0
+        )
+    before = {name: value for name, value in weights(one).items() if "running" not in name and "batches" not in name}
+    monkeypatch.setattr(LossTerms, "forward", broken)
+    bad = batch._replace(masks=torch.full_like(batch.masks, 7)) if what == "mask" else batch
+    assert late.push(one(bad, step=2, stop=False), step=3, names=one.names, rate=1).step == 2
+    monkeypatch.setattr(LossTerms, "forward", forward)
+    values = one(batch, step=3, stop=False)
+    error, message = (
+        (DataError, "1280 pixels of the masks of step 3 hold class ids")
+        if what == "mask"
+        else (IncompleteError, f"the {what} of step 3 is not a finite number")
+    )
+    with pytest.raises(error, match=message):
+        late.push(values, step=4, names=one.names, rate=1)
+    after = weights(one)
+    for name, value in before.items():
+        assert torch.equal(after[name], value), name
+
+
+def test_fp16_lowers_its_scale_where_gradients_overflow_and_goes_on():
+    one = stepper(precision="fp16", **CALM)
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+    before = weights(one)
+    first = one(batch_of(), step=0, stop=False)
+    *_, failed, unknown, scale = first.tolist()
+    assert (failed, unknown, scale) == (0, 0, 2.0**60)
+    assert all(torch.equal(value, before[name]) for name, value in weights(one).items())
+    scales = [one(batch_of(), step=step, stop=False).tolist()[-1] for step in range(1, 50)]
+    assert scales[-1] < 2.0**60
+    assert scales[-1] == scales[-2], "it does not fall for ever"
+    assert not all(torch.equal(value, before[name]) for name, value in weights(one).items())
+
+
+def test_fp16_fails_where_no_scale_helps():
+    one = stepper(precision="fp16", **CALM)
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-25)
+    assert one(batch_of(), step=4, stop=False).tolist()[-3] == 5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_has_nearly_the_losses_of_full(precision):
+    full, half = stepper(**CALM), stepper(**CALM, precision=precision)
+    expected = losses(full, full(batch_of(), step=0, stop=False))
+    assert losses(half, half(batch_of(), step=0, stop=False)) == pytest.approx(expected, rel=0.02, abs=0.02)
+    assert all(value.dtype == torch.float32 for value in half.model.parameters())
+
+
+def test_activations_computed_twice_change_no_bit():
+    kept, twice = stepper(), stepper()
+    twice.model.checkpoint_activations = True
+    for step in range(3):
+        batch = batch_of(5, first=step)
+        assert torch.equal(kept(batch, step=step, stop=False), twice(batch, step=step, stop=False))
+    for name, value in weights(kept).items():
+        assert torch.equal(weights(twice)[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_step_has_the_losses_of_a_plain_one():
+    small = {**CALM, "encoder": CALM["encoder"].model_copy(update={"layers": 1}), "decoder_layers": 1}
+    plain, compiled = stepper(**small), stepper(**small, compile=True)
+    for step in range(2):
+        expected = losses(plain, plain(batch_of(first=step), step=step, stop=False))
+        found = losses(compiled, compiled(batch_of(first=step), step=step, stop=False))
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_what_cannot_be_compiled_is_an_error_with_a_way_out(monkeypatch):
+    settings = SETTINGS.model_copy(update={"compile": True})
+    one = stepper()
+    one._settings = settings
+
+    def fails(*_):
+        raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no compiler"), None)
+
+    monkeypatch.setattr(one, "_terms", fails)
+    with pytest.raises(BackendError, match=r"train\.compile: torch cannot compile") as failure:
+        one(batch_of(5), step=0, stop=False)
+    assert "train.compile=false" in failure.value.hint
+
+
+def test_the_average_of_the_weights_is_its_formula():
+    one = stepper(ema_decay=0.3)
+    name, parameter = "prompts.tokens", one.model.prompts.tokens
+    expected = parameter.detach().clone()
+    for step in range(4):
+        one(batch_of(5), step=step, stop=False)
+        decay = min(0.3, (2 + step) / (11 + step))
+        expected = decay * expected + (1 - decay) * parameter.detach()
+    torch.testing.assert_close(one.ema.averages[name], expected)
+    assert not torch.allclose(expected, parameter)
+
+
+def test_a_source_is_not_asked_for_classes_that_it_does_not_label():
+    """A class that nobody labelled in the second source may be in its background."""
+    allowed = np.array([[True, True, True], [False, False, True]])
+    one = stepper(**CALM, allowed=allowed, sampled_classes=3)
+    seen = []
+    forward = LossTerms.forward
+
+    def recorded(self, batch, targets, counts):
+        seen.append((batch.sources, targets))
+        return forward(self, batch, targets, counts)
+
+    LossTerms.forward = recorded
+    try:
+        one(batch_of(sources=torch.tensor([0, 1, 0, 1, 0, 1])), step=0, stop=False)
+    finally:
+        LossTerms.forward = forward
+    (sources, targets), *_ = seen
+    for image, source in enumerate(sources.tolist()):
+        for place, position in enumerate(targets.classes[image].tolist()):
+            expected = bool(allowed[source, position]) or bool(targets.present[image, place])
+            assert bool(targets.asked[image, place]) == expected
+
+
+def test_any_process_may_ask_to_stop_and_the_numbers_say_so():
+    one, late = stepper(), Late()
+    for step, stop in itertools.islice(enumerate((False, True)), 2):
+        late.push(one(batch_of(5), step=step, stop=stop), step=step + 1, names=one.names, rate=0.1)
+    outcome = late.flush()
+    assert outcome.stop
+    assert outcome.step == 2
+    assert late.flush() is None
