@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicseg.errors import BackendError, ConfigError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
+from magicseg.evaluate.counts import CONVENTIONS, RECIPE
 from magicseg.evaluate.deciding import Threshold
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
@@ -128,7 +129,7 @@ class Suite:
         assert run is not None
         path = self.path_of(MINIATURE)
         known = _read(path)
-        provenance = self._provenance(_OF_MINIATURE)
+        provenance = {**self._provenance(_OF_MINIATURE), "recipe": RECIPE}
         if known is not None and known.get("provenance") == provenance:
             return known
         model, heads = self._model_and_heads
@@ -148,6 +149,7 @@ class Suite:
             "images": self.settings.scenes,
             "classes": ["background", *run.vocabulary.names],
             **scores,
+            "conventions": CONVENTIONS,
             "provenance": provenance,
         }
         self._write(path, results)
@@ -235,19 +237,18 @@ class Suite:
         path = self.path_of(data.protocol.name)
         if _read(path) != joined:
             self._write(path, joined)
-            self._draw(data, results)
+            self._draw(data, model)
         return joined
 
-    def _draw(self, data: DataSet, results: Sequence[dict[str, Any]]) -> None:
-        """Charts of every head, and the model's best and worst images."""
+    def _draw(self, data: DataSet, results: Mapping[str, Any]) -> None:
+        """The model's charts, and its best and worst images."""
         from magicseg.evaluate.figures import write_charts, write_examples
 
-        for head, each in zip(self._heads, results, strict=True):
-            limit = self.settings.limit if each["images"] < each["images_in_data_set"] else None
-            folder = results_folder(self.target.results, data.protocol, each["head"], limit=limit)
-            write_charts(each, folder)
-            if head is self._heads[0]:
-                write_examples(head, data.protocol, data.folder, each, folder)
+        head = self._heads[0]
+        limit = self.settings.limit if results["images"] < results["images_in_data_set"] else None
+        folder = results_folder(self.target.results, data.protocol, head.name, limit=limit)
+        write_charts(results, folder)
+        write_examples(head, data.protocol, data.folder, results, folder)
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         with storage_errors(path, "free some space, then evaluate again"):

@@ -144,10 +144,11 @@ def distort(image: Pixels, distortion: Distortion) -> Pixels:
     if distortion.before is not None:
         image = np.asarray(cv2.LUT(image, distortion.before), np.uint8)
     if distortion.hue_saturation is not None:
-        turned = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), distortion.hue_saturation)
-        image = np.asarray(cv2.cvtColor(turned, cv2.COLOR_HSV2RGB), np.uint8)
-    if distortion.after is not None:
-        image = np.asarray(cv2.LUT(image, distortion.after), np.uint8)
+        colours = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        cv2.LUT(colours, distortion.hue_saturation, dst=colours)
+        image = np.asarray(cv2.cvtColor(colours, cv2.COLOR_HSV2RGB), np.uint8)
+        if distortion.after is not None:  # there is one only behind a change of colour, so the array is our own
+            cv2.LUT(image, distortion.after, dst=image)
     return image
 
 

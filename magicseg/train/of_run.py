@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from magicseg.errors import BackendError
+from magicseg.errors import BackendError, ConfigError
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors
 from magicseg.run.versions import library_versions
@@ -21,7 +21,8 @@ def train_run(
     A finished training is left alone.
 
     Args: progress: told the step and a text about it. stop: asked in every step.
-    Raises: BackendError without torch; what `magicseg.train.mixture.open_sources` and `train` raise.
+    Raises: ConfigError if it is to be evaluated meanwhile and there is nothing to do it on; BackendError without
+    torch; what `magicseg.train.mixture.open_sources` and `train` raise.
     """
     run.refuse_unfetched("train")
     try:
@@ -35,6 +36,17 @@ def train_run(
     def show(state: TrainProgress) -> None:
         progress(state.step, f"loss {state.losses['loss']:.4f}")
 
+    watcher = None
+    if run.config.train.evaluate_every and world.leads:
+        from magicseg.evaluate.watch import watch
+
+        watcher = watch(run)
+        if watcher is None:
+            raise ConfigError(
+                "train.evaluate_every is set, but there is nothing to look at that is neither trained nor tested on",
+                hint="set evaluate.data to a benchmark with its other split, or train.evaluate_every=0",
+            )
+    nothing: dict[str, float] = {}
     sources = open_sources(run)  # before the processes join: staging may take longer than they wait for each other
     with joined(world), storage_errors(run.path, f"free some space, then: magicseg train {run.path}"):
         return train(
@@ -48,6 +60,7 @@ def train_run(
             world=world,
             progress=show,
             stop=stop,
+            evaluate=watcher or (lambda _model, _step: nothing),
             provenance={
                 "versions": library_versions(),
                 **sources.provenance,

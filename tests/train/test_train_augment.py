@@ -218,7 +218,7 @@ def reference(image, draws):
 
 def test_distortion_is_that_of_a_slow_reference():
     image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), np.uint8)
-    changed = 0
+    changed, before = 0, image.copy()
     for seed in range(60):
         got = distort(image, draw_distortion(np.random.default_rng(seed))).astype(float)
         difference = np.abs(got - reference(image, np.random.default_rng(seed)))
@@ -226,6 +226,7 @@ def test_distortion_is_that_of_a_slow_reference():
         assert difference.max() <= 8
         assert difference.mean() <= 1.5
         changed += not np.array_equal(got, image)
+    assert np.array_equal(image, before)
     assert 50 < changed < 60  # all four are off in one of 16
 
 

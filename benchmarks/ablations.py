@@ -1,0 +1,222 @@
+"""What each part of the method brings in the miniature: every part on and off, several seeds, held-out scenes.
+
+    python benchmarks/ablations.py --seeds 0 1 2 3 4 --work FOLDER
+    python benchmarks/ablations.py --seeds 0 1 --set train.steps=50 --work FOLDER      # quick, and says nothing
+
+For every seed (of the data, the weights and the held-out scenes alike) one data set is made, and one model per
+variant is trained on it, from the same first weights and in the same order of samples. Variants differ from ``base``
+(the preset) in one thing:
+
+    no mask loss        neither focal nor dice: the counterfactual loss alone
+    no dice             the focal term alone
+    no class sampling   all ten classes are asked of every image
+    no counterfactual   without the counterfactual loss
+    strong counterf.    the counterfactual loss with its full weight, 1
+    deep supervision    the earlier decoder layers' masks are supervised too
+    wrong labels        a fifth of the samples show another object than was asked for
+    wrong, filtered     the same samples, less those in which a judge misses the object (or finds it in the
+                        counterfactual). The judge is the base model of the seed before: a detector with errors
+    memory bank         no variant of training: prototypes of base's features instead of its decoder
+
+Printed: mIoU by seed, the mean and its 95 % interval over seeds (Student's t), and the mean difference to base with
+the interval of the paired differences. A finished training is not done again. Exits 0 whatever comes out.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+
+from magicseg.config import load_config
+from magicseg.evaluate.heldout import evaluate_heldout, predict, score_heldout
+from magicseg.evaluate.memory_bank import MemoryBankHead, build_bank
+from magicseg.evaluate.segmenter_head import SegmenterHead
+from magicseg.execute.pool import run_stage
+from magicseg.labels import BACKGROUND, IGNORE
+from magicseg.model.segmenter import Segmenter, load_segmenter
+from magicseg.run.directory import Run
+from magicseg.run.fingerprint import STAGES
+from magicseg.store.kept import KeptSamples
+from magicseg.train.loop import train
+
+BASE = "base"
+FILTERED = "wrong, filtered"
+BANK = "memory bank"
+CHANGES = {
+    BASE: {},
+    "no mask loss": {"focal_weight": 0.0, "dice_weight": 0.0},
+    "no dice": {"dice_weight": 0.0},
+    "no class sampling": {"sampled_classes": 10},
+    "no counterfactual": {"counterfactual_weight": 0.0},
+    "strong counterf.": {"counterfactual_weight": 1.0},
+    "deep supervision": {"deep_supervision_weight": 1.0},
+    "wrong labels": {},
+    FILTERED: {},
+}
+VARIANTS = (*CHANGES, BANK)
+_WRONG = 0.2
+_SEEN = 0.01  # of the image's pixels: the judge has found a class
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class WronglyLabelled(KeptSamples):
+    """As if the generator had drawn another object in a fifth of the samples: their masks say what was asked for."""
+
+    classes: int = 0
+    seed: int = 0
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        images, counterfactuals, masks = super().read(indices)
+        for place, index in enumerate(indices):
+            asked = self.asked(int(index), masks[place])
+            shown = (masks[place] != BACKGROUND) & (masks[place] != IGNORE)
+            masks[place][shown] = asked
+        return images, counterfactuals, masks
+
+    def asked(self, index: int, mask: np.ndarray) -> int:
+        """The id that was asked for: in a fifth of the samples not the one that is shown."""
+        shown = int(mask[(mask != BACKGROUND) & (mask != IGNORE)].max(initial=1))
+        rng = np.random.default_rng((self.seed, index))
+        if rng.random() >= _WRONG:
+            return shown
+        return (shown - 1 + int(rng.integers(1, self.classes))) % self.classes + 1
+
+
+def make_data(seed: int, work: Path, overrides: list[str]) -> Run:
+    """The seed's run with its data; what is there already is kept."""
+    path = work / f"run-{seed}"
+    run = Run.create(path, load_config(preset="miniature", overrides=[*overrides, f"seed={seed}"]))
+    for stage in STAGES:
+        run_stage(run, stage, workers=1)
+    return run
+
+
+def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabelled:
+    """The samples in which the judge finds what was asked for, and does not find it in the counterfactual."""
+    kept = []
+    for start in range(0, len(samples.indices), _BATCH):
+        indices = samples.indices[start : start + _BATCH]
+        images, counterfactuals, masks = KeptSamples.read(samples, indices)
+        found = [
+            predict(SegmenterHead(judge, ""), pictures, run.vocabulary, threshold=run.config.evaluate.threshold)
+            for pictures in (images, counterfactuals)
+        ]
+        for place, index in enumerate(indices):
+            asked = samples.asked(int(index), masks[place])
+            with_it, without = (float((maps[place] == asked).mean()) >= _SEEN for maps in found)
+            if with_it and not without:
+                kept.append(index)
+    return replace(samples, indices=np.array(kept, dtype=np.int64))
+
+
+def one(seed: int, variant: str, work: Path, overrides: list[str], before: int) -> dict:
+    """Train and score one variant of one seed. Args: before: the seed whose base model judges."""
+    done = work / f"{seed}-{variant.replace(' ', '-').replace(',', '')}.json"
+    if done.exists():
+        return json.loads(done.read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    run = make_data(seed, work, overrides)
+    samples = KeptSamples.of(run)
+    common = {"image_size": run.config.generate.size, "seed": seed}
+    row = {"seed": seed, "variant": variant}
+    base = work / f"model-{seed}-{BASE}"
+    if variant == BANK:
+        model = load_segmenter(base / "model")
+        stride = model.encoder.stride
+        bank = build_bank(
+            samples,
+            run.vocabulary,
+            lambda pixels: model.encode_images(pixels)[1],
+            stride=stride,
+            limit=1024,
+            prototypes=4,
+        )
+        head = MemoryBankHead(bank, lambda pixels: model.encode_images(pixels)[1], stride=stride, identity={})
+        scores = score_heldout([head], run.vocabulary, run.config.evaluate, **common)[head.name]
+    else:
+        if variant in {"wrong labels", FILTERED}:
+            samples = WronglyLabelled(
+                **{name: getattr(samples, name) for name in KeptSamples.__dataclass_fields__},
+                classes=len(run.vocabulary),
+                seed=seed,
+            )
+        if variant == FILTERED:
+            samples = judged(samples, load_segmenter(work / f"model-{before}-{BASE}" / "model"), run)
+        row["samples"] = len(samples.indices)
+        trained = train(
+            samples,
+            run.vocabulary,
+            run.config.train.model_copy(update=CHANGES[variant]),
+            work / f"model-{seed}-{variant}",
+            seed=seed,
+            data_fingerprint=f"{run.fingerprints['mask'].digest} {variant}",
+        )
+        scores = evaluate_heldout(
+            load_segmenter(trained.model_dir),
+            run.vocabulary,
+            run.config.evaluate,
+            **common,
+            model_seed=seed,
+        )
+        row["seconds"] = trained.seconds
+        row["background"] = scores["baselines"]["background"]["miou"]
+    row["miou"] = scores["miou"]
+    done.write_text(json.dumps(row), encoding="utf-8")
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def interval(values: list[float]) -> str:
+    """``mean [low, high]``: Student's 95 % interval of the mean."""
+    mean = statistics.mean(values)
+    if len(values) < 2:
+        return f"{mean:+.3f}"
+    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
+
+
+def main() -> None:
+    """Run the study and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the runs")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data, models and results")
+    parser.add_argument("--processes", type=int, default=1)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    seeds = arguments.seeds
+    rows: list[dict] = []
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        for variants in ([BASE], [variant for variant in VARIANTS if variant != BASE]):  # judges come first
+            waiting = [
+                pool.submit(one, seed, variant, arguments.work, arguments.set, seeds[place - 1])
+                for place, seed in enumerate(seeds)
+                for variant in variants
+            ]
+            rows += [each.result() for each in waiting]
+    found = {(row["variant"], row["seed"]): row for row in rows}
+    base = [found[BASE, seed]["miou"] for seed in seeds]
+    print(
+        "\n| variant |", " | ".join(f"seed {seed}" for seed in seeds), "| mean [95 %] | difference to base [95 %] |"
+    )
+    print("|---|" + "---|" * (len(seeds) + 2))
+    for variant in VARIANTS:
+        values = [found[variant, seed]["miou"] for seed in seeds]
+        change = "" if variant == BASE else interval([new - old for new, old in zip(values, base, strict=True)])
+        print(f"| {variant} |", " | ".join(f"{value:.3f}" for value in values), f"| {interval(values)} | {change} |")
+    background = [found[BASE, seed]["background"] for seed in seeds]
+    print(f"\nbackground everywhere: {interval(background)}")
+    kept = [found[FILTERED, seed]["samples"] for seed in seeds]
+    print(f"samples that the judge keeps: {kept}")
+
+
+if __name__ == "__main__":
+    main()

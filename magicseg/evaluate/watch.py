@@ -1,0 +1,58 @@
+"""What training looks at now and then: a score on pictures that are neither trained on nor tested on."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from magicseg.evaluate.benchmark import evaluate_benchmark
+from magicseg.evaluate.heldout import score_heldout
+from magicseg.evaluate.protocol import load_protocol
+from magicseg.evaluate.segmenter_head import SegmenterHead
+from magicseg.evaluate.settings import MINIATURE
+from magicseg.evaluate.sweep import has_tuning_split
+from magicseg.evaluate.truth import data_folder
+from magicseg.model.segmenter import Segmenter
+from magicseg.run.directory import Run
+
+_OTHER_SCENES = 1 << 62  # added to the seed: scenes that the held-out test never shows
+_IMAGES = 50  # other processes wait meanwhile
+
+Watch = Callable[[Segmenter, int], Mapping[str, float]]
+
+
+def watch(run: Run) -> Watch | None:
+    """A function for `magicseg.train.loop.train`: mIoU on painted scenes of another seed, or on 50 images of the
+    first benchmark's other split. None where there is neither: the best checkpoint is not chosen on test images.
+
+    Raises: ConfigError, DataError, as opening the benchmark does.
+    """
+    settings = run.config.evaluate
+    if MINIATURE in settings.benchmarks:
+
+        def on_scenes(model: Segmenter, _step: int) -> dict[str, float]:
+            scores = score_heldout(
+                [SegmenterHead(model, "")],
+                run.vocabulary,
+                settings,
+                image_size=run.config.generate.size,
+                seed=run.config.seed + _OTHER_SCENES,
+            )
+            return {"miou": scores["model"]["miou"]}
+
+        return on_scenes
+    if settings.data is None:
+        return None
+    protocol = load_protocol(settings.benchmarks[0])
+    folder = data_folder(protocol, Path(settings.data))
+    if protocol.tuning_split is None or not has_tuning_split(protocol, folder):
+        return None
+    other = protocol.for_split(protocol.tuning_split)
+
+    def on_images(model: Segmenter, step: int) -> dict[str, float]:
+        head = SegmenterHead(model, f"step {step}")
+        with tempfile.TemporaryDirectory() as out:
+            results = evaluate_benchmark(head, other, folder, Path(out), limit=_IMAGES).results
+        assert results is not None
+        return {"miou": results["miou"]}
+
+    return on_images

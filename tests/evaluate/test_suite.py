@@ -1,0 +1,206 @@
+"""``magicseg evaluate`` and ``compare`` as they are typed: several benchmarks, baselines, limits, processes."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from benchmark_data import make
+from tiny_clip import build
+from typer.testing import CliRunner
+
+from magicseg.cli import app
+from magicseg.errors import MagicsegError
+from magicseg.evaluate.protocol import load_protocol
+from magicseg.model.segmenter import build_segmenter, save_segmenter
+from magicseg.model.settings import ModelSettings
+
+HEADS = ("maskclip", "sclip", "clearclip")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    build("open_clip", folder)
+    encoder = {"name": "open-clip", "weights": {"model": str(folder / "open_clip")}}
+    settings = ModelSettings(encoder=encoder, decoder_width=16, decoder_heads=2, prompt_tokens=2)
+    save_segmenter(build_segmenter(settings, seed=0), folder / "model")
+    return folder / "model"
+
+
+def protocol_file(folder, name):
+    """A shipped protocol with windows that a test has time for."""
+    values = load_protocol(name).model_dump(mode="json") | {"short_side": 24, "window": 24, "stride": 16}
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("protocols")
+    return {name: str(protocol_file(folder, name)) for name in ("voc21", "voc20", "ade20k")}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of two data sets, VOC with a training split beside its validation split."""
+    folder = tmp_path_factory.mktemp("data")
+    voc = load_protocol("voc21")
+    make(voc, folder / "VOCdevkit" / "VOC2012", count=20)
+    train = voc.for_split("train")
+    make(train, folder / "train", count=3, seed=9)
+    for path in sorted((folder / "train").rglob("*.*")):
+        target = folder / "VOCdevkit" / "VOC2012" / path.relative_to(folder / "train")
+        if path.name != "train.txt":
+            target = target.with_name(f"t{target.name}")
+        target.write_bytes(path.read_bytes())
+    names = (folder / "train" / "ImageSets" / "Segmentation" / "train.txt").read_text().split()
+    listed = folder / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation" / "train.txt"
+    listed.write_text("".join(f"t{name}\n" for name in names))
+    make(load_protocol("ade20k"), folder / "ADEChallengeData2016", count=3)
+    return folder
+
+
+def run(*arguments):
+    """The command's exit code, or the error that it ends with, and its outputs."""
+    outcome = CliRunner().invoke(app, list(map(str, arguments)))
+    error = outcome.exception
+    if error is not None and not isinstance(error, (MagicsegError, SystemExit)):
+        raise error
+    return (error if isinstance(error, MagicsegError) else outcome.exit_code), outcome.stdout, outcome.stderr
+
+
+@pytest.mark.slow
+def test_all_benchmarks_and_baselines_in_one_command(small, model, data, tmp_path):
+    code, printed, told = run(
+        "evaluate", model, "--benchmark", small["voc21"], "--benchmark", small["ade20k"], "--data", data,
+        "--out", tmp_path / "out",
+        *(word for name in HEADS for word in ("--baseline", name)), "--json",
+    )  # fmt: skip
+    assert code == 0
+    voc, ade = json.loads(printed)
+    assert (voc["benchmark"], voc["images"], voc["complete"]) == ("voc21", 20, False)
+    assert (ade["benchmark"], ade["images"], len(ade["iou"])) == ("ade20k", 3, 150)
+    for results in (voc, ade):
+        assert tuple(results["baselines"]) == HEADS
+        for scores in (results, *results["baselines"].values()):
+            low, high = scores["miou_interval"]
+            assert low <= high
+            assert (
+                scores["provenance"]["weights_digest"]
+                == json.loads((model / "model.json").read_text())["weights_digest"]
+            )
+            assert scores["provenance"]["protocol"]["name"] == results["benchmark"]
+        assert json.loads((tmp_path / "out" / f"{results['benchmark']}.json").read_text()) == results
+        folder = tmp_path / "out" / results["benchmark"] / "model"
+        assert {"confusion.png", "classes.png", "worst.png", "best.png"} <= {path.name for path in folder.iterdir()}
+    # Every head's threshold is its own, chosen on the training images, and printed.
+    for name in ("model", *HEADS):
+        scores = voc if name == "model" else voc["baselines"][name]
+        assert (scores["threshold"]["origin"], scores["threshold"]["images"]) == ("swept", 3)
+        assert f"voc21, {name}: background below {scores['threshold']['value']:g}, chosen on 3 images" in told
+    assert ade["threshold"] is None
+
+
+def test_what_is_done_is_not_done_again(small, model, data, tmp_path, monkeypatch):
+    asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--out", tmp_path, "--json")
+    _, first, _ = run(*asked)
+    monkeypatch.setattr("magicseg.evaluate.benchmark.image_logits", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("magicseg.evaluate.sweep.image_logits", lambda *_: pytest.fail("swept again"))
+    assert run(*asked)[1] == first
+
+
+def test_without_another_split_the_protocols_threshold_is_used_and_said(small, model, tmp_path):
+    make(load_protocol("voc21"), tmp_path / "voc", count=3)
+    asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", tmp_path / "voc", "--out", tmp_path / "out")
+    code, _, told = run(*asked)
+    assert code == 0
+    assert "background below 0.5, the protocol's threshold: its split 'train'" in told
+    results = json.loads((tmp_path / "out" / "voc21.json").read_text())
+    assert results["threshold"] == {"value": 0.5, "origin": "default"}
+    assert "of 1449: not the whole benchmark" in told
+
+
+def test_a_limit_and_the_other_rule_for_background_are_told(small, model, data, tmp_path):
+    code, printed, _ = run(
+        "evaluate", model, "--benchmark", small["voc21"], "--data", data, "--out", tmp_path, "--limit", 4,
+        "--background", "prompts", "--json",
+    )  # fmt: skip
+    assert code == 0
+    results = json.loads(printed)
+    assert (results["images"], results["images_in_data_set"]) == (4, 20)
+    assert results["provenance"]["protocol"]["background"]["rule"] == "prompts"
+    assert results["provenance"]["evaluate"]["limit"] == 4
+    assert (tmp_path / "voc21-limit-4.json").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(small, model, data, tmp_path):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    words = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--baseline", "sclip", "--out")
+    run(*words, alone)
+    for rank in (1, 0):  # the last to finish joins
+        ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        subprocess.run(
+            [sys.executable, "-m", "magicseg", *map(str, words), str(shared)], env=os.environ | ranks, check=True
+        )
+    one, two = (json.loads((folder / "voc21.json").read_text()) for folder in (alone, shared))
+    for results in (one, two, one["baselines"]["sclip"], two["baselines"]["sclip"]):
+        del results["provenance"]["seconds"]
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--benchmark", "voc21"], "where are its data"),
+        (["--benchmark", "voc12"], "did you mean"),
+        ([], "which benchmark"),
+        (["--benchmark", "miniature"], "this is a model"),
+        (["--benchmark", "voc21", "--data", "nowhere"], "there is no such folder"),
+        (["--benchmark", "cityscapes", "--data", "."], "leftImg8bit"),
+        (["--benchmark", "ade20k", "--data", "DATA", "--baseline", "memory-bank"], "a model by itself"),
+        (["--benchmark", "ade20k", "--data", "DATA", "--baseline", "magic"], "--baseline"),
+        (["--benchmark", "voc21", "--data", "DATA", "--background", "sky"], "--background"),
+        (["--benchmark", "voc20", "--data", "DATA", "--background", "prompts", "--limit", "0"], None),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
+    words, told, model, data, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    if told != "a model by itself":
+        monkeypatch.setattr("magicseg.model.segmenter.load_segmenter", lambda *_: pytest.fail("loaded"))
+    error, _, _ = run("evaluate", model, *(str(data) if word == "DATA" else word for word in words))
+    if told is None:
+        assert error == 2
+    else:
+        assert told in f"{error.message} {error.hint}"
+
+
+def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data, tmp_path):
+    for name, more in (("a", ()), ("b", ("--background", "prompts"))):
+        run(
+            "evaluate",
+            model,
+            "--benchmark",
+            small["voc21"],
+            "--data",
+            data,
+            "--out",
+            tmp_path / name / "results",
+            *more,
+        )
+    code, printed, told = run("compare", tmp_path / "a", tmp_path / "b", "--json")
+    assert code == 0
+    (row,) = json.loads(printed)
+    assert (row["benchmark"], row["head"], len(row["cells"])) == ("voc21 (part)", "model", 2)
+    assert row["notes"] == ["of different protocols"]
+    code, table, told = run("compare", tmp_path / "a", tmp_path / "b")
+    miou = json.loads((tmp_path / "a" / "results" / "voc21.json").read_text())["miou"]
+    assert f"{miou:.4f} [" in " ".join(table.split())
+    assert "voc21 (part), model: of different protocols" in told
+    error, _, _ = run("compare", tmp_path / "nothing")
+    assert "there are no results" in error.message

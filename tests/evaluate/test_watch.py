@@ -1,0 +1,59 @@
+"""What training looks at now and then."""
+
+from dataclasses import replace
+
+import numpy as np
+from benchmark_data import make
+
+from magicseg.config import validate_config
+from magicseg.evaluate import watch as watching
+from magicseg.evaluate.protocol import load_protocol
+from magicseg.evaluate.watch import watch
+from magicseg.miniature.heldout import heldout_scene
+from magicseg.model.segmenter import build_segmenter
+from magicseg.model.settings import EncoderSettings, ModelSettings
+
+SETTINGS = ModelSettings(
+    encoder=EncoderSettings(image_size=32, stride=8, width=16, layers=1, heads=2, embed_dim=16),
+    prompt_tokens=0,
+    decoder_layers=1,
+    decoder_width=16,
+    decoder_heads=2,
+)
+
+
+def with_evaluation(run, **settings):
+    """The run as if its settings were others."""
+    data = run.config.model_dump(mode="json")
+    data["evaluate"] |= settings
+    return replace(run, config=validate_config(data, source="the test"))
+
+
+def test_the_miniature_looks_at_scenes_that_the_test_does_not_show(finished, monkeypatch):
+    seen = []
+    score = watching.score_heldout
+
+    def spy(heads, vocabulary, settings, *, image_size, seed):
+        seen.append(seed)
+        return score(heads, vocabulary, settings, image_size=image_size, seed=seed)
+
+    monkeypatch.setattr(watching, "score_heldout", spy)
+    run = with_evaluation(finished, scenes=4)
+    results = watch(run)(build_segmenter(SETTINGS, seed=0).eval(), 10)
+    assert 0 <= results["miou"] <= 1
+    mine, tests = (
+        heldout_scene(0, vocabulary=run.vocabulary, seed=seed, max_objects=1, size=32)[0]
+        for seed in (*seen, run.config.seed)
+    )
+    assert not np.array_equal(mine, tests)
+
+
+def test_a_benchmark_is_looked_at_by_its_other_split_or_not_at_all(finished, tmp_path):
+    voc = load_protocol("voc21")
+    make(voc, tmp_path, count=2)
+    run = with_evaluation(finished, benchmarks=["voc21"], data=str(tmp_path))
+    assert watch(run) is None
+    make(voc.for_split("train"), tmp_path, count=1, seed=5, size=(16, 16))
+    results = watch(run)(build_segmenter(SETTINGS, seed=0).eval(), 10)
+    assert 0 <= results["miou"] <= 1
+    assert watch(with_evaluation(finished, benchmarks=["voc21"])) is None
