@@ -180,6 +180,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_at_the_same_step(torchrun, 
         assert first["weight"] == float(file.get_tensor("model/prompts.tokens").sum()), "the optimiser has moved"
 
 
+@pytest.mark.slow
 def test_a_model_in_parts_has_the_curve_of_a_whole_one_and_their_checkpoints_are_alike(torchrun, tmp_path):
     settings = {"prompt_dropout": 0.0, "drop_path": 0.0, "batch_size": 4, "log_every": 1}
     done = torchrun(Path(__file__).with_name("in_ranks.py"), "strategies", tmp_path, json.dumps(settings))
@@ -198,6 +199,7 @@ def test_a_model_in_parts_has_the_curve_of_a_whole_one_and_their_checkpoints_are
     assert difference < 1e-6 * sum(value.double().square().sum() for value in whole.values())
 
 
+@pytest.mark.slow
 def test_a_second_training_in_a_folder_is_refused_in_all_ranks(torchrun, tmp_path):
     done = torchrun(Path(__file__).with_name("in_ranks.py"), "twice", tmp_path)
     assert done.code == 0, done.err
