@@ -63,7 +63,8 @@ def build_bank(
     for start in range(0, len(indices), _BATCH):
         images, _, masks = samples.read(indices[start : start + _BATCH])
         with torch.inference_mode():
-            patches = features(torch.from_numpy(images).permute(0, 3, 1, 2)).float().cpu()
+            pixels = torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)  # a run's single samples come as a list
+            patches = features(pixels).float().cpu()
         for row, mask in zip(patches, masks, strict=True):
             for value, vector in _means(row, mask, stride).items():
                 found.setdefault(value, []).append(vector)

@@ -62,6 +62,16 @@ def test_a_pixel_gets_the_class_whose_prototype_is_nearest_and_none_where_the_ba
     assert (scores[1, 12:, :4] < 0.01).all()
 
 
+def test_samples_that_are_read_one_by_one_give_the_same_bank():
+    class Single(Halves):
+        def read(self, indices):  # as a run's samples are, unless whole shards are asked for
+            return tuple(list(arrays) for arrays in super().read(indices))
+
+    one, two = (build_bank(each, VOCABULARY, features, stride=STRIDE, limit=9, prototypes=2) for each in (Halves(), Single()))
+    assert torch.equal(one.prototypes, two.prototypes)
+    assert torch.equal(one.classes, two.classes)
+
+
 def test_classes_are_found_by_any_of_their_names_and_unknown_ones_are_told():
     head = make()
     head.prepare([["vermilion", "Crimson"], ["yellow"], ["blue"]])
