@@ -3,17 +3,17 @@
 import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib.resources import files
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from magicseg.errors import DamageError
 from magicseg.report.charts import line_chart, short_number
+from magicseg.report.results import MANY_CLASSES, MEASURES, Scores, read_results
 from magicseg.report.samples import (
     Commits,
     Shown,
@@ -30,14 +30,16 @@ from magicseg.run.versions import library_versions
 
 REPORT_NAME = "report.html"
 _SAMPLES = 12
-_MOST_CLASSES_IN_MATRIX = 40
-_MOST_CONFUSIONS = 25
 _CURVES = {
     "loss": "loss (weighted sum)",
     "focal": "focal term",
     "dice": "dice term",
     "counterfactual": "counterfactual term",
+    "deep_supervision": "deep supervision, earlier layers",
+    "evaluation/miou": "mIoU while training, on images that are not the test's",
     "learning_rate": "learning rate",
+    "loss_scale": "scale of the gradients (fp16)",
+    "samples_per_second": "samples per second",
 }
 
 
@@ -60,17 +62,21 @@ def render_report(run: Run, *, written: datetime.datetime) -> str:
     commits = {stage: run.ledger(stage).commits() for stage in STAGES}
     status = run_status(run)
     warnings: list[str] = list(status["warnings"])
-    scores, faults = _read_results(run)
+    scores, faults = read_results(run.path / "results")
     warnings += faults
     card, faults = _read_card(run)
     warnings += faults + _other_weights(scores, card)
     samples, dropped, faults = _read_samples(run, commits)
     warnings += faults
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(percent=_percent, score=_score, bytes=_bytes, duration=_duration)
-    template = environment.from_string(
-        files("magicseg.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=PackageLoader("magicseg", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
+    environment.filters.update(percent=_percent, score=_score, bytes=_bytes, duration=_duration)
+    template = environment.get_template("report.html.j2")
     return template.render(
         name=run.path.name,
         path=str(run.path),
@@ -84,6 +90,8 @@ def render_report(run: Run, *, written: datetime.datetime) -> str:
         dropped=dropped,
         curves=_curves(run),
         scores=scores,
+        measures=MEASURES,
+        many_classes=MANY_CLASSES,
         provenance=_provenance(run, commits, card),
         warnings=warnings,
         data_done=all(len(commits[stage]) == run.plan.shards for stage in STAGES),
@@ -152,103 +160,30 @@ def _curves(run: Run) -> list[Curve]:
         try:
             row = json.loads(line)
             step = float(row["step"])
-            for name, value in row.items():
-                if isinstance(value, int | float) and name in _CURVES:
-                    columns.setdefault(name, []).append((step, float(value)))
-        except (ValueError, KeyError, TypeError, AttributeError):
+            for name, value in _numbers(row):
+                columns.setdefault(name, []).append((step, value))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue  # a line that was being written
+    columns.pop("step", None)
+    titles = _CURVES | {name: name.replace("/", ": ") for name in sorted(columns.keys() - _CURVES.keys())}
     return [
         Curve(
             title=title,
             chart=line_chart(columns[name], label=title),
             last=short_number(columns[name][-1][1]) if math.isfinite(columns[name][-1][1]) else "not finite",
         )
-        for name, title in _CURVES.items()
+        for name, title in titles.items()
         if name in columns
     ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One cell of the confusion matrix: ``share`` of its row, as a fraction, and the pixels themselves."""
-
-    share: float | None
-    pixels: int
-    diagonal: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """One file of ``RUN/results`` as the page shows it.
-
-    ``matrix`` is None where there are too many classes for one; ``confusions`` are then the largest mistakes:
-    truth, prediction, share of the truth's pixels.
-    """
-
-    benchmark: str
-    images: int | None
-    miou: float | None
-    pixel_accuracy: float | None
-    iou: Mapping[str, float | None]
-    baselines: Mapping[str, Mapping[str, Any]]
-    classes: Sequence[str] = ()
-    matrix: Sequence[Sequence[Cell]] | None = None
-    confusions: Sequence[tuple[str, str, float]] = ()
-    provenance: Mapping[str, str] = field(default_factory=dict)
-
-
-def _read_results(run: Run) -> tuple[list[Scores], list[str]]:
-    found: list[Scores] = []
-    faults: list[str] = []
-    for path in sorted((run.path / "results").glob("*.json")):
-        try:
-            found.append(_scores(path.stem, json.loads(path.read_bytes())))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            faults.append(f"results/{path.name} cannot be read: {type(error).__name__}: {error}")
-    return found, faults
-
-
-def _scores(stem: str, data: Mapping[str, Any]) -> Scores:
-    iou = {str(name): _number(value) for name, value in data["iou"].items()}
-    classes = [str(name) for name in data.get("classes") or iou]
-    confusion = data.get("confusion") or []
-    if confusion and (len(confusion) != len(classes) or any(len(row) != len(classes) for row in confusion)):
-        raise ValueError(f"the confusion matrix does not fit the {len(classes)} classes")
-    matrix = [_matrix_row(place, row) for place, row in enumerate(confusion)]
-    too_large = len(classes) > _MOST_CLASSES_IN_MATRIX
-    return Scores(
-        benchmark=str(data.get("benchmark", stem)),
-        images=data.get("images"),
-        miou=_number(data["miou"]),
-        pixel_accuracy=_number(data.get("pixel_accuracy")),
-        iou=iou,
-        baselines={
-            str(name): {**values, "miou": _number(values.get("miou")), "iou": values.get("iou") or {}}
-            for name, values in (data.get("baselines") or {}).items()
-        },
-        classes=classes,
-        matrix=None if too_large or not matrix else matrix,
-        confusions=_confusions(classes, matrix) if too_large else (),
-        provenance=_flat(data.get("provenance") or {}),
-    )
-
-
-def _matrix_row(place: int, row: Sequence[int]) -> list[Cell]:
-    total = sum(row)
-    return [
-        Cell(share=count / total if total else None, pixels=int(count), diagonal=column == place)
-        for column, count in enumerate(row)
-    ]
-
-
-def _confusions(classes: Sequence[str], matrix: Sequence[Sequence[Cell]]) -> list[tuple[str, str, float]]:
-    mistakes = [
-        (classes[row], classes[column], cell.share)
-        for row, cells in enumerate(matrix)
-        for column, cell in enumerate(cells)
-        if row != column and cell.share
-    ]
-    return sorted(mistakes, key=lambda mistake: -mistake[2])[:_MOST_CONFUSIONS]
+def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """All numbers of a row of the log, those of mappings in it as ``NAME/NAME``, as TensorBoard has them."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{name}", float(value)
 
 
 def _read_card(run: Run) -> tuple[dict[str, Any], list[str]]:
@@ -290,20 +225,6 @@ def _provenance(run: Run, commits: Commits, card: Mapping[str, Any]) -> list[tup
 
 def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _percent(share: float | None) -> str:

@@ -1,9 +1,9 @@
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markup_checks import parsed
 
 from magicseg.config import load_config
 from magicseg.execute.job import run_shards
@@ -64,38 +64,6 @@ def complete(tmp_path_factory):
     return run
 
 
-class _Tags(HTMLParser):
-    VOID = frozenset({"meta", "img", "br", "line", "circle", "polyline"})
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.seen, self.attributes, self.text = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
-        self.attributes += attrs
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.seen.append(tag)
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-
-def _parsed(page):
-    tags = _Tags()
-    tags.feed(page)
-    tags.close()
-    assert not tags.open
-    return tags
-
-
 def test_a_complete_run_shows_everything(complete):
     page = _page(complete)
     dropped = sum(record.dropped["ambiguous-labels"] for record in complete.ledger("mask").commits().values())
@@ -112,11 +80,11 @@ def test_a_complete_run_shows_everything(complete):
     assert "beef" * 16 in page
     assert "versions.torch" in page
     assert "numpy " in page
-    assert "warning" not in _parsed(page).text
+    assert "warning" not in parsed(page).text
 
 
 def test_the_page_is_well_formed_and_accessible(complete):
-    tags = _parsed(_page(complete))
+    tags = parsed(_page(complete))
     assert tags.seen.count("img") == sum(name == "alt" for name, _ in tags.attributes)
     assert tags.seen.count("svg") == sum(name == "aria-label" for name, _ in tags.attributes)
     identities = [value for name, value in tags.attributes if name == "id"]
@@ -127,7 +95,7 @@ def test_the_page_is_well_formed_and_accessible(complete):
 
 def test_the_page_asks_for_nothing_from_outside(complete):
     page = _page(complete)
-    tags = _parsed(page)
+    tags = parsed(page)
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(tags.seen)
     sources = [value for name, value in tags.attributes if name in {"src", "href", "srcset", "data", "action"}]
     assert sources
@@ -147,7 +115,7 @@ def test_captions_cannot_break_out(tmp_path):
     captions = np.full((40, 2), HOSTILE, dtype=object)
     run.store.array("describe/captions")[:] = captions
     page = _page(run)
-    tags = _parsed(page)
+    tags = parsed(page)
     assert "script" not in tags.seen
     assert not [name for name, _ in tags.attributes if name.startswith("on")]
     assert HOSTILE in "".join(tags.text)
@@ -158,7 +126,7 @@ def test_labels_and_results_cannot_break_out(tmp_path):
     labels.write_text('<script>x\nan "apple" & <i>pear\n', encoding="utf-8")
     run = _make(tmp_path / "run", stages=("describe",), overrides=[f"labels.vocabulary={labels}"])
     _add_results(run, benchmark="</title><script>", iou={"<script>": 0.5}, classes=["<script>"], confusion=[[1]])
-    tags = _parsed(_page(run))
+    tags = parsed(_page(run))
     assert "script" not in tags.seen
     assert "i" in tags.seen  # the bar of an IoU
     assert tags.seen.count("i") == 1
@@ -167,7 +135,7 @@ def test_labels_and_results_cannot_break_out(tmp_path):
 def test_an_empty_run_says_how_to_begin(tmp_path):
     run = _make(tmp_path / "run", stages=())
     page = _page(run)
-    _parsed(page)
+    parsed(page)
     assert "Nothing is made yet" in page
     assert f"magicseg run {run.path}" in page
     assert "No training yet" in page
@@ -180,7 +148,7 @@ def test_an_empty_run_says_how_to_begin(tmp_path):
 )
 def test_a_run_without_masks_shows_what_there_is(tmp_path, stages, sentence, pictures):
     page = _page(_make(tmp_path / "run", stages=stages))
-    _parsed(page)
+    parsed(page)
     assert sentence in page
     assert page.count("<article") == 12
     assert page.count("<img") == 12 * pictures
@@ -198,7 +166,7 @@ def test_a_half_masked_run_shows_masked_samples(tmp_path):
 
 def test_a_run_whose_masks_were_all_dropped_says_so(tmp_path):
     page = _page(_make(tmp_path / "run", overrides=["plan.min_labels=2", "plan.max_labels=2"]))
-    _parsed(page)
+    parsed(page)
     assert "No sample was kept by the mask stage" in page
     assert page.count('class="reason">ambiguous-labels') == 2
     assert "40 ambiguous-labels" in page
@@ -208,7 +176,7 @@ def test_damaged_samples_become_warnings(tmp_path):
     run = _make(tmp_path / "run")
     (run.store.path / run.store.shard_file("mask/mask", 0)).write_bytes(b"no such thing")
     page = _page(run)
-    _parsed(page)
+    parsed(page)
     assert "is not shown" in page
     assert 'alt="mask of sample 3' in page
 
@@ -219,7 +187,7 @@ def test_unreadable_results_become_warnings(tmp_path):
     (run.path / "results" / "torn.json").write_text('{"miou": 0.')
     _add_results(run, name="sparse", baselines={}, confusion=[], pixel_accuracy=None, miou=None, provenance={})
     page = _page(run)
-    _parsed(page)
+    parsed(page)
     assert "results/torn.json cannot be read" in page
     assert "results/wrong.json cannot be read: ValueError: the confusion matrix does not fit the 3 classes" in page
     assert "IoU by class" in page
@@ -240,7 +208,7 @@ def test_many_classes_give_a_list_of_confusions(tmp_path):
     run = _make(tmp_path / "run", stages=())
     _add_results(run, classes=names, iou=dict.fromkeys(names, 0.5), confusion=confusion.tolist())
     page = _page(run)
-    _parsed(page)
+    parsed(page)
     assert "Largest confusions" in page
     assert "10.0 %" in page
     assert 'class="matrix"' not in page

@@ -1,0 +1,323 @@
+"""What ``RUN/results`` holds, as the report shows it: scores with intervals, baselines, classes, figures."""
+
+import base64
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image as Pictures
+
+MEASURES = {
+    "miou": "mIoU",
+    "miou_over_classes_in_ground_truth": "mIoU, classes in ground truth",
+    "frequency_weighted_iou": "frequency-weighted IoU",
+    "mean_boundary_iou": "mean boundary IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+}
+_BASELINES = {
+    "maskclip": "dense zero-shot CLIP: its last layer's values",
+    "sclip": "dense zero-shot CLIP, self-self attention",
+    "clearclip": "the same, without last residual and MLP",
+    "memory-bank": "prototypes of the generated images",
+    "untrained": "the same architecture at step 0",
+    "background": "background everywhere",
+}
+_FIGURES = {
+    "best": "Best images by their own mean IoU",
+    "worst": "Worst images by their own mean IoU",
+    "classes": "IoU by class, best first, with intervals",
+    "confusion": "Confusion matrix",
+}
+_CHARTS = ("classes", "confusion")
+MANY_CLASSES = 40
+_MOST_CONFUSIONS = 25
+_MOST_BYTES = 4_000_000  # of a figure
+_MOST_CHARACTERS = 32_000_000  # of all figures in the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A score as a fraction, None where nothing defines it, and its 95 % interval, where one is known."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadScores:
+    """One row of the table: a head's `MEASURES`, those that its results have, its threshold in words, its IoU."""
+
+    title: str
+    note: str
+    measures: Mapping[str, Estimate]
+    threshold: str | None
+    iou: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """One row of the classes' table. ``baselines``: IoU, in the order of `Scores.with_classes`."""
+
+    name: str
+    iou: Estimate
+    boundary: Estimate | None
+    baselines: Sequence[float | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One cell of the confusion matrix: ``share`` of its row, as a fraction, and the pixels themselves."""
+
+    share: float | None
+    pixels: int
+    diagonal: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A PNG in the page. ``chart``: no photographs, but what tables say too."""
+
+    what: str
+    source: str
+    chart: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One file of ``RUN/results`` as the page shows it.
+
+    ``coverage``: how much of the benchmark it is, in words, None where the file does not say; ``whole`` is False where
+    it is known to be less than all. ``matrix`` is None where there are too many classes for one; ``confusions`` are
+    then the largest mistakes: truth, prediction, share of the truth's pixels. ``left_out``: figures that are too large
+    for the page.
+    """
+
+    benchmark: str
+    images: int | None
+    whole: bool
+    coverage: str | None
+    model: HeadScores
+    baselines: Sequence[HeadScores]
+    conventions: Mapping[str, str]
+    classes: Sequence[ClassScores]
+    names: Sequence[str]
+    matrix: Sequence[Sequence[Cell]] | None
+    confusions: Sequence[tuple[str, str, float]]
+    figures: Sequence[Figure]
+    left_out: Sequence[str]
+    provenance: Mapping[str, str]
+
+    @property
+    def heads(self) -> tuple[HeadScores, ...]:
+        """The model, then the baselines."""
+        return (self.model, *self.baselines)
+
+    @property
+    def measures(self) -> list[str]:
+        """Those of `MEASURES` that any head has."""
+        return [name for name in MEASURES if any(name in head.measures for head in self.heads)]
+
+    @property
+    def with_classes(self) -> list[HeadScores]:
+        """Baselines whose IoU by class is known."""
+        return [head for head in self.baselines if head.iou]
+
+    @property
+    def miou(self) -> Estimate:
+        """The model's."""
+        return self.model.measures["miou"]
+
+
+def read_results(folder: Path) -> tuple[list[Scores], list[str]]:
+    """All results in a folder, by file name, and what could not be read.
+
+    Args: folder: ``RUN/results``, as `magicseg.evaluate.suite` writes it; files of earlier versions, which lack
+        intervals, are read too.
+    """
+    found: list[Scores] = []
+    faults: list[str] = []
+    left = _MOST_CHARACTERS
+    for path in sorted(folder.glob("*.json")):
+        try:
+            data = json.loads(path.read_bytes())
+            figures, left_out, damaged = _figures(folder, _figures_folder(path.stem, data), left)
+            found.append(_scores(path.stem, data, figures, left_out))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            faults.append(f"results/{path.name} cannot be read: {type(error).__name__}: {error}")
+            continue
+        left -= sum(len(figure.source) for figure in figures)
+        faults += damaged
+    return found, faults
+
+
+def _scores(stem: str, data: Mapping[str, Any], figures: Sequence[Figure], left_out: Sequence[str]) -> Scores:
+    if missing := sorted({"miou", "iou"} - data.keys()):
+        raise ValueError(f"it has no {' and no '.join(missing)}")
+    model = _head("this model", "", data)
+    baselines = [
+        _head(f"{name} (baseline)", _BASELINES.get(name, ""), values)
+        for name, values in (data.get("baselines") or {}).items()
+    ]
+    names = [str(name) for name in data.get("classes") or model.iou]
+    confusion = data.get("confusion") or []
+    if confusion and (len(confusion) != len(names) or any(len(row) != len(names) for row in confusion)):
+        raise ValueError(f"the confusion matrix does not fit the {len(names)} classes")
+    matrix = [_matrix_row(place, row) for place, row in enumerate(confusion)]
+    too_large = len(names) > MANY_CLASSES
+    boundary = data.get("boundary_iou") or {}
+    spread, boundary_spread = data.get("iou_interval") or {}, data.get("boundary_iou_interval") or {}
+    return Scores(
+        benchmark=str(data.get("benchmark", stem)),
+        images=_count(data.get("images")),
+        whole=data.get("complete") is not False,
+        coverage=_coverage(data),
+        model=model,
+        baselines=baselines,
+        conventions={str(name): str(text) for name, text in (data.get("conventions") or {}).items()},
+        classes=[
+            ClassScores(
+                name=name,
+                iou=Estimate(value=value, interval=_interval(spread.get(name))),
+                boundary=Estimate(value=_number(boundary[name]), interval=_interval(boundary_spread.get(name)))
+                if name in boundary
+                else None,
+                baselines=[head.iou.get(name) for head in baselines if head.iou],
+            )
+            for name, value in model.iou.items()
+        ],
+        names=names,
+        matrix=None if too_large or not matrix else matrix,
+        confusions=_confusions(names, matrix) if too_large else (),
+        figures=figures,
+        left_out=left_out,
+        provenance=_flat(data.get("provenance") or {}),
+    )
+
+
+def _head(title: str, note: str, data: Mapping[str, Any]) -> HeadScores:
+    return HeadScores(
+        title=title,
+        note=note,
+        measures={
+            name: Estimate(value=_number(data[name]), interval=_interval(data.get(f"{name}_interval")))
+            for name in MEASURES
+            if name in data
+        },
+        threshold=_threshold(data.get("threshold")),
+        iou={str(name): _number(value) for name, value in (data.get("iou") or {}).items()},
+    )
+
+
+def _threshold(data: Mapping[str, Any] | None) -> str | None:
+    """The threshold and where it comes from."""
+    if data is None:
+        return None
+    value = f"{float(data['value']):g}"
+    if data["origin"] == "swept":
+        return f"{value}, swept on {data.get('images')} images of the split {data.get('split')!r}"
+    return f"{value}, the protocol's" if data["origin"] == "default" else f"{value}, {data['origin']}"
+
+
+def _coverage(data: Mapping[str, Any]) -> str | None:
+    if "complete" not in data:
+        return None
+    images, there, official = (_count(data.get(key)) for key in ("images", "images_in_data_set", "official_images"))
+    scored = (
+        f"{images} of the data set's {there} images, evenly spread"
+        if data.get("limited")
+        else f"all {images} images of the data set"
+    )
+    if data["complete"]:
+        return f"The whole benchmark: {scored}; {official} are published."
+    if data["complete"] is None:
+        return f"Scored on {scored}; how many are published, the protocol does not say."
+    return f"Not the whole benchmark: {scored}; {official} are published."
+
+
+def _figures_folder(stem: str, data: Mapping[str, Any]) -> str | None:
+    """Where in ``RUN/results`` the figures of a file lie; None where it is not named after its benchmark."""
+    benchmark = str(data.get("benchmark"))
+    if not re.fullmatch(re.escape(benchmark) + r"(-limit-\d+)?", stem):
+        return None  # a benchmark may be called anything, "../.." too
+    return f"{benchmark}/model" + (f"/limit-{_count(data['images'])}" if data.get("limited") else "")
+
+
+def _figures(results: Path, folder: str | None, left: int) -> tuple[list[Figure], list[str], list[str]]:
+    """The figures in a folder, those that are too large, and those that are damaged.
+
+    Args: left: characters that the page has for them.
+    """
+    found: list[Figure] = []
+    left_out: list[str] = []
+    damaged: list[str] = []
+    for name, what in {} if folder is None else _FIGURES.items():
+        where = f"{folder}/{name}.png"
+        path = results / where
+        if not path.is_file():
+            continue
+        try:
+            size = path.stat().st_size
+            if size > _MOST_BYTES or size * 4 / 3 > left:
+                left_out.append(f"{what}: too large for this page ({size / 1e6:.1f} MB), see results/{where}")
+                continue
+            content = path.read_bytes()
+            with Pictures.open(io.BytesIO(content), formats=["PNG"]) as picture:
+                picture.verify()
+        except (OSError, ValueError, SyntaxError, Pictures.DecompressionBombError) as error:
+            damaged.append(f"results/{where} cannot be shown: {error}")
+            continue
+        source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
+        left -= len(source)
+        found.append(Figure(what=what, source=source, chart=name in _CHARTS))
+    return found, left_out, damaged
+
+
+def _matrix_row(place: int, row: Sequence[int]) -> list[Cell]:
+    total = sum(row)
+    return [
+        Cell(share=count / total if total else None, pixels=int(count), diagonal=column == place)
+        for column, count in enumerate(row)
+    ]
+
+
+def _confusions(classes: Sequence[str], matrix: Sequence[Sequence[Cell]]) -> list[tuple[str, str, float]]:
+    mistakes = [
+        (classes[row], classes[column], cell.share)
+        for row, cells in enumerate(matrix)
+        for column, cell in enumerate(cells)
+        if row != column and cell.share
+    ]
+    return sorted(mistakes, key=lambda mistake: -mistake[2])[:_MOST_CONFUSIONS]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)
+    return flat
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _count(value: Any) -> int | None:
+    return None if value is None else int(value)
+
+
+def _interval(ends: Any) -> tuple[float, float] | None:
+    if ends is None:
+        return None
+    low, high = (float(end) for end in ends)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{ends} is no interval")
+    return low, high
