@@ -162,7 +162,7 @@ def _curves(run: Run) -> list[Curve]:
             step = float(row["step"])
             for name, value in _numbers(row):
                 columns.setdefault(name, []).append((step, value))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             continue  # a line that was being written
     columns.pop("step", None)
     titles = _CURVES | {name: name.replace("/", ": ") for name in sorted(columns.keys() - _CURVES.keys())}

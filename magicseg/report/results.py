@@ -92,10 +92,10 @@ class Figure:
 class Scores:
     """One file of ``RUN/results`` as the page shows it.
 
-    ``coverage``: how much of the benchmark it is, in words, None where the file does not say; ``whole`` is False where
-    it is known to be less than all. ``matrix`` is None where there are too many classes for one; ``confusions`` are
-    then the largest mistakes: truth, prediction, share of the truth's pixels. ``left_out``: figures that are too large
-    for the page.
+    ``coverage``: how much of the benchmark it is, in words, None where the file does not say; ``whole`` is False
+    where it is known to be less than all. ``matrix`` is None where there are too many classes for one;
+    ``confusions`` are then the largest mistakes: truth, prediction, share of the truth's pixels. ``left_out``:
+    figures that are too large for the page.
     """
 
     benchmark: str

@@ -134,7 +134,7 @@ def _train_status(run: Run) -> dict[str, Any]:
         for line in log.read_bytes().splitlines():
             try:
                 step = max(step, int(json.loads(line)["step"]))
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue  # a line that was being written
     return {
         "step": step,
@@ -157,6 +157,6 @@ def _results(run: Run) -> dict[str, float]:
     for path in sorted((run.path / "results").glob("*.json")):
         try:
             found[path.stem] = float(json.loads(path.read_bytes())["miou"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             continue
     return found
