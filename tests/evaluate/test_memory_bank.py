@@ -67,7 +67,9 @@ def test_samples_that_are_read_one_by_one_give_the_same_bank():
         def read(self, indices):  # as a run's samples are, unless whole shards are asked for
             return tuple(list(arrays) for arrays in super().read(indices))
 
-    one, two = (build_bank(each, VOCABULARY, features, stride=STRIDE, limit=9, prototypes=2) for each in (Halves(), Single()))
+    one, two = (
+        build_bank(each, VOCABULARY, features, stride=STRIDE, limit=9, prototypes=2) for each in (Halves(), Single())
+    )
     assert torch.equal(one.prototypes, two.prototypes)
     assert torch.equal(one.classes, two.classes)
 
