@@ -89,13 +89,18 @@ class Suite:
         for data in self.data:
             if stop():
                 return
-            outcomes = [
-                self._scored(head, data, part=part, report=report, progress=progress, stop=stop)
-                for head in self._heads
-                if not stop()
-            ]
-            if len(outcomes) == len(self._heads) and all(outcome.results is not None for outcome in outcomes):
-                yield self._joined(data, [outcome.results for outcome in outcomes if outcome.results])
+            results: dict[str, dict[str, Any]] = {}
+            # Twice: what another process had not finished of the first head may be there behind the last one, and of
+            # all processes the last to finish has to see everything.
+            for report_once in (report, _silent):
+                for head in self._heads:
+                    if head.name in results or stop():
+                        continue
+                    outcome = self._scored(head, data, part=part, report=report_once, progress=progress, stop=stop)
+                    if outcome.results is not None:
+                        results[head.name] = outcome.results
+            if len(results) == len(self._heads):
+                yield self._joined(data, [results[head.name] for head in self._heads])
 
     def path_of(self, benchmark: str) -> Path:
         """The file of a benchmark's results."""
@@ -236,8 +241,8 @@ class Suite:
         joined = {**model, "baselines": {each["head"]: each for each in baselines}}
         path = self.path_of(data.protocol.name)
         if _read(path) != joined:
+            self._draw(data, model)  # first: with the results there, nobody would draw them again
             self._write(path, joined)
-            self._draw(data, model)
         return joined
 
     def _draw(self, data: DataSet, results: Mapping[str, Any]) -> None:
@@ -254,6 +259,10 @@ class Suite:
         with storage_errors(path, "free some space, then evaluate again"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def _silent(_text: str) -> None:
+    """Tell nobody."""
 
 
 def _read(path: Path) -> dict[str, Any] | None:

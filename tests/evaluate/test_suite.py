@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 from magicseg.cli import app
 from magicseg.errors import MagicsegError
 from magicseg.evaluate.protocol import load_protocol
+from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.evaluate.suite import Suite
+from magicseg.evaluate.target import Target
 from magicseg.model.segmenter import build_segmenter, save_segmenter
 from magicseg.model.settings import ModelSettings
 
@@ -150,6 +153,25 @@ def test_two_processes_give_what_one_gives(small, model, data, tmp_path):
     for results in (one, two, one["baselines"]["sclip"], two["baselines"]["sclip"]):
         del results["provenance"]["seconds"]
     assert one == two
+
+
+def test_the_last_process_joins_whichever_heads_the_others_finish_late(small, model, data, tmp_path):
+    settings = EvaluateSettings(benchmarks=(small["voc21"],), data=str(data), baselines=("maskclip",), sweep_images=0)
+    target = Target.of(model, out=tmp_path)
+    first, other = (Suite.of(target, settings) for _ in range(2))
+    pending = [lambda: list(other.evaluate(part=(1, 2)))]
+
+    def stop():
+        """The other process does its share between the first's two heads."""
+        if pending and (tmp_path / "voc21" / "model" / "part-00000.npz").exists():
+            pending.pop()()
+        return False
+
+    (results,) = first.evaluate(part=(0, 2), stop=stop)
+    assert not pending
+    assert results["images"] == 20
+    assert list(results["baselines"]) == ["maskclip"]
+    assert json.loads((tmp_path / "voc21.json").read_text()) == results
 
 
 @pytest.mark.parametrize(
