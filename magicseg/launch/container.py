@@ -59,7 +59,7 @@ def container_lines(profile: Profile) -> list[str]:
     image = identify(Path(box.image))
     path, digest = shlex.quote(box.image), image.digest.removeprefix("sha256:")
     refused = shlex.quote(
-        f"error: {box.image}: is not the image that was submitted ({image.digest[:19]}): submit again, or put it back"
+        f"error: {box.image}: is not the image of this submission ({image.digest[:19]}): put that back, or submit again"
     )
     lines = [
         f'if [ "$(stat -Lc %s.%Y -- {path})" != {image.size}.{image.changed} ] &&',
@@ -80,5 +80,6 @@ def container_lines(profile: Profile) -> list[str]:
     prefix = "SINGULARITYENV_" if "singularity" in Path(box.executable).name else "APPTAINERENV_"
     inside = {VARIABLE: image.digest}
     if box.cache:
+        lines.append(f"mkdir -p -- {shlex.quote(box.cache)}")
         inside |= {name: box.cache + folder for name, folder in _CACHES.items()}
     return [*lines, *(f"export {prefix}{name}={shlex.quote(value)}" for name, value in sorted(inside.items()))]

@@ -408,6 +408,8 @@ FIELDS = {
     "executable": lambda text: {"container": {"image": "a", "executable": text}},
     "python": lambda text: {"container": {"image": "a", "python": text}},
     "binds": lambda text: {"container": {"image": "a", "binds": [text]}},
+    "cache": lambda text: {"container": {"image": "a", "cache": text}},
+    "verify": lambda text: {"container": {"image": "a", "verify": text}},
 }
 HARMLESS = {"memory": "1G", "time": "10", "extra name": "nice"}
 PIECES = (
