@@ -68,7 +68,7 @@ def temporary_folder() -> Path:
 def build_checks(build: Build, runtime: Runtime) -> Iterator[Check]:
     """What the machine must have for it."""
     yield _version(runtime)
-    yield _rights()
+    yield _rights(local=build.base is not None and Path(build.base).exists())
     yield attempt("temporary space", lambda: _space(temporary_folder(), NEEDED[build.variant]))
     yield attempt("the image's place", lambda: _place(build))
 
@@ -86,7 +86,7 @@ def _version(runtime: Runtime) -> Check:
     )
 
 
-def _rights() -> Check:
+def _rights(*, local: bool) -> Check:
     name = "rights"
     root, capable = privileges()
     if root and capable:
@@ -106,7 +106,8 @@ def _rights() -> Check:
     if ids:
         return Check(name, Status.FAILED, f"{who}; newuidmap is missing", f"ask for the package uidmap, {_ELSEWHERE}")
     ask_for = f"ask for: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_user()}   # {_ELSEWHERE}"
-    if not root and shutil.which("fakeroot"):
+    # That command cannot unpack a local image, whose files have owners; what comes from a registry it can.
+    if not root and not local and shutil.which("fakeroot"):
         return Check(
             name,
             Status.WARNING,

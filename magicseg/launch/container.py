@@ -59,7 +59,7 @@ def container_lines(profile: Profile) -> list[str]:
     image = identify(Path(box.image))
     path, digest = shlex.quote(box.image), image.digest.removeprefix("sha256:")
     refused = shlex.quote(
-        f"error: {box.image}: is not the image of this submission ({image.digest[:19]}): put that back, or submit again"
+        f"error: {box.image}: is not the image of this submission ({image.digest[:19]}): put it back, or submit again"
     )
     lines = [
         f'if [ "$(stat -Lc %s.%Y -- {path})" != {image.size}.{image.changed} ] &&',
