@@ -10,6 +10,15 @@ import pytest
 from real_images import Base, build, make_base, require_apptainer
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first of the real ones waits for the image."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and item.path.name.startswith("test_real"):
+            item.add_marker(pytest.mark.apptainer)
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.timeout(1800))
+
+
 @pytest.fixture(scope="session")
 def workshop() -> Iterator[Path]:
     """A folder that ordinary users may look into, with room for gigabytes; removed at the end."""
