@@ -49,6 +49,7 @@ for number in map(int, sys.argv[1:]):
 print("ready", flush=True)
 time.sleep(60)
 """
+_FORWARDING_SECONDS = 1.0  # what comes in the first moment, the runtime does not pass on yet
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the end, and Slurm's warning before it
 
 
@@ -197,6 +198,7 @@ def signals(trial: Trial) -> Check:
             try:
                 assert process.stdout is not None
                 process.stdout.readline()
+                time.sleep(_FORWARDING_SECONDS)
                 process.send_signal(number)
                 code = process.wait(30)
             except subprocess.TimeoutExpired:
