@@ -14,7 +14,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -37,12 +37,11 @@ def require_apptainer() -> None:
         pytest.skip(f"{reason} (tests/container/install.sh)")
 
 
-def apptainer(*words: object, folder: Path = TOP, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run Apptainer to its end."""
+def apptainer(*words: object, before: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
+    """Run Apptainer to its end, at the top of the checkout. Args: before: words in front of the command."""
     return subprocess.run(
-        ["apptainer", *map(str, words)],
-        cwd=folder,
-        env={**os.environ, **environment},
+        [*before, "apptainer", *map(str, words)],
+        cwd=TOP,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -106,9 +105,9 @@ def make_base(folder: Path) -> Base:
     return Base(root, sif, tuple(binds))
 
 
-def build(image: Path, *words: object, **environment: str) -> "subprocess.CompletedProcess[str]":
+def build(image: Path, *words: object, before: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
     """Build the definition at the top, as an issue's contract has it."""
-    return apptainer("build", "--fakeroot", *_FAST, *words, image, "Apptainer.def", **environment)
+    return apptainer("build", "--fakeroot", *_FAST, *words, image, "Apptainer.def", before=before)
 
 
 # ------------------------------------------------------------ a registry of one image
@@ -188,11 +187,13 @@ def push(address: str, name: str, root: Path) -> str:
     return digest
 
 
-def mirrored(folder: Path, address: str) -> dict[str, str]:
-    """The environment in which docker.io is that registry."""
-    file = folder / "registries.conf"
-    file.write_text(
+def mirrored(folder: Path, address: str) -> list[str]:
+    """Words in front of a command, for which docker.io then has that registry as a mirror."""
+    settings, system = folder / "containers", Path("/etc/containers")
+    settings.mkdir()
+    system.mkdir(exist_ok=True)
+    (settings / "registries.conf").write_text(
         '[[registry]]\nprefix = "docker.io"\nlocation = "docker.io"\n'
         f'[[registry.mirror]]\nlocation = "{address}"\ninsecure = true\n'
     )
-    return {"CONTAINERS_REGISTRIES_CONF": str(file)}
+    return ["unshare", "--mount", "sh", "-c", f'mount --bind "$0" {system} && exec "$@"', str(settings)]
