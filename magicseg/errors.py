@@ -50,6 +50,10 @@ class DamageError(StoreError):
     """Stored data cannot be read back: damaged, truncated or missing."""
 
 
+class ContainerError(MagicsegError):
+    """An image cannot be built, started or trusted here."""
+
+
 class IncompleteError(MagicsegError):
     """Some of the work failed, was interrupted or is missing."""
 

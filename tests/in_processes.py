@@ -2,8 +2,8 @@
 
 from xdist.scheduler import LoadScopeScheduling
 
-# Slurm's daemons are started once, and are mostly waited for; every start of torchrun keeps all cores busy.
-TOGETHER = ("tests/slurm/", "tests/train/test_distributed.py")
+# Slurm's daemons and the image are made once, and mostly waited for; every start of torchrun keeps all cores busy.
+TOGETHER = ("tests/slurm/", "tests/container/test_real", "tests/train/test_distributed.py")
 
 
 class KeptTogether(LoadScopeScheduling):

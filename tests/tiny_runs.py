@@ -79,6 +79,18 @@ class CommandLine:
         """Run a command to its end."""
         return self.finish(self.start(*arguments))
 
+    def patiently(self, *arguments: object, seconds: float = 280) -> Result:
+        """Run a command that may take minutes."""
+        process = self.start(*arguments)
+        try:
+            out, err = process.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            raise AssertionError(f"a command hangs: {arguments}: {out}{err}") from None
+        assert "Traceback" not in err, err
+        return Result(process.returncode, out, err)
+
     def typed(self, line: str) -> Result:
         """Run a line as a hint has it: ``magicseg reset generate RUN``."""
         name, *arguments = line.split("#")[0].split()

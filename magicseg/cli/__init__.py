@@ -8,7 +8,20 @@ import sys
 
 import typer
 
-from magicseg.cli import cluster, data, doctor, estimate, evaluate, learn, predict, runs, score, stages, status
+from magicseg.cli import (
+    cluster,
+    container,
+    data,
+    doctor,
+    estimate,
+    evaluate,
+    learn,
+    predict,
+    runs,
+    score,
+    stages,
+    status,
+)
 from magicseg.cli.output import report_error
 from magicseg.errors import MagicsegError
 
@@ -40,6 +53,7 @@ app.command(rich_help_panel="On a cluster")(cluster.profile)
 app.command(rich_help_panel="On a cluster")(cluster.logs)
 app.command(rich_help_panel="On a cluster")(cluster.cancel)
 app.command(rich_help_panel="On a cluster")(cluster.efficiency)
+app.add_typer(container.app, name="container", rich_help_panel="On a cluster")
 app.command("follow-up", hidden=True)(cluster.follow_up)
 app.command(rich_help_panel="Results")(learn.report)
 app.command(rich_help_panel="Results")(evaluate.compare)

@@ -69,6 +69,9 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="stay until the jobs end; exit 0 only if all is done")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print scripts and commands, submit nothing")] = False,
     force: Annotated[bool, typer.Option("--force", help="also what is in the queue already")] = False,
+    new_image: Annotated[
+        bool, typer.Option("--new-image", help="go on in another image than the run's so far")
+    ] = False,
 ) -> None:
     """Submit what is not done to Slurm: job arrays for the stages, torchrun on several nodes for training."""
     from magicseg.launch.planning import Request
@@ -90,6 +93,7 @@ def submit(
         overrides=tuple(overrides),
         shards_per_task=shards_per_task,
         force=force,
+        new_image=new_image,
     )
     for line in _estimate_lines(opened, request):
         note(line)

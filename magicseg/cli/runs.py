@@ -68,12 +68,16 @@ def demo(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="where to put the run")] = Path("magicseg-demo"),
     set_: SetOption = None,
     workers: WorkersOption = None,
+    short: Annotated[
+        bool, typer.Option("--short", help="in seconds: shows that it works, not that it learns")
+    ] = False,
 ) -> None:
     """The whole chain in miniature, offline, on two CPU cores in a few minutes."""
     from magicseg.config import load_config
+    from magicseg.miniature.short import SHORT
     from magicseg.run.directory import Run
 
-    Run.create(run, load_config(preset="miniature", overrides=set_ or ()))
+    Run.create(run, load_config(preset="miniature", overrides=[*(SHORT if short else ()), *(set_ or ())]))
     run_all(run, workers)
 
 

@@ -16,6 +16,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmExecutor
 
 import magicseg
+from magicseg.launch.container import container_lines
 from magicseg.launch.profile import Profile
 from magicseg.launch.script import interpreter, sbatch_options, setup_lines, task_teardown
 from magicseg.launch.slurm import SlurmError, clean_environment
@@ -58,7 +59,7 @@ def _executor(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: P
         additional_parameters={name: value for name, value in options.items() if name not in _SUBMITIT_NAMES},
         signal_delay_s=profile.signal_before(stage),
         array_parallelism=spec.parallel,
-        setup=setup_lines(profile),
+        setup=[*setup_lines(profile), *container_lines(profile)],
         teardown=task_teardown(profile),
         stderr_to_stdout=True,
         wckey=None,

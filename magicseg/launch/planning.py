@@ -39,6 +39,7 @@ class Request:
     overrides: tuple[str, ...] = ()
     shards_per_task: int | None = None
     force: bool = False
+    new_image: bool = False
     parent: int | None = None
 
 

@@ -93,6 +93,11 @@ class ContainerSettings(Settings):
     executable: Operand = Field("apptainer", description="apptainer or singularity: a name or a path")
     nv: bool | None = Field(None, description="NVIDIA's libraries in the container  [default: where GPUs are asked]")
     binds: tuple[Bind, ...] = Field((), description="besides the run's directory: SOURCE[:TARGET[:ro]]")
+    cache: Bind | None = Field(
+        None,
+        description="a folder for the caches of weights and compilers: bound, and named to the libraries at launch",
+    )
+    verify: Operand | None = Field(None, description="the file of the public key that the image must be signed with")
     python: Operand = Field("python3", description="the interpreter in the image")
 
 

@@ -126,5 +126,5 @@ def interpreter(profile: Profile, stage: str, run: Path) -> list[str]:
             f"{run}: cannot be seen in a container: its path has a ':' or a ','",
             hint="move the run to a path without",
         )
-    binds = [word for bind in (str(run), *box.binds) for word in ("--bind", bind)]
+    binds = [word for bind in (str(run), *filter(None, [box.cache]), *box.binds) for word in ("--bind", bind)]
     return [box.executable, "exec", *nv, *binds, box.image, box.python]

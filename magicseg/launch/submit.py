@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from magicseg.launch.container import admit_image
 from magicseg.launch.housekeeping import take_back_claims, tidy
 from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
 from magicseg.launch.planning import (
@@ -53,7 +54,7 @@ def submit(run: Run, request: Request) -> Submitted:
 
     Raises: ConfigError for a profile that does not fit, BackendError for weights that are not fetched,
     IncompleteError if the stage before is neither done nor in the queue, SlurmError if Slurm refuses (what it had
-    taken by then is in the job map), RunError, PlanMismatch.
+    taken by then is in the job map), ContainerError for an image that cannot be used, RunError, PlanMismatch.
     """
     profile = load_profile(request.profile, request.overrides)
     with submitting(run):
@@ -64,6 +65,7 @@ def submit(run: Run, request: Request) -> Submitted:
                 f"{run.path}: it is not known what is in the queue: {'; '.join(state.board.warnings)}",
                 hint="try again later, or, if you know that none of its jobs is, add --force",
             )
+        admit_image(run, profile, new=request.new_image)
         take_back_claims(state)
         tidy(state)
         new, lines = _walk(state, profile, limits, request, partial(_enqueue, run, profile))

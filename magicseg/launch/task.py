@@ -19,6 +19,7 @@ from magicseg.errors import MagicsegError, RunError
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.run.claims import STALE_SECONDS, is_live
 from magicseg.run.directory import Run
+from magicseg.run.image import present_image, refuse_other_image
 from magicseg.run.ranges import format_ranges, parse_ranges
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h
@@ -54,7 +55,7 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its farewells would hide ours
     stop = _Warned()
     try:
-        _check_version(version, run)
+        refuse_misfit(Path(run), version)
         stop.listen()
         _wait(delay, stop)
         if stage == "evaluate":
@@ -80,12 +81,15 @@ def _say(text: str) -> None:
     print(f"{stamp} {text}", flush=True)  # a log is this function's output
 
 
-def _check_version(version: str, run: str) -> None:
+def refuse_misfit(run: Path, version: str) -> None:
+    """Raises: RunError if this is another version of magicseg than the one that submitted; PlanMismatch if this is
+    another image than the run's."""
     if version != magicseg.__version__:
         raise RunError(
             f"{run}: was submitted by magicseg {version}, but this node or image has {magicseg.__version__}",
             hint="install the same version on both sides, or build the image again, then submit again",
         )
+    refuse_other_image(run, present_image(), f"magicseg submit STAGE {run}   # submits it in the present image")
 
 
 def _wait(seconds: float, stop: Callable[[], bool]) -> None:

@@ -4,6 +4,8 @@ import shlex
 import sys
 from importlib.resources import files
 
+import magicseg
+from magicseg.launch.container import REFUSED, container_lines
 from magicseg.launch.jobs import Submission
 from magicseg.launch.profile import FOLLOW_UP, Profile
 from magicseg.launch.script import directives, interpreter, sbatch_options, setup_lines
@@ -26,14 +28,17 @@ def training_script(run: Run, profile: Profile, submission: Submission, dependen
     """The settings of this training in front of the work of ``slurm/train.sbatch``."""
     text = (files("magicseg") / "slurm" / "train.sbatch").read_text(encoding="utf-8")
     work = text.partition("\n# ---")[2].partition("\n")[2]
+    fits = f'"${{python[@]}}" -m magicseg.launch.fits "$run" {shlex.quote(magicseg.__version__)} || exit {REFUSED}'
     return "\n".join(
         [
             *_header(run, profile, submission, dependency),
+            *container_lines(profile),
             f"run={shlex.quote(str(run.path))}",
             f"python=({shlex.join(interpreter(profile, 'train', run.path))})",
             f"processes={profile.resources('train').processes_per_node}",
             f"restarts={profile.restarts}",
             f"requeues={profile.requeue}",
+            *([fits] if profile.container else []),
             work,
         ]
     )

@@ -2,6 +2,7 @@
 
 RUN/magicseg.yaml   the configuration with every default written out
 RUN/weights.json    the pretrained weights that were fetched
+RUN/image.json      the image that jobs run in
 RUN/plan/           samples and labels, frozen
 RUN/dataset.zarr/   the store
 RUN/ledger/STAGE/   commit records
@@ -29,6 +30,7 @@ from magicseg.run.fingerprint import (
     stage_fingerprints,
     stage_weights,
 )
+from magicseg.run.image import IMAGE_NAME
 from magicseg.run.ledger import CommitRecord, Ledger
 from magicseg.run.plan import Plan, plan_inputs, read_plan, write_plan
 from magicseg.weights.manifest import MANIFEST, Manifest
@@ -42,6 +44,7 @@ _TRAINED = ("checkpoints", "model", "train.jsonl")
 _OWN_NAMES = {
     CONFIG_NAME,
     ESTIMATE_NAME,
+    IMAGE_NAME,
     MANIFEST,
     "plan",
     "dataset.zarr",

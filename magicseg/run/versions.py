@@ -1,10 +1,12 @@
-"""What ran: versions of the libraries that decide bytes, and the machine."""
+"""What ran: versions of the libraries that decide bytes, the image, and the machine."""
 
 import functools
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from magicseg.run.image import present_image
 
 _DISTRIBUTIONS = (
     "magicseg",
@@ -27,7 +29,7 @@ _CPU = Path("/proc/cpuinfo")
 
 
 def library_versions() -> dict[str, str]:
-    """Python, kind of machine and CPU, and every library of ours that is installed."""
+    """Python, kind of machine and CPU, the image, and every library of ours that is installed."""
     return dict(_library_versions())
 
 
@@ -37,6 +39,9 @@ def _library_versions() -> dict[str, str]:
     model = _cpu_model()
     if model:
         found["cpu"] = model
+    image = present_image()
+    if image:
+        found["image"] = image
     for name in _DISTRIBUTIONS:
         try:
             found[name] = version(name)

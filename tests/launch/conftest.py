@@ -8,6 +8,7 @@ import pytest
 from stand_ins import StandIns
 from tiny_runs import CommandLine, do, make_run
 
+from magicseg.container.image import Image
 from magicseg.run import Run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -19,6 +20,14 @@ def _outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("SLURM_", "SBATCH_", "MAGICSEG_PROFILE")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _images_are_where_profiles_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def identified(path: Path) -> Image:
+        return Image(path, f"sha256:{'ab' * 32}", 4242, 1_700_000_000)
+
+    monkeypatch.setattr("magicseg.launch.container.identify", identified)
 
 
 @pytest.fixture

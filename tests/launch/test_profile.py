@@ -81,7 +81,7 @@ def test_every_shipped_profile_loads_and_gives_scripts(name):
 
 
 def test_the_shipped_profiles_are_those_that_the_documentation_names():
-    assert profile_names() == ["cpu", "gpu", "no-accounting", "preempt-cancel", "preemptible"]
+    assert profile_names() == ["cpu", "gpu", "gpu-image", "no-accounting", "preempt-cancel", "preemptible"]
 
 
 def test_cpu_asks_for_no_gpu_and_two_tasks_fit_a_node_of_4_cpus_and_4_gb():
@@ -105,6 +105,14 @@ def test_gpu_gives_a_gpu_to_each_array_task_and_whole_nodes_to_training():
     assert train.nodes > 1
     assert profile.resources("follow-up").gpus == 0
     assert profile.stagger_seconds > 0
+
+
+def test_gpu_image_is_gpu_in_an_image_with_a_network_to_be_named():
+    profile, plain = load_profile("gpu-image"), load_profile("gpu")
+    assert profile.resources("train") == plain.resources("train")
+    assert profile.container.image.endswith(".sif")
+    assert "NCCL_DEBUG" in profile.environment
+    assert all("apptainer exec --nv" in script for script in scripts(profile)[:2])
 
 
 def test_no_accounting_names_nothing_that_needs_accounting():
@@ -408,6 +416,8 @@ FIELDS = {
     "executable": lambda text: {"container": {"image": "a", "executable": text}},
     "python": lambda text: {"container": {"image": "a", "python": text}},
     "binds": lambda text: {"container": {"image": "a", "binds": [text]}},
+    "cache": lambda text: {"container": {"image": "a", "cache": text}},
+    "verify": lambda text: {"container": {"image": "a", "verify": text}},
 }
 HARMLESS = {"memory": "1G", "time": "10", "extra name": "nice"}
 PIECES = (

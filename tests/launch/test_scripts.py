@@ -39,6 +39,8 @@ extra: {reservation: spring, contiguous: true}
 container:
   image: /images/magicseg 1.sif
   binds: [/data, /scratch:/scratch:ro]
+  cache: /big/caches
+  verify: /keys/lab.pem
 stages:
   mask: {cpus: 1}
 """

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_runs import CommandLine, Result
+from tiny_runs import CommandLine
 
 SANDBOX = Path(__file__).with_name("slurm-sandbox")
 PLUGINS = Path(__file__).parents[1] / "faults" / "plugins"
@@ -96,18 +96,6 @@ def started(**settings: str) -> Iterator[Cluster]:
 @dataclass(frozen=True)
 class ClusterCommands(CommandLine):
     """The command line on a cluster's login node."""
-
-    def patiently(self, *arguments: object, seconds: float = 280) -> Result:
-        """Run a command that may take minutes."""
-        process = self.start(*arguments)
-        try:
-            out, err = process.communicate(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-            raise AssertionError(f"a command hangs: {arguments}: {out}{err}") from None
-        assert "Traceback" not in err, err
-        return Result(process.returncode, out, err)
 
 
 def commands(cluster: Cluster, folder: Path, plugins: Path) -> ClusterCommands:

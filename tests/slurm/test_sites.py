@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pydantic
 import pytest
 from clusters import PLUGINS, ClusterCommands, commands, require_slurm, started, wait_until
 from evidence import workers
+from ordinary import NOBODY, python_for_everybody, readable_libraries
 from tiny_runs import do, make_run
 
 from magicseg.launch.jobs import submissions
@@ -183,37 +183,6 @@ def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
     assert "16 pending" in magicseg("status", "run").stdout
     assert magicseg("cancel", "run").returncode == 0
     wait_until(lambda: not plain.queued())
-
-
-NOBODY = ("runuser", "-u", "nobody", "--")
-
-
-def everybody_may(*command):
-    return subprocess.run([*NOBODY, *command], check=False, capture_output=True).returncode == 0
-
-
-def python_for_everybody():
-    """An interpreter of this minor version that an ordinary user may start: this one, or the system's."""
-    version = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
-    for python in (sys.executable, "/usr/bin/python3"):
-        if everybody_may(python, "-c", version):
-            return python
-    reason = "there is no Python of this minor version that an ordinary user may start"
-    return pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-
-
-def readable_libraries(folder):
-    """This checkout and its libraries where everybody may read them: as they are, or a copy."""
-    checkout, site = Path(__file__).parents[2], Path(pydantic.__file__).parents[1]
-    if all(everybody_may("test", "-r", file) for file in (checkout / "magicseg/__init__.py", pydantic.__file__)):
-        return checkout, site
-    # There are gigabytes of them: hard links, where they are on the same file system.
-    if folder.stat().st_dev == site.stat().st_dev:
-        subprocess.run(["cp", "-rl", site, folder / "site"], check=True)
-    else:
-        shutil.copytree(site, folder / "site")
-    shutil.copytree(checkout / "magicseg", folder / "checkout/magicseg")
-    return folder / "checkout", folder / "site"
 
 
 CONTAINER = """#!/bin/sh

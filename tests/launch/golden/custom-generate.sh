@@ -36,10 +36,25 @@ export OMP_NUM_THREADS=4
 # srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
+if [ "$(stat -Lc %s.%Y -- '/images/magicseg 1.sif')" != 4242.1700000000 ] &&
+  [ "$(sha256sum <'/images/magicseg 1.sif' | cut -c -64)" != abababababababababababababababababababababababababababababababab ]; then
+  echo 'error: /images/magicseg 1.sif: is not the image of this submission (sha256:abababababab): put that back, or submit again'
+  exit 2
+fi
+if ! apptainer verify --key /keys/lab.pem '/images/magicseg 1.sif'; then
+  echo 'error: /images/magicseg 1.sif: is not signed with /keys/lab.pem, or was changed since'
+  exit 2
+fi
+mkdir -p -- /big/caches
+export APPTAINERENV_HF_HOME=/big/caches/huggingface
+export APPTAINERENV_MAGICSEG_IMAGE=sha256:abababababababababababababababababababababababababababababababab
+export APPTAINERENV_TORCH_HOME=/big/caches/torch
+export APPTAINERENV_TRITON_CACHE_DIR=/big/caches/triton
+export APPTAINERENV_XDG_CACHE_HOME=/big/caches
 
 # command
 export SUBMITIT_EXECUTOR=slurm
-srun --unbuffered --output /RUN/jobs/0001-generate/%A_%a_%t_log.out apptainer exec --nv --bind /RUN --bind /data --bind /scratch:/scratch:ro '/images/magicseg 1.sif' python3 -u -m submitit.core._submit /RUN/jobs/0001-generate
+srun --unbuffered --output /RUN/jobs/0001-generate/%A_%a_%t_log.out apptainer exec --nv --bind /RUN --bind /big/caches --bind /data --bind /scratch:/scratch:ro '/images/magicseg 1.sif' python3 -u -m submitit.core._submit /RUN/jobs/0001-generate
 
 
 # teardown

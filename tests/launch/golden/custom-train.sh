@@ -31,11 +31,27 @@ export OMP_NUM_THREADS=4
 # srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
+if [ "$(stat -Lc %s.%Y -- '/images/magicseg 1.sif')" != 4242.1700000000 ] &&
+  [ "$(sha256sum <'/images/magicseg 1.sif' | cut -c -64)" != abababababababababababababababababababababababababababababababab ]; then
+  echo 'error: /images/magicseg 1.sif: is not the image of this submission (sha256:abababababab): put that back, or submit again'
+  exit 2
+fi
+if ! apptainer verify --key /keys/lab.pem '/images/magicseg 1.sif'; then
+  echo 'error: /images/magicseg 1.sif: is not signed with /keys/lab.pem, or was changed since'
+  exit 2
+fi
+mkdir -p -- /big/caches
+export APPTAINERENV_HF_HOME=/big/caches/huggingface
+export APPTAINERENV_MAGICSEG_IMAGE=sha256:abababababababababababababababababababababababababababababababab
+export APPTAINERENV_TORCH_HOME=/big/caches/torch
+export APPTAINERENV_TRITON_CACHE_DIR=/big/caches/triton
+export APPTAINERENV_XDG_CACHE_HOME=/big/caches
 run=/RUN
-python=(apptainer exec --nv --bind /RUN --bind /data --bind /scratch:/scratch:ro '/images/magicseg 1.sif' python3)
+python=(apptainer exec --nv --bind /RUN --bind /big/caches --bind /data --bind /scratch:/scratch:ro '/images/magicseg 1.sif' python3)
 processes=1
 restarts=3
 requeues=10
+"${python[@]}" -m magicseg.launch.fits "$run" 0.1.0 || exit 2
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((10000 + SLURM_JOB_ID % 20000)) # torchrun's own 29500 is often taken
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SRUN_CPUS_PER_TASK > processes ? SRUN_CPUS_PER_TASK / processes : 1))}"

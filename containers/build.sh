@@ -1,0 +1,58 @@
+#!/bin/sh
+# Builds the image where you are not root and magicseg is not installed: here, on a node of the cluster, or on another
+# machine that you reach by ssh (a workstation where you are root will do).
+#
+#   containers/build.sh IMAGE.sif [NAME=VALUE...]                    here
+#   containers/build.sh --srun "-p build -t 60" IMAGE.sif [...]      on a node, as a job
+#   containers/build.sh --ssh HOST IMAGE.sif [...]                   on HOST; the image is copied back
+#
+# NAME=VALUE are arguments of Apptainer.def: VARIANT=cpu BASE=base.sif BOOTSTRAP=localimage TORCH=/wheels.
+# APPTAINER: another program, such as singularity. BUILD_TMPDIR: a large disk of the machine that builds.
+set -eu
+usage() { sed -n '2,10p' "$0" >&2; exit 2; }
+top=$(cd "$(dirname "$0")/.." && pwd)
+where=here how=
+case "${1-}" in
+  --srun | --ssh) [ $# -ge 3 ] || usage; where=$1 how=$2; shift 2 ;;
+esac
+image=${1-}
+case "$image" in *.sif) shift ;; *) usage ;; esac
+for setting; do case "$setting" in [A-Z]*=*) ;; *) echo "$setting: is not NAME=VALUE" >&2; exit 2 ;; esac; done
+case " $* " in *" COMMIT="*) ;; *) set -- "$@" "COMMIT=$(git -C "$top" rev-parse HEAD 2>/dev/null || echo unknown)" ;; esac
+
+case "$where" in
+  --srun)
+    # shellcheck disable=SC2086 # the options are words
+    exec srun $how "$0" "$image" "$@"
+    ;;
+  --ssh)
+    away=$(ssh "$how" mktemp -d)
+    trap 'ssh "$how" rm -rf "$away"' EXIT
+    # COPYFILE_DISABLE: else a Mac adds files of its own.
+    (cd "$top" && COPYFILE_DISABLE=1 tar -chf - Apptainer.def pyproject.toml constraints.txt README.md LICENSE magicseg containers) |
+      ssh "$how" tar -xf - -C "$away"
+    ssh "$how" BUILD_TMPDIR="'${BUILD_TMPDIR-}'" "$away/containers/build.sh" "$away/image.sif" "$@"
+    scp "$how:$away/image.sif" "$image"
+    exit
+    ;;
+esac
+
+program=${APPTAINER:-$(command -v apptainer || command -v singularity || true)}
+[ -n "$program" ] || { echo "neither apptainer nor singularity is here: module load apptainer, or build by --ssh" >&2; exit 1; }
+# On the node's own disk: on Lustre and NFS, builds are slow or fail.
+scratch=$(mktemp -d "${BUILD_TMPDIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/magicseg-build.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+free=$(df -Pk "$scratch" | awk 'NR == 2 {print int($4 / 1000000)}')
+[ "$free" -ge 20 ] || echo "warning: $scratch has $free GB free, and about 20 are needed: set BUILD_TMPDIR" >&2
+mkdir "$scratch/cache"
+export APPTAINER_TMPDIR="$scratch" APPTAINER_CACHEDIR="$scratch/cache"
+export SINGULARITY_TMPDIR="$scratch" SINGULARITY_CACHEDIR="$scratch/cache"
+case "$image" in /*) ;; *) image=$PWD/$image ;; esac
+count=$#
+while [ "$count" -gt 0 ]; do # each NAME=VALUE becomes --build-arg NAME=VALUE
+  set -- "$@" --build-arg "$1"
+  shift
+  count=$((count - 1))
+done
+cd "$top"
+"$program" build --fakeroot --mksquashfs-args "-comp zstd -Xcompression-level 3" "$@" "$image" Apptainer.def

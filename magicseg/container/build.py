@@ -1,0 +1,228 @@
+"""Building the image: what stands in the way on this machine, and the command that works here."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import magicseg
+from magicseg.container.runtime import (
+    OLDEST,
+    Flag,
+    Runtime,
+    find_runtime,
+    has_subordinate_ids,
+    namespaces_work,
+    privileges,
+)
+from magicseg.doctor.check import Check, Status, ask, attempt, gigabytes
+from magicseg.errors import ContainerError
+
+DEFINITION = "Apptainer.def"
+Variant = Literal["cuda", "rocm", "cpu"]
+# Two unpacked stages and the packed image, measured for cpu with the CUDA build of torch (docs/containers.md).
+NEEDED = {"cuda": 20e9, "rocm": 40e9, "cpu": 20e9}
+_NETWORKED = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "afs", "fhgfs", "panfs")
+_ELSEWHERE = "or build on another machine: containers/README.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What to build. Args: base: a SIF file, an unpacked root, or a reference in a registry; None: the definition's.
+    torch: an index or a folder that torch comes from; None: the variant's own. binds: of the build, for pip.
+    """
+
+    checkout: Path
+    image: Path
+    base: str | None = None
+    variant: Variant = "cuda"
+    torch: str | None = None
+    binds: tuple[str, ...] = ()
+    replace: bool = False
+
+
+def find_checkout(given: Path | None) -> Path:
+    """The checkout to build from: the given one, that of this very package, or the present folder.
+
+    Raises: ContainerError.
+    """
+    places = [given] if given else [Path(magicseg.__file__).parents[1], Path.cwd()]
+    for place in places:
+        if (place / DEFINITION).is_file():
+            return place.absolute()
+    raise ContainerError(
+        f"{' and '.join(map(str, places))}: there is no {DEFINITION}",
+        hint="git clone the repository, then: magicseg container build --source CHECKOUT",
+    )
+
+
+def temporary_folder() -> Path:
+    """Where Apptainer unpacks what it builds."""
+    names = ("APPTAINER_TMPDIR", "SINGULARITY_TMPDIR", "TMPDIR")
+    return Path(next((os.environ[name] for name in names if os.environ.get(name)), "/tmp"))
+
+
+def build_checks(build: Build, runtime: Runtime) -> Iterator[Check]:
+    """What the machine must have for it."""
+    yield _version(runtime)
+    yield _rights(local=build.base is not None and Path(build.base).exists())
+    yield attempt("temporary space", lambda: _space(temporary_folder(), NEEDED[build.variant]))
+    yield attempt("the image's place", lambda: _place(build))
+
+
+def _version(runtime: Runtime) -> Check:
+    oldest = ".".join(map(str, OLDEST[runtime.name]))
+    seen = f"{runtime.path}: {runtime.shown}"
+    if runtime.builds:
+        return Check("version", Status.OK, seen)
+    return Check(
+        "version",
+        Status.FAILED,
+        f"{seen}; the definition needs {oldest} or newer",
+        f"load a newer module, {_ELSEWHERE}",
+    )
+
+
+def _rights(*, local: bool) -> Check:
+    name = "rights"
+    root, capable = privileges()
+    if root and capable:
+        return Check(name, Status.OK, "root")
+    who = "root without CAP_SYS_RESOURCE" if root else "an ordinary user"
+    trouble = namespaces_work()
+    if trouble:
+        return Check(
+            name,
+            Status.FAILED,
+            f"{who}; user namespaces cannot be made: {trouble}",
+            f"ask for user.max_user_namespaces > 0 (and no AppArmor rule against it), {_ELSEWHERE}",
+        )
+    ids = has_subordinate_ids()
+    if ids and shutil.which("newuidmap"):
+        return Check(name, Status.OK, f"{who}; user namespaces work; ids in /etc/subuid and /etc/subgid")
+    if ids:
+        return Check(name, Status.FAILED, f"{who}; newuidmap is missing", f"ask for the package uidmap, {_ELSEWHERE}")
+    ask_for = f"ask for: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_user()}   # {_ELSEWHERE}"
+    # That command cannot unpack a local image, whose files have owners; what comes from a registry it can.
+    if not root and not local and shutil.which("fakeroot"):
+        return Check(
+            name,
+            Status.WARNING,
+            f"{who}; no ids in /etc/subuid and /etc/subgid: the build has only the fakeroot command",
+            ask_for,
+        )
+    return Check(name, Status.FAILED, f"{who}; no ids in /etc/subuid and /etc/subgid", ask_for)
+
+
+def _user() -> str:
+    code, said = ask(["id", "--user", "--name"])
+    return said if code == 0 else str(os.getuid())
+
+
+def _space(folder: Path, needed: float) -> Check:
+    name = "temporary space"
+    free = shutil.disk_usage(folder).free
+    seen = f"{folder}: {gigabytes(free)} free, about {gigabytes(needed)} needed"
+    if not os.access(folder, os.W_OK):
+        return Check(name, Status.FAILED, f"{seen}; you cannot write there", "export APPTAINER_TMPDIR=FOLDER")
+    if free < needed:
+        return Check(
+            name, Status.FAILED, f"{seen}: not enough", "export APPTAINER_TMPDIR=FOLDER   # on a large local disk"
+        )
+    code, kind = ask(["stat", "--file-system", "--format=%T", str(folder)])
+    if code == 0 and kind.startswith(_NETWORKED):
+        return Check(
+            name,
+            Status.WARNING,
+            f"{seen}; it is {kind}, on which builds are slow and may fail",
+            "export APPTAINER_TMPDIR=FOLDER   # on a local disk",
+        )
+    return Check(name, Status.OK, seen)
+
+
+def _place(build: Build) -> Check:
+    name = "the image's place"
+    if build.image.exists() and not build.replace:
+        return Check(name, Status.FAILED, f"{build.image} exists", "--force replaces it")
+    folder = build.image.absolute().parent
+    free = shutil.disk_usage(folder).free
+    seen = f"{folder}: {gigabytes(free)} free"
+    if not os.access(folder, os.W_OK):
+        return Check(
+            name, Status.FAILED, f"{seen}; you cannot write there", "another place: magicseg container build IMAGE"
+        )
+    if free < NEEDED[build.variant] / 4:
+        return Check(name, Status.FAILED, f"{seen}: not enough", "another place: magicseg container build IMAGE")
+    return Check(name, Status.OK, seen)
+
+
+def build_flags() -> list[Flag]:
+    """The flags that work on this machine."""
+    root, capable = privileges()
+    flags = []
+    if root and capable:
+        pass
+    elif has_subordinate_ids():
+        flags.append(Flag(("--fakeroot",), "root inside of the build only, with the ids of /etc/subuid"))
+    else:
+        flags.append(Flag(("--fakeroot",), "no ids in /etc/subuid: root is only played, by the fakeroot command"))
+    packing = "-comp zstd -Xcompression-level 3"
+    flags.append(Flag(("--mksquashfs-args", packing), "packed several times as fast as by gzip, and read faster"))
+    return flags
+
+
+def build_command(build: Build, runtime: Runtime, flags: list[Flag]) -> list[str]:
+    """The command, to be started in the checkout."""
+    values = {"VARIANT": build.variant, "COMMIT": commit_of(build.checkout)}
+    if build.base is not None:
+        local = Path(build.base).exists()
+        values |= {
+            "BOOTSTRAP": "localimage" if local else "docker",
+            "BASE": str(Path(build.base).absolute()) if local else build.base.removeprefix("docker://"),
+        }
+    if build.torch is not None:
+        values["TORCH"] = build.torch if "://" in build.torch else str(Path(build.torch).absolute())
+    return [
+        *(runtime.path, "build", *(["--force"] if build.replace else [])),
+        *(word for flag in flags for word in flag.words),
+        *(word for bind in build.binds for word in ("--bind", bind)),
+        *(word for name, value in sorted(values.items()) for word in ("--build-arg", f"{name}={value}")),
+        *(str(build.image.absolute()), DEFINITION),
+    ]
+
+
+def commit_of(checkout: Path) -> str:
+    """The checkout's commit, with "-changed" behind it where files differ from it; "unknown" without git."""
+    code, commit = ask(["git", "-C", str(checkout), "rev-parse", "HEAD"])
+    if code:
+        return "unknown"
+    code, changes = ask(["git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no"])
+    return f"{commit}-changed" if code or changes else commit
+
+
+def prepare(build: Build, executable: str | None, report: Callable[[str], None]) -> list[str]:
+    """Check the machine and choose the command. Raises: ContainerError for the first thing in the way."""
+    runtime = find_runtime(executable)
+    for check in build_checks(build, runtime):
+        report(f"{check.status}: {check.name}: {check.seen}")
+        if check.status is Status.FAILED:
+            raise ContainerError(f"{check.name}: {check.seen}", hint=check.remedy)
+        if check.remedy:
+            report(f"  {check.remedy}")
+    flags = build_flags()
+    for flag in flags:
+        report(f"flag {' '.join(flag.words)}: {flag.why}")
+    return build_command(build, runtime, flags)
+
+
+def run_build(build: Build, command: list[str]) -> None:
+    """Build. Raises: ContainerError if that fails; then there is no new image."""
+    code = subprocess.run(command, cwd=build.checkout, stdin=subprocess.DEVNULL, check=False).returncode
+    if code:
+        raise ContainerError(
+            f"the build ended with {code}, and there is no new image",
+            hint="what went wrong is said above, mostly in the first line with ERROR, FATAL or error",
+        )

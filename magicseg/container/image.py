@@ -1,0 +1,128 @@
+"""An image file: its digest, what it says of itself, whether it is signed as it should be."""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from magicseg.container.runtime import Runtime, call, command
+from magicseg.errors import ContainerError
+from magicseg.run.files import write_atomic
+
+VERSION_LABEL = "org.opencontainers.image.version"
+PREFIX = "/magicseg"  # where the image has the virtual environment, and lists of what is in it
+_REMEMBERED = 50
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file. ``digest`` is the SHA-256 of its bytes, ``changed`` when it was modified, in whole seconds."""
+
+    path: Path
+    digest: str
+    size: int
+    changed: int
+
+
+def identify(path: Path) -> Image:
+    """Hash an image, or recall the hash if the file is as it was when it was hashed last.
+
+    Raises: ContainerError if it is not a file that can be read.
+    """
+    try:
+        state = path.stat()
+        if not path.is_file():
+            raise ContainerError(f"{path}: is not an image file", hint="magicseg container build IMAGE.sif")
+        key = f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}:{state.st_ino}"
+        known = _recalled()
+        if key not in known:
+            with path.open("rb") as file:
+                known[key] = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+            _remember(known)
+    except OSError as error:
+        raise ContainerError(
+            f"{path}: the image cannot be read: {error.strerror}",
+            hint="the path of an image that this machine and the nodes see; to make one: magicseg container build",
+        ) from None
+    return Image(path, known[key], state.st_size, int(state.st_mtime))
+
+
+def _memory() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "magicseg" / "images.json"
+
+
+def _recalled() -> dict[str, str]:
+    try:
+        known = json.loads(_memory().read_bytes())
+        return {str(key): str(digest) for key, digest in known.items()}
+    except (OSError, ValueError, AttributeError, RuntimeError):  # none, damaged, or no home: hash again
+        return {}
+
+
+def _remember(known: dict[str, str]) -> None:
+    newest = dict(list(known.items())[-_REMEMBERED:])
+    try:
+        _memory().parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_memory(), json.dumps(newest, indent=1).encode())
+    except (OSError, RuntimeError):  # it only saves time
+        return
+
+
+def labels(runtime: Runtime, path: Path) -> dict[str, str]:
+    """An image's labels. Raises: ContainerError if it is none."""
+    done = call([runtime.path, "inspect", "--json", "--labels", str(path)])
+    try:
+        found = json.loads(done.stdout)["data"]["attributes"]["labels"] or {}
+    except (ValueError, KeyError, TypeError):
+        raise ContainerError(
+            f"{path}: is not an image: {_last_line(done.stderr)}", hint="magicseg container build IMAGE.sif"
+        ) from None
+    return {str(name): str(value) for name, value in found.items()}
+
+
+def describe(runtime: Runtime, path: Path) -> dict[str, Any]:
+    """What ``magicseg container inspect --json`` prints: path, digest, size in bytes, labels, and the versions of all
+    Python distributions inside."""
+    found = identify(path)
+    said = labels(runtime, path)
+    listed = call(command(runtime, "exec", path, ["cat", f"{PREFIX}/pip-freeze.txt"], flags=None))
+    pairs = (line.split("==", 1) for line in listed.stdout.splitlines() if "==" in line)
+    return {
+        "image": str(found.path),
+        "digest": found.digest,
+        "bytes": found.size,
+        "labels": dict(sorted(said.items())),
+        "versions": dict(sorted((name, value) for name, value in pairs)),
+    }
+
+
+def refuse_unsigned(runtime: Runtime, path: Path, key: Path) -> None:
+    """Check an image's signature. Args: key: the file of the signer's public key (PEM).
+
+    Raises: ContainerError unless the image is signed with it and is as it was when it was signed.
+    """
+    if not key.is_file():
+        raise ContainerError(
+            f"{key}: there is no such key file",
+            hint=f"the signer makes it: openssl pkey -in private.pem -pubout -out {key}",
+        )
+    done = call(verification(runtime.path, str(path), str(key)))
+    if done.returncode:
+        raise ContainerError(
+            f"{path}: is not an image that was signed with {key}: {_last_line(done.stderr)}",
+            hint=f"do not use it; get it again; what it holds: {runtime.name} sif list {path}",
+        )
+
+
+def verification(executable: str, image: str, key: str) -> list[str]:
+    """The command that checks a signature."""
+    return [executable, "verify", "--key", key, image]
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return re.sub(r"^(FATAL|ERROR):\s*", "", lines[-1]) if lines else "it says nothing"

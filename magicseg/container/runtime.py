@@ -1,0 +1,146 @@
+"""Apptainer or Singularity on this machine: which there is, and the flags that work here, each with its reason."""
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from magicseg.doctor.check import ask
+from magicseg.errors import ContainerError
+
+NAMES = ("apptainer", "singularity")
+OLDEST = {"apptainer": (1, 2), "singularity": (4, 0)}  # the first that fill in a definition's arguments
+_SYS_RESOURCE = 24  # of linux/capability.h
+_STATUS = Path("/proc/self/status")
+_NVIDIA = Path("/dev/nvidiactl")
+_AMD = Path("/dev/kfd")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A program that runs images. ``version`` is its first two numbers."""
+
+    path: str
+    name: str
+    version: tuple[int, int]
+    shown: str
+
+    @property
+    def builds(self) -> bool:
+        """Whether it is new enough to build `Apptainer.def`."""
+        return self.version >= OLDEST[self.name]
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Words for the command line, and why they are there."""
+
+    words: tuple[str, ...]
+    why: str
+
+
+def find_runtime(executable: str | None = None) -> Runtime:
+    """The named program, else the first of apptainer and singularity. Raises: ContainerError."""
+    for name in (executable,) if executable else NAMES:
+        path = shutil.which(name)
+        if path is None:
+            continue
+        code, said = ask([path, "--version"])
+        match = re.search(r"(apptainer|singularity).*?(\d+)\.(\d+)", said)
+        if code or match is None:
+            raise ContainerError(
+                f"{path}: does not say its version: {said[:200] or f'exit code {code}'}",
+                hint="load the site's module, or mend the installation",
+            )
+        return Runtime(path, match[1], (int(match[2]), int(match[3])), said)
+    raise ContainerError(
+        f"{executable or ' and '.join(NAMES)}: not on the PATH",
+        hint="load the site's module, or install it: https://apptainer.org/docs/admin/main/installation.html",
+    )
+
+
+def privileges() -> tuple[bool, bool]:
+    """Whether this process is root, and whether it has root's usual capabilities (some machines keep one back)."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", _STATUS.read_text(), re.MULTILINE)
+    return os.geteuid() == 0, bool(match and int(match[1], 16) >> _SYS_RESOURCE & 1)
+
+
+def namespaces_work() -> str | None:
+    """Why a user namespace cannot be made here; None if it can."""
+    code, said = ask(["unshare", "--user", "--map-root-user", "true"])
+    return None if code == 0 else said or f"unshare ends with {code}"
+
+
+def has_subordinate_ids(folder: Path = Path("/etc")) -> bool:
+    """Whether the user has ranges of ids to give away, by name or number, in subuid and subgid."""
+    number = str(os.getuid())
+    try:
+        names = {number, pwd.getpwuid(os.getuid()).pw_name}
+    except KeyError:  # a user that this machine has no entry for
+        names = {number}
+    for name in ("subuid", "subgid"):
+        try:
+            lines = (folder / name).read_text().splitlines()
+        except OSError:
+            return False
+        if not names & {line.partition(":")[0] for line in lines}:
+            return False
+    return True
+
+
+def start_flags(runtime: Runtime) -> list[Flag]:
+    """What exec, run, shell and test need on this machine."""
+    flags = []
+    root, capable = privileges()
+    if root and not capable and runtime.name == "apptainer":
+        flags.append(Flag(("--userns",), "this root lacks CAP_SYS_RESOURCE, so the image starts in a user namespace"))
+    if _NVIDIA.exists():
+        flags.append(Flag(("--nv",), f"{_NVIDIA}: there is an NVIDIA GPU"))
+    if _AMD.exists():
+        flags.append(Flag(("--rocm",), f"{_AMD}: there is an AMD GPU"))
+    return flags
+
+
+def command(
+    runtime: Runtime,
+    action: str,
+    image: Path,
+    arguments: Iterable[str] = (),
+    *,
+    binds: Iterable[str] = (),
+    flags: Iterable[Flag] | None = None,
+) -> list[str]:
+    """A command line that starts ``image``. Args: binds: SOURCE[:TARGET[:ro]]."""
+    chosen = start_flags(runtime) if flags is None else flags
+    words = [word for flag in chosen for word in flag.words]
+    bound = [word for bind in binds for word in ("--bind", bind)]
+    return [runtime.path, action, *words, *bound, str(image.absolute()), *arguments]
+
+
+def inside(runtime: Runtime, variables: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment, with variables for inside of the image: they win over those of its own."""
+    prefix = f"{runtime.name.upper()}ENV_"
+    return {**os.environ, **{prefix + name: value for name, value in variables.items()}}
+
+
+def call(
+    words: list[str], environment: Mapping[str, str] | None = None, seconds: float = 600.0
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end, with what it says. Raises: ContainerError if it does not end in time."""
+    try:
+        return subprocess.run(
+            words,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ContainerError(f"{words[0]} {words[1]} did not end within {seconds:.0f} s") from None

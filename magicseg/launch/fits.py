@@ -1,0 +1,21 @@
+"""What a training's job asks inside its image before torchrun starts: python3 -m magicseg.launch.fits RUN VERSION."""
+
+import sys
+from pathlib import Path
+
+from magicseg.errors import MagicsegError
+from magicseg.launch.task import refuse_misfit
+
+
+def main(run: str, version: str) -> None:
+    """End with a sentence and exit code 2 if this is not what the run was submitted for."""
+    try:
+        refuse_misfit(Path(run), version)
+    except MagicsegError as error:
+        print(f"error: {error.message}")
+        print(f"hint:  {error.hint}")
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,50 @@
+"""The image that a run is done in: RUN/image.json, and the refusal of any other.
+
+Inside of an image, its digest is in the variable MAGICSEG_IMAGE, which whoever starts the image sets from outside: a
+process cannot hash the file system that it lives in.
+"""
+
+import datetime
+import json
+import os
+from pathlib import Path
+
+from magicseg.errors import PlanMismatch, RunError
+from magicseg.run.files import to_json, write_atomic
+
+IMAGE_NAME = "image.json"
+VARIABLE = "MAGICSEG_IMAGE"
+
+
+def present_image() -> str | None:
+    """The digest of the image that this process runs in; None outside of one."""
+    return os.environ.get(VARIABLE) or None
+
+
+def recorded_image(run: Path) -> tuple[str, str] | None:
+    """The digest and path of the image that a run is done in; None if it has been submitted to none."""
+    try:
+        data = json.loads((run / IMAGE_NAME).read_bytes())
+        return str(data["digest"]), str(data["path"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{run / IMAGE_NAME}: does not say which image the run is done in: {error}",
+            hint=f"rm {run / IMAGE_NAME}   # the next submission writes it again",
+        ) from None
+
+
+def record_image(run: Path, digest: str, image: Path) -> None:
+    """From now on the run is done in this image."""
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    write_atomic(run / IMAGE_NAME, to_json({"digest": digest, "path": str(image), "since": since}) + b"\n")
+
+
+def refuse_other_image(run: Path, digest: str | None, hint: str) -> None:
+    """Raises: PlanMismatch if ``digest`` is an image's, and the run is done in another one."""
+    known = recorded_image(run)
+    if known is not None and digest is not None and digest != known[0]:
+        raise PlanMismatch(
+            f"{run}: is done in the image {known[0][:19]} ({known[1]}), but this is {digest[:19]}", hint=hint
+        )

@@ -1,0 +1,353 @@
+"""magicseg container where a stand-in says what Apptainer says: commands, flags, refusals and their remedies."""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from magicseg.container import build as building
+from magicseg.container import runtime as running
+from magicseg.container.build import Build, build_checks, build_flags, find_checkout
+from magicseg.container.image import identify
+from magicseg.container.runtime import find_runtime, has_subordinate_ids, start_flags
+from magicseg.container.trial import try_image
+from magicseg.doctor.check import Status
+from magicseg.errors import ContainerError
+
+TOP = Path(__file__).parents[2]
+STAND_IN = """#!{python}
+import json, os, sys
+words = sys.argv[1:]
+if words == ["--version"]:
+    print({version!r})
+elif words[0] == "inspect":
+    print(json.dumps({{"data": {{"attributes": {{"labels": {labels!r}}}}}}}))
+elif words[0] == "verify":
+    sys.exit("FATAL: signature not valid" if {bad!r} else 0)
+else:
+    print(json.dumps({{"words": words, "image": os.environ.get("APPTAINERENV_MAGICSEG_IMAGE")}}))
+    sys.exit({code})
+"""
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """Make Apptainers of any kind, in front of whatever is on the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def make(name="apptainer", version="apptainer version 1.4.5", labels=None, bad=False, code=0):
+        file = folder / name
+        file.write_text(
+            STAND_IN.format(python=sys.executable, version=version, labels=labels or {}, bad=bad, code=code)
+        )
+        file.chmod(0o755)
+        return file
+
+    return make
+
+
+@pytest.fixture
+def command(tools, magicseg):
+    """The command line with the stand-in."""
+    tools()
+    magicseg.environment["PATH"] = os.environ["PATH"]
+    magicseg.environment["XDG_CACHE_HOME"] = os.environ["XDG_CACHE_HOME"]
+    return magicseg
+
+
+def as_user(monkeypatch, *, root=False, capable=False, ids=True, namespaces=None):
+    monkeypatch.setattr(building, "privileges", lambda: (root, capable))
+    monkeypatch.setattr(running, "privileges", lambda: (root, capable))
+    monkeypatch.setattr(building, "has_subordinate_ids", lambda: ids)
+    monkeypatch.setattr(building, "namespaces_work", lambda: namespaces)
+
+
+def check_of(name, wanted):
+    checks = {check.name: check for check in build_checks(wanted, find_runtime())}
+    return checks[name]
+
+
+@pytest.fixture
+def wanted(tmp_path, tools):
+    tools()
+    return Build(checkout=TOP, image=tmp_path / "new.sif")
+
+
+# ------------------------------------------------------------ building
+
+
+def test_a_dry_run_of_a_build_shows_the_command_and_starts_nothing(command, tmp_path):
+    (tmp_path / "base.sif").touch()
+    result = command(
+        *("container", "build", "new image.sif", "--variant", "cpu", "--base", "base.sif"),
+        *("--torch", "wheels", "--bind", "/opt/wheels", "--dry-run"),
+    )
+    assert result.code == 0, result.err
+    folder, _, line = result.out.strip().partition(" && ")
+    assert folder == f"cd {TOP}"
+    words = shlex.split(line)
+    assert words[1] == "build"
+    assert words[-2:] == [f"{tmp_path}/new image.sif", "Apptainer.def"]
+    values = [words[position + 1] for position, word in enumerate(words) if word == "--build-arg"]
+    assert [value for value in values if not value.startswith("COMMIT=")] == [
+        *(f"BASE={tmp_path}/base.sif", "BOOTSTRAP=localimage", f"TORCH={tmp_path}/wheels", "VARIANT=cpu"),
+    ]
+    assert words[words.index("--bind") + 1] == "/opt/wheels"
+    assert not (tmp_path / "new image.sif").exists()
+    for flag in building.build_flags():
+        assert f"flag {' '.join(flag.words)}: {flag.why}" in result.err
+
+
+def test_without_options_the_definition_s_own_base_is_taken(command):
+    line = command("container", "build", "--dry-run").out
+    assert "BASE=" not in line
+    assert "BOOTSTRAP=" not in line
+    assert "VARIANT=cuda" in line
+
+
+@pytest.mark.parametrize("reference", ["docker.io/library/python:3.12-slim", "docker://python:3.12-slim"])
+def test_a_base_that_is_no_file_is_a_reference(command, reference):
+    line = command("container", "build", "--base", reference, "--dry-run").out
+    assert f"BASE={reference.removeprefix('docker://')} " in line
+    assert "BOOTSTRAP=docker " in line
+
+
+def test_a_failed_build_is_exit_code_2_and_says_so(command, tools):
+    tools(code=255)
+    result = command("container", "build", "a.sif")
+    assert result.code == 2
+    assert "the build ended with 255, and there is no new image" in result.err
+
+
+def test_an_image_is_not_replaced_unless_told(command, tmp_path):
+    (tmp_path / "a.sif").touch()
+    result = command("container", "build", "a.sif", "--dry-run")
+    assert result.code == 2
+    assert "a.sif exists" in result.err
+    assert "--force replaces it" in result.err
+    assert " --force " in command("container", "build", "a.sif", "--force", "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "status"),
+    [
+        ("apptainer", "apptainer version 1.2.0", Status.OK),
+        ("apptainer", "apptainer version 1.1.9", Status.FAILED),
+        ("singularity", "singularity-ce version 4.1.0", Status.OK),
+        ("singularity", "singularity version 3.8.7", Status.FAILED),
+        ("singularity", "apptainer version 1.3.0-1", Status.OK),
+    ],
+)
+def test_what_is_too_old_for_arguments_cannot_build(tools, wanted, name, version, status):
+    tools(name, version)
+    checks = {check.name: check for check in build_checks(wanted, find_runtime(name))}
+    assert checks["version"].status is status
+    assert status is Status.OK or "containers/README.md" in checks["version"].remedy
+
+
+def test_without_any_runtime_the_remedy_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ContainerError, match="apptainer and singularity: not on the PATH") as caught:
+        find_runtime()
+    assert "load the site's module" in caught.value.hint
+
+
+def test_no_space_for_the_build_names_the_variable_to_set(command, small_disk):
+    command.environment["APPTAINER_TMPDIR"] = str(small_disk)
+    result = command("container", "build", "--dry-run")
+    assert result.code == 2
+    assert f"{small_disk}: 0.0 GB free, about 20.0 GB needed: not enough" in result.err
+    assert "export APPTAINER_TMPDIR=FOLDER" in result.err
+
+
+def test_no_space_for_the_image_is_seen_before_the_build(command, small_disk):
+    result = command("container", "build", small_disk / "a.sif", "--dry-run")
+    assert result.code == 2
+    assert f"{small_disk}: 0.0 GB free: not enough" in result.err
+
+
+def test_without_subordinate_ids_the_line_to_ask_for_is_shown(monkeypatch, wanted, tmp_path):
+    as_user(monkeypatch, ids=False)
+    local = Build(checkout=TOP, image=tmp_path / "a.sif", base=str(tmp_path))
+    check = check_of("rights", local)
+    assert check.status is Status.FAILED
+    assert "no ids in /etc/subuid and /etc/subgid" in check.seen
+    assert "usermod --add-subuids 100000-165535 --add-subgids 100000-165535" in check.remedy
+    # From a registry, Apptainer can make do with the fakeroot command.
+    there = {"apptainer", "fakeroot"}
+    monkeypatch.setattr(building.shutil, "which", lambda name: f"{tmp_path}/bin/apptainer" if name in there else None)
+    assert check_of("rights", wanted).status is Status.WARNING
+    there.remove("fakeroot")
+    assert check_of("rights", wanted).status is Status.FAILED
+
+
+def test_without_user_namespaces_only_another_machine_helps(monkeypatch, wanted):
+    as_user(monkeypatch, namespaces="unshare: unshare failed: Operation not permitted")
+    check = check_of("rights", wanted)
+    assert check.status is Status.FAILED
+    assert "Operation not permitted" in check.seen
+    assert "user.max_user_namespaces" in check.remedy
+    assert "containers/README.md" in check.remedy
+
+
+def test_flags_are_chosen_by_what_the_user_may(monkeypatch, wanted):
+    as_user(monkeypatch, root=True, capable=True)
+    assert [flag.words[0] for flag in build_flags()] == ["--mksquashfs-args"]
+    assert start_flags(find_runtime()) == []
+    as_user(monkeypatch, root=True, capable=False)
+    assert [flag.words[0] for flag in build_flags()] == ["--fakeroot", "--mksquashfs-args"]
+    assert [flag.words for flag in start_flags(find_runtime())] == [("--userns",)]
+    as_user(monkeypatch)
+    assert start_flags(find_runtime()) == []
+    monkeypatch.setattr(running, "_NVIDIA", Path("/dev/null"))
+    (flag,) = start_flags(find_runtime())
+    assert flag.words == ("--nv",)
+    assert "NVIDIA" in flag.why
+
+
+def test_subordinate_ids_are_the_user_s_by_name_or_number_and_in_both_files(tmp_path):
+    name = os.popen("id -un").read().strip()
+    for uids, gids, there in (
+        (f"{name}:100000:65536\n", f"{os.getuid()}:100000:65536\n", True),
+        (f"{name}:100000:65536\n", "", False),
+        (f"{name}x:100000:65536\n", f"{name}x:100000:65536\n", False),
+    ):
+        (tmp_path / "subuid").write_text(uids)
+        (tmp_path / "subgid").write_text(gids)
+        assert has_subordinate_ids(tmp_path) is there
+    assert has_subordinate_ids(tmp_path / "nowhere") is False
+
+
+def test_where_there_is_no_definition_the_message_says_how_to_get_one(tmp_path):
+    with pytest.raises(ContainerError, match=r"there is no Apptainer\.def") as caught:
+        find_checkout(tmp_path)
+    assert "--source" in caught.value.hint
+
+
+# ------------------------------------------------------------ starting
+
+
+@pytest.mark.parametrize(
+    ("typed", "given"),
+    [
+        (["run", "IMAGE", "generate", "RUN", "--workers", "2"], ["generate", "RUN", "--workers", "2"]),
+        (["exec", "IMAGE", "python3", "-c", "import torch; print(1)"], ["python3", "-c", "import torch; print(1)"]),
+        (["shell", "IMAGE"], []),
+        (["run", "--bind", "/data:/d:ro", "IMAGE", "--help"], ["--help"]),
+    ],
+)
+def test_words_reach_the_image_one_by_one_and_the_digest_with_them(command, tmp_path, typed, given):
+    image = tmp_path / "an image.sif"
+    image.write_bytes(b"abc")
+    result = command("container", *(str(image) if word == "IMAGE" else word for word in typed))
+    assert result.code == 0, result.err
+    told = json.loads(result.out)
+    assert told["words"][0] == typed[0]
+    assert told["words"][told["words"].index(str(image)) + 1 :] == given
+    assert told["words"].count("--bind") == 1 + typed.count("--bind")
+    assert str(tmp_path) in told["words"], "the present folder is seen inside"
+    assert told["image"] == identify(image).digest
+
+
+def test_the_exit_code_is_that_of_what_ran(command, tools, tmp_path):
+    (tmp_path / "a.sif").touch()
+    tools(code=75)
+    assert command("container", "exec", "a.sif", "true").code == 75
+
+
+def test_a_dry_run_of_a_start_only_shows_it(command, tmp_path):
+    (tmp_path / "a.sif").touch()
+    words = shlex.split(command("container", "exec", "--dry-run", "a.sif", "echo", "a b").out)
+    assert words[-3:] == [f"{tmp_path}/a.sif", "echo", "a b"]
+
+
+def test_an_image_that_is_not_there_is_a_mistake_with_a_remedy(command):
+    result = command("container", "run", "nowhere.sif")
+    assert result.code == 2
+    assert "nowhere.sif: the image cannot be read: No such file or directory" in result.err
+    assert "magicseg container build" in result.err
+
+
+def test_with_verify_nothing_starts_unless_the_signature_holds(command, tools, tmp_path):
+    for name in ("a.sif", "key.pem"):
+        (tmp_path / name).touch()
+    assert command("container", "exec", "--verify", "key.pem", "a.sif", "true").code == 0
+    tools(bad=True)
+    result = command("container", "exec", "--verify", "key.pem", "a.sif", "true")
+    assert (result.code, result.out) == (2, "")
+    assert "is not an image that was signed with key.pem: signature not valid" in result.err
+    result = command("container", "exec", "--verify", "other.pem", "a.sif", "true")
+    assert result.code == 2
+    assert "other.pem: there is no such key file" in result.err
+
+
+def test_a_digest_is_that_of_the_bytes_and_hashed_anew_when_they_change(tools, tmp_path):
+    file = tmp_path / "a.sif"
+    file.write_bytes(b"abc")
+    assert identify(file).digest.startswith("sha256:ba7816bf8f01cfea")
+    assert identify(file).digest.startswith("sha256:ba7816bf8f01cfea")
+    file.write_bytes(b"abd")
+    assert identify(file).digest.startswith("sha256:a52d159f262b2c6d")
+    (tmp_path / "cache/magicseg/images.json").write_text("{damaged")
+    assert identify(file).digest.startswith("sha256:a52d159f262b2c6d")
+
+
+def test_a_test_of_an_image_that_does_not_start_stops_there(tools, tmp_path):
+    tools(code=255)
+    (tmp_path / "a.sif").touch()
+    (check,) = try_image(find_runtime(), tmp_path / "a.sif", (), lambda *_: None)
+    assert check.status is Status.FAILED
+    assert check.name == "starts"
+    assert "exit code 255" in check.seen
+
+
+# ------------------------------------------------------------ the script without magicseg
+
+
+def test_the_build_script_gives_apptainer_the_same_words(tools, tmp_path):
+    tools()
+    script = TOP / "containers/build.sh"
+    done = subprocess.run(
+        [script, "a.sif", "VARIANT=cpu", "BASE=my base.sif", "BOOTSTRAP=localimage", "COMMIT=abc"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    words = json.loads(done.stdout)["words"]
+    assert words == [
+        *("build", "--fakeroot", "--mksquashfs-args", "-comp zstd -Xcompression-level 3"),
+        *("--build-arg", "VARIANT=cpu", "--build-arg", "BASE=my base.sif"),
+        *("--build-arg", "BOOTSTRAP=localimage", "--build-arg", "COMMIT=abc", f"{tmp_path}/a.sif", "Apptainer.def"),
+    ]
+
+
+def test_the_build_script_builds_elsewhere_by_ssh_and_srun(tmp_path, monkeypatch):
+    """ssh, scp and srun are stand-ins that do here what the real ones do there."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in {
+        "ssh": 'shift\nexec sh -c "$*"',
+        "scp": 'exec cp "${1#*:}" "$2"',
+        "srun": 'echo "srun $1 $2" >&2\nshift 2\nexec "$@"',
+        "apptainer": 'for image; do [ "${image%.sif}" = "$image" ] || echo "$PWD $*" >"$image"; done',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    script = TOP / "containers/build.sh"
+    for how in (["--ssh", "there"], ["--srun", "-p build"]):
+        image = tmp_path / f"{how[0].strip('-')}.sif"
+        subprocess.run([script, *how, image, "VARIANT=cpu"], check=True, capture_output=True, cwd=tmp_path)
+        assert "--build-arg VARIANT=cpu" in image.read_text()
+    assert not (tmp_path / "ssh.sif").read_text().startswith(f"{TOP} "), "built from what was sent"
+    refused = subprocess.run([script, "a.sif", "cpu"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "cpu: is not NAME=VALUE" in refused.stderr
