@@ -1,40 +1,34 @@
 """Trains the small CLIP: open_clip's vision transformer and text tower, from painted scenes and their captions alone.
 
-    python -m training.clip FOLDER --steps 20000
-    python -m training.clip FOLDER --export DIRECTORY
+    python -m training.clip FOLDER --data FOLDER
+    python -m training.clip FOLDER --data FOLDER --export DIRECTORY
 
 Three terms, none of which sees a mask: captions against images (Radford et al. 2021, arXiv 2103.00020); the class
 texts that the segmenter uses against images; and the class texts against patches, of which the best must answer
 for the image (learning from several instances), so that patches mean something too.
 """
 
-import argparse
 import functools
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from training import scenes
-from training.judge import to_pixels, truth
-from training.loop import Plan, averaged, steps_of, torch_rng, train
+from training import arguments, scenes
+from training.loop import Plan, averaged, chosen, torch_rng, train
+from training.painted import Painted, painted
 from training.roughen import roughened
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
-PLAN = Plan(
-    steps=20_000, batch_size=64, learning_rate=1e-3, warmup=500, cooldown=5000, weight_decay=0.05,
-)  # fmt: skip
-OBJECTS = (0.2, 0.5, 0.3)
+SCENES = 16_384
+PLAN = Plan(steps=20_000, batch_size=64, learning_rate=1e-3, warmup=500, cooldown=5000, weight_decay=0.05)
 TEMPLATE = "a photo of a {}"
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _SHARPNESS = 20.0  # of the soft maximum over patches
@@ -75,15 +69,6 @@ class Towers(nn.Module):
         return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Images uint8 (B, size, size, 3); captions' tokens int64 (B, L); which nouns they name, float32 (B, nouns)."""
-
-    images: NDArray[np.uint8]
-    tokens: NDArray[np.int64]
-    present: NDArray[np.float32]
-
-
 def config_of(sizes: Sizes, vocabulary: int) -> dict[str, Any]:
     """open_clip's ``model_cfg``."""
     return {
@@ -106,24 +91,13 @@ def config_of(sizes: Sizes, vocabulary: int) -> dict[str, Any]:
     }
 
 
-def batch(step: int, *, plan: Plan, tokenizer: Any) -> Batch:
-    """The scenes of a step."""
-    numbers = range(step * plan.batch_size, (step + 1) * plan.batch_size)
-    made = [scenes.scene(number, seed=plan.seed, stream="clip", objects=OBJECTS) for number in numbers]
-    return Batch(
-        images=np.stack([one.image for one in made]),
-        tokens=token_ids(tokenizer, [one.caption for one in made]).numpy(),
-        present=truth([one.spec for one in made]).present,
-    )
-
-
-def loss_of(towers: Any, given: Batch, step: int, *, plan: Plan, classes: Tensor) -> Tensor:
+def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tensor) -> Tensor:
     """The three terms. Args: classes: int64 (nouns, L), the class texts' tokens."""
-    device = plan.device
-    pixels = roughened(to_pixels(given.images, device), torch_rng(plan.seed, "clip noise", step))
+    picked = chosen(plan, len(data), step)
+    pixels = roughened(data.images[picked].float(), torch_rng(plan, "clip noise", step))
     image, patches = towers.images(pixels)
-    tokens, present = (torch.from_numpy(array).to(device) for array in (given.tokens, given.present))
-    text, named = towers.texts(tokens), towers.texts(classes.to(device))
+    tokens, present = data.tokens[picked].long(), data.answers.present[picked]
+    text, named = towers.texts(tokens), towers.texts(classes)
 
     # Equal captions are positives of each other.
     same = (tokens[:, None] == tokens[None]).all(dim=2).float()
@@ -131,9 +105,9 @@ def loss_of(towers: Any, given: Batch, step: int, *, plan: Plan, classes: Tensor
     logits = towers.clip.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
     contrast = (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted.T)) / 2
 
-    held = present.sum(dim=1) > 0
-    shares = present[held] / present[held].sum(dim=1, keepdim=True)
-    of_image = F.cross_entropy(towers.class_scale.exp() * image[held] @ named.T, shares)
+    # Of scenes without objects the shares are zero, and so is the loss.
+    shares = present / present.sum(dim=1, keepdim=True).clamp(min=1)
+    of_image = F.cross_entropy(towers.class_scale.exp() * image @ named.T, shares)
 
     found = torch.logsumexp(_SHARPNESS * patches @ named.T, dim=1) / _SHARPNESS  # (B, nouns)
     found = found - math.log(patches.shape[1]) / _SHARPNESS
@@ -146,23 +120,14 @@ def build(sizes: Sizes, tokenizer: Any) -> Towers:
     return Towers(config_of(sizes, len(tokenizer)))
 
 
-def fit(folder: Path, plan: Plan = PLAN, *, sizes: Sizes | None = None, workers: int = 0) -> nn.Module:
+def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
     """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
     tokenizer = write_tokenizer(folder / "tokenizer")
-    classes = token_ids(tokenizer, [TEMPLATE.format(noun) for noun in scenes.nouns()])
+    classes = token_ids(tokenizer, [TEMPLATE.format(noun) for noun in scenes.nouns()]).to(plan.device)
     torch.manual_seed(plan.seed)
-    make = functools.partial(batch, plan=plan, tokenizer=tokenizer)
-
-    def batches(start: int, end: int) -> Iterator[Batch]:
-        return scenes.ahead(make, start, end, workers)
-
-    return train(
-        build(sizes or Sizes(), tokenizer),
-        batches,
-        functools.partial(loss_of, plan=plan, classes=classes),
-        plan,
-        folder,
-    )
+    model = build(sizes or Sizes(), tokenizer)
+    loss = functools.partial(loss_of, data=data.to(plan.device), plan=plan, classes=classes)
+    return train(model, loss, plan, folder)
 
 
 def load(folder: Path, sizes: Sizes | None = None) -> tuple[Towers, Any, int]:
@@ -185,22 +150,20 @@ def export(towers: Towers, tokenizer: Any, target: Path, sizes: Sizes | None = N
     (target / "open_clip_config.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=PLAN.steps)
-    parser.add_argument("--cooldown", type=int, default=PLAN.cooldown)
-    parser.add_argument("--batch-size", type=int, default=PLAN.batch_size)
-    parser.add_argument("--device", default=PLAN.device)
-    parser.add_argument("--workers", type=int, default=0, help="processes that paint; change no bit")
-    parser.add_argument("--export", type=Path, help="write the model of the checkpoint here, and do nothing else")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    if arguments.export:
-        trained, words, done = load(arguments.folder)
-        export(trained, words, arguments.export)
-        print(f"{arguments.export}: after {done} steps")
+def main() -> None:
+    """The command."""
+    parser = arguments.parser(__doc__, PLAN, SCENES)
+    parser.add_argument("--export", type=Path, help="write the checkpoint's model here, and do nothing else")
+    given = parser.parse_args()
+    plan = arguments.plan_of(given, PLAN)
+    if given.export:
+        towers, tokenizer, steps = load(given.folder)
+        export(towers, tokenizer, given.export)
+        print(f"{given.export}: after {steps} steps")
     else:
-        changes = {name: getattr(arguments, name) for name in ("steps", "cooldown", "batch_size", "device")}
-        print(f"from step {steps_of(arguments.folder)}")
-        fit(arguments.folder, Plan(**{**PLAN.__dict__, **changes}), workers=arguments.workers)
+        words = write_tokenizer(given.data / "tokenizer")
+        fit(given.folder, painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers), plan)
+
+
+if __name__ == "__main__":
+    main()

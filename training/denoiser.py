@@ -4,9 +4,7 @@ python -m training.denoiser FOLDER --autoencoder FOLDER --steps 20000
 python -m training.denoiser FOLDER --autoencoder FOLDER --export DIRECTORY
 """
 
-import argparse
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +14,12 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from training import autoencoder, latents, scenes
-from training.loop import Plan, averaged, counter_rng, steps_of, torch_rng, train
+from training import arguments, autoencoder, latents, scenes
+from training.loop import Plan, averaged, chosen, torch_rng, train
+from training.painted import Painted, painted
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
-SCENES = 16 * latents.CHUNK
+SCENES = 16_384
 PLAN = Plan(steps=20_000, batch_size=16, learning_rate=1e-3, cooldown=4000, precision="bfloat16")
 NO_TEXT = 0.1  # share of captions left out, for guidance
 SNR_CLIP = 5.0
@@ -79,81 +78,58 @@ class Denoiser(nn.Module):
         return velocity
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Latents (B, 4, h, w), tokens (B, L)."""
-
-    values: Tensor
-    tokens: Tensor
-
-
 def build(sizes: Sizes, tokenizer: Any) -> Denoiser:
     """With fresh weights from torch's global generator."""
     return Denoiser(sizes, len(tokenizer))
 
 
-def batch(step: int, *, data: latents.Latents, empty: Tensor, plan: Plan) -> Batch:
-    """The scenes of a step, some of them with the ``empty`` caption's tokens."""
-    rng = counter_rng(plan.seed, "denoiser batch", step)
-    chosen = torch.from_numpy(rng.integers(0, len(data.values), plan.batch_size))
-    tokens = data.tokens[chosen].long()
-    tokens[torch.from_numpy(rng.random(plan.batch_size) < NO_TEXT)] = empty
-    return Batch(values=data.values[chosen].float(), tokens=tokens)
-
-
-def loss_of(model: nn.Module, given: Batch, step: int, *, plan: Plan, levels: Any) -> Tensor:
+def loss_of(
+    model: nn.Module, step: int, *, values: Tensor, tokens: Tensor, empty: Tensor, plan: Plan, levels: Any
+) -> Tensor:
     """Squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), weighted by min-SNR (Hang et al. 2023,
-    arXiv 2303.09556).
+    arXiv 2303.09556). The batch's times are spread evenly from a random first one.
 
-    The batch's times are spread evenly from a random first one.
+    Args: values: latents float16 (N, 4, h, w). tokens: int16 (N, L). empty: int16 (L), for captions left out.
     """
-    rng = torch_rng(plan.seed, "denoiser noise", step)
-    noise = torch.randn(given.values.shape, generator=rng)
-    spread = (torch.rand(1, generator=rng) + torch.arange(plan.batch_size) / plan.batch_size) % 1
+    rng = torch_rng(plan, "denoiser noise", step)
+    picked = chosen(plan, len(values), step)
+    clean = values[picked].float()
+    noise = torch.randn(clean.shape, generator=rng, device=plan.device)
+    draws = torch.rand(plan.batch_size + 1, generator=rng, device=plan.device)
+    texts = torch.where((draws[1:] < NO_TEXT)[:, None], empty, tokens[picked]).long()
+    spread = (draws[0] + torch.arange(plan.batch_size, device=plan.device) / plan.batch_size) % 1
     times = (spread * len(levels.alphas_cumprod)).long()
-    noisy = levels.add_noise(given.values, noise, times)
-    target = levels.get_velocity(given.values, noise, times)
-    alpha = levels.alphas_cumprod[times]
+    target = levels.get_velocity(clean, noise, times)
+    alpha = levels.alphas_cumprod.to(plan.device)[times]
     ratio = alpha / (1 - alpha)
     weight = ratio.clamp(max=SNR_CLIP) / (ratio + 1)
-    found = model(noisy.to(plan.device), times.to(plan.device), given.tokens.to(plan.device)).float()
-    return ((found - target.to(plan.device)).square().mean((1, 2, 3)) * weight.to(plan.device)).mean()
+    found = model(levels.add_noise(clean, noise, times), times, texts).float()
+    return ((found - target).square().mean((1, 2, 3)) * weight).mean()
 
 
-def standard_autoencoder(folder: Path, plan: Plan, *, channels: tuple[int, ...] = autoencoder.CHANNELS) -> Any:
+def standard_autoencoder(
+    folder: Path, data: Painted, *, device: str = "cpu", channels: tuple[int, ...] = autoencoder.CHANNELS
+) -> Any:
     """The trained autoencoder with latents of mean 0 and deviation 1."""
     vae, _ = autoencoder.load(folder, channels=channels)
-    painted = [scenes.scene(n, seed=plan.seed, stream="standard", noise=0.0).image for n in range(256)]
-    latents.standardise(vae, painted)
-    return vae.to(plan.device)
+    latents.standardise(vae, data.images[:1024])
+    return vae.to(device)
 
 
-def fit(
-    folder: Path,
-    vae: Any,
-    plan: Plan = PLAN,
-    *,
-    sizes: Sizes | None = None,
-    count: int = SCENES,
-    workers: int = 0,
-) -> nn.Module:
+def fit(folder: Path, data: Painted, vae: Any, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
     """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
     tokenizer = write_tokenizer(folder / "tokenizer")
-    data = latents.prepare(folder, vae, tokenizer, count=count, seed=plan.seed, device=plan.device, workers=workers)
     torch.manual_seed(plan.seed)
-    make = functools.partial(batch, data=data, empty=token_ids(tokenizer, [""])[0], plan=plan)
-
-    def batches(start: int, end: int) -> Iterator[Batch]:
-        return scenes.ahead(make, start, end, 0)
-
-    levels = DDPMScheduler(**NOISE_LEVELS)
-    return train(
-        build(sizes or Sizes(), tokenizer),
-        batches,
-        functools.partial(loss_of, plan=plan, levels=levels),
-        plan,
-        folder,
+    model = build(sizes or Sizes(), tokenizer)
+    loss = functools.partial(
+        loss_of,
+        values=latents.prepare(folder, vae, data).to(plan.device),
+        tokens=data.tokens.to(plan.device),
+        empty=token_ids(tokenizer, [""])[0].short().to(plan.device),
+        plan=plan,
+        levels=DDPMScheduler(**NOISE_LEVELS),
     )
+    return train(model, loss, plan, folder)
 
 
 def export(model: Any, vae: Any, tokenizer: Any, target: Path) -> None:
@@ -163,7 +139,9 @@ def export(model: Any, vae: Any, tokenizer: Any, target: Path) -> None:
         text_encoder=model.text.cpu(),
         tokenizer=tokenizer,
         unet=model.unet.cpu(),
-        scheduler=DPMSolverMultistepScheduler(**NOISE_LEVELS, timestep_spacing="trailing", lambda_min_clipped=-5.1),
+        scheduler=DPMSolverMultistepScheduler(
+            **NOISE_LEVELS, timestep_spacing="trailing", steps_offset=1, lambda_min_clipped=-5.1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -179,26 +157,23 @@ def load(folder: Path, sizes: Sizes | None = None) -> tuple[Denoiser, Any, int]:
     return model.eval().requires_grad_(False), tokenizer, step
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
+def main() -> None:
+    """The command."""
+    parser = arguments.parser(__doc__, PLAN, SCENES)
     parser.add_argument("--autoencoder", type=Path, required=True, help="folder of training.autoencoder")
-    parser.add_argument("--steps", type=int, default=PLAN.steps)
-    parser.add_argument("--cooldown", type=int, default=PLAN.cooldown)
-    parser.add_argument("--batch-size", type=int, default=PLAN.batch_size)
-    parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--device", default=PLAN.device)
-    parser.add_argument("--workers", type=int, default=0, help="processes that paint; change no bit")
-    parser.add_argument("--export", type=Path, help="write the pipeline of the checkpoint here, and do nothing else")
+    parser.add_argument("--export", type=Path, help="write the checkpoint's pipeline here, and do nothing else")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    changes = {name: getattr(given, name) for name in ("steps", "cooldown", "batch_size", "device")}
-    chosen = Plan(**{**PLAN.__dict__, **changes})
-    trained = standard_autoencoder(given.autoencoder, chosen)
+    plan = arguments.plan_of(given, PLAN)
+    words = write_tokenizer(given.data / "tokenizer")
+    data = painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers)
+    vae = standard_autoencoder(given.autoencoder, data, device=plan.device)
     if given.export:
-        found, words, done = load(given.folder)
-        export(found, trained, words, given.export)
-        print(f"{given.export}: after {done} steps")
+        model, tokenizer, steps = load(given.folder)
+        export(model, vae, tokenizer, given.export)
+        print(f"{given.export}: after {steps} steps")
     else:
-        print(f"from step {steps_of(given.folder)}")
-        fit(given.folder, trained, chosen, count=given.scenes, workers=given.workers)
+        fit(given.folder, data, vae, plan)
+
+
+if __name__ == "__main__":
+    main()

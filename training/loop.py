@@ -7,7 +7,7 @@ checkpoint: one safetensors file, replaced at once. So the curve of losses does 
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,23 +47,27 @@ class Plan:
         return self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1)) * down
 
 
-def torch_rng(seed: int, stream: str, step: int) -> torch.Generator:
-    """Random numbers of one step, drawn on the CPU whatever the device."""
-    number = int(counter_rng(seed, stream, step).integers(0, 2**63))
-    return torch.Generator().manual_seed(number)
+def torch_rng(plan: Plan, stream: str, step: int) -> torch.Generator:
+    """Random numbers of one step, on the plan's device."""
+    number = int(counter_rng(plan.seed, stream, step).integers(0, 2**63))
+    return torch.Generator(plan.device).manual_seed(number)
+
+
+def chosen(plan: Plan, count: int, step: int) -> Tensor:
+    """Which of ``count`` samples a step sees: int64 (batch), on the plan's device."""
+    drawn = counter_rng(plan.seed, "batch", step).integers(0, count, plan.batch_size)
+    return torch.from_numpy(drawn).to(plan.device)
 
 
 def train(
     model: nn.Module,
-    batches: Callable[[int, int], Iterator[Any]],
-    loss_of: Callable[[nn.Module, Any, int], Tensor],
+    loss_of: Callable[[nn.Module, int], Tensor],
     plan: Plan,
     folder: Path,
 ) -> nn.Module:
     """Train ``model`` from the folder's checkpoint, or from its present weights, to the plan's last step.
 
-    Args: batches: the batches of steps start to end (not included), from (start, end). loss_of: the loss of a batch,
-    from (model, batch, step).
+    Args: loss_of: the loss of a step, from (model, step).
     Returns: the model with the averaged weights.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,11 +85,11 @@ def train(
     _cut(folder / CURVE, start)
     began = saved = time.monotonic()
     losses: list[Tensor] = []
-    for step, batch in enumerate(batches(start, plan.steps), start):
+    for step in range(start, plan.steps):
         for group in optimiser.param_groups:
             group["lr"] = plan.rate(step)
         with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
-            loss = loss_of(model, batch, step)
+            loss = loss_of(model, step)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(weights, plan.clip)

@@ -31,6 +31,7 @@ from training import judge as judging
 from training import scenes
 from training.clip import TEMPLATE
 from training.denoiser import SCENES
+from training.painted import UNKNOWN, Answers, answers_to
 
 Images = NDArray[np.uint8]  # (N, size, size, 3)
 
@@ -99,23 +100,23 @@ def generate(folder: Path, wanted: Sequence[GenerateRequest], how: Sampling) -> 
     return pairs
 
 
-def shares_found(
-    verdict: judging.Verdict, empties: judging.Verdict | None, answers: judging.Answers
-) -> dict[str, float]:
+def shares_found(verdict: judging.Verdict, empties: judging.Verdict, answers: Answers) -> dict[str, float]:
     """Shares of images in which the judge finds what was asked for, and of empty images without any object."""
-    asked = torch.from_numpy(answers.present) > 0
+    asked = answers.present > 0
     found = verdict.present > 0
     shares = {"class": float((found | ~asked).all(dim=1).float().mean())}
     shares["class_alone"] = float((found == asked).all(dim=1).float().mean())
     for name in ("colour", "scene", "light"):
-        wanted = torch.from_numpy(getattr(answers, name))
-        known = wanted != judging.UNKNOWN
+        wanted = getattr(answers, name)
+        known = wanted != UNKNOWN
         shares[name] = float((getattr(verdict, name).argmax(dim=1) == wanted)[known].float().mean())
-    if empties is not None:
-        shares["counterfactual_empty"] = float((~(empties.present > 0)).all(dim=1).float().mean())
-        wanted = torch.from_numpy(answers.scene)
-        shares["counterfactual_scene"] = float((empties.scene.argmax(dim=1) == wanted).float().mean())
+    shares["counterfactual_empty"] = float((~(empties.present > 0)).all(dim=1).float().mean())
+    shares["counterfactual_scene"] = float((empties.scene.argmax(dim=1) == answers.scene).float().mean())
     return shares
+
+
+def _judged(judge: judging.Judge, images: Images) -> judging.Verdict:
+    return judging.judged(judge, torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def agreement(pairs: Sequence[ImagePair]) -> dict[str, float]:
@@ -242,9 +243,9 @@ def generator_measures(
     """All measures of the generator, those of the judge on painted scenes (``painted_...``) among them; and pairs."""
     wanted = requests(count)
     pairs = generate(folder, wanted, how)
-    answers = judging.truth([parse(request.caption) for request in wanted])
+    answers = answers_to([parse(request.caption) for request in wanted])
     shown, empty = (np.stack([getattr(pair, name) for pair in pairs]) for name in ("image", "counterfactual"))
-    measured = shares_found(judging.judged(judge, shown), judging.judged(judge, empty), answers)
+    measured = shares_found(_judged(judge, shown), _judged(judge, empty), answers)
     measured |= agreement(pairs)
 
     held = functools.partial(scenes.scene, seed=0, stream="measured")
@@ -252,16 +253,16 @@ def generator_measures(
     without = np.stack([held(number, objects=(1,)).image for number in range(count)])
     images = np.stack([one.image for one in new])
     ceiling = shares_found(
-        judging.judged(judge, images),
-        judging.judged(judge, without),
-        judging.truth([one.spec for one in new]),
+        _judged(judge, images),
+        _judged(judge, without),
+        answers_to([one.spec for one in new]),
     )
     measured |= {f"painted_{name}": value for name, value in ceiling.items() if name != "counterfactual_scene"}
 
     clean = functools.partial(scenes.scene, seed=0, noise=0.0)
     heldout = np.stack([clean(number, stream="measured", objects=(0, 1)).image for number in range(count)])
-    seen = functools.partial(clean, stream="denoiser")
-    memory = np.stack([one.image for one in scenes.ahead(seen, 0, trained, workers)])
+    seen = functools.partial(clean, stream="train")
+    memory = np.stack([one.image for one in scenes.ahead(seen, range(trained), workers)])
     return measured | variety(shown, heldout, memory), pairs
 
 

@@ -16,12 +16,12 @@ def blurred(pixels: Tensor) -> Tensor:
 def roughened(pixels: Tensor, rng: torch.Generator, *, noise: float = 6.0) -> Tensor:
     """Each image blurred not at all, once or twice, then with noise of its own deviation, 0 to ``noise``.
 
-    Args: pixels: float (B, 3, H, W), 0 to 255. rng: on the CPU.
+    Args: pixels: float (B, 3, H, W), 0 to 255. rng: on their device.
     """
-    count = len(pixels)
-    times = torch.randint(0, 3, (count, 1, 1, 1), generator=rng).to(pixels.device)
+    shape = (len(pixels), 1, 1, 1)
+    times = torch.randint(0, 3, shape, generator=rng, device=pixels.device)
     once = blurred(pixels)
     soft = torch.where(times == 0, pixels, torch.where(times == 1, once, blurred(once)))
-    deviation = noise * torch.rand((count, 1, 1, 1), generator=rng)
-    grain = deviation * torch.randn(pixels.shape, generator=rng)
-    return (soft + grain.to(pixels.device)).clamp(0, 255)
+    deviation = noise * torch.rand(shape, generator=rng, device=pixels.device)
+    grain = deviation * torch.randn(pixels.shape, generator=rng, device=pixels.device)
+    return (soft + grain).clamp(0, 255)

@@ -4,11 +4,9 @@ Scene ``index`` of a stream is a function of (seed, stream, index) alone. Stream
 """
 
 import hashlib
-import itertools
 import multiprocessing
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
@@ -98,16 +96,10 @@ def scene(
     return Scene(caption=caption, image=painted.image, mask=painted.mask.astype(np.uint8), spec=spec)
 
 
-def ahead(make: Callable[[int], Made], start: int, end: int, workers: int) -> Iterator[Made]:
-    """``make(start)``, ... ``make(end - 1)`` in this order, made in other processes if there are ``workers``."""
-    if not workers:
-        yield from map(make, range(start, end))
+def ahead(make: Callable[[int], Made], numbers: Sequence[int], workers: int) -> Iterator[Made]:
+    """``make`` of each number, in their order, made in other processes if there are ``workers``."""
+    if not workers or not numbers:
+        yield from map(make, numbers)
         return
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        numbers = iter(range(start, end))
-        waiting: deque[Future[Made]] = deque(
-            pool.submit(make, number) for number in itertools.islice(numbers, 4 * workers)
-        )
-        while waiting:
-            yield waiting.popleft().result()
-            waiting.extend(pool.submit(make, number) for number in itertools.islice(numbers, 1))
+        yield from pool.map(make, numbers, chunksize=32)

@@ -18,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from magicseg.backends import ImagePair
 from magicseg.model.encoder import build_encoder
 from magicseg.model.settings import OpenClipSettings
-from training import clip, denoiser, judge, latents, measure, scenes, tokens
+from training import autoencoder, clip, denoiser, judge, measure, painted, scenes, tokens
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,13 @@ def trained(tmp_path_factory):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latents, "CHUNK", 8)
+        patch.setattr(painted, "CHUNK", 8)
         for kind in ("autoencoder", "denoiser", "clip", "judge"):
             tiny_training.fit(kind, folder)
+        vae = tiny_training.vae(folder)
     model, tokenizer, step = denoiser.load(folder / "denoiser", tiny_training.SIZES)
     assert step == PLAN.steps
-    denoiser.export(model, tiny_training.vae(folder), tokenizer, folder / "diffusion")
+    denoiser.export(model, vae, tokenizer, folder / "diffusion")
     towers, tokenizer, _ = clip.load(folder / "clip", tiny_training.CLIP_SIZES)
     clip.export(towers, tokenizer, folder / "local-clip", tiny_training.CLIP_SIZES)
     yield folder
@@ -85,7 +86,10 @@ def test_the_exported_pipeline_is_the_trained_one_in_half_precision(trained):
     files = list((trained / "diffusion").rglob("*.safetensors"))
     parameters = sum(
         value.numel()
-        for part in (denoiser.load(trained / "denoiser", tiny_training.SIZES)[0], tiny_training.vae(trained))
+        for part in (
+            denoiser.load(trained / "denoiser", tiny_training.SIZES)[0],
+            autoencoder.load(trained / "autoencoder", channels=tiny_training.CHANNELS)[0],
+        )
         for value in part.state_dict().values()
     )
     assert sum(file.stat().st_size for file in files) < 2 * parameters + 100_000
@@ -96,7 +100,7 @@ def test_the_clip_is_open_clips_and_an_encoder_with_prompts(trained):
     model = open_clip.create_model(f"local-dir:{folder}").eval()
     towers, _, _ = clip.load(trained / "clip", tiny_training.CLIP_SIZES)
     image = scenes.scene(0, seed=0, stream="test").image
-    encoder = build_encoder(OpenClipSettings(name="open_clip", weights={"model": str(folder)}))
+    encoder = build_encoder(OpenClipSettings(name="open-clip", weights={"model": str(folder)}))
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
     with torch.no_grad():
         own, _ = towers.images(pixels.float())
