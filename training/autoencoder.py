@@ -54,7 +54,8 @@ def loss_of(vae: Any, step: int, *, data: Painted, plan: Plan) -> Tensor:
     across = F.l1_loss(again.diff(dim=2), image.diff(dim=2))
     along = F.l1_loss(again.diff(dim=3), image.diff(dim=3))
     divergence = KL * posterior.kl().float().mean()
-    return F.l1_loss(again, image) + 0.5 * F.mse_loss(again, image) + across + along + divergence
+    loss: Tensor = F.l1_loss(again, image) + 0.5 * F.mse_loss(again, image) + across + along + divergence
+    return loss
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, channels: tuple[int, ...] = CHANNELS) -> nn.Module:

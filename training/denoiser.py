@@ -104,7 +104,8 @@ def loss_of(
     ratio = alpha / (1 - alpha)
     weight = ratio.clamp(max=SNR_CLIP) / (ratio + 1)
     found = model(levels.add_noise(clean, noise, times), times, texts).float()
-    return ((found - target).square().mean((1, 2, 3)) * weight).mean()
+    loss: Tensor = ((found - target).square().mean((1, 2, 3)) * weight).mean()
+    return loss
 
 
 def standard_autoencoder(

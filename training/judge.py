@@ -8,7 +8,6 @@ Its scenes have another seed than those of the models that it judges.
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +50,7 @@ class Judge(nn.Module):
         features = self.body(pixels / 64 - 2)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
         sizes = [len(scenes.nouns()), len(COLOURS), len(SCENE_WORDS), len(LIGHT_WORDS)]
-        return Verdict(*self.heads(pooled).float().split(sizes, dim=1))
+        return Verdict(*torch.split(self.heads(pooled).float(), sizes, dim=1))
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def loss_of(judge: nn.Module, step: int, *, data: Painted, plan: Plan) -> Tensor
 @torch.no_grad()
 def judged(judge: nn.Module, images: Tensor, batch_size: int = 64) -> Verdict:
     """The verdict on images, uint8 (N, 3, size, size)."""
-    parts = [judge(part.float()) for part in images.split(batch_size)]
+    parts = [judge(part.float()) for part in torch.split(images, batch_size)]
     names = ("present", "colour", "scene", "light")
     return Verdict(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
@@ -112,7 +111,7 @@ def load(folder: Path, *, widths: tuple[int, int, int] = WIDTHS) -> Judge:
     """The averaged judge of a folder."""
     judge = Judge(widths)
     averaged(judge, folder)
-    return cast("Judge", judge.eval().requires_grad_(False))
+    return judge.eval().requires_grad_(False)
 
 
 def main() -> None:

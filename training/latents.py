@@ -21,7 +21,10 @@ def digest(model: nn.Module) -> str:
 @torch.no_grad()
 def encode(vae: Any, images: Tensor, batch: int = 64) -> Tensor:
     """Mean latents of images uint8 (N, 3, H, W): float32 (N, 4, h, w), on the CPU."""
-    parts = [vae.encode(to_input(part.to(vae.device))).latent_dist.mean.float().cpu() for part in images.split(batch)]
+    parts = [
+        vae.encode(to_input(part.to(vae.device))).latent_dist.mean.float().cpu()
+        for part in torch.split(images, batch)
+    ]
     return torch.cat(parts)
 
 

@@ -91,7 +91,7 @@ def train(
         with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
             loss = loss_of(model, step)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(weights, plan.clip)
         optimiser.step()
         _follow(average, model, min(plan.average, (1 + step) / (10 + step)))
@@ -113,7 +113,7 @@ def train(
 
 def averaged(model: nn.Module, folder: Path) -> int:
     """Load the averaged weights of a folder's checkpoint. Returns: the steps that they have seen."""
-    with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:  # type: ignore[no-untyped-call]
+    with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:
         model.load_state_dict({name: file.get_tensor(f"average.{name}") for name in model.state_dict()})
         return int(file.metadata()["step"])
 
@@ -122,7 +122,7 @@ def steps_of(folder: Path) -> int:
     """Steps of the folder's checkpoint; 0 if there is none."""
     if not (folder / CHECKPOINT).is_file():
         return 0
-    with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:  # type: ignore[no-untyped-call]
+    with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:
         return int(file.metadata()["step"])
 
 
@@ -185,7 +185,7 @@ def _resume(
     """Put a checkpoint into everything that a step reads. Returns: the steps done."""
     if not path.is_file():
         return 0
-    with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    with safetensors.safe_open(path, "pt") as file:
         step = int(file.metadata()["step"])
         _refuse_other_plan(json.loads(file.metadata()["plan"]), plan, step)
         model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})

@@ -194,7 +194,7 @@ def clip_measures(folder: Path, count: int, seed: int = 0) -> dict[str, float]:
     pixels = torch.from_numpy(np.stack([one.image for one in made])).permute(0, 3, 1, 2) / 255
     given = (pixels - mean) / std
     visual = model.visual
-    tokens = torch.cat([visual.transformer(visual._embeds(part)) for part in given.split(64)])
+    tokens = torch.cat([visual.transformer(visual._embeds(part)) for part in torch.split(given, 64)])
     joint = F.normalize(visual.ln_post(tokens) @ visual.proj, dim=-1)
     image, patches = joint[:, 0], joint[:, 1:]
     classes = F.normalize(model.encode_text(tokenize([TEMPLATE.format(noun) for noun in scenes.nouns()])), dim=-1)
