@@ -1,6 +1,7 @@
 #!/bin/sh
 # Trains, exports and measures all learned models of the miniature: training/everything.sh cpu|gpu WORK [WEIGHTS]
 #
+# The last step, after a look at the measures: python -m training.publish WORK magicseg/miniature/weights
 # WORK keeps painted scenes, checkpoints and curves; started again it goes on from there. WEIGHTS (WORK/weights) gets
 # diffusion/, clip/ and measures.json. LIMIT: seconds after which a training stops where it is and is exported.
 set -eu
