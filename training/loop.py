@@ -21,6 +21,7 @@ from training.scenes import counter_rng
 
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.jsonl"
+STATE = "state.json"  # what of the checkpoint a reader may want to know: its step and plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +173,8 @@ def _save(
     with part.open("rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)
+    state = {"step": step, "plan": asdict(plan)}
+    path.with_name(STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 def _resume(

@@ -12,9 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors
-
-from training.loop import CHECKPOINT, seconds_of
+from training.loop import STATE, seconds_of
 
 LARGEST = 15_000_000  # bytes, all together
 
@@ -28,8 +26,8 @@ tags: [synthetic, miniature]
 {what}
 
 **Data.** {scenes} scenes of the project's own painter (`magicseg.miniature`), 64 x 64 pixels: ten classes of
-objects, eight colours, three sizes, three places, seven scenes, five lights; about a fifth without an object. Captions
-are those of the grammar captioner. No photograph, and nothing that others made, was used.
+objects, eight colours, three sizes, three places, seven scenes, five lights; about a fifth without an object. The
+captions are those of the grammar captioner. No photograph, and nothing that others made, was used.
 
 **Training.** `training/{script}.py` in the project's repository{also}: {training}. Continued, or repeated, by
 `training/everything.sh`.
@@ -39,8 +37,8 @@ are those of the grammar captioner. No photograph, and nothing that others made,
 {measures}
 
 **Limits.** It knows the painter's world and nothing else: other words are spelt in letters that it never learnt,
-other sizes than 64 pixels were never seen, and its mistakes are those of a small model. {limits}It is made to exercise
-and to study a pipeline, not to make or to read pictures.
+other sizes than 64 pixels were never seen, and its mistakes are those of a small model. {limits}It is made to
+exercise and to study a pipeline, not to make or to read pictures.
 
 **Licence.** Apache-2.0, as the project.
 """
@@ -48,8 +46,8 @@ and to study a pipeline, not to make or to read pictures.
 
 def training_of(folder: Path) -> str:
     """Steps, batch, time and parameters of a training, in words."""
-    with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:
-        plan, steps = json.loads(file.metadata()["plan"]), int(file.metadata()["step"])
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    plan, steps = state["plan"], state["step"]
     minutes = seconds_of(folder) / 60
     return (
         f"{steps:,} steps of {plan['batch_size']} in {minutes:,.0f} minutes on one "
