@@ -1,0 +1,55 @@
+"""The weights that the package ships: whole, small enough, and loaded without a network."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import numpy as np
+import pytest
+
+import magicseg.miniature
+from magicseg.backends import GenerateRequest
+from magicseg.generate.diffusion import DiffusersGenerator
+from magicseg.labels import load_vocabulary
+from magicseg.model.encoder import build_encoder
+from magicseg.model.settings import OpenClipSettings
+
+WEIGHTS = Path(magicseg.miniature.__file__).parent / "weights"
+
+pytestmark = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="this version ships no learned weights")
+
+
+def test_the_shipped_weights_are_whole_and_small():
+    digests = json.loads((WEIGHTS / "digests.json").read_text())
+    files = {file.relative_to(WEIGHTS).as_posix(): file for file in WEIGHTS.glob("*/**/*") if file.is_file()}
+    assert digests == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    assert sum(file.stat().st_size for file in files.values()) < 15_000_000
+    assert {"diffusion/README.md", "diffusion/model_index.json", "clip/README.md"} <= files.keys()
+
+
+def _car():
+    caption, empty = "A photo of a large red car on the left, on a beach at noon", "A photo of an empty beach at noon"
+    label = load_vocabulary("miniature").by_name("car")
+    return GenerateRequest(index=0, labels=(label,), caption=caption, counterfactual=empty, seed=0)
+
+
+def test_the_shipped_generator_makes_a_pair(models_apart):
+    class Stage:
+        size = 64
+        batch_size = 1
+
+    options = DiffusersGenerator.Options(
+        model=str(WEIGHTS / "diffusion"), device="cpu", dtype="float32", steps=4, noise="shared", guidance=3
+    )
+    (pair,) = DiffusersGenerator(Stage(), options).generate([_car()])
+    assert pair.image.shape == pair.counterfactual.shape == (64, 64, 3)
+    assert not np.array_equal(pair.image, pair.counterfactual)
+
+
+def test_the_shipped_clip_is_an_encoder():
+    settings = OpenClipSettings(name="open-clip", weights={"model": str(WEIGHTS / "clip")})
+    encoder = build_encoder(settings)
+    assert encoder.encode_text(["a photo of a car"]).shape == (1, encoder.embed_dim)

@@ -1,0 +1,31 @@
+"""The command line that all trainings share."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from training.loop import Plan
+
+_OF_PLAN = ("steps", "cooldown", "batch_size", "learning_rate", "precision", "device", "seed", "save_seconds")
+
+
+def parser(doc: str, plan: Plan, scenes: int) -> argparse.ArgumentParser:
+    """Args: doc: the module's. plan: gives the defaults. scenes: painted to learn from."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("folder", type=Path, help="checkpoint and curve; a run goes on from what it finds here")
+    made.add_argument("--data", type=Path, required=True, help="folder of painted scenes, shared by all trainings")
+    made.add_argument("--scenes", type=int, default=scenes, help="painted to learn from (%(default)s)")
+    made.add_argument("--workers", type=int, default=0, help="processes that paint; they change no bit")
+    made.add_argument("--threads", type=int, default=1, help="of the CPU; another number may change last bits")
+    for name in _OF_PLAN:
+        default = getattr(plan, name)
+        made.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help="(%(default)s)")
+    return made
+
+
+def plan_of(given: argparse.Namespace, plan: Plan) -> Plan:
+    """The plan as the command line has it; sets the number of threads."""
+    torch.set_num_threads(given.threads)
+    return replace(plan, **{name: getattr(given, name) for name in _OF_PLAN})

@@ -1,0 +1,84 @@
+"""Trains the autoencoder of the small Stable Diffusion: 64 px to 16 x 16 x 4 and back.
+
+python -m training.autoencoder FOLDER --data FOLDER
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+
+from training import arguments, scenes
+from training.loop import Plan, averaged, chosen, torch_rng, train
+from training.painted import Painted, painted
+from training.tokens import write_tokenizer
+
+CHANNELS = (16, 32, 64)
+SCENES = 16_384
+KL = 1e-6
+PLAN = Plan(steps=6000, batch_size=8, learning_rate=1e-3, cooldown=1500, precision="bfloat16")
+
+
+def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:
+    """The autoencoder with fresh weights from torch's global generator; no attention, so that it is fast."""
+    count = len(channels)
+    vae: nn.Module = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * count,
+        up_block_types=("UpDecoderBlock2D",) * count,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=scenes.SIZE,
+        mid_block_add_attention=False,
+    )
+    return vae
+
+
+def to_input(images: Tensor) -> Tensor:
+    """uint8 (B, 3, H, W) to float, -1 to 1."""
+    return images.float().div(127.5).sub(1)
+
+
+def loss_of(vae: Any, step: int, *, data: Painted, plan: Plan) -> Tensor:
+    """Difference of pixels and of their neighbours' differences (edges), and the latents' divergence from normal."""
+    image = to_input(data.images[chosen(plan, len(data), step)])
+    posterior = vae.encode(image).latent_dist
+    rng = torch_rng(plan, "autoencoder noise", step)
+    noise = torch.randn(posterior.mean.shape, generator=rng, device=plan.device)
+    again = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+    across = F.l1_loss(again.diff(dim=2), image.diff(dim=2))
+    along = F.l1_loss(again.diff(dim=3), image.diff(dim=3))
+    divergence = KL * posterior.kl().float().mean()
+    loss: Tensor = F.l1_loss(again, image) + 0.5 * F.mse_loss(again, image) + across + along + divergence
+    return loss
+
+
+def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, channels: tuple[int, ...] = CHANNELS) -> nn.Module:
+    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    torch.manual_seed(plan.seed)
+    return train(build(channels), functools.partial(loss_of, data=data.to(plan.device), plan=plan), plan, folder)
+
+
+def load(folder: Path, *, channels: tuple[int, ...] = CHANNELS) -> tuple[nn.Module, int]:
+    """The averaged model of a folder, and its steps."""
+    vae = build(channels)
+    step = averaged(vae, folder)
+    return vae.eval().requires_grad_(False), step
+
+
+def main() -> None:
+    """The command."""
+    given = arguments.parser(__doc__, PLAN, SCENES).parse_args()
+    plan = arguments.plan_of(given, PLAN)
+    tokenizer = write_tokenizer(given.data / "tokenizer")
+    data = painted(given.data, tokenizer, count=given.scenes, seed=plan.seed, workers=given.workers)
+    fit(given.folder, data, plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""Trains the small CLIP: open_clip's vision transformer and text tower, from painted scenes and their captions alone.
+
+    python -m training.clip FOLDER --data FOLDER
+    python -m training.clip FOLDER --data FOLDER --export DIRECTORY
+
+Three terms, none of which sees a mask: captions against images (Radford et al. 2021, arXiv 2103.00020); the class
+texts that the segmenter uses against images; and the class texts against patches, of which the best must answer
+for the image (learning from several instances), so that patches mean something too.
+"""
+
+import functools
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training import arguments, scenes
+from training.loop import Plan, averaged, chosen, torch_rng, train
+from training.painted import Painted, painted
+from training.roughen import roughened
+from training.tokens import LENGTH, token_ids, write_tokenizer
+
+SCENES = 16_384
+PLAN = Plan(steps=20_000, batch_size=64, learning_rate=1e-3, warmup=500, cooldown=5000, weight_decay=0.05)
+TEMPLATE = "a photo of a {}"
+MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+_SHARPNESS = 20.0  # of the soft maximum over patches
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of both towers."""
+
+    width: int = 128
+    layers: int = 6
+    text_layers: int = 2
+    embed_dim: int = 128
+    patch: int = 8
+    head_width: int = 32
+
+
+class Towers(nn.Module):
+    """An open_clip model with what only training needs: a scale and a threshold of the class terms."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.clip: Any = open_clip.CLIP(**config)
+        self.class_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.patch_bias = nn.Parameter(torch.tensor(-3.0))
+
+    def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Float (B, 3, H, W), 0 to 255 -> unit embeddings of images (B, D) and of patches (B, N, D)."""
+        visual = self.clip.visual
+        mean, std = (torch.tensor(value).to(pixels.device).view(3, 1, 1) for value in (MEAN, STD))
+        tokens = visual.transformer(visual._embeds((pixels / 255 - mean) / std))
+        joint = F.normalize((visual.ln_post(tokens) @ visual.proj).float(), dim=-1)
+        return joint[:, 0], joint[:, 1:]
+
+    def texts(self, tokens: Tensor) -> Tensor:
+        """int64 (K, L) -> unit embeddings (K, D)."""
+        return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
+
+
+def config_of(sizes: Sizes, vocabulary: int) -> dict[str, Any]:
+    """open_clip's ``model_cfg``."""
+    return {
+        "embed_dim": sizes.embed_dim,
+        "vision_cfg": {
+            "image_size": scenes.SIZE,
+            "layers": sizes.layers,
+            "width": sizes.width,
+            "head_width": sizes.head_width,
+            "patch_size": sizes.patch,
+        },
+        "text_cfg": {
+            "context_length": LENGTH,
+            "vocab_size": vocabulary,
+            "width": sizes.width,
+            "heads": sizes.width // sizes.head_width,
+            "layers": sizes.text_layers,
+            "hf_tokenizer_name": ".",
+        },
+    }
+
+
+def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tensor) -> Tensor:
+    """The three terms. Args: classes: int64 (nouns, L), the class texts' tokens."""
+    picked = chosen(plan, len(data), step)
+    pixels = roughened(data.images[picked].float(), torch_rng(plan, "clip noise", step))
+    image, patches = towers.images(pixels)
+    tokens, present = data.tokens[picked].long(), data.answers.present[picked]
+    text, named = towers.texts(tokens), towers.texts(classes)
+
+    # Equal captions are positives of each other.
+    same = (tokens[:, None] == tokens[None]).all(dim=2).float()
+    wanted = same / same.sum(dim=1, keepdim=True)
+    logits = towers.clip.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
+    contrast = (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted.T)) / 2
+
+    # Of scenes without objects the shares are zero, and so is the loss.
+    shares = present / present.sum(dim=1, keepdim=True).clamp(min=1)
+    of_image = F.cross_entropy(towers.class_scale.exp() * image @ named.T, shares)
+
+    found = torch.logsumexp(_SHARPNESS * patches @ named.T, dim=1) / _SHARPNESS  # (B, nouns)
+    found = found - math.log(patches.shape[1]) / _SHARPNESS
+    of_patches = F.binary_cross_entropy_with_logits(towers.patch_scale.exp() * found + towers.patch_bias, present)
+    return contrast + of_image + 3 * of_patches
+
+
+def build(sizes: Sizes, tokenizer: Any) -> Towers:
+    """With fresh weights from torch's global generator."""
+    return Towers(config_of(sizes, len(tokenizer)))
+
+
+def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
+    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    classes = token_ids(tokenizer, [TEMPLATE.format(noun) for noun in scenes.nouns()]).to(plan.device)
+    torch.manual_seed(plan.seed)
+    model = build(sizes or Sizes(), tokenizer)
+    loss = functools.partial(loss_of, data=data.to(plan.device), plan=plan, classes=classes)
+    return train(model, loss, plan, folder)
+
+
+def load(folder: Path, sizes: Sizes | None = None) -> tuple[Towers, Any, int]:
+    """The averaged model of a folder, its tokenizer, and its steps."""
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    towers = build(sizes or Sizes(), tokenizer)
+    step = averaged(towers, folder)
+    return towers.eval().requires_grad_(False), tokenizer, step
+
+
+def export(towers: Towers, tokenizer: Any, target: Path, sizes: Sizes | None = None) -> None:
+    """Write the model in open_clip's ``local-dir:`` format, weights in half precision."""
+    write_tokenizer(target)
+    state = {name: value.half().contiguous() for name, value in towers.clip.cpu().state_dict().items()}
+    save_file(state, target / "open_clip_model.safetensors")
+    stored = {
+        "model_cfg": config_of(sizes or Sizes(), len(tokenizer)),
+        "preprocess_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"},
+    }
+    (target / "open_clip_config.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """The command."""
+    parser = arguments.parser(__doc__, PLAN, SCENES)
+    parser.add_argument("--export", type=Path, help="write the checkpoint's model here, and do nothing else")
+    given = parser.parse_args()
+    plan = arguments.plan_of(given, PLAN)
+    if given.export:
+        towers, tokenizer, steps = load(given.folder)
+        export(towers, tokenizer, given.export)
+        print(f"{given.export}: after {steps} steps")
+    else:
+        words = write_tokenizer(given.data / "tokenizer")
+        fit(given.folder, painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers), plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Trains the UNet and the text encoder of the small Stable Diffusion, on latents of a trained autoencoder.
+
+python -m training.denoiser FOLDER --autoencoder FOLDER --steps 20000
+python -m training.denoiser FOLDER --autoencoder FOLDER --export DIRECTORY
+"""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from training import arguments, autoencoder, latents, scenes
+from training.loop import Plan, averaged, chosen, torch_rng, train
+from training.painted import Painted, painted
+from training.tokens import LENGTH, token_ids, write_tokenizer
+
+SCENES = 16_384
+PLAN = Plan(steps=20_000, batch_size=16, learning_rate=1e-3, cooldown=4000, precision="bfloat16")
+NO_TEXT = 0.1  # share of captions left out, for guidance
+SNR_CLIP = 5.0
+NOISE_LEVELS = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "squaredcos_cap_v2",
+    "prediction_type": "v_prediction",
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the UNet and of the text encoder."""
+
+    channels: tuple[int, int] = (64, 128)
+    text_width: int = 128
+    text_layers: int = 2
+    heads: int = 4
+
+
+class Denoiser(nn.Module):
+    """Both networks, trained together."""
+
+    def __init__(self, sizes: Sizes, vocabulary: int) -> None:
+        super().__init__()
+        self.text: Any = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=vocabulary,
+                hidden_size=sizes.text_width,
+                intermediate_size=2 * sizes.text_width,
+                num_hidden_layers=sizes.text_layers,
+                num_attention_heads=sizes.heads,
+                max_position_embeddings=LENGTH,
+                bos_token_id=vocabulary - 2,
+                eos_token_id=vocabulary - 1,
+                pad_token_id=vocabulary - 1,
+                projection_dim=sizes.text_width,
+            )
+        )
+        self.unet: Any = UNet2DConditionModel(
+            sample_size=scenes.SIZE // 4,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=sizes.channels,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=16,
+            cross_attention_dim=sizes.text_width,
+            attention_head_dim=sizes.heads,  # of this class it is the number of heads
+        )
+
+    def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
+        """Velocity of noisy latents (B, 4, h, w) at times (B), given tokens (B, L)."""
+        velocity: Tensor = self.unet(noisy, times, self.text(tokens).last_hidden_state).sample
+        return velocity
+
+
+def build(sizes: Sizes, tokenizer: Any) -> Denoiser:
+    """With fresh weights from torch's global generator."""
+    return Denoiser(sizes, len(tokenizer))
+
+
+def loss_of(
+    model: nn.Module, step: int, *, values: Tensor, tokens: Tensor, empty: Tensor, plan: Plan, levels: Any
+) -> Tensor:
+    """Squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), weighted by min-SNR (Hang et al. 2023,
+    arXiv 2303.09556). The batch's times are spread evenly from a random first one.
+
+    Args: values: latents float16 (N, 4, h, w). tokens: int16 (N, L). empty: int16 (L), for captions left out.
+    """
+    rng = torch_rng(plan, "denoiser noise", step)
+    picked = chosen(plan, len(values), step)
+    clean = values[picked].float()
+    noise = torch.randn(clean.shape, generator=rng, device=plan.device)
+    draws = torch.rand(plan.batch_size + 1, generator=rng, device=plan.device)
+    texts = torch.where((draws[1:] < NO_TEXT)[:, None], empty, tokens[picked]).long()
+    spread = (draws[0] + torch.arange(plan.batch_size, device=plan.device) / plan.batch_size) % 1
+    times = (spread * len(levels.alphas_cumprod)).long()
+    target = levels.get_velocity(clean, noise, times)
+    alpha = levels.alphas_cumprod.to(plan.device)[times]
+    ratio = alpha / (1 - alpha)
+    weight = ratio.clamp(max=SNR_CLIP) / (ratio + 1)
+    found = model(levels.add_noise(clean, noise, times), times, texts).float()
+    loss: Tensor = ((found - target).square().mean((1, 2, 3)) * weight).mean()
+    return loss
+
+
+def standard_autoencoder(
+    folder: Path, data: Painted, *, device: str = "cpu", channels: tuple[int, ...] = autoencoder.CHANNELS
+) -> Any:
+    """The trained autoencoder with latents of mean 0 and deviation 1."""
+    vae, _ = autoencoder.load(folder, channels=channels)
+    latents.standardise(vae, data.images[:1024])
+    return vae.to(device)
+
+
+def fit(folder: Path, data: Painted, vae: Any, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
+    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    torch.manual_seed(plan.seed)
+    model = build(sizes or Sizes(), tokenizer)
+    loss = functools.partial(
+        loss_of,
+        values=latents.prepare(folder, vae, data).to(plan.device),
+        tokens=data.tokens.to(plan.device),
+        empty=token_ids(tokenizer, [""])[0].short().to(plan.device),
+        plan=plan,
+        levels=DDPMScheduler(**NOISE_LEVELS),
+    )
+    return train(model, loss, plan, folder)
+
+
+def export(model: Any, vae: Any, tokenizer: Any, target: Path) -> None:
+    """Write the pipeline in diffusers' format, weights in half precision."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu(),
+        text_encoder=model.text.cpu(),
+        tokenizer=tokenizer,
+        unet=model.unet.cpu(),
+        scheduler=DPMSolverMultistepScheduler(
+            **NOISE_LEVELS, timestep_spacing="trailing", steps_offset=1, lambda_min_clipped=-5.1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(dtype=torch.float16).save_pretrained(target, safe_serialization=True)
+
+
+def load(folder: Path, sizes: Sizes | None = None) -> tuple[Denoiser, Any, int]:
+    """The averaged model of a folder, its tokenizer, and its steps."""
+    tokenizer = write_tokenizer(folder / "tokenizer")
+    model = build(sizes or Sizes(), tokenizer)
+    step = averaged(model, folder)
+    return model.eval().requires_grad_(False), tokenizer, step
+
+
+def main() -> None:
+    """The command."""
+    parser = arguments.parser(__doc__, PLAN, SCENES)
+    parser.add_argument("--autoencoder", type=Path, required=True, help="folder of training.autoencoder")
+    parser.add_argument("--export", type=Path, help="write the checkpoint's pipeline here, and do nothing else")
+    given = parser.parse_args()
+    plan = arguments.plan_of(given, PLAN)
+    words = write_tokenizer(given.data / "tokenizer")
+    data = painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers)
+    vae = standard_autoencoder(given.autoencoder, data, device=plan.device)
+    if given.export:
+        model, tokenizer, steps = load(given.folder)
+        export(model, vae, tokenizer, given.export)
+        print(f"{given.export}: after {steps} steps")
+    else:
+        fit(given.folder, data, vae, plan)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+#!/bin/sh
+# Trains, exports and measures all learned models of the miniature: training/everything.sh cpu|gpu WORK [WEIGHTS]
+#
+# The last step, after a look at the measures: python -m training.publish WORK magicseg/miniature/weights
+# WORK keeps painted scenes, checkpoints and curves; started again it goes on from there. WEIGHTS (WORK/weights) gets
+# diffusion/, clip/ and measures.json. LIMIT: seconds after which a training stops where it is and is exported.
+set -eu
+machine=$1 work=$2 weights=${3:-$2/weights}
+limit=${LIMIT:-1000000}
+python=${PYTHON:-.venv/bin/python}
+export HF_HUB_OFFLINE=1
+
+case $machine in
+cpu)
+    common="--data $work/data" device=cpu
+    autoencoder="" denoiser="" clip="" judge="" ;;
+gpu)
+    common="--data $work/data --device cuda --precision bfloat16 --workers $(nproc) --save-seconds 20" device=cuda
+    autoencoder="--scenes 65536 --steps 4000 --cooldown 1000 --batch-size 32"
+    denoiser="--scenes 65536 --steps 8000 --cooldown 2000 --batch-size 128"
+    clip="--scenes 65536 --steps 6000 --cooldown 2000 --batch-size 256"
+    judge="--steps 3000 --batch-size 64" ;;
+*) echo "cpu or gpu, not $machine" >&2; exit 2 ;;
+esac
+
+# A training that ran into the limit is exported as it is; one that failed ends the script.
+train() {
+    timeout "$limit" "$python" -m "training.$1" "$work/$1" $common $2 || [ $? = 124 ]
+}
+
+mkdir -p "$weights"
+train autoencoder "$autoencoder"
+train judge "$judge" &
+judging=$!
+train clip "$clip" &
+clipping=$!
+train denoiser "$denoiser --autoencoder $work/autoencoder"
+wait $judging
+wait $clipping
+"$python" -m training.denoiser "$work/denoiser" $common $denoiser --autoencoder "$work/autoencoder" --device cpu \
+    --export "$weights/diffusion"
+"$python" -m training.clip "$work/clip" $common --export "$weights/clip"
+"$python" -m training.measure --diffusion "$weights/diffusion" --clip "$weights/clip" --judge "$work/judge" \
+    --device $device --json "$weights/measures.json" --picture "$weights/pairs.png"

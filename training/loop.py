@@ -1,0 +1,234 @@
+"""The training loop of all models here: deterministic, and resumable bit for bit after a kill at any time.
+
+The batch and the random numbers of step i are functions of (seed, i), and all else that a step reads is in the
+checkpoint: one safetensors file, replaced at once. So the curve of losses does not depend on where a run was cut.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from training.scenes import counter_rng
+
+CHECKPOINT = "checkpoint.safetensors"
+CURVE = "curve.jsonl"
+STATE = "state.json"  # what of the checkpoint a reader may want to know: its step and plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long and how fast. ``steps`` may be raised later as long as the run is not in its ``cooldown``."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 200
+    cooldown: int = 0  # last steps, in which the rate falls to zero in a line
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest norm of the gradient
+    average: float = 0.999  # of the weights; what is exported is this moving average
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "cpu"
+    save_seconds: float = 120.0
+    log_every: int = 25
+
+    def rate(self, step: int) -> float:
+        """Of step ``step``, from 0."""
+        down = min(1.0, (self.steps - step) / self.cooldown) if self.cooldown else 1.0
+        return self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1)) * down
+
+
+def torch_rng(plan: Plan, stream: str, step: int) -> torch.Generator:
+    """Random numbers of one step, on the plan's device."""
+    number = int(counter_rng(plan.seed, stream, step).integers(0, 2**63))
+    return torch.Generator(plan.device).manual_seed(number)
+
+
+def chosen(plan: Plan, count: int, step: int) -> Tensor:
+    """Which of ``count`` samples a step sees: int64 (batch), on the plan's device."""
+    drawn = counter_rng(plan.seed, "batch", step).integers(0, count, plan.batch_size)
+    return torch.from_numpy(drawn).to(plan.device)
+
+
+def train(
+    model: nn.Module,
+    loss_of: Callable[[nn.Module, int], Tensor],
+    plan: Plan,
+    folder: Path,
+) -> nn.Module:
+    """Train ``model`` from the folder's checkpoint, or from its present weights, to the plan's last step.
+
+    Args: loss_of: the loss of a step, from (model, step).
+    Returns: the model with the averaged weights.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model.to(plan.device).train()
+    named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    weights = list(named.values())
+    decayed = [value for value in weights if value.ndim > 1]
+    rest = [value for value in weights if value.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=plan.learning_rate,
+    )
+    average = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    start = _resume(model, named, optimiser, average, plan, folder / CHECKPOINT)
+    _cut(folder / CURVE, start)
+    began = saved = time.monotonic()
+    losses: list[Tensor] = []
+    for step in range(start, plan.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = plan.rate(step)
+        with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
+            loss = loss_of(model, step)
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        nn.utils.clip_grad_norm_(weights, plan.clip)
+        optimiser.step()
+        _follow(average, model, min(plan.average, (1 + step) / (10 + step)))
+        losses.append(loss.detach())
+        done = step + 1
+        if done % plan.log_every == 0 or done == plan.steps:
+            mean = float(torch.stack(losses).double().mean())
+            losses.clear()
+            _note(folder / CURVE, {"step": done, "loss": mean, "seconds": round(time.monotonic() - began, 1)})
+        now = time.monotonic()
+        if now - saved >= plan.save_seconds and done % plan.log_every == 0:  # the curve's means begin anew there
+            _save(model, named, optimiser, average, plan, done, folder / CHECKPOINT)
+            saved = now
+    if start < plan.steps:
+        _save(model, named, optimiser, average, plan, plan.steps, folder / CHECKPOINT)
+    model.load_state_dict(average)
+    return model.eval()
+
+
+def averaged(model: nn.Module, folder: Path) -> int:
+    """Load the averaged weights of a folder's checkpoint. Returns: the steps that they have seen."""
+    with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:
+        model.load_state_dict({name: file.get_tensor(f"average.{name}") for name in model.state_dict()})
+        return int(file.metadata()["step"])
+
+
+def steps_of(folder: Path) -> int:
+    """Steps of the folder's checkpoint; 0 if there is none."""
+    if not (folder / CHECKPOINT).is_file():
+        return 0
+    with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:
+        return int(file.metadata()["step"])
+
+
+def seconds_of(folder: Path) -> float:
+    """What the steps took, all runs together, by the curve."""
+    total = last = 0.0
+    for line in (folder / CURVE).read_text(encoding="utf-8").splitlines():
+        seconds = float(json.loads(line)["seconds"])
+        total += seconds - last if seconds >= last else seconds
+        last = seconds
+    return total
+
+
+@torch.no_grad()
+def _follow(average: Mapping[str, Tensor], model: nn.Module, keep: float) -> None:
+    """Move the average towards the weights; what is no float (a count of batches) is copied."""
+    old, new = [], []
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            old.append(average[name])
+            new.append(value)
+        else:
+            average[name].copy_(value)
+    torch._foreach_lerp_(old, new, 1 - keep)
+
+
+def _save(
+    model: nn.Module,
+    named: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    average: Mapping[str, Tensor],
+    plan: Plan,
+    step: int,
+    path: Path,
+) -> None:
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in average.items()}
+    for name, parameter in named.items():
+        state = optimiser.state[parameter]
+        tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+    part = path.with_suffix(".part")
+    save_file(
+        {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
+        part,
+        metadata={"step": str(step), "plan": json.dumps(asdict(plan))},
+    )
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    state = {"step": step, "plan": asdict(plan)}
+    path.with_name(STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+
+
+def _resume(
+    model: nn.Module,
+    named: Mapping[str, nn.Parameter],
+    optimiser: torch.optim.Optimizer,
+    average: Mapping[str, Tensor],
+    plan: Plan,
+    path: Path,
+) -> int:
+    """Put a checkpoint into everything that a step reads. Returns: the steps done."""
+    if not path.is_file():
+        return 0
+    with safetensors.safe_open(path, "pt") as file:
+        step = int(file.metadata()["step"])
+        _refuse_other_plan(json.loads(file.metadata()["plan"]), plan, step)
+        model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})
+        for name, value in average.items():
+            value.copy_(file.get_tensor(f"average.{name}"))
+        for name, parameter in named.items():
+            state = {key: file.get_tensor(f"{key}.{name}").to(plan.device) for key in ("exp_avg", "exp_avg_sq")}
+            optimiser.state[parameter] = {"step": torch.tensor(float(step)), **state}
+    return step
+
+
+def _refuse_other_plan(old: Mapping[str, Any], plan: Plan, step: int) -> None:
+    """Raises: ValueError if going on would give another curve than one run from the start."""
+    free = {"device", "save_seconds", "steps", "cooldown"}
+    changed = [name for name, value in asdict(plan).items() if name not in free and old.get(name) != value]
+    if changed:
+        raise ValueError(f"the checkpoint was made with another {changed[0]}: {old.get(changed[0])!r}; begin anew")
+    if (old["steps"], old["cooldown"]) != (plan.steps, plan.cooldown):
+        begins = min(old["steps"] - old["cooldown"], plan.steps - plan.cooldown)
+        if step > begins:
+            raise ValueError(f"the checkpoint of step {step} is in the cooldown, which began at {begins}")
+
+
+def _cut(curve: Path, step: int) -> None:
+    """Drop what a killed run noted after its last checkpoint."""
+    if not curve.is_file():
+        return
+    lines = []
+    for line in curve.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+        except ValueError:  # the kill cut it
+            break
+    part = curve.with_suffix(".part")
+    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    part.replace(curve)
+
+
+def _note(curve: Path, entry: Mapping[str, float]) -> None:
+    with curve.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")
+    print(json.dumps(entry), flush=True)

@@ -1,0 +1,108 @@
+"""Training sets of painted scenes: made once, kept in chunks, read as arrays.
+
+Without sensor noise: no latent could hold it, and those who judge images get noise of their own.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from magicseg.describe.words import COLOURS, LIGHTS, SCENES
+from magicseg.miniature.caption import SceneSpec
+from training import scenes
+from training.tokens import token_ids
+
+CHUNK = 1024  # scenes
+UNKNOWN = -100  # what cross-entropy leaves out
+
+SCENE_WORDS = tuple(scene.word for scene in SCENES)
+LIGHT_WORDS = tuple(light.word for light in LIGHTS)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What captions tell: ``present`` float (N, nouns); ``colour`` (of a single object), ``scene``, ``light`` int64
+    (N), or `UNKNOWN`.
+    """
+
+    present: Tensor
+    colour: Tensor
+    scene: Tensor
+    light: Tensor
+
+    def pick(self, chosen: Tensor) -> "Answers":
+        """Those of some scenes."""
+        return Answers(*(getattr(self, each.name)[chosen] for each in fields(self)))
+
+
+@dataclass(frozen=True)
+class Painted:
+    """N scenes: ``images`` uint8 (N, 3, size, size), captions' ``tokens`` int16 (N, L), and what they tell."""
+
+    images: Tensor
+    tokens: Tensor
+    answers: Answers
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: str) -> Self:
+        """The same on another device."""
+        answers = Answers(*(getattr(self.answers, each.name).to(device) for each in fields(Answers)))
+        return type(self)(self.images.to(device), self.tokens.to(device), answers)
+
+
+def answers_to(specs: Sequence[SceneSpec]) -> Answers:
+    """What is true of scenes. The colour is asked of scenes with one object alone."""
+    present = torch.zeros(len(specs), len(scenes.nouns()))
+    for row, spec in enumerate(specs):
+        for item in spec.objects:
+            present[row, scenes.nouns().index(item.noun)] = 1
+    colours = [COLOURS.index(spec.objects[0].colour or "") if len(spec.objects) == 1 else UNKNOWN for spec in specs]
+    return Answers(
+        present=present,
+        colour=torch.tensor(colours),
+        scene=torch.tensor([SCENE_WORDS.index(spec.scene) for spec in specs]),
+        light=torch.tensor([LIGHT_WORDS.index(spec.light or "") for spec in specs]),
+    )
+
+
+def painted(folder: Path, tokenizer: Any, *, count: int, seed: int, workers: int = 0) -> Painted:
+    """The first ``count`` scenes (rounded down to whole chunks) of the seed's training set; what the folder lacks of
+    them is painted.
+    """
+    place = folder / f"scenes-{seed}"
+    place.mkdir(parents=True, exist_ok=True)
+    files = [place / f"{number:04d}.safetensors" for number in range(count // CHUNK)]
+    lacking = [number for number, file in enumerate(files) if not file.is_file()]
+    paint = functools.partial(scenes.scene, seed=seed, stream="train", noise=0.0)
+    numbers = [at for number in lacking for at in range(number * CHUNK, (number + 1) * CHUNK)]
+    made = scenes.ahead(paint, numbers, workers)
+    for number in lacking:
+        _write([next(made) for _ in range(CHUNK)], tokenizer, files[number])
+    parts = [load_file(file) for file in files]
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return Painted(
+        images=whole["images"],
+        tokens=whole["tokens"],
+        answers=Answers(*(whole[each.name] for each in fields(Answers))),
+    )
+
+
+def _write(made: Sequence[scenes.Scene], tokenizer: Any, file: Path) -> None:
+    answers = answers_to([one.spec for one in made])
+    tensors = {
+        "images": torch.from_numpy(np.stack([one.image for one in made])).permute(0, 3, 1, 2).contiguous(),
+        "tokens": token_ids(tokenizer, [one.caption for one in made]).short(),
+        **{each.name: getattr(answers, each.name) for each in fields(answers)},
+    }
+    part = file.with_suffix(".part")
+    save_file(tensors, part)
+    part.replace(file)
