@@ -4,7 +4,6 @@ import hashlib
 import json
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
@@ -86,8 +85,3 @@ def _read(path: Path, run: Run, digest: str) -> MemoryBank | None:
             )
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None  # there is none, or it is damaged: made again
-
-
-def best_device(local_rank: int = 0) -> str:
-    """``cuda:LOCAL_RANK``, or ``cpu`` where there is no GPU."""
-    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"

@@ -50,6 +50,8 @@ def _results_in(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
     for file in files:
         content = _read(file)
         name = f"{content['benchmark']}{'' if content.get('complete') is not False else ' (part)'}"
+        if content.get("limited"):  # there may be results of several limits
+            name = f"{content['benchmark']} ({content.get('images')} images)"
         found[name, str(content.get("head", "model"))] = content
         for head, scores in content.get("baselines", {}).items():
             found[name, head] = scores

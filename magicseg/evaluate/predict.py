@@ -17,6 +17,7 @@ from magicseg.labels import Vocabulary
 from magicseg.mask.labelling import LabelledPicture, Labeller, label_pictures
 from magicseg.mask.pictures import ENDINGS, photographs_in
 from magicseg.model.card import read_card
+from magicseg.train.distributed import ALONE
 
 RECORD = "predictions.jsonl"
 RECIPE = 1  # goes up whenever the same picture gives a model other pixels
@@ -91,7 +92,7 @@ def predict_pictures(
     card = read_card(model_folder(model_path))
 
     def make_labeller() -> Labeller:
-        model = load_model(model_path)
+        model = load_model(model_path, device=ALONE.device)
 
         def label(image: Image) -> tuple[ClassMap, Mapping[str, Any]]:
             found = model.segment(image, vocabulary.names, threshold=threshold, window=window)

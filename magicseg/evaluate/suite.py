@@ -23,6 +23,7 @@ from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
 from magicseg.evaluate.target import Target
 from magicseg.evaluate.truth import DataSet, data_folder, open_data_set
+from magicseg.miniature.heldout import undrawn
 from magicseg.run.files import storage_errors, to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -60,6 +61,13 @@ class Suite:
                     raise ConfigError(
                         f"{target.path}: the benchmark {MINIATURE} is of a run's own vocabulary, and this is a model",
                         hint="magicseg evaluate RUN, or --benchmark NAME --data DIR",
+                    )
+                unknown = undrawn(target.run.vocabulary)
+                if unknown:
+                    raise ConfigError(
+                        f"{target.path}: the benchmark {MINIATURE} has painted scenes, and the painter has no "
+                        f"drawing of {', '.join(map(repr, unknown[:3]))}",
+                        hint="--benchmark voc21 --data DIR, or set evaluate.benchmarks and evaluate.data",
                     )
                 continue
             protocol = load_protocol(name)

@@ -11,6 +11,7 @@ from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import MINIATURE
 from magicseg.evaluate.sweep import has_tuning_split
 from magicseg.evaluate.truth import data_folder
+from magicseg.miniature.heldout import undrawn
 from magicseg.model.segmenter import Segmenter
 from magicseg.run.directory import Run
 
@@ -27,7 +28,7 @@ def watch(run: Run) -> Watch | None:
     Raises: ConfigError, DataError, as opening the benchmark does.
     """
     settings = run.config.evaluate
-    if MINIATURE in settings.benchmarks:
+    if MINIATURE in settings.benchmarks and not undrawn(run.vocabulary):
 
         def on_scenes(model: Segmenter, _step: int) -> dict[str, float]:
             scores = score_heldout(
@@ -42,7 +43,10 @@ def watch(run: Run) -> Watch | None:
         return on_scenes
     if settings.data is None:
         return None
-    protocol = load_protocol(settings.benchmarks[0])
+    others = [name for name in settings.benchmarks if name != MINIATURE]
+    if not others:
+        return None
+    protocol = load_protocol(others[0])
     folder = data_folder(protocol, Path(settings.data))
     if protocol.tuning_split is None or not has_tuning_split(protocol, folder):
         return None

@@ -26,7 +26,7 @@ def heldout_scene(
     Returns: the image, uint8 (size, size, 3), and the exact class ids, uint16 (size, size).
     Raises: ConfigError.
     """
-    unknown = [name for name in vocabulary.names if name not in NOUNS]
+    unknown = undrawn(vocabulary)
     if unknown:
         raise ConfigError(f"the painter has no drawing of {', '.join(map(repr, unknown[:5]))}")
     if not 1 <= max_objects <= min(3, len(vocabulary.labels)):
@@ -43,3 +43,8 @@ def heldout_scene(
         raise ConfigError(f"no caption for {[label.name for label in labels]}: {description.reason}")
     painted = paint(description.caption, seed=paint_seed, size=size, labels=labels)
     return painted.image, painted.mask
+
+
+def undrawn(vocabulary: Vocabulary) -> list[str]:
+    """The names that the painter cannot draw: with one of them there are no scenes."""
+    return [name for name in vocabulary.names if name not in NOUNS]

@@ -110,7 +110,7 @@ def trained(run: Run) -> bool:
 
 
 def evaluated(run: Run) -> bool:
-    """Whether the present model has a score on all benchmarks of the settings. Loads no torch."""
+    """Whether the present model and the baselines have a score on all benchmarks of the settings. Loads no torch."""
     wanted = run.config.evaluate
     found: set[str] = set()
     try:
@@ -118,7 +118,12 @@ def evaluated(run: Run) -> bool:
         for path in (run.path / "results").glob("*.json"):
             results = json.loads(path.read_bytes())
             is_same = results["provenance"]["weights_digest"] == card["weights_digest"]
-            if is_same and results["provenance"].get("evaluate", {}).get("limit", wanted.limit) == wanted.limit:
+            with_baselines = results.get("baselines", {}).keys() >= set(wanted.baselines)
+            if (
+                is_same
+                and with_baselines
+                and results["provenance"].get("evaluate", {}).get("limit", wanted.limit) == wanted.limit
+            ):
                 found.add(results["benchmark"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return False

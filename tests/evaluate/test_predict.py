@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from magicseg.cli import app
 from magicseg.errors import DataError, MagicsegError
 from magicseg.evaluate.predict import pictures_of
+from magicseg.model.open_vocabulary import load_model
 from magicseg.model.segmenter import build_segmenter, save_segmenter
 from magicseg.model.settings import EncoderSettings, ModelSettings
 
@@ -134,3 +135,17 @@ def test_pictures_that_cannot_be_meant_are_refused(paths, told, photos, tmp_path
 def test_without_a_trained_model_the_error_says_so(photos, tmp_path):
     error, _ = run(photos, "--model", tmp_path, "--labels", "cat", "--out", tmp_path / "out")
     assert "holds no trained model" in error.message
+
+
+def test_a_gpu_is_used_where_there_is_one(photos, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    asked = []
+
+    def loaded(path, *, device):
+        asked.append(device)
+        return load_model(path)
+
+    monkeypatch.setattr("magicseg.model.open_vocabulary.load_model", loaded)
+    code, _ = run(photos / "a.png", "--model", model, "--labels", "cat", "--out", tmp_path / "out")
+    assert code == 0
+    assert asked == ["cuda:0"]

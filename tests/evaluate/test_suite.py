@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from magicseg.cli import app
 from magicseg.errors import MagicsegError
+from magicseg.evaluate.compare import compare
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.evaluate.suite import Suite
@@ -226,3 +227,13 @@ def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data,
     assert "voc21 (part), model: of different protocols" in told
     error, _, _ = run("compare", tmp_path / "nothing")
     assert "there are no results" in error.message
+
+
+def test_results_of_several_limits_are_rows_of_their_own(tmp_path):
+    for limit in (2, 5):
+        results = {"benchmark": "voc21", "head": "model", "images": limit, "limited": True, "complete": False}
+        path = tmp_path / "results" / f"voc21-limit-{limit}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({**results, "miou": limit / 10, "provenance": {}}))
+    rows = compare([tmp_path])
+    assert {row.benchmark: row.cells[0]["miou"] for row in rows} == {"voc21 (2 images)": 0.2, "voc21 (5 images)": 0.5}

@@ -1,17 +1,23 @@
 """What training looks at now and then."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from benchmark_data import make
 
 from magicseg.config import validate_config
+from magicseg.errors import ConfigError
 from magicseg.evaluate import watch as watching
 from magicseg.evaluate.protocol import load_protocol
+from magicseg.evaluate.suite import Suite
+from magicseg.evaluate.target import Target
 from magicseg.evaluate.watch import watch
 from magicseg.miniature.heldout import heldout_scene
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.settings import EncoderSettings, ModelSettings
+from magicseg.run.status import evaluated
 
 SETTINGS = ModelSettings(
     encoder=EncoderSettings(image_size=32, stride=8, width=16, layers=1, heads=2, embed_dim=16),
@@ -57,3 +63,31 @@ def test_a_benchmark_is_looked_at_by_its_other_split_or_not_at_all(finished, tmp
     results = watch(run)(build_segmenter(SETTINGS, seed=0).eval(), 10)
     assert 0 <= results["miou"] <= 1
     assert watch(with_evaluation(finished, benchmarks=["voc21"])) is None
+
+
+def test_without_drawings_of_the_labels_there_are_no_scenes_to_look_at(finished, monkeypatch):
+    monkeypatch.setattr("magicseg.miniature.heldout.NOUNS", ("car",))
+    assert watch(finished) is None
+    path = finished.path
+    target = Target(
+        path=path, folder=path / "model", results=path / "results", weights_digest="", provenance={}, run=finished
+    )
+    with pytest.raises(ConfigError, match="no drawing") as found:
+        Suite.of(target, finished.config.evaluate)
+    assert "--benchmark" in found.value.hint
+
+
+def test_a_run_is_evaluated_when_its_baselines_are_too(finished):
+    def write(name, content):
+        path = finished.path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(content))
+
+    results = {"benchmark": "miniature", "provenance": {"weights_digest": "a"}}
+    write("model/model.json", {"weights_digest": "a"})
+    write("results/miniature.json", results)
+    wanting = with_evaluation(finished, baselines=["memory-bank"])
+    assert evaluated(finished)
+    assert not evaluated(wanting)
+    write("results/miniature.json", {**results, "baselines": {"memory-bank": {}}})
+    assert evaluated(wanting)
