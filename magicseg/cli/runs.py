@@ -55,12 +55,16 @@ def fetch(
 def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
     """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
     from magicseg.cli import evaluate, learn, stages
+    from magicseg.run.directory import Run
     from magicseg.run.fingerprint import STAGES
 
     for stage in STAGES:
         stages.run_one(run, stage, workers, None, None)
     learn.train(run)
-    evaluate.evaluate(run)
+    if Run.open(run).config.evaluate.has_data:
+        evaluate.evaluate(run)
+    else:
+        note(f"evaluate: left out, since evaluate.data is not set; or: magicseg evaluate {run} --data DIR")
     learn.report(run)
 
 

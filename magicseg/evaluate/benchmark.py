@@ -105,7 +105,19 @@ def evaluate_benchmark(
     folder = results_folder(out_dir, protocol, head.name, limit=limit if len(names) < len(data.names) else None)
     known = read_results(folder)
     parts = cut(names)
-    if known is not None and known["provenance"]["identity"] == identity and known["images"] == len(names):
+    # Facts that change no score may be others than then: results are joined anew, which costs nothing.
+    facts = json.loads(json.dumps({"threshold": used and used.to_dict(), "provenance": dict(provenance or {})}))
+    same_facts = (
+        known is not None
+        and known["threshold"] == facts["threshold"]
+        and (facts["provenance"].items() <= known["provenance"].items())
+    )
+    if (
+        known is not None
+        and same_facts
+        and known["provenance"]["identity"] == identity
+        and known["images"] == len(names)
+    ):
         return Outcome(folder=folder, done=len(parts), parts=len(parts), results=known)
 
     classes = len(protocol.classes)

@@ -1,8 +1,7 @@
 """Dense zero-shot CLIP: the baselines that need no training, and features for a memory bank.
 
 A pixel gets the class whose text its patch is most like. The last layer of the image tower is one of
-`magicseg.model.dense`; prompts and decoder are left out. Where training has left the encoder frozen, this is the CLIP
-that training began with.
+`magicseg.model.dense`; prompts and decoder are left out, so that this is the frozen CLIP that training began with.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +72,11 @@ def _clip_of(model: Segmenter, variant: str) -> OpenClipEncoder:
         raise ConfigError(
             f"the baseline {variant} needs a CLIP, and this model's encoder is {model.settings.encoder.name!r}",
             hint="leave it out, or train with train.encoder.name=open-clip",
+        )
+    if model.settings.encoder.freeze is not True:
+        raise ConfigError(
+            f"the baseline {variant} is of a CLIP as it was, and training has changed this one's image tower",
+            hint="leave it out, or evaluate a model with train.encoder.freeze=true",
         )
     if not isinstance(model.encoder.blocks[-1], ResidualAttentionBlock):
         raise ConfigError(f"the baseline {variant} does not know this CLIP's kind of attention", hint="leave it out")

@@ -43,3 +43,8 @@ class EvaluateSettings(Settings):
     threshold: float = Field(
         0.5, ge=0, le=1, description="of the miniature benchmark: pixels whose best class scores less are background"
     )
+
+    @property
+    def has_data(self) -> bool:
+        """Whether all benchmarks have the data that they need, as far as the settings say."""
+        return self.data is not None or set(self.benchmarks) == {MINIATURE}

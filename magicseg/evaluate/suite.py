@@ -24,6 +24,7 @@ from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
 from magicseg.evaluate.target import Target
 from magicseg.evaluate.truth import DataSet, data_folder, open_data_set
 from magicseg.miniature.heldout import undrawn
+from magicseg.model.card import model_card, read_card
 from magicseg.run.files import storage_errors, to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -166,6 +167,7 @@ class Suite:
             "provenance": provenance,
         }
         self._write(path, results)
+        self._update_card()
         return results
 
     def _scored(
@@ -251,6 +253,7 @@ class Suite:
         if _read(path) != joined:
             self._draw(data, model)  # first: with the results there, nobody would draw them again
             self._write(path, joined)
+            self._update_card()
         return joined
 
     def _draw(self, data: DataSet, results: Mapping[str, Any]) -> None:
@@ -262,6 +265,24 @@ class Suite:
         folder = results_folder(self.target.results, data.protocol, head.name, limit=limit)
         write_charts(results, folder)
         write_examples(head, data.protocol, data.folder, results, folder)
+
+    def _update_card(self) -> None:
+        """Put all scores of a run's model into its model card."""
+        if self.target.run is None:
+            return
+        figures = {}
+        for path in sorted(self.target.results.glob("*.json")):
+            results = _read(path) or {}
+            if results.get("provenance", {}).get("weights_digest") == self.target.weights_digest:
+                low, high = results.get("miou_interval") or (None, None)
+                if low is not None:
+                    name = (
+                        f"mIoU on {results['benchmark']}, {results['images']} images (95 %: {low:.4g} to {high:.4g})"
+                    )
+                    figures[name] = results["miou"]
+        text = model_card(read_card(self.target.folder), figures=figures)
+        with storage_errors(self.target.folder, "free some space, then evaluate again"):
+            write_atomic(self.target.folder / "README.md", text.encode())
 
     def _write(self, path: Path, content: Mapping[str, Any]) -> None:
         with storage_errors(path, "free some space, then evaluate again"):

@@ -64,6 +64,7 @@ class Target:
             )
         provenance = {
             "config": hashlib.sha256(to_json(run.config.model_dump(mode="json"))).hexdigest(),
+            "settings": run.config.model_dump(mode="json", exclude={"evaluate", "slurm"}),
             "fingerprints": {stage: run.fingerprints[stage].digest for stage in STAGES},
             "plan": run.plan.fingerprint,
             "samples": card["provenance"].get("samples"),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from magicseg.errors import ConfigError
 from magicseg.launch.container import admit_image
 from magicseg.launch.housekeeping import take_back_claims, tidy
 from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
@@ -85,11 +86,14 @@ def submit(run: Run, request: Request) -> Submitted:
 def dry_run(run: Run, request: Request) -> str:
     """The scripts that `submit` would submit, each under the ``sbatch`` command that it would use.
 
-    Dependencies name jobs by their names, since there are no numbers yet. Where there is no Slurm, the limits are
-    Slurm's own defaults.
+    Dependencies name jobs by their names, since there are no numbers yet. Where there is no Slurm, or none that
+    answers, the limits are Slurm's own defaults.
     """
     profile = load_profile(request.profile, request.overrides)
-    limits = SiteLimits.ask() if installed("scontrol") else SiteLimits.usual()
+    try:
+        limits = SiteLimits.ask() if installed("scontrol") else SiteLimits.usual()
+    except SlurmError:  # it is installed, and answers nobody here
+        limits = SiteLimits.usual()
     parts: list[str] = []
 
     def show(record: Submission, dependency: str | None) -> Submission:
@@ -118,6 +122,14 @@ def _walk(
     lines: list[str] = []
     number = next_number(run)
     for stage in stages_of(request):
+        if stage == "evaluate" and not run.config.evaluate.has_data:
+            if request.stage != ALL:
+                raise ConfigError(
+                    f"{run.path}: magicseg.yaml names benchmarks, but not the folder of their data (evaluate.data)",
+                    hint=f"set evaluate.data in {run.path}/magicseg.yaml, then submit again",
+                )
+            lines.append("evaluate: left out, since magicseg.yaml has no evaluate.data")
+            continue
         todo = find_todo(state, profile, limits, request, stage, new)
         lines += _told(run, todo)
         if todo.groups:

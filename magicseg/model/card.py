@@ -28,6 +28,8 @@ def read_card(folder: Path) -> dict[str, Any]:
     if not isinstance(card, dict) or card.get("format") not in _READABLE:
         found = card.get("format") if isinstance(card, dict) else None
         raise DataError(f"{path}: format {found!r}; this version reads formats 1 to {FORMAT}")
+    if not isinstance(card.get("weights_digest"), str) or not isinstance(card.get("provenance"), dict):
+        raise DataError(f"{path}: lacks weights_digest or provenance: it is damaged, or not magicseg's")
     return card
 
 

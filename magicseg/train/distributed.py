@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # A peer that dies is noticed at once; this is for one whose machine is gone, and longer than any step or file.
-_TIMEOUT = timedelta(minutes=5)
+TIMEOUT = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ ALONE = World()
 
 
 @contextlib.contextmanager
-def joined(world: World) -> Iterator[None]:
+def joined(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
     """Be in the process group: NCCL between GPUs, Gloo between CPUs.
 
     After an error NCCL's group is left as it is. Its orderly end would wait for peers that wait for this process;
@@ -90,9 +90,9 @@ def joined(world: World) -> Iterator[None]:
         torch.cuda.set_device(device)
     try:
         if device.type == "cuda":
-            dist.init_process_group("nccl", timeout=_TIMEOUT, device_id=device)
+            dist.init_process_group("nccl", timeout=patience, device_id=device)
         else:
-            dist.init_process_group("gloo", timeout=_TIMEOUT)
+            dist.init_process_group("gloo", timeout=patience)
         yield
         dist.barrier()
     except BaseException as error:

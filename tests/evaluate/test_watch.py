@@ -83,7 +83,8 @@ def test_a_run_is_evaluated_when_its_baselines_are_too(finished):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))
 
-    results = {"benchmark": "miniature", "provenance": {"weights_digest": "a"}}
+    used = {"baselines": [], "scenes": finished.config.evaluate.scenes}
+    results = {"benchmark": "miniature", "provenance": {"weights_digest": "a", "evaluate": used}}
     write("model/model.json", {"weights_digest": "a"})
     write("results/miniature.json", results)
     wanting = with_evaluation(finished, baselines=["memory-bank"])
