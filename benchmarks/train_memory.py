@@ -72,6 +72,8 @@ def main() -> None:
         evaluate_every=max(tenth // 4, 1),
         tensorboard=True,
         loader_workers=0,
+        crop=None,
+        photometric=False,
     )
     vocabulary = Vocabulary(name="squares", labels=tuple(Label(id=at, name=f"kind {at}") for at in (1, 2, 3)))
     process = psutil.Process()

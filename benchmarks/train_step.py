@@ -26,7 +26,7 @@ from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.store.kept import KeptSamples
-from magicseg.train.data import Batch
+from magicseg.train.data import training_batches
 from magicseg.train.loop import TrainProgress, train
 from magicseg.train.optim import build_optimizer
 from magicseg.train.step import LossTerms
@@ -46,15 +46,9 @@ def _lasted(before: Clocks, after: Clocks) -> Clocks:
 
 def _bare(samples: KeptSamples, terms: LossTerms, steps: int) -> list[Clocks]:
     settings = terms.settings
-    images, others, masks = samples.read(samples.indices[: settings.batch_size])
-    batch = Batch(
-        torch.from_numpy(images).permute(0, 3, 1, 2),
-        torch.from_numpy(others).permute(0, 3, 1, 2),
-        torch.from_numpy(masks.astype("int32")),
-        torch.ones(len(images), dtype=torch.bool),
-        torch.zeros(len(images), dtype=torch.int64),
-    )
-    draws = torch.rand(len(images), len(terms.names))
+    alone = settings.model_copy(update={"loader_workers": 0})
+    batch = next(training_batches(samples, alone, batch_size=settings.batch_size, start=0, stop=1, seed=0))
+    draws = torch.rand(settings.batch_size, len(terms.names))
     targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
     counts = mean_counts(targets, batch.paired)
     optimizer = build_optimizer(terms.model, settings)
