@@ -90,5 +90,6 @@ def test_a_run_is_evaluated_when_its_baselines_are_too(finished):
     wanting = with_evaluation(finished, baselines=["memory-bank"])
     assert evaluated(finished)
     assert not evaluated(wanting)
+    used["baselines"] = ["memory-bank"]
     write("results/miniature.json", {**results, "baselines": {"memory-bank": {}}})
     assert evaluated(wanting)
