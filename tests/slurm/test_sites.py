@@ -188,8 +188,12 @@ def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
 CONTAINER = """#!/bin/sh
 # Stands in for apptainer: what it was given is written down, then the rest runs, without Slurm's commands.
 echo "$@" >>{log}
-[ "$1" = exec ] || exit 99
-shift
+case "$1" in
+  --version) echo "apptainer version 1.4.5"; exit ;;
+  inspect) echo '{{"data": {{"attributes": {{"labels": {{}}}}}}}}'; exit ;;
+  exec) shift ;;
+  *) exit 99 ;;
+esac
 while :; do case "$1" in
   --nv) shift ;;
   --bind) shift 2 ;;
