@@ -19,24 +19,33 @@ from training.tokens import write_tokenizer
 
 CHANNELS = (16, 32, 64)
 SCENES = 16_384
+LATENT_CHANNELS = 4
 KL = 1e-6
 PLAN = Plan(steps=6000, batch_size=8, learning_rate=1e-3, cooldown=1500, precision="bfloat16")
 
 
 def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:
-    """The autoencoder with fresh weights from torch's global generator; no attention, so that it is fast."""
+    """The autoencoder with fresh weights from torch's global generator; no attention, so that it is fast.
+
+    One group in its norms: with groups of a few channels a picture's colours are normalised away, and come back late.
+    Its latents begin almost without noise.
+    """
     count = len(channels)
-    vae: nn.Module = AutoencoderKL(
-        latent_channels=4,
+    vae: Any = AutoencoderKL(
+        latent_channels=LATENT_CHANNELS,
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * count,
         up_block_types=("UpDecoderBlock2D",) * count,
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=1,
         sample_size=scenes.SIZE,
         mid_block_add_attention=False,
     )
-    return vae
+    with torch.no_grad():
+        vae.quant_conv.weight[LATENT_CHANNELS:] = 0
+        vae.quant_conv.bias[LATENT_CHANNELS:] = -6  # the logarithm of the variance
+    made: nn.Module = vae
+    return made
 
 
 def to_input(images: Tensor) -> Tensor:
@@ -45,7 +54,9 @@ def to_input(images: Tensor) -> Tensor:
 
 
 def loss_of(vae: Any, step: int, *, data: Painted, plan: Plan) -> Tensor:
-    """Difference of pixels and of their neighbours' differences (edges), and the latents' divergence from normal."""
+    """Difference of pixels, of their means over squares (colours) and of their neighbours' differences (edges), and
+    the latents' divergence from normal.
+    """
     image = to_input(data.images[chosen(plan, len(data), step)])
     posterior = vae.encode(image).latent_dist
     rng = torch_rng(plan, "autoencoder noise", step)
@@ -53,8 +64,10 @@ def loss_of(vae: Any, step: int, *, data: Painted, plan: Plan) -> Tensor:
     again = vae.decode(posterior.mean + posterior.std * noise).sample.float()
     across = F.l1_loss(again.diff(dim=2), image.diff(dim=2))
     along = F.l1_loss(again.diff(dim=3), image.diff(dim=3))
+    colours = F.l1_loss(F.avg_pool2d(again, 4), F.avg_pool2d(image, 4))
     divergence = KL * posterior.kl().float().mean()
-    loss: Tensor = F.l1_loss(again, image) + 0.5 * F.mse_loss(again, image) + across + along + divergence
+    pixels = F.l1_loss(again, image) + 0.5 * F.mse_loss(again, image)
+    loss: Tensor = pixels + colours + across + along + divergence
     return loss
 
 

@@ -67,7 +67,7 @@ class Denoiser(nn.Module):
             block_out_channels=sizes.channels,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            norm_num_groups=16,
+            norm_num_groups=4,
             cross_attention_dim=sizes.text_width,
             attention_head_dim=sizes.heads,  # of this class it is the number of heads
         )
