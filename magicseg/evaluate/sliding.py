@@ -49,7 +49,8 @@ def slide(
     Raises: ValueError for a window that is no multiple, or a stride that leaves gaps.
     """
     if window is not None and window % multiple:
-        raise ValueError(f"a window of {window} pixels is no multiple of {multiple}")
+        nearest = max(multiple, round(window / multiple) * multiple)
+        raise ValueError(f"a window of {window} pixels is no multiple of {multiple}; {nearest} is")
     if window is not None and not 1 <= stride_px <= window:
         raise ValueError(f"windows of {window} pixels every {stride_px} leave gaps, or stand still")
     own_size = (image.shape[0], image.shape[1])

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magicseg.errors import BackendError, ConfigError
+from magicseg.errors import BackendError, ConfigError, StoreError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
 from magicseg.evaluate.counts import CONVENTIONS, RECIPE
 from magicseg.evaluate.deciding import Threshold
@@ -143,7 +143,14 @@ class Suite:
         assert run is not None
         path = self.path_of(MINIATURE)
         known = _read(path)
-        provenance = {**self._provenance(_OF_MINIATURE), "recipe": RECIPE}
+        scenes = {
+            "seed": run.config.seed,
+            "size": run.config.generate.size,
+            "scenes": self.settings.scenes,
+            "max_objects": self.settings.max_objects,
+            "vocabulary": run.vocabulary.digest(),
+        }
+        provenance = {**self._provenance(_OF_MINIATURE), "recipe": RECIPE, "data": scenes}
         if known is not None and known.get("provenance") == provenance:
             return known
         model, heads = self._model_and_heads
@@ -205,41 +212,39 @@ class Suite:
             return None
         own = Threshold(value=protocol.background.threshold, origin="default")
         title = f"{protocol.name}, {head.name}"
-        if not self.settings.sweep_images or protocol.tuning_split is None:
-            report(f"{title}: background below {own.value:g}, the protocol's threshold")
-            return own
-        from magicseg.evaluate.sweep import has_tuning_split, sweep_threshold
+        from magicseg.evaluate.sweep import sweep_threshold, why_not
 
-        if not has_tuning_split(protocol, data.folder):
+        reason = why_not(protocol, data.folder) if self.settings.sweep_images else "evaluate.sweep_images is 0"
+        if reason is not None:
             report(
-                f"{title}: background below {own.value:g}, the protocol's threshold: its split "
-                f"{protocol.tuning_split!r}, to choose another on, is not in {data.folder}"
+                f"{title}: background below {own.value:g}, the protocol's, not chosen on other images: {reason}"
             )
             return own
+        assert protocol.tuning_split is not None
         tuning = open_data_set(protocol.for_split(protocol.tuning_split), data.folder)
-        identity = hashlib.sha256(
-            to_json(
-                {
-                    "head": {"name": head.name, **head.identity},
-                    "protocol": protocol.digest(),
-                    "data": tuning.digest(),
-                    "images": self.settings.sweep_images,
-                }
-            )
-        ).hexdigest()
-        path = results_folder(self.target.results, protocol, head.name) / "threshold.json"
+        content = {
+            "head": {"name": head.name, **head.identity},
+            "protocol": protocol.digest(),
+            "data": tuning.digest(),
+            "images": self.settings.sweep_images,
+        }
+        identity = hashlib.sha256(to_json(content)).hexdigest()
+        path = results_folder(self.target.results, protocol, head.name) / f"threshold-{identity[:16]}.json"
         known = _read(path)
-        if known is not None and known.get("identity") == identity:
-            chosen = Threshold(value=known["value"], origin="swept", details=known["details"])
-        else:
-            chosen = sweep_threshold(
+        if known is None:
+            swept = sweep_threshold(
                 head,
                 protocol,
                 data.folder,
                 limit=self.settings.sweep_images,
                 progress=lambda done, total: progress(f"{title}, threshold", done, total),
             )
-            self._write(path, {"identity": identity, "value": chosen.value, "details": dict(chosen.details)})
+            # Several processes may have swept; what the first has written holds for all.
+            self._write(path, {"value": swept.value, "details": dict(swept.details)}, exclusive=True)
+            known = _read(path)
+        if known is None:
+            raise StoreError(f"{path}: cannot be read", hint=f"rm {path}, then evaluate again")
+        chosen = Threshold(value=known["value"], origin="swept", details=known["details"])
         report(
             f"{title}: background below {chosen.value:g}, chosen on {chosen.details['images']} images of the split "
             f"{chosen.details['split']!r}"
@@ -284,10 +289,10 @@ class Suite:
         with storage_errors(self.target.folder, "free some space, then evaluate again"):
             write_atomic(self.target.folder / "README.md", text.encode())
 
-    def _write(self, path: Path, content: Mapping[str, Any]) -> None:
+    def _write(self, path: Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
         with storage_errors(path, "free some space, then evaluate again"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+            write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode(), exclusive=exclusive)
 
 
 def _silent(_text: str) -> None:

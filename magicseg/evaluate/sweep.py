@@ -140,15 +140,17 @@ def sweep_threshold(
     return _chosen(counts, data, names)
 
 
-def has_tuning_split(protocol: Protocol, data_dir: Path) -> bool:
-    """Whether the benchmark's tuning split is in its folder."""
-    if protocol.tuning_split is None or protocol.background.rule != "threshold":
-        return False
+def why_not(protocol: Protocol, data_dir: Path) -> str | None:
+    """Why no threshold can be swept on the benchmark's other split; None if it can."""
+    if protocol.background.rule != "threshold":
+        return "the protocol's rule needs none"
+    if protocol.tuning_split is None:
+        return "the protocol names no other split"
     try:
         open_data_set(protocol.for_split(protocol.tuning_split), data_dir)
-    except DataError:
-        return False
-    return True
+    except DataError as error:
+        return f"of the split {protocol.tuning_split!r}: {error.message}"
+    return None
 
 
 def _tuning_set(protocol: Protocol, data_dir: Path, tuning: Path | Protocol | None) -> DataSet:

@@ -9,7 +9,7 @@ from magicseg.evaluate.heldout import score_heldout
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import MINIATURE
-from magicseg.evaluate.sweep import has_tuning_split
+from magicseg.evaluate.sweep import why_not
 from magicseg.evaluate.truth import data_folder
 from magicseg.miniature.heldout import undrawn
 from magicseg.model.segmenter import Segmenter
@@ -48,7 +48,7 @@ def watch(run: Run) -> Watch | None:
         return None
     protocol = load_protocol(others[0])
     folder = data_folder(protocol, Path(settings.data))
-    if protocol.tuning_split is None or not has_tuning_split(protocol, folder):
+    if protocol.tuning_split is None or why_not(protocol, folder) is not None:
         return None
     other = protocol.for_split(protocol.tuning_split)
 

@@ -121,7 +121,7 @@ def test_without_another_split_the_protocols_threshold_is_used_and_said(small, m
     asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", tmp_path / "voc", "--out", tmp_path / "out")
     code, _, told = run(*asked)
     assert code == 0
-    assert "background below 0.5, the protocol's threshold: its split 'train'" in told
+    assert "background below 0.5, the protocol's, not chosen on other images: of the split 'train'" in told
     results = json.loads((tmp_path / "out" / "voc21.json").read_text())
     assert results["threshold"] == {"value": 0.5, "origin": "default"}
     assert "of 1449: not the whole benchmark" in told

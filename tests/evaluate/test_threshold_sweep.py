@@ -12,7 +12,7 @@ from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.deciding import Threshold
 from magicseg.evaluate.metrics import Scores, confusion_matrix
 from magicseg.evaluate.protocol import load_protocol
-from magicseg.evaluate.sweep import Sweep, has_tuning_split, sweep_threshold
+from magicseg.evaluate.sweep import Sweep, sweep_threshold, why_not
 
 SHAPE = (6, 7)
 
@@ -102,9 +102,9 @@ def test_a_folder_of_ones_own_may_hold_the_tuning_split(voc, tmp_path, protocol)
 
 
 def test_without_another_split_there_is_no_sweep(voc, protocol):
-    assert has_tuning_split(protocol, voc)
+    assert why_not(protocol, voc) is None
     (voc / "ImageSets" / "Segmentation" / "train.txt").unlink()
-    assert not has_tuning_split(protocol, voc)
+    assert "of the split" in why_not(protocol, voc)
     with pytest.raises(DataError, match=r"train\.txt"):
         sweep_threshold(ColourHead(), protocol, voc)
     with pytest.raises(ConfigError, match="names no other split"):
