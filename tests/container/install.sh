@@ -45,7 +45,7 @@ dpkg-deb --raw-extract "$work"/package/apptainer_*.deb "$work/tree"
 python3 "$here/older_libc.py" "$work/tree/usr/bin/apptainer" "$work"/tree/usr/lib/*/apptainer/bin/starter
 sed -i -E 's/libc6 \(>= [^)]*\)/libc6/; s/^Version: .*/&~older.libc/' "$work/tree/DEBIAN/control"
 rm -f "$work/tree/DEBIAN/md5sums"
-dpkg-deb --root-owner-group --build "$work/tree" "$work/apptainer.deb" >/dev/null
+dpkg-deb -Znone --root-owner-group --build "$work/tree" "$work/apptainer.deb" >/dev/null
 apt-get update -qq
 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends "$work/apptainer.deb" \
   squashfs-tools squashfuse fuse-overlayfs fuse3 fakeroot uidmap >/dev/null

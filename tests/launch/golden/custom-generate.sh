@@ -38,7 +38,7 @@ export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 if [ "$(stat -Lc %s.%Y -- '/images/magicseg 1.sif')" != 4242.1700000000 ] &&
   [ "$(sha256sum <'/images/magicseg 1.sif' | cut -c -64)" != abababababababababababababababababababababababababababababababab ]; then
-  echo 'error: /images/magicseg 1.sif: is not the image of this submission (sha256:abababababab): put that back, or submit again'
+  echo 'error: /images/magicseg 1.sif: is not the image of this submission (sha256:abababababab): put it back, or submit again'
   exit 2
 fi
 if ! apptainer verify --key /keys/lab.pem '/images/magicseg 1.sif'; then
