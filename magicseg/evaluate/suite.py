@@ -216,9 +216,7 @@ class Suite:
 
         reason = why_not(protocol, data.folder) if self.settings.sweep_images else "evaluate.sweep_images is 0"
         if reason is not None:
-            report(
-                f"{title}: background below {own.value:g}, the protocol's, not chosen on other images: {reason}"
-            )
+            report(f"{title}: background below {own.value:g}, the protocol's, not chosen on other images: {reason}")
             return own
         assert protocol.tuning_split is not None
         tuning = open_data_set(protocol.for_split(protocol.tuning_split), data.folder)
