@@ -30,13 +30,14 @@ train() {
 
 mkdir -p "$weights"
 "$python" -m training.painted "$work/data" --scenes $scenes --workers "$(nproc)"
-(train autoencoder "$autoencoder" && train judge "$judge") &
-first=$!
+train judge "$judge" &
+judge=$!
+train autoencoder "$autoencoder" &
+autoencoder=$!
 train clip "$clip" &
-second=$!
+clip=$!
 train denoiser "$denoiser"
-wait $first
-wait $second
+for training in $judge $autoencoder $clip; do wait "$training"; done
 "$python" -m training.denoiser "$work/denoiser" $common --autoencoder "$work/autoencoder" --export "$weights/diffusion"
 "$python" -m training.clip "$work/clip" $common --export "$weights/clip"
 "$python" -m training.measure --diffusion "$weights/diffusion" --clip "$weights/clip" --judge "$work/judge" \
