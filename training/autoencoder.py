@@ -1,4 +1,4 @@
-"""Trains the autoencoder of the small Stable Diffusion: 64 px to 16 x 16 x 4 and back.
+"""Trains the autoencoder of the small Stable Diffusion: 64 px to the 16 x 16 x 8 of `training.latents`, and back.
 
 python -m training.autoencoder FOLDER --data FOLDER
 """
@@ -12,15 +12,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from training import arguments, scenes
+from training import arguments, latents, scenes
 from training.loop import Plan, averaged, chosen, torch_rng, train
 from training.painted import Painted, painted
 from training.tokens import write_tokenizer
 
 CHANNELS = (16, 32, 64)
 SCENES = 16_384
-LATENT_CHANNELS = 4
-KL = 1e-6
+NOISE = 0.1  # on the latents that are decoded, whose deviation is 1: a denoiser errs too
 PLAN = Plan(steps=6000, batch_size=8, learning_rate=1e-3, cooldown=1500, precision="bfloat16")
 
 
@@ -28,11 +27,11 @@ def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:
     """The autoencoder with fresh weights from torch's global generator; no attention, so that it is fast.
 
     One group in its norms: with groups of a few channels a picture's colours are normalised away, and come back late.
-    Its latents begin almost without noise.
+    The variance of its latents is a constant.
     """
     count = len(channels)
     vae: Any = AutoencoderKL(
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=latents.CHANNELS,
         block_out_channels=channels,
         down_block_types=("DownEncoderBlock2D",) * count,
         up_block_types=("UpDecoderBlock2D",) * count,
@@ -40,10 +39,11 @@ def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:
         norm_num_groups=1,
         sample_size=scenes.SIZE,
         mid_block_add_attention=False,
+        scaling_factor=1.0,
     )
     with torch.no_grad():
-        vae.quant_conv.weight[LATENT_CHANNELS:] = 0
-        vae.quant_conv.bias[LATENT_CHANNELS:] = -6  # the logarithm of the variance
+        vae.quant_conv.weight[latents.CHANNELS :] = 0
+        vae.quant_conv.bias[latents.CHANNELS :] = -6  # the logarithm; no term of the loss moves it
     made: nn.Module = vae
     return made
 
@@ -53,28 +53,30 @@ def to_input(images: Tensor) -> Tensor:
     return images.float().div(127.5).sub(1)
 
 
-def loss_of(vae: Any, step: int, *, data: Painted, plan: Plan) -> Tensor:
-    """Difference of pixels, of their means over squares (colours) and of their neighbours' differences (edges), and
-    the latents' divergence from normal.
+def loss_of(vae: Any, step: int, *, data: Painted, space: latents.Components, plan: Plan) -> Tensor:
+    """Of the encoder: the squared error of its latents. Of the decoder, from the true latents with some noise:
+    differences of pixels, of their means over squares (colours) and of their neighbours' differences (edges).
     """
-    image = to_input(data.images[chosen(plan, len(data), step)])
-    posterior = vae.encode(image).latent_dist
+    picked = data.images[chosen(plan, len(data), step)]
+    image, true = to_input(picked), space.of(picked)
+    found = vae.encode(image).latent_dist.mean.float()
     rng = torch_rng(plan, "autoencoder noise", step)
-    noise = torch.randn(posterior.mean.shape, generator=rng, device=plan.device)
-    again = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+    noise = torch.randn(true.shape, generator=rng, device=plan.device)
+    again = vae.decode(true + NOISE * noise).sample.float()
     across = F.l1_loss(again.diff(dim=2), image.diff(dim=2))
     along = F.l1_loss(again.diff(dim=3), image.diff(dim=3))
     colours = F.l1_loss(F.avg_pool2d(again, 4), F.avg_pool2d(image, 4))
-    divergence = KL * posterior.kl().float().mean()
     pixels = F.l1_loss(again, image) + 0.5 * F.mse_loss(again, image)
-    loss: Tensor = pixels + colours + across + along + divergence
+    loss: Tensor = F.mse_loss(found, true) + pixels + colours + across + along
     return loss
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, channels: tuple[int, ...] = CHANNELS) -> nn.Module:
     """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
     torch.manual_seed(plan.seed)
-    return train(build(channels), functools.partial(loss_of, data=data.to(plan.device), plan=plan), plan, folder)
+    space = latents.components(data.images[: latents.SAMPLE])
+    loss = functools.partial(loss_of, data=data.to(plan.device), space=space, plan=plan)
+    return train(build(channels), loss, plan, folder)
 
 
 def load(folder: Path, *, channels: tuple[int, ...] = CHANNELS) -> tuple[nn.Module, int]:

@@ -1,4 +1,4 @@
-"""Trains the UNet and the text encoder of the small Stable Diffusion, on latents of a trained autoencoder.
+"""Trains the UNet and the text encoder of the small Stable Diffusion, in the space of `training.latents`.
 
 python -m training.denoiser FOLDER --autoencoder FOLDER --steps 20000
 python -m training.denoiser FOLDER --autoencoder FOLDER --export DIRECTORY
@@ -60,9 +60,9 @@ class Denoiser(nn.Module):
             )
         )
         self.unet: Any = UNet2DConditionModel(
-            sample_size=scenes.SIZE // 4,
-            in_channels=4,
-            out_channels=4,
+            sample_size=scenes.SIZE // latents.PATCH,
+            in_channels=latents.CHANNELS,
+            out_channels=latents.CHANNELS,
             layers_per_block=1,
             block_out_channels=sizes.channels,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -73,7 +73,7 @@ class Denoiser(nn.Module):
         )
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
-        """Velocity of noisy latents (B, 4, h, w) at times (B), given tokens (B, L)."""
+        """Velocity of noisy latents (B, 8, h, w) at times (B), given tokens (B, L)."""
         velocity: Tensor = self.unet(noisy, times, self.text(tokens).last_hidden_state).sample
         return velocity
 
@@ -89,7 +89,7 @@ def loss_of(
     """Squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), weighted by min-SNR (Hang et al. 2023,
     arXiv 2303.09556). The batch's times are spread evenly from a random first one.
 
-    Args: values: latents float16 (N, 4, h, w). tokens: int16 (N, L). empty: int16 (L), for captions left out.
+    Args: values: latents float16 (N, 8, h, w). tokens: int16 (N, L). empty: int16 (L), for captions left out.
     """
     rng = torch_rng(plan, "denoiser noise", step)
     picked = chosen(plan, len(values), step)
@@ -108,23 +108,14 @@ def loss_of(
     return loss
 
 
-def standard_autoencoder(
-    folder: Path, data: Painted, *, device: str = "cpu", channels: tuple[int, ...] = autoencoder.CHANNELS
-) -> Any:
-    """The trained autoencoder with latents of mean 0 and deviation 1."""
-    vae, _ = autoencoder.load(folder, channels=channels)
-    latents.standardise(vae, data.images[:1024])
-    return vae.to(device)
-
-
-def fit(folder: Path, data: Painted, vae: Any, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
+def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
     """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     torch.manual_seed(plan.seed)
     model = build(sizes or Sizes(), tokenizer)
     loss = functools.partial(
         loss_of,
-        values=latents.prepare(folder, vae, data).to(plan.device),
+        values=latents.components(data.images[: latents.SAMPLE]).of(data.images).half().to(plan.device),
         tokens=data.tokens.to(plan.device),
         empty=token_ids(tokenizer, [""])[0].short().to(plan.device),
         plan=plan,
@@ -161,19 +152,18 @@ def load(folder: Path, sizes: Sizes | None = None) -> tuple[Denoiser, Any, int]:
 def main() -> None:
     """The command."""
     parser = arguments.parser(__doc__, PLAN, SCENES)
-    parser.add_argument("--autoencoder", type=Path, required=True, help="folder of training.autoencoder")
     parser.add_argument("--export", type=Path, help="write the checkpoint's pipeline here, and do nothing else")
+    parser.add_argument("--autoencoder", type=Path, help="folder of training.autoencoder, to export with")
     given = parser.parse_args()
     plan = arguments.plan_of(given, PLAN)
-    words = write_tokenizer(given.data / "tokenizer")
-    data = painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers)
-    vae = standard_autoencoder(given.autoencoder, data, device=plan.device)
     if given.export:
         model, tokenizer, steps = load(given.folder)
+        vae, _ = autoencoder.load(given.autoencoder)
         export(model, vae, tokenizer, given.export)
         print(f"{given.export}: after {steps} steps")
     else:
-        fit(given.folder, data, vae, plan)
+        words = write_tokenizer(given.data / "tokenizer")
+        fit(given.folder, painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers), plan)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,14 @@ export HF_HUB_OFFLINE=1
 
 case $machine in
 cpu)
-    common="--data $work/data" device=cpu
+    common="--data $work/data" device=cpu scenes=16384
     autoencoder="" denoiser="" clip="" judge="" ;;
 gpu)
-    common="--data $work/data --device cuda --precision bfloat16 --workers $(nproc) --save-seconds 20" device=cuda
-    autoencoder="--scenes 65536 --steps 4000 --cooldown 1000 --batch-size 32"
-    denoiser="--scenes 65536 --steps 8000 --cooldown 2000 --batch-size 128"
-    clip="--scenes 65536 --steps 6000 --cooldown 2000 --batch-size 256"
-    judge="--steps 3000 --batch-size 64" ;;
+    common="--data $work/data --device cuda --precision bfloat16 --save-seconds 20" device=cuda scenes=65536
+    autoencoder="--scenes $scenes --steps 4000 --cooldown 1000 --batch-size 32"
+    denoiser="--scenes $scenes --steps 8000 --cooldown 2000 --batch-size 128"
+    clip="--scenes $scenes --steps 6000 --cooldown 2000 --batch-size 256"
+    judge="--workers $(nproc) --steps 3000 --batch-size 64" ;;
 *) echo "cpu or gpu, not $machine" >&2; exit 2 ;;
 esac
 
@@ -29,16 +29,16 @@ train() {
 }
 
 mkdir -p "$weights"
-train autoencoder "$autoencoder"
+"$python" -m training.painted "$work/data" --scenes $scenes --workers "$(nproc)"
 train judge "$judge" &
-judging=$!
+judge=$!
+train autoencoder "$autoencoder" &
+autoencoder=$!
 train clip "$clip" &
-clipping=$!
-train denoiser "$denoiser --autoencoder $work/autoencoder"
-wait $judging
-wait $clipping
-"$python" -m training.denoiser "$work/denoiser" $common $denoiser --autoencoder "$work/autoencoder" --device cpu \
-    --export "$weights/diffusion"
+clip=$!
+train denoiser "$denoiser"
+for training in $judge $autoencoder $clip; do wait "$training"; done
+"$python" -m training.denoiser "$work/denoiser" $common --autoencoder "$work/autoencoder" --export "$weights/diffusion"
 "$python" -m training.clip "$work/clip" $common --export "$weights/clip"
 "$python" -m training.measure --diffusion "$weights/diffusion" --clip "$weights/clip" --judge "$work/judge" \
     --device $device --json "$weights/measures.json" --picture "$weights/pairs.png"

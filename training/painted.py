@@ -1,8 +1,11 @@
 """Training sets of painted scenes: made once, kept in chunks, read as arrays.
 
+    python -m training.painted FOLDER          # each training does it too, for itself
+
 Without sensor noise: no latent could hold it, and those who judge images get noise of their own.
 """
 
+import argparse
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +20,7 @@ from torch import Tensor
 from magicseg.describe.words import COLOURS, LIGHTS, SCENES
 from magicseg.miniature.caption import SceneSpec
 from training import scenes
-from training.tokens import token_ids
+from training.tokens import token_ids, write_tokenizer
 
 CHUNK = 1024  # scenes
 UNKNOWN = -100  # what cross-entropy leaves out
@@ -106,3 +109,20 @@ def _write(made: Sequence[scenes.Scene], tokenizer: Any, file: Path) -> None:
     part = file.with_suffix(".part")
     save_file(tensors, part)
     part.replace(file)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--scenes", type=int, default=16_384)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0)
+    given = parser.parse_args()
+    tokenizer = write_tokenizer(given.data / "tokenizer")
+    made = painted(given.data, tokenizer, count=given.scenes, seed=given.seed, workers=given.workers)
+    print(f"{given.data}: {len(made)} scenes of seed {given.seed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -31,9 +31,9 @@ def trained(tmp_path_factory):
         patch.setattr(painted, "CHUNK", 8)
         for kind in ("autoencoder", "denoiser", "clip", "judge"):
             tiny_training.fit(kind, folder)
-        vae = tiny_training.vae(folder)
     model, tokenizer, step = denoiser.load(folder / "denoiser", tiny_training.SIZES)
     assert step == PLAN.steps
+    vae, _ = autoencoder.load(folder / "autoencoder", channels=tiny_training.CHANNELS)
     denoiser.export(model, vae, tokenizer, folder / "diffusion")
     towers, tokenizer, _ = clip.load(folder / "clip", tiny_training.CLIP_SIZES)
     clip.export(towers, tokenizer, folder / "local-clip", tiny_training.CLIP_SIZES)

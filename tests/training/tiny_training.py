@@ -20,20 +20,12 @@ def data(folder: Path) -> Painted:
 
 
 def fit(kind: str, folder: Path, plan: Plan = PLAN):
-    """Train one of the models in ``folder``, which holds the autoencoder that the denoiser needs."""
+    """Train one of the models in ``folder``."""
     own = folder / kind
     if kind == "autoencoder":
         return autoencoder.fit(own, data(folder), plan, channels=CHANNELS)
     if kind == "denoiser":
-        return denoiser.fit(own, data(folder), vae(folder), plan, sizes=SIZES)
+        return denoiser.fit(own, data(folder), plan, sizes=SIZES)
     if kind == "clip":
         return clip.fit(own, data(folder), plan, sizes=CLIP_SIZES)
     return judge.fit(own, data(folder), plan, widths=WIDTHS)
-
-
-def vae(folder: Path):
-    """The folder's autoencoder, trained if it is not yet."""
-    own = folder / "autoencoder"
-    if not own.is_dir():
-        autoencoder.fit(own, data(folder), PLAN, channels=CHANNELS)
-    return denoiser.standard_autoencoder(own, data(folder), channels=CHANNELS)
