@@ -105,7 +105,9 @@ def learnt_by_slurm(fresh):
     (fresh.path / "model").mkdir()
     (fresh.path / "model/model.json").write_text('{"weights_digest": "w"}')
     (fresh.path / "results").mkdir()
-    (fresh.path / "results/miniature.json").write_text('{"provenance": {"weights_digest": "w"}}')
+    (fresh.path / "results/miniature.json").write_text(
+        '{"benchmark": "miniature", "provenance": {"weights_digest": "w"}}'
+    )
     return fresh
 
 

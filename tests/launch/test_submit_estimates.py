@@ -3,15 +3,15 @@
 import json
 
 import pytest
-from tiny_runs import do
 
 from magicseg.launch.jobs import submissions
 
 
 @pytest.fixture
-def estimated(described):
-    """A run whose first stage is done, and a shard of the others."""
-    do(described, "generate", "mask", shards=[0])
+def estimated(described, magicseg):
+    """A run whose first stage is done, and a shard of the others, by processes with the memory of a job's."""
+    for stage in ("generate", "mask"):
+        assert magicseg(stage, described.path, "--shards", "0", "--workers", "1").code == 0
     return described
 
 
