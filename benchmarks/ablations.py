@@ -102,11 +102,13 @@ def make_data(seed: int, work: Path, overrides: list[str]) -> Run:
 def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabelled:
     """The samples in which the judge finds what was asked for, and does not find it in the counterfactual."""
     kept = []
+    head = SegmenterHead(judge, "")
+    head.prepare([(name,) for name in run.vocabulary.names])
     for start in range(0, len(samples.indices), _BATCH):
         indices = samples.indices[start : start + _BATCH]
         images, counterfactuals, masks = KeptSamples.read(samples, indices)
         found = [
-            predict(SegmenterHead(judge, ""), pictures, run.vocabulary, threshold=run.config.evaluate.threshold)
+            predict(head, pictures, run.vocabulary, threshold=run.config.evaluate.threshold)
             for pictures in (images, counterfactuals)
         ]
         for place, index in enumerate(indices):

@@ -4,7 +4,7 @@ A pixel gets the class whose text its patch is most like. The last layer of the 
 `magicseg.model.dense`; prompts and decoder are left out, so that this is the frozen CLIP that training began with.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from magicseg.errors import ConfigError
+from magicseg.evaluate.segmenter_head import TextHead
 from magicseg.model.decoder import upsample_logits
 from magicseg.model.dense import DenseVariant, dense_last_block
 from magicseg.model.open_clip_encoder import OpenClipEncoder
@@ -22,31 +23,25 @@ RECIPE = 1  # goes up whenever the same image gives other scores
 _MEMORY_BANK_VARIANT: DenseVariant = "clearclip"
 
 
-class DenseClipHead:
+class DenseClipHead(TextHead):
     """Cosines of patches and class texts, times CLIP's own temperature; scores are a softmax over the classes.
 
-    Raises: ConfigError if the model's encoder is no CLIP.
+    Raises: ConfigError if the model's encoder is no CLIP, or one that training has changed.
     """
 
     def __init__(self, model: Segmenter, weights_digest: str, variant: DenseVariant) -> None:
-        self._features = _dense_features(_clip_of(model, variant), variant)
+        super().__init__(model)
+        encoder = _clip_of(model, variant)
+        self._features = _dense_features(encoder, variant)
         self.name: str = variant
-        self.stride = model.stride
         self.identity: Mapping[str, Any] = {"weights": weights_digest, "variant": variant, "recipe": RECIPE}
-        self._model = model.eval()
-        self._scale = float(_clip_of(model, variant).clip.get_parameter("logit_scale").detach().exp())
-        self._text: Tensor | None = None
-
-    @torch.inference_mode()
-    def prepare(self, classes: Sequence[Sequence[str]]) -> None:
-        self._text = self._model.encode_classes(classes)
+        self._scale = float(encoder.clip.get_parameter("logit_scale").detach().exp())
 
     @torch.inference_mode()
     def logits(self, crops: Tensor) -> Tensor:
-        assert self._text is not None
         height, width = crops.shape[-2:]
-        similar = self._scale * self._features(crops.to(self._text.device)) @ self._text.T
-        shape = (len(crops), len(self._text), height // self.stride, width // self.stride)
+        similar = self._scale * self._features(crops.to(self.text.device)) @ self.text.T
+        shape = (len(crops), len(self.text), height // self.stride, width // self.stride)
         return upsample_logits(similar.float().transpose(1, 2).reshape(shape), (height, width))
 
     def scores(self, logits: Tensor) -> Tensor:

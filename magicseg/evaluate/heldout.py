@@ -59,6 +59,8 @@ def score_heldout(
 ) -> dict[str, dict[str, Any]]:
     """Scores by the heads' names, and ``background``: background everywhere. Arguments as `evaluate_heldout` has."""
     names = ["background", *vocabulary.names]
+    for head in heads:
+        head.prepare([(name,) for name in vocabulary.names])
     found: dict[str, list[ImageResult]] = {name: [] for name in (*(head.name for head in heads), "background")}
     for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
         predictions = {head.name: predict(head, images, vocabulary, threshold=settings.threshold) for head in heads}
@@ -71,11 +73,10 @@ def score_heldout(
 def predict(head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: float) -> NDArray[np.uint16]:
     """Label ids by pixel: the best class, or BACKGROUND where it scores below ``threshold``.
 
-    Args: images: uint8 (B, H, W, 3), RGB, sides multiples of the head's stride.
+    Args: head: prepared for the vocabulary's names. images: uint8 (B, H, W, 3), RGB, sides multiples of its stride.
     Returns: uint16 (B, H, W).
     """
     with torch.inference_mode():
-        head.prepare([(name,) for name in vocabulary.names])
         scores, places = head.scores(head.logits(torch.from_numpy(images).permute(0, 3, 1, 2))).max(dim=1)
     ids = np.array([label.id for label in vocabulary.labels], np.uint16)
     return np.where(scores.cpu().numpy() < threshold, np.uint16(BACKGROUND), ids[places.cpu().numpy()])

@@ -1,4 +1,4 @@
-"""The trained segmenter as something that benchmarks score."""
+"""The trained segmenter as something that benchmarks score, and what it shares with other heads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,27 +9,40 @@ from torch import Tensor
 from magicseg.model.segmenter import Segmenter, SegmenterOutput
 
 
-class SegmenterHead:
+class TextHead:
+    """What heads that are asked by class texts share. ``text``: (K, D), once it is prepared."""
+
+    def __init__(self, model: Segmenter) -> None:
+        self.stride = model.stride
+        self._model = model.eval()
+        self._text: Tensor | None = None
+
+    @torch.inference_mode()
+    def prepare(self, classes: Sequence[Sequence[str]]) -> None:
+        """Encode the classes, each an ensemble of its names."""
+        self._text = self._model.encode_classes(classes)
+
+    @property
+    def text(self) -> Tensor:
+        """The classes' embeddings."""
+        assert self._text is not None
+        return self._text
+
+
+class SegmenterHead(TextHead):
     """Every class is a question of its own, yes or no: scores are sigmoids. A `magicseg.evaluate.heads.Head`.
 
     Args: weights_digest: of the model, as its ``model.json`` says. name: of the results.
     """
 
     def __init__(self, model: Segmenter, weights_digest: str, name: str = "model") -> None:
+        super().__init__(model)
         self.name = name
-        self.stride = model.stride
         self.identity: Mapping[str, Any] = {"weights": weights_digest}
-        self._model = model.eval()
-        self._text: Tensor | None = None
-
-    @torch.inference_mode()
-    def prepare(self, classes: Sequence[Sequence[str]]) -> None:
-        self._text = self._model.encode_classes(classes)
 
     @torch.inference_mode()
     def logits(self, crops: Tensor) -> Tensor:
-        assert self._text is not None
-        output: SegmenterOutput = self._model(crops.to(self._text.device), self._text)
+        output: SegmenterOutput = self._model(crops.to(self.text.device), self.text)
         return output.logits
 
     def scores(self, logits: Tensor) -> Tensor:

@@ -79,6 +79,7 @@ def test_a_perfect_model_scores_one(model, monkeypatch):
 def test_a_pixel_below_the_threshold_is_background(model):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     head = SegmenterHead(model, "")
+    head.prepare([(name,) for name in VOCABULARY.names])
     assert (predict(head, images, VOCABULARY, threshold=1) == 0).all()
     everywhere = predict(head, images, VOCABULARY, threshold=0)
     assert everywhere.dtype == np.uint16
