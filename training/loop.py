@@ -5,7 +5,6 @@ checkpoint: one safetensors file, replaced at once. So the curve of losses does 
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,9 +13,10 @@ from typing import Any, Literal
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from magicseg.run.files import write_atomic
 from training.scenes import counter_rng
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -164,17 +164,13 @@ def _save(
     for name, parameter in named.items():
         state = optimiser.state[parameter]
         tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
-    part = path.with_suffix(".part")
-    save_file(
+    content = save(
         {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
-        part,
         metadata={"step": str(step), "plan": json.dumps(asdict(plan))},
     )
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
+    write_atomic(path, content)
     state = {"step": step, "plan": asdict(plan)}
-    path.with_name(STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    write_atomic(path.with_name(STATE), (json.dumps(state, indent=2) + "\n").encode())
 
 
 def _resume(
@@ -223,9 +219,7 @@ def _cut(curve: Path, step: int) -> None:
                 lines.append(line)
         except ValueError:  # the kill cut it
             break
-    part = curve.with_suffix(".part")
-    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    part.replace(curve)
+    write_atomic(curve, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _note(curve: Path, entry: Mapping[str, float]) -> None:

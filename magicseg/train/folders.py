@@ -7,6 +7,7 @@ stored, whatever their EXIF orientation says: the labels are drawn on the stored
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ def read_photograph(path: Path) -> NDArray[np.uint8]:
 
 
 @dataclass(frozen=True)
-class _Folder:
+class _Folder(ABC):
     """What both layouts share: samples are numbered in the order of the split's list, each a shard of its own."""
 
     path: Path
@@ -72,13 +73,13 @@ class _Folder:
         width, height = sizes.pop()
         return width if width == height else None
 
+    @abstractmethod
     def image_path(self, name: str) -> Path:
         """Where an image lies."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mask(self, index: int, size: tuple[int, int]) -> NDArray[np.uint16]:
         """Ids of `vocabulary`, 0 for background, IGNORE: uint16 of ``size`` (height, width)."""
-        raise NotImplementedError
 
     def read(self, indices: NDArray[np.int64]) -> Pairs:
         """Images uint8 (H, W, 3), no counterfactuals, masks uint16 (H, W), in the order of ``indices``.
@@ -99,9 +100,9 @@ class _Folder:
             found.append(ids[(ids != BACKGROUND) & (ids != IGNORE)])
         return padded(found)
 
+    @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What tells these data from others, as JSON values; where they lie does not count."""
-        raise NotImplementedError
 
 
 def padded(rows: Iterable[NDArray[np.uint16]]) -> NDArray[np.uint16]:

@@ -6,6 +6,7 @@ the places s * batch_size and on, so every batch is full, nothing is dropped or 
 resumes at any step, on any number of processes, without any state.
 """
 
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -43,11 +44,11 @@ class Order(Protocol):
         """The samples of one step (from 0) for one of ``world`` processes, which share each batch out."""
 
 
-class _Dealt:
+class _Dealt(ABC):
     """Batches of the places in turn."""
 
-    def pick(self, place: int) -> Pick:
-        raise NotImplementedError
+    @abstractmethod
+    def pick(self, place: int) -> Pick: ...
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[Pick]:
         """The samples of one step (from 0) for one of ``world`` processes, which share each batch out."""
