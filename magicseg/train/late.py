@@ -17,8 +17,8 @@ from magicseg.errors import DataError, IncompleteError
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Of ``step`` (from 1): ``losses`` over all processes; whether any wants to ``stop``; the ``rate`` of learning;
-    the ``scale`` of the gradients (1 but in fp16); ``at``: when the step was given to the device, by
-    ``time.perf_counter``.
+    the ``scale`` of the gradients (1 but in fp16) and their ``norm`` before clipping; ``at``: when the step was given
+    to the device, by ``time.perf_counter``.
     """
 
     step: int
@@ -26,6 +26,7 @@ class Outcome:
     stop: bool
     rate: float
     scale: float
+    norm: float
     at: float
 
 
@@ -63,7 +64,7 @@ class Late:
             event.synchronize()
         numbers = values.tolist()
         losses = dict(zip(names, numbers, strict=False))
-        stop, failed, unknown, scale = numbers[len(names) :]
+        stop, failed, unknown, scale, norm = numbers[len(names) :]
         if unknown:
             raise DataError(
                 f"{unknown:.0f} pixels of the masks of step {step} hold class ids that the vocabulary lacks",
@@ -76,4 +77,4 @@ class Late:
                 hint="lower train.learning_rate or set train.gradient_clip=1.0, then train anew; "
                 "if it happens at once, look at the data with `magicseg report RUN`",
             )
-        return Outcome(step=step, losses=losses, stop=stop > 0, rate=rate, scale=scale, at=at)
+        return Outcome(step=step, losses=losses, stop=stop > 0, rate=rate, scale=scale, norm=norm, at=at)

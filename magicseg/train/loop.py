@@ -272,6 +272,7 @@ class _Training:
                 {
                     "step": step,
                     **{name: total / span for name, total in self._sums.items()},
+                    "gradient_norm": outcome.norm,
                     "learning_rate": outcome.rate,
                     "samples_per_second": round(speed, 2),
                     **({"loss_scale": outcome.scale} if settings.precision == "fp16" else {}),

@@ -145,7 +145,7 @@ class Stepper:
         Args: batch: this process's share. step: from 0. stop: whether this process wants training to end.
         Returns: float64, on the device: the losses of all processes together, named ``names``; then how many
             processes want to stop, the step that failed (from 1; 0: none), pixels of unknown classes, the
-            gradients' scale.
+            gradients' scale, and their norm before clipping.
         """
         settings, world = self._settings, self._world
         words = np.random.SeedSequence((self._seed, step)).generate_state(2, np.uint64)
@@ -183,7 +183,7 @@ class Stepper:
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(step + 1)
-        return torch.cat([seen, torch.stack([self._failed, unknown, scale])])
+        return torch.cat([seen, torch.stack([self._failed, unknown, scale, norm.double()])])
 
     def _losses(self, batch: Batch, targets: Targets, counts: Tensor) -> dict[str, Tensor]:
         if not self._settings.compile:
