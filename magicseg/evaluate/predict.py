@@ -20,7 +20,7 @@ from magicseg.model.card import read_card
 from magicseg.train.distributed import ALONE
 
 RECORD = "predictions.jsonl"
-RECIPE = 1  # goes up whenever the same picture gives a model other pixels
+RECIPE = 2  # goes up whenever the same picture gives a model other pixels
 
 
 def pictures_of(paths: Sequence[str], out: Path, *, lines: Iterable[str] = ()) -> dict[str, Path]:
@@ -93,9 +93,10 @@ def predict_pictures(
 
     def make_labeller() -> Labeller:
         model = load_model(model_path, device=ALONE.device)
+        asked = [(label.name, *label.synonyms) for label in vocabulary.labels]
 
         def label(image: Image) -> tuple[ClassMap, Mapping[str, Any]]:
-            found = model.segment(image, vocabulary.names, threshold=threshold, window=window)
+            found = model.segment(image, asked, threshold=threshold, window=window)
             mask = found.labels.astype(np.uint16)
             return mask, {
                 "width": image.shape[1],
@@ -111,6 +112,7 @@ def predict_pictures(
         RECORD,
         {
             "labels": {str(label.id): label.name for label in vocabulary.labels},
+            "vocabulary": vocabulary.digest(),
             "weights": card["weights_digest"],
             "threshold": threshold,
             "window": window,

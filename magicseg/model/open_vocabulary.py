@@ -44,12 +44,14 @@ class OpenVocabularyModel:
     def __init__(self, segmenter: Segmenter, *, device: str = "cpu") -> None:
         self.segmenter = segmenter.to(device).eval()
         self._device = device
+        self._classes: list[list[str]] | None = None
+        self._texts = torch.empty(0)  # of _classes
 
     @overload
     def segment(
         self,
         images: "NDArray[np.uint8] | PILImage",
-        labels: Sequence[str],
+        labels: Sequence[str | Sequence[str]],
         *,
         threshold: float = ...,
         window: int | None = ...,
@@ -61,7 +63,7 @@ class OpenVocabularyModel:
     def segment(
         self,
         images: "Sequence[NDArray[np.uint8] | PILImage]",
-        labels: Sequence[str],
+        labels: Sequence[str | Sequence[str]],
         *,
         threshold: float = ...,
         window: int | None = ...,
@@ -72,7 +74,7 @@ class OpenVocabularyModel:
     def segment(
         self,
         images: "NDArray[np.uint8] | PILImage | Sequence[NDArray[np.uint8] | PILImage]",
-        labels: Sequence[str],
+        labels: Sequence[str | Sequence[str]],
         *,
         threshold: float = 0.5,
         window: int | None = None,
@@ -84,7 +86,7 @@ class OpenVocabularyModel:
         Args:
             images: uint8 arrays (H, W, 3), RGB, (H, W, 1) or (H, W), grey, or (H, W, 4), RGBA; or PIL images, which
                 are turned upright if their EXIF data say so. Transparency is laid on white. Sizes may differ.
-            labels: the names to look for, K different ones.
+            labels: the names to look for, K different ones; with synonyms as a list, name first: ["sofa", "couch"].
             threshold: of the scores, below which a pixel is background.
             window: side of overlapping windows, pixels after resizing; None: the whole image at once.
             stride: pixels from one window to the next; None: 5/6 of a window.
@@ -93,11 +95,14 @@ class OpenVocabularyModel:
         Returns: a `Segmentation`, or a list of them for a sequence.
         Raises: DataError for images and labels that are none of these.
         """
-        names = _checked(labels)
+        classes = _checked(labels)
         if window is not None and window < self.segmenter.stride:
             raise DataError(f"a window of {window} pixels is smaller than a patch of {self.segmenter.stride}")
         with torch.inference_mode():
-            text = self.segmenter.encode_classes(names)
+            if classes != self._classes:
+                self._texts = self.segmenter.encode_classes(classes)
+                self._classes = classes
+            text = self._texts
             if isinstance(images, np.ndarray | Image.Image):
                 return self._segment(_pixels(images), text, threshold, window, stride, short_side)
             return [self._segment(_pixels(image), text, threshold, window, stride, short_side) for image in images]
@@ -149,16 +154,21 @@ def model_folder(path: Path) -> Path:
     return path
 
 
-def _checked(labels: Sequence[str]) -> list[str]:
+def _checked(labels: Sequence[str | Sequence[str]]) -> list[list[str]]:
     if isinstance(labels, str):
         raise DataError(f"labels is the one text {labels!r}, not a list of names", hint=f"[{labels!r}]")
-    names = [name.strip() if isinstance(name, str) else name for name in labels]
-    if not names or not all(isinstance(name, str) and name for name in names):
+    classes = [[label] if isinstance(label, str) else label for label in labels]
+    if not classes or not all(
+        isinstance(names, list | tuple) and names and all(isinstance(name, str) and name.strip() for name in names)
+        for names in classes
+    ):
         raise DataError(f"labels must be names, and at least one: got {list(labels)!r}")
-    twice = sorted({name for name in names if names.count(name) > 1})
+    stripped = [[name.strip() for name in names] for names in classes]
+    firsts = [names[0] for names in stripped]
+    twice = sorted({name for name in firsts if firsts.count(name) > 1})
     if twice:
         raise DataError(f"labels has {', '.join(map(repr, twice))} more than once")
-    return names
+    return stripped
 
 
 def _pixels(image: "NDArray[np.uint8] | PILImage") -> NDArray[np.uint8]:

@@ -80,6 +80,19 @@ def test_the_label_map_is_that_of_the_loaded_model(photos, model, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "o" / "a.png.png")), found.labels)
 
 
+def test_synonyms_of_a_label_file_are_asked_for_too(photos, model, tmp_path):
+    from magicseg import load_model
+
+    names, asked = tmp_path / "names.txt", (photos / "a.png", "--model", model, "--threshold", 0.12)
+    names.write_text("sofa, couch, settee\ndog\n")
+    run(*asked, "--labels", names, "--out", tmp_path / "o")
+    loaded = load_model(model)
+    picture = np.asarray(Image.open(photos / "a.png"))
+    found = loaded.segment(picture, [["sofa", "couch", "settee"], "dog"], threshold=0.12)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "o" / "a.png.png")), found.labels)
+    assert not np.array_equal(found.scores, loaded.segment(picture, ["sofa", "dog"]).scores)
+
+
 def test_nothing_scores_above_a_threshold_of_one(photos, model, tmp_path):
     run(photos, "--model", model, "--labels", "cat", "--out", tmp_path / "out", "--threshold", 1)
     assert not np.asarray(Image.open(tmp_path / "out" / "a.png.png")).any()
