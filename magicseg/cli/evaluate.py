@@ -50,7 +50,7 @@ def evaluate(
     from magicseg.evaluate.suite import Suite
     from magicseg.evaluate.target import Target
     from magicseg.execute.pool import StopFlag, on_signals
-    from magicseg.train.distributed import STOP_SIGNALS, World
+    from magicseg.train.distributed import EVALUATION, STOP_SIGNALS, World, joined
 
     given = {
         "benchmarks": benchmark or None,
@@ -65,15 +65,19 @@ def evaluate(
     found: list[dict[str, Any]] = []
     with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched) as stop:
         suite = Suite.of(opened, settings, device=_device(world))
-        with _Bars() as bars:
+        with joined(world, patience=EVALUATION), _Bars() as bars:
             found += suite.evaluate(
                 part=(world.rank, world.size),
                 report=lambda text: note(f"evaluate: {text}") if world.leads else None,
                 progress=bars.show if world.leads else _nothing,
                 stop=stop,
             )
+        if world.leads and world.size > 1:  # all shares are done now; who was the last to finish does not matter
+            found = list(suite.evaluate(part=(world.rank, world.size), stop=stop))
         if stop() and len(found) < len(set(settings.benchmarks)):
             raise IncompleteError(f"{target}: evaluation was interrupted", hint="the same command goes on from there")
+    if not world.leads:
+        return
     if as_json:
         if found:
             print_json(found[0] if len(settings.benchmarks) == 1 else found)

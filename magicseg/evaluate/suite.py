@@ -228,8 +228,8 @@ class Suite:
         }
         identity = hashlib.sha256(to_json(content)).hexdigest()
         path = results_folder(self.target.results, protocol, head.name) / f"threshold-{identity[:16]}.json"
-        known = _read(path)
-        if known is None:
+        chosen = _read_threshold(path)
+        if chosen is None:
             swept = sweep_threshold(
                 head,
                 protocol,
@@ -239,10 +239,9 @@ class Suite:
             )
             # Several processes may have swept; what the first has written holds for all.
             self._write(path, {"value": swept.value, "details": dict(swept.details)}, exclusive=True)
-            known = _read(path)
-        if known is None:
-            raise StoreError(f"{path}: cannot be read", hint=f"rm {path}, then evaluate again")
-        chosen = Threshold(value=known["value"], origin="swept", details=known["details"])
+            chosen = _read_threshold(path)
+        if chosen is None:
+            raise StoreError(f"{path}: is damaged", hint=f"rm {path}, then evaluate again")
         report(
             f"{title}: background below {chosen.value:g}, chosen on {chosen.details['images']} images of the split "
             f"{chosen.details['split']!r}"
@@ -295,6 +294,14 @@ class Suite:
 
 def _silent(_text: str) -> None:
     """Tell nobody."""
+
+
+def _read_threshold(path: Path) -> Threshold | None:
+    known = _read(path) or {}
+    value, details = known.get("value"), known.get("details")
+    if not isinstance(value, float) or not isinstance(details, dict) or not {"images", "split"} <= details.keys():
+        return None
+    return Threshold(value=value, origin="swept", details=details)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

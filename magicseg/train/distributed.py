@@ -26,6 +26,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # A peer that dies is noticed at once; this is for one whose machine is gone, and longer than any step or file.
 TIMEOUT = timedelta(minutes=5)
+# Where processes wait for one that evaluates a share of its own.
+EVALUATION = timedelta(hours=2)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,19 +1,16 @@
 """Training on a run's data, in this process alone or in one of many."""
 
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from magicseg.errors import BackendError, ConfigError
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors
 from magicseg.run.versions import library_versions
-from magicseg.train.distributed import TIMEOUT, World, joined
+from magicseg.train.distributed import EVALUATION, TIMEOUT, World, joined
 
 if TYPE_CHECKING:
     from magicseg.train.loop import TrainResult
-
-_EVALUATION = timedelta(hours=2)  # the other processes wait for the one that evaluates
 
 
 def train_run(
@@ -50,7 +47,7 @@ def train_run(
                 hint="set evaluate.data to a benchmark with its other split, or train.evaluate_every=0",
             )
     nothing: dict[str, float] = {}
-    patience = max(TIMEOUT, _EVALUATION) if run.config.train.evaluate_every else TIMEOUT
+    patience = EVALUATION if run.config.train.evaluate_every else TIMEOUT
     sources = open_sources(run)  # before the processes join: staging may take longer than they wait for each other
     with (
         joined(world, patience=patience),

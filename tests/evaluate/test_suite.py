@@ -116,6 +116,17 @@ def test_what_is_done_is_not_done_again(small, model, data, tmp_path, monkeypatc
     assert run(*asked)[1] == first
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "x", '{"value": "0.5", "details": {"images": 3, "split": "train"}}'])
+def test_a_damaged_threshold_is_named_with_its_remedy(content, small, model, data, tmp_path):
+    asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--out", tmp_path, "--limit", 2)
+    run(*asked)
+    (path,) = tmp_path.rglob("threshold-*.json")
+    path.write_text(content)
+    error, _, _ = run(*asked)
+    assert str(path) in error.message
+    assert f"rm {path}" in error.hint
+
+
 def test_without_another_split_the_protocols_threshold_is_used_and_said(small, model, tmp_path):
     make(load_protocol("voc21"), tmp_path / "voc", count=3)
     asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", tmp_path / "voc", "--out", tmp_path / "out")
@@ -143,14 +154,27 @@ def test_a_limit_and_the_other_rule_for_background_are_told(small, model, data, 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(small, model, data, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    words = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--baseline", "sclip", "--out")
+    words = (
+        "evaluate",
+        model,
+        "--benchmark",
+        small["voc21"],
+        "--data",
+        data,
+        "--baseline",
+        "sclip",
+        "--json",
+        "--out",
+    )
     run(*words, alone)
-    for rank in (1, 0):  # the last to finish joins
-        ranks = {"TORCHELASTIC_RUN_ID": "x", "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-        subprocess.run(
-            [sys.executable, "-m", "magicseg", *map(str, words), str(shared)], env=os.environ | ranks, check=True
-        )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "magicseg"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    printed = subprocess.run(
+        [*launcher, *map(str, words), str(shared)], env=environment, stdout=subprocess.PIPE, check=True
+    ).stdout
+    assert len(list((shared / "voc21").rglob("part-*.npz"))) > 2, "both did a share of both heads"
     one, two = (json.loads((folder / "voc21.json").read_text()) for folder in (alone, shared))
+    assert json.loads(printed) == two, "printed once"
     for results in (one, two, one["baselines"]["sclip"], two["baselines"]["sclip"]):
         del results["provenance"]["seconds"]
     assert one == two

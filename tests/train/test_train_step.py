@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from coloured_squares import SETTINGS, VOCABULARY, Squares
+from slow_losses import slow_dice, slow_focal
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from magicseg.errors import BackendError, DataError, IncompleteError
 from magicseg.labels import IGNORE
+from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
+from magicseg.model.targets import sample_targets
 from magicseg.train.data import Batch
 from magicseg.train.distributed import ALONE
 from magicseg.train.late import Late
@@ -120,6 +123,30 @@ def test_a_batch_in_parts_is_the_batch(accumulate):
                 torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
+def test_deep_supervision_is_the_mask_losses_of_the_earlier_layers():
+    settings = SETTINGS.model_copy(update={**CALM, "deep_supervision_weight": 0.5, "decoder_layers": 3})
+    model = build_segmenter(settings.model, seed=0).train()
+    batch = batch_of()
+    targets = sample_targets(batch.masks, torch.rand(6, 3), sampled_classes=2)
+    found = LossTerms(model, VOCABULARY, settings)(batch, targets, mean_counts(targets, batch.paired))
+    cls, patches = model.encode_images(batch.images)
+    text = model.encode_classes(VOCABULARY.names)[targets.classes]
+    layers = model.decode(cls, patches, text, (16, 16), every_layer=True)
+    assert len(layers) == 3
+    expected = 0.0
+    for logits in layers[:-1]:
+        focal = slow_focal(logits, targets.masks, targets.valid, settings.focal_alpha, settings.focal_gamma)
+        dice = slow_dice(logits, targets.masks, targets.valid, targets.present)
+        expected += settings.focal_weight * focal + settings.dice_weight * dice
+    assert found["deep_supervision"].item() == pytest.approx(expected, rel=1e-4)
+    others = (
+        settings.focal_weight * found["focal"]
+        + settings.dice_weight * found["dice"]
+        + settings.counterfactual_weight * found["counterfactual"]
+    )
+    assert found["loss"].item() == pytest.approx((others + 0.5 * found["deep_supervision"]).item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient", "mask"])
 def test_after_a_failed_step_the_weights_stay_until_it_is_read(what, monkeypatch):
     one, late = stepper(ema_decay=0.5), Late()
@@ -162,10 +189,11 @@ def test_fp16_lowers_its_scale_where_gradients_overflow_and_goes_on():
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = weights(one)
     first = one(batch_of(), step=0, stop=False)
-    *_, failed, unknown, scale = first.tolist()
+    *_, failed, unknown, scale, norm = first.tolist()
     assert (failed, unknown, scale) == (0, 0, 2.0**60)
+    assert not math.isfinite(norm)
     assert all(torch.equal(value, before[name]) for name, value in weights(one).items())
-    scales = [one(batch_of(), step=step, stop=False).tolist()[-1] for step in range(1, 50)]
+    scales = [one(batch_of(), step=step, stop=False).tolist()[-2] for step in range(1, 50)]
     assert scales[-1] < 2.0**60
     assert scales[-1] == scales[-2], "it does not fall for ever"
     assert not all(torch.equal(value, before[name]) for name, value in weights(one).items())
@@ -174,7 +202,7 @@ def test_fp16_lowers_its_scale_where_gradients_overflow_and_goes_on():
 def test_fp16_fails_where_no_scale_helps():
     one = stepper(precision="fp16", **CALM)
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-25)
-    assert one(batch_of(), step=4, stop=False).tolist()[-3] == 5
+    assert one(batch_of(), step=4, stop=False).tolist()[-4] == 5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,0 +1,62 @@
+"""Losses and targets written from their formulas, loop by loop: what the fast ones are compared with."""
+
+import math
+
+import torch
+
+from magicseg.labels import BACKGROUND, IGNORE
+
+
+def slow_focal(logits, masks, valid, alpha, gamma, asked=None):
+    total, count = 0.0, 0
+    for b, k, y, x in (tuple(place) for place in torch.ones_like(logits).nonzero().tolist()):
+        if not valid[b, 0, y, x] or (asked is not None and not asked[b, k]):
+            continue
+        p = 1 / (1 + math.exp(-logits[b, k, y, x].item()))
+        p_t, a_t = (p, alpha) if masks[b, k, y, x] else (1 - p, 1 - alpha)
+        total += -a_t * (1 - p_t) ** gamma * math.log(p_t)
+        count += 1
+    return total / count
+
+
+def slow_dice(logits, masks, valid, present):
+    losses = []
+    for b in range(logits.shape[0]):
+        for k in range(logits.shape[1]):
+            if not present[b, k]:
+                continue
+            overlap = chance = truth = 0.0
+            for y in range(logits.shape[2]):
+                for x in range(logits.shape[3]):
+                    if valid[b, 0, y, x]:
+                        p = 1 / (1 + math.exp(-logits[b, k, y, x].item()))
+                        t = float(masks[b, k, y, x])
+                        overlap, chance, truth = overlap + p * t, chance + p, truth + t
+            losses.append(1 - (2 * overlap + 1) / (chance + truth + 1))
+    return sum(losses) / len(losses)
+
+
+def slow_counterfactual(cls, other, paired, class_map):
+    cosines = []
+    for b in range(len(cls)):
+        if paired[b] and any(id_ not in (BACKGROUND, IGNORE) for row in class_map[b].tolist() for id_ in row):
+            dot = sum(x * y for x, y in zip(cls[b].tolist(), other[b].tolist(), strict=True))
+            lengths = [math.sqrt(sum(x * x for x in vector[b].tolist())) for vector in (cls, other)]
+            cosines.append(max(0.0, dot / (lengths[0] * lengths[1])))
+    return sum(cosines) / len(cosines)
+
+
+def slow_targets(class_map, draws, sampled, allowed=None):
+    """Of one image: the set of classes, and for each where it is, whether it is there, whether it is asked for."""
+    own = {id_ - 1 for row in class_map for id_ in row if id_ not in (BACKGROUND, IGNORE)}
+    ranked = sorted(
+        range(len(draws)), key=lambda c: (c in own, c in own or allowed is None or allowed[c], draws[c]), reverse=True
+    )
+    return {
+        c: (
+            [[id_ == c + 1 for id_ in row] for row in class_map],
+            c in own,
+            c in own or allowed is None or bool(allowed[c]),
+        )
+        for c in ranked[:sampled]
+    }
