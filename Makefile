@@ -1,12 +1,12 @@
 # make install   a virtual environment in .venv with everything in it
 # make demo      the whole chain in miniature, offline
-# make test      all tests, in two processes: one waits for Slurm while the other computes (TESTERS=4: in four)
+# make test      all tests, in three processes: one waits for Slurm while the others compute (TESTERS=4: in four)
 # make lint      formatting, lint, types
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= magicseg-demo
-TESTERS ?= 2
+TESTERS ?= 3
 
 .PHONY: install demo test lint
 
@@ -26,7 +26,7 @@ demo: install
 	@echo "The report: $(abspath $(RUN))/report.html"
 
 test: install
-	$(BIN)/python -m pytest --numprocesses $(TESTERS)
+	$(BIN)/python -m pytest --numprocesses $(TESTERS) --durations 25
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -1,9 +1,16 @@
-"""Which tests share a process when ``pytest -n 2`` runs them in two."""
+"""Which tests share a process when ``pytest -n 3`` runs them in three."""
 
 from xdist.scheduler import LoadScopeScheduling
 
 # Slurm's daemons and the image are made once, and mostly waited for; every start of torchrun keeps all cores busy.
-TOGETHER = ("tests/slurm/", "tests/container/test_real", "tests/train/test_distributed.py")
+TOGETHER = (
+    *("tests/container/test_real", "tests/train/test_distributed.py"),
+    *(
+        "tests/slurm/test_sites.py",
+        "tests/slurm/test_scale.py",
+        "tests/slurm/",
+    ),  # the first two have their own daemons
+)
 
 
 class KeptTogether(LoadScopeScheduling):

@@ -79,7 +79,9 @@ def started(**settings: str) -> Iterator[Cluster]:
     folder.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not _SLURM.match(name)}
     environment["PATH"] += _SYSTEM
-    chosen = {"ISOLATE": "net", "ACCT": "0", **settings}
+    # Two that start at the same moment would find the same ports free.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    chosen = {"ISOLATE": "net", "ACCT": "0", "PORT": str(17800 + 1024 * worker), **settings}
     try:
         subprocess.run([SANDBOX, "start", folder], check=True, timeout=120, env=environment | chosen)
         shown = subprocess.run(
