@@ -17,6 +17,17 @@ case "${1-}" in
 esac
 image=${1-}
 case "$image" in *.sif) shift ;; *) usage ;; esac
+# A base that is a file here: by its whole path, since the build is done in another folder; by ssh, it is sent there.
+count=$#
+while [ "$count" -gt 0 ]; do
+  case "$1" in
+    BASE=*) if [ -e "${1#BASE=}" ]; then base=$(realpath "${1#BASE=}"); else set -- "$@" "$1"; fi ;;
+    *) set -- "$@" "$1" ;;
+  esac
+  shift
+  count=$((count - 1))
+done
+[ -z "${base-}" ] || [ "$where" = --ssh ] || set -- "$@" "BASE=$base"
 for setting; do case "$setting" in [A-Z]*=*) ;; *) echo "$setting: is not NAME=VALUE" >&2; exit 2 ;; esac; done
 case " $* " in *" COMMIT="*) ;; *) set -- "$@" "COMMIT=$(git -C "$top" rev-parse HEAD 2>/dev/null || echo unknown)" ;; esac
 
@@ -26,12 +37,15 @@ case "$where" in
     exec srun $how "$0" "$image" "$@"
     ;;
   --ssh)
-    away=$(ssh "$how" mktemp -d)
-    trap 'ssh "$how" rm -rf "$away"' EXIT
+    # ssh gives one line to a shell there: each word in quotes of its own.
+    quoted() { for word; do printf "'%s' " "$(printf %s "$word" | sed "s/'/'\\\\''/g")"; done; }
+    away=$(ssh "$how" "mktemp -d $(quoted "${BUILD_TMPDIR:-/tmp}/magicseg-source.XXXXXX")")
+    trap 'ssh "$how" "rm -rf $(quoted "$away")"' EXIT
     # COPYFILE_DISABLE: else a Mac adds files of its own.
     (cd "$top" && COPYFILE_DISABLE=1 tar -chf - Apptainer.def pyproject.toml constraints.txt README.md LICENSE magicseg containers) |
-      ssh "$how" tar -xf - -C "$away"
-    ssh "$how" BUILD_TMPDIR="'${BUILD_TMPDIR-}'" "$away/containers/build.sh" "$away/image.sif" "$@"
+      ssh "$how" "tar -xf - -C $(quoted "$away")"
+    [ -z "${base-}" ] || scp "$base" "$how:$away/base.sif"
+    ssh "$how" "BUILD_TMPDIR=$(quoted "${BUILD_TMPDIR-}") $(quoted "$away/containers/build.sh" "$away/image.sif" "$@" ${base:+"BASE=$away/base.sif"})"
     scp "$how:$away/image.sif" "$image"
     exit
     ;;
@@ -55,4 +69,7 @@ while [ "$count" -gt 0 ]; do # each NAME=VALUE becomes --build-arg NAME=VALUE
   count=$((count - 1))
 done
 cd "$top"
-"$program" build --fakeroot --mksquashfs-args "-comp zstd -Xcompression-level 3" "$@" "$image" Apptainer.def
+case "$("$program" build --help 2>&1)" in # packs several times as fast; not every version can
+  *--mksquashfs-args*) set -- --mksquashfs-args "-comp zstd -Xcompression-level 3" "$@" ;;
+esac
+"$program" build --fakeroot "$@" "$image" Apptainer.def

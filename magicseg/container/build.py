@@ -1,12 +1,14 @@
 """Building the image: what stands in the way on this machine, and the command that works here."""
 
 import os
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import magicseg
 from magicseg.container.runtime import (
@@ -68,7 +70,8 @@ def temporary_folder() -> Path:
 def build_checks(build: Build, runtime: Runtime) -> Iterator[Check]:
     """What the machine must have for it."""
     yield _version(runtime)
-    yield _rights(local=build.base is not None and Path(build.base).exists())
+    yield _rights(runtime, local=build.base is not None and Path(build.base).exists())
+    yield attempt("base and wheels", lambda: _sources(build))
     yield attempt("temporary space", lambda: _space(temporary_folder(), NEEDED[build.variant]))
     yield attempt("the image's place", lambda: _place(build))
 
@@ -86,7 +89,34 @@ def _version(runtime: Runtime) -> Check:
     )
 
 
-def _rights(*, local: bool) -> Check:
+def _sources(build: Build) -> Check:
+    name, base, torch = "base and wheels", build.base, build.torch
+    if base and not Path(base).exists() and (base.endswith((".sif", ".img")) or base[0] in "/.~"):
+        return Check(
+            name, Status.FAILED, f"--base {base}: there is no such file", "a SIF file, a folder or a reference"
+        )
+    if torch and "://" in torch:
+        if urlsplit(torch).username is not None:
+            return Check(
+                name,
+                Status.FAILED,
+                "--torch: the address has a user's name in it, and would lie in the image for all to read",
+                "put it into a netrc file or a pip.conf, and --bind that",
+            )
+    elif torch:
+        folder = Path(torch).absolute()
+        seen = [Path((bind.split(":") * 2)[1]).absolute() for bind in build.binds]  # SOURCE[:TARGET[:ro]]
+        if not any(folder.is_relative_to(place) for place in seen):
+            return Check(
+                name,
+                Status.WARNING,
+                f"--torch {torch}: is not bound, so the build sees it only if the base has it",
+                f"--bind {shlex.quote(str(folder))}",
+            )
+    return Check(name, Status.OK, f"base {base or 'of the definition'}, torch from {torch or 'the usual index'}")
+
+
+def _rights(runtime: Runtime, *, local: bool) -> Check:
     name = "rights"
     root, capable = privileges()
     if root and capable:
@@ -94,11 +124,15 @@ def _rights(*, local: bool) -> Check:
     who = "root without CAP_SYS_RESOURCE" if root else "an ordinary user"
     trouble = namespaces_work()
     if trouble:
+        settings = (
+            "user.max_user_namespaces > 0, kernel.unprivileged_userns_clone=1, and on Ubuntu an AppArmor profile for "
+            "Apptainer, or kernel.apparmor_restrict_unprivileged_userns=0"
+        )
         return Check(
             name,
-            Status.FAILED,
+            Status.WARNING if runtime.may_do_without_namespaces else Status.FAILED,
             f"{who}; user namespaces cannot be made: {trouble}",
-            f"ask for user.max_user_namespaces > 0 (and no AppArmor rule against it), {_ELSEWHERE}",
+            f"ask for (sysctl) {settings}, {_ELSEWHERE}",
         )
     ids = has_subordinate_ids()
     if ids and shutil.which("newuidmap"):
@@ -124,6 +158,10 @@ def _user() -> str:
 
 def _space(folder: Path, needed: float) -> Check:
     name = "temporary space"
+    if not folder.is_dir():
+        return Check(
+            name, Status.FAILED, f"{folder}: there is no such folder", f"mkdir -p {shlex.quote(str(folder))}"
+        )
     free = shutil.disk_usage(folder).free
     seen = f"{folder}: {gigabytes(free)} free, about {gigabytes(needed)} needed"
     if not os.access(folder, os.W_OK):
@@ -148,6 +186,10 @@ def _place(build: Build) -> Check:
     if build.image.exists() and not build.replace:
         return Check(name, Status.FAILED, f"{build.image} exists", "--force replaces it")
     folder = build.image.absolute().parent
+    if not folder.is_dir():
+        return Check(
+            name, Status.FAILED, f"{folder}: there is no such folder", f"mkdir -p {shlex.quote(str(folder))}"
+        )
     free = shutil.disk_usage(folder).free
     seen = f"{folder}: {gigabytes(free)} free"
     if not os.access(folder, os.W_OK):
@@ -159,7 +201,7 @@ def _place(build: Build) -> Check:
     return Check(name, Status.OK, seen)
 
 
-def build_flags() -> list[Flag]:
+def build_flags(runtime: Runtime) -> list[Flag]:
     """The flags that work on this machine."""
     root, capable = privileges()
     flags = []
@@ -169,8 +211,9 @@ def build_flags() -> list[Flag]:
         flags.append(Flag(("--fakeroot",), "root inside of the build only, with the ids of /etc/subuid"))
     else:
         flags.append(Flag(("--fakeroot",), "no ids in /etc/subuid: root is only played, by the fakeroot command"))
-    packing = "-comp zstd -Xcompression-level 3"
-    flags.append(Flag(("--mksquashfs-args", packing), "packed several times as fast as by gzip, and read faster"))
+    if runtime.packs:
+        packing = "-comp zstd -Xcompression-level 3"
+        flags.append(Flag(("--mksquashfs-args", packing), "packed several times as fast as by gzip, and read faster"))
     return flags
 
 
@@ -212,7 +255,7 @@ def prepare(build: Build, executable: str | None, report: Callable[[str], None])
             raise ContainerError(f"{check.name}: {check.seen}", hint=check.remedy)
         if check.remedy:
             report(f"  {check.remedy}")
-    flags = build_flags()
+    flags = build_flags(runtime)
     for flag in flags:
         report(f"flag {' '.join(flag.words)}: {flag.why}")
     return build_command(build, runtime, flags)

@@ -14,6 +14,9 @@ from magicseg.errors import ContainerError
 
 NAMES = ("apptainer", "singularity")
 OLDEST = {"apptainer": (1, 2), "singularity": (4, 0)}  # the first that fill in a definition's arguments
+_PACKS = (1, 4)  # the first Apptainer whose build takes arguments for packing; SingularityCE takes none
+_APPARMOR = (Path("/etc/apparmor.d/apptainer"), Path("/etc/apparmor.d/singularity-ce"))
+FOREIGN = ("PYTHONPATH", "PYTHONHOME")  # the host's libraries would stand in front of the image's
 _SYS_RESOURCE = 24  # of linux/capability.h
 _STATUS = Path("/proc/self/status")
 _NVIDIA = Path("/dev/nvidiactl")
@@ -33,6 +36,17 @@ class Runtime:
     def builds(self) -> bool:
         """Whether it is new enough to build `Apptainer.def`."""
         return self.version >= OLDEST[self.name]
+
+    @property
+    def packs(self) -> bool:
+        """Whether its build takes ``--mksquashfs-args``."""
+        return self.name == "apptainer" and self.version >= _PACKS
+
+    @property
+    def may_do_without_namespaces(self) -> bool:
+        """Whether it may make what ``unshare`` cannot: it is setuid root, or AppArmor has a rule for it alone."""
+        code, said = ask([self.path, "buildcfg"])
+        return (code == 0 and "SUID_INSTALL=1" in said) or any(rule.exists() for rule in _APPARMOR)
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,9 @@ def privileges() -> tuple[bool, bool]:
 
 
 def namespaces_work() -> str | None:
-    """Why a user namespace cannot be made here; None if it can."""
+    """Why a user namespace cannot be made here; None if it can, or nobody knows."""
+    if shutil.which("unshare") is None:
+        return None
     code, said = ask(["unshare", "--user", "--map-root-user", "true"])
     return None if code == 0 else said or f"unshare ends with {code}"
 
@@ -122,9 +138,10 @@ def command(
 
 
 def inside(runtime: Runtime, variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment, with variables for inside of the image: they win over those of its own."""
+    """This process's environment without `FOREIGN`, with variables for inside of the image: they win over its own."""
     prefix = f"{runtime.name.upper()}ENV_"
-    return {**os.environ, **{prefix + name: value for name, value in variables.items()}}
+    own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    return {**own, **{prefix + name: value for name, value in variables.items()}}
 
 
 def call(

@@ -22,7 +22,7 @@ LIBRARIES = (
     *("sentencepiece", "google.protobuf", "openai", "scipy", "segment_anything", "groundingdino", "open_clip"),
     *("tensorboard", "zarr", "h5py"),
 )
-# Nothing may be looked for on a network, and nobody's caches may help.
+# Nothing may be looked for on a network.
 _ALONE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 _VERSIONS = """
 import json, platform, torch, magicseg
@@ -40,7 +40,8 @@ print("\\n" + json.dumps(failed))
 """
 _GPU = """
 import json, torch
-print(json.dumps([torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]))
+names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+print(json.dumps({"names": names, "for_gpus": bool(torch.version.cuda or torch.version.hip)}))
 """
 _LISTENER = """
 import signal, sys, time
@@ -69,10 +70,10 @@ class Trial:
         )
 
     def do(
-        self, *arguments: str, binds: tuple[str, ...] = (), before: tuple[str, ...] = ()
+        self, *arguments: str, binds: tuple[str, ...] = (), before: tuple[str, ...] = (), **variables: str
     ) -> "subprocess.CompletedProcess[str]":
-        """Do it, alone. Args: before: words in front of the command line."""
-        return call([*before, *self.words(*arguments, binds=binds)], inside(self.runtime, _ALONE))
+        """Do it, alone. Args: before: words in front of the command line. variables: for inside."""
+        return call([*before, *self.words(*arguments, binds=binds)], inside(self.runtime, _ALONE | variables))
 
     def json(self, *arguments: str) -> Any:
         """Do it, and read JSON from its last line. Raises: ContainerError."""
@@ -163,9 +164,11 @@ def gpu(trial: Trial) -> Check:
     """Whether torch inside sees the GPUs outside."""
     words = [word for flag in trial.flags for word in flag.words]
     if "--nv" in words or "--rocm" in words:
-        names = trial.json("python3", "-c", _GPU)
-        if names:
-            return Check("", Status.OK, f"torch sees {', '.join(names)}")
+        found = trial.json("python3", "-c", _GPU)
+        if found["names"]:
+            return Check("", Status.OK, f"torch sees {', '.join(found['names'])}")
+        if not found["for_gpus"]:
+            return Check("", Status.NOTE, "there is a GPU here, but torch in the image is a build for CPUs")
         return Check(
             "",
             Status.FAILED,
@@ -239,7 +242,7 @@ def miniature(trial: Trial) -> Check:
 
 
 def files_left(trial: Trial) -> Check:
-    """Whether what the image wrote belongs to the user, and is as the user's mask of permissions wants it."""
+    """Whether what the image wrote belongs to the user, who can change it."""
     paths = [path for path in trial.folder.rglob("*") if "run" in path.relative_to(trial.folder).parts[:1]]
     if not paths:
         return Check("", Status.FAILED, "the miniature left no files")
@@ -255,7 +258,7 @@ def files_left(trial: Trial) -> Check:
 
 
 def torchrun(trial: Trial) -> Check:
-    """Training in two processes that find each other."""
+    """Training in two processes that find each other; on CPUs, since not every machine has two GPUs."""
     run = str(trial.folder / "run")
     if not (trial.folder / "run").exists():
         return Check("", Status.FAILED, "the miniature left no data to train on")
@@ -263,7 +266,7 @@ def torchrun(trial: Trial) -> Check:
     if reset.returncode:
         return _outcome(reset, "")
     words = ("python3", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "magicseg")
-    done = trial.do(*words, "train", run)
+    done = trial.do(*words, "train", run, CUDA_VISIBLE_DEVICES="", HIP_VISIBLE_DEVICES="")
     card = trial.folder / "run" / "model" / "model.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads(card.read_bytes())["provenance"]["world_size"] != 2:

@@ -1,38 +1,61 @@
 """The image that jobs run in: looked at before they are submitted, and once more by every job, from outside."""
 
+import contextlib
 import shlex
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import magicseg
 from magicseg.container.image import VERSION_LABEL, identify, labels, refuse_unsigned, verification
-from magicseg.container.runtime import find_runtime
-from magicseg.errors import ContainerError
+from magicseg.container.runtime import FOREIGN, find_runtime
+from magicseg.errors import ContainerError, MagicsegError, PlanMismatch
+from magicseg.launch.jobs import submissions
 from magicseg.launch.profile import ContainerSettings, Profile
 from magicseg.run.directory import Run
-from magicseg.run.image import VARIABLE, record_image, refuse_other_image
+from magicseg.run.image import VARIABLE, forget_image, record_image, recorded_image, refuse_other_image
 
 REFUSED = 2  # a job's exit code for an image that is not the one meant
 _CACHES = {"XDG_CACHE_HOME": "", "HF_HOME": "/huggingface", "TORCH_HOME": "/torch", "TRITON_CACHE_DIR": "/triton"}
 
 
-def admit_image(run: Run, profile: Profile, *, new: bool) -> None:
-    """Look at the profile's image before anything is submitted, and write down that the run is done in it.
+@contextlib.contextmanager
+def admitted(run: Run, profile: Profile, *, new: bool, queued: Collection[str]) -> Iterator[None]:
+    """Look at the profile's image, and write down that the run is done in it; if then nothing can be submitted, the
+    record is as it was.
 
-    Args: new: another image than the run's so far is meant.
+    Args: new: another image than the run's so far is meant. queued: tasks of the run that are in the queue.
     Raises: ContainerError if it cannot be read, is of another version or is not signed as the profile has it;
-    PlanMismatch if it is another one than the run's, unless ``new``.
+    PlanMismatch if it is another one than the run's, unless ``new``; also then if tasks of the old one are queued.
     """
     box = profile.container
     if box is None:
+        yield
         return
+    before = recorded_image(run.path)
     image = identify(Path(box.image))
     if not new:
         again = f"magicseg submit STAGE {run.path} --new-image"
         refuse_other_image(run.path, image.digest, f"name that one in the profile, or go on in this one: {again}")
+    elif queued and before is not None and before[0] != image.digest:
+        raise PlanMismatch(
+            f"{run.path}: {len(queued)} tasks of the image so far, {before[0][:19]}, are in the queue, and would "
+            "refuse to run after this",
+            hint=f"magicseg cancel {run.path}   # or wait for them",
+        )
     if shutil.which(box.executable):  # else the jobs will see: some login nodes have none
         _refuse_at_once(box)
     record_image(run.path, image.digest, image.path.absolute())
+    known = {one.number for one in submissions(run)}
+    try:
+        yield
+    except MagicsegError:
+        if {one.number for one in submissions(run)} <= known:
+            if before is None:
+                forget_image(run.path)
+            else:
+                record_image(run.path, before[0], Path(before[1]))
+        raise
 
 
 def _refuse_at_once(box: ContainerSettings) -> None:
@@ -61,10 +84,25 @@ def container_lines(profile: Profile) -> list[str]:
     refused = shlex.quote(
         f"error: {box.image}: is not the image of this submission ({image.digest[:19]}): put it back, or submit again"
     )
+    unseen = shlex.quote(f"error: {box.image}: cannot be read on this node: is its file system there?")
     lines = [
+        f"if ! [ -r {path} ]; then",
+        f"  echo {unseen}",
+        f"  exit {REFUSED}",
+        "fi",
         f'if [ "$(stat -Lc %s.%Y -- {path})" != {image.size}.{image.changed} ] &&',
         f'  [ "$(sha256sum <{path} | cut -c -64)" != {digest} ]; then',
         f"  echo {refused}",
+        f"  exit {REFUSED}",
+        "fi",
+    ]
+    foreign = [name for name in FOREIGN if name not in profile.environment]
+    if foreign:  # the libraries of the host, before those of the image
+        lines.append(f"unset {' '.join(foreign)}")
+    missing = shlex.quote(f"error: {box.executable}: is not on this node's PATH: is there a module for it?")
+    lines += [
+        f"if ! command -v {shlex.quote(box.executable)} >/dev/null; then",
+        f"  echo {missing}",
         f"  exit {REFUSED}",
         "fi",
     ]

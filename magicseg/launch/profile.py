@@ -6,6 +6,7 @@ profile.resources("train").nodes
 
 import difflib
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -92,6 +93,7 @@ class ContainerSettings(Settings):
     image: Operand = Field(description="path of the image")
     executable: Operand = Field("apptainer", description="apptainer or singularity: a name or a path")
     nv: bool | None = Field(None, description="NVIDIA's libraries in the container  [default: where GPUs are asked]")
+    rocm: bool = Field(False, description="AMD's libraries in the container, instead of NVIDIA's")
     binds: tuple[Bind, ...] = Field((), description="besides the run's directory: SOURCE[:TARGET[:ro]]")
     cache: Bind | None = Field(
         None,
@@ -99,6 +101,19 @@ class ContainerSettings(Settings):
     )
     verify: Operand | None = Field(None, description="the file of the public key that the image must be signed with")
     python: Operand = Field("python3", description="the interpreter in the image")
+
+    @field_validator("image", "verify")
+    @classmethod
+    def _file(cls, path: str | None) -> str | None:
+        """Jobs begin in another folder."""
+        return path if path is None else str(Path(path).expanduser().absolute())
+
+    @field_validator("cache")
+    @classmethod
+    def _folder(cls, path: str | None) -> str | None:
+        if path is not None and (not path.startswith("/") or re.search("[:,]", path)):
+            raise ValueError(f"{path!r} is no absolute path without ':' and ','")
+        return path
 
 
 class Profile(Resources):

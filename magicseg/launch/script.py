@@ -120,11 +120,12 @@ def interpreter(profile: Profile, stage: str, run: Path) -> list[str]:
     if box is None:
         return [sys.executable]
     resources = profile.resources(stage)
-    nv = ["--nv"] if (resources.asks_gpu if box.nv is None else box.nv) else []
+    nv = ["--nv"] if (resources.asks_gpu and not box.rocm if box.nv is None else box.nv) else []
+    rocm = ["--rocm"] if box.rocm else []
     if ":" in str(run) or "," in str(run):
         raise ConfigError(
             f"{run}: cannot be seen in a container: its path has a ':' or a ','",
             hint="move the run to a path without",
         )
     binds = [word for bind in (str(run), *filter(None, [box.cache]), *box.binds) for word in ("--bind", bind)]
-    return [box.executable, "exec", *nv, *binds, box.image, box.python]
+    return [box.executable, "exec", *nv, *rocm, *binds, box.image, box.python]

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from magicseg.errors import ConfigError
-from magicseg.launch.container import admit_image
+from magicseg.launch.container import admitted
 from magicseg.launch.housekeeping import take_back_claims, tidy
 from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
 from magicseg.launch.planning import (
@@ -31,7 +31,7 @@ from magicseg.launch.planning import (
     refuse_unfetched,
     stages_of,
 )
-from magicseg.launch.profile import FOLLOW_UP, Profile
+from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training import follow_up_script, training_script
@@ -66,10 +66,11 @@ def submit(run: Run, request: Request) -> Submitted:
                 f"{run.path}: it is not known what is in the queue: {'; '.join(state.board.warnings)}",
                 hint="try again later, or, if you know that none of its jobs is, add --force",
             )
-        admit_image(run, profile, new=request.new_image)
-        take_back_claims(state)
-        tidy(state)
-        new, lines = _walk(state, profile, limits, request, partial(_enqueue, run, profile))
+        queued = [] if request.force else [task.label for stage in JOBS for task in state.board.active(stage)]
+        with admitted(run, profile, new=request.new_image, queued=queued):
+            take_back_claims(state)
+            tidy(state)
+            new, lines = _walk(state, profile, limits, request, partial(_enqueue, run, profile))
     stages = stages_of(request)
     numbers = {task.submission.number for stage in stages for task in state.board.active(stage)}
     there = [one for one in submissions(run) if one.number in numbers]

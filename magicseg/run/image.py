@@ -41,6 +41,11 @@ def record_image(run: Path, digest: str, image: Path) -> None:
     write_atomic(run / IMAGE_NAME, to_json({"digest": digest, "path": str(image), "since": since}) + b"\n")
 
 
+def forget_image(run: Path) -> None:
+    """The run is in no image yet: nothing was submitted after all."""
+    (run / IMAGE_NAME).unlink(missing_ok=True)
+
+
 def refuse_other_image(run: Path, digest: str | None, hint: str) -> None:
     """Raises: PlanMismatch if ``digest`` is an image's, and the run is done in another one."""
     known = recorded_image(run)

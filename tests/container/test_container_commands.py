@@ -26,6 +26,12 @@ if words == ["--version"]:
     print({version!r})
 elif words[0] == "inspect":
     print(json.dumps({{"data": {{"attributes": {{"labels": {labels!r}}}}}}}))
+elif words[0] == "buildcfg":
+    sys.exit(1)
+elif words == ["build", "--help"]:
+    print("--mksquashfs-args" if {version!r} >= "apptainer version 1.4" else "--force")
+elif words[0] == "build" and "--mksquashfs-args" in words and {version!r} < "apptainer version 1.4":
+    sys.exit("unknown flag: --mksquashfs-args")
 elif words[0] == "verify":
     sys.exit("FATAL: signature not valid" if {bad!r} else 0)
 else:
@@ -85,9 +91,10 @@ def wanted(tmp_path, tools):
 
 def test_a_dry_run_of_a_build_shows_the_command_and_starts_nothing(command, tmp_path):
     (tmp_path / "base.sif").touch()
+    (tmp_path / "wheels").mkdir()
     result = command(
         *("container", "build", "new image.sif", "--variant", "cpu", "--base", "base.sif"),
-        *("--torch", "wheels", "--bind", "/opt/wheels", "--dry-run"),
+        *("--torch", "wheels", "--bind", f"{tmp_path}/wheels", "--dry-run"),
     )
     assert result.code == 0, result.err
     folder, _, line = result.out.strip().partition(" && ")
@@ -99,9 +106,9 @@ def test_a_dry_run_of_a_build_shows_the_command_and_starts_nothing(command, tmp_
     assert [value for value in values if not value.startswith("COMMIT=")] == [
         *(f"BASE={tmp_path}/base.sif", "BOOTSTRAP=localimage", f"TORCH={tmp_path}/wheels", "VARIANT=cpu"),
     ]
-    assert words[words.index("--bind") + 1] == "/opt/wheels"
+    assert words[words.index("--bind") + 1] == f"{tmp_path}/wheels"
     assert not (tmp_path / "new image.sif").exists()
-    for flag in building.build_flags():
+    for flag in building.build_flags(find_runtime()):
         assert f"flag {' '.join(flag.words)}: {flag.why}" in result.err
 
 
@@ -152,6 +159,52 @@ def test_what_is_too_old_for_arguments_cannot_build(tools, wanted, name, version
     assert status is Status.OK or "containers/README.md" in checks["version"].remedy
 
 
+@pytest.mark.parametrize(("version", "packs"), [("1.2.0", False), ("1.3.6", False), ("1.4.0", True)])
+def test_a_version_that_cannot_pack_otherwise_is_not_told_to(command, tools, version, packs):
+    tools(version=f"apptainer version {version}")
+    result = command("container", "build", "a.sif")
+    assert result.code == 0, result.err
+    assert ("--mksquashfs-args" in json.loads(result.out)["words"]) is packs
+    done = subprocess.run(
+        [TOP / "containers/build.sh", "b.sif"], cwd=command.folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("--mksquashfs-args" in json.loads(done.stdout)["words"]) is packs
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "remedy"),
+    [
+        (["--base", "lost.sif"], "--base lost.sif: there is no such file", "a SIF file"),
+        (["--base", "~/python"], "--base ~/python: there is no such file", "a SIF file"),
+        (["--torch", "https://me:secret@index.site/simple"], "a user's name in it", "pip.conf"),
+        (["nowhere/a.sif"], "nowhere: there is no such folder", "mkdir -p"),
+    ],
+)
+def test_what_cannot_be_built_is_seen_before(command, words, told, remedy):
+    result = command("container", "build", *words, "--dry-run")
+    assert (result.code, result.out) == (2, "")
+    assert told in result.err
+    assert remedy in result.err
+    assert "secret" not in result.err
+
+
+def test_a_temporary_folder_that_is_not_there_is_told(command):
+    command.environment["APPTAINER_TMPDIR"] = "/nowhere"
+    result = command("container", "build", "--dry-run")
+    assert result.code == 2
+    assert "/nowhere: there is no such folder" in result.err
+
+
+def test_a_folder_of_wheels_that_nothing_binds_is_told(command):
+    result = command("container", "build", "--torch", "/srv/wheels", "--dry-run")
+    assert result.code == 0
+    assert "warning: base and wheels: --torch /srv/wheels: is not bound" in result.err
+    assert "--bind /srv/wheels" in result.err
+    bound = command("container", "build", "--torch", "/mnt/torch", "--bind", "/srv/wheels:/mnt:ro", "--dry-run")
+    assert "is not bound" not in bound.err
+
+
 def test_without_any_runtime_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ContainerError, match="apptainer and singularity: not on the PATH") as caught:
@@ -195,14 +248,17 @@ def test_without_user_namespaces_only_another_machine_helps(monkeypatch, wanted)
     assert "Operation not permitted" in check.seen
     assert "user.max_user_namespaces" in check.remedy
     assert "containers/README.md" in check.remedy
+    # One that is setuid root, or that AppArmor knows by name, may make what others cannot.
+    monkeypatch.setattr(running, "_APPARMOR", (Path(__file__),))
+    assert check_of("rights", wanted).status is Status.WARNING
 
 
 def test_flags_are_chosen_by_what_the_user_may(monkeypatch, wanted):
     as_user(monkeypatch, root=True, capable=True)
-    assert [flag.words[0] for flag in build_flags()] == ["--mksquashfs-args"]
+    assert [flag.words[0] for flag in build_flags(find_runtime())] == ["--mksquashfs-args"]
     assert start_flags(find_runtime()) == []
     as_user(monkeypatch, root=True, capable=False)
-    assert [flag.words[0] for flag in build_flags()] == ["--fakeroot", "--mksquashfs-args"]
+    assert [flag.words[0] for flag in build_flags(find_runtime())] == ["--fakeroot", "--mksquashfs-args"]
     assert [flag.words for flag in start_flags(find_runtime())] == [("--userns",)]
     as_user(monkeypatch)
     assert start_flags(find_runtime()) == []
@@ -313,6 +369,7 @@ def test_a_test_of_an_image_that_does_not_start_stops_there(tools, tmp_path):
 
 def test_the_build_script_gives_apptainer_the_same_words(tools, tmp_path):
     tools()
+    (tmp_path / "my base.sif").touch()
     script = TOP / "containers/build.sh"
     done = subprocess.run(
         [script, "a.sif", "VARIANT=cpu", "BASE=my base.sif", "BOOTSTRAP=localimage", "COMMIT=abc"],
@@ -324,8 +381,8 @@ def test_the_build_script_gives_apptainer_the_same_words(tools, tmp_path):
     words = json.loads(done.stdout)["words"]
     assert words == [
         *("build", "--fakeroot", "--mksquashfs-args", "-comp zstd -Xcompression-level 3"),
-        *("--build-arg", "VARIANT=cpu", "--build-arg", "BASE=my base.sif"),
-        *("--build-arg", "BOOTSTRAP=localimage", "--build-arg", "COMMIT=abc", f"{tmp_path}/a.sif", "Apptainer.def"),
+        *("--build-arg", "VARIANT=cpu", "--build-arg", "BOOTSTRAP=localimage", "--build-arg", "COMMIT=abc"),
+        *("--build-arg", f"BASE={tmp_path}/my base.sif", f"{tmp_path}/a.sif", "Apptainer.def"),
     ]
 
 
@@ -335,7 +392,7 @@ def test_the_build_script_builds_elsewhere_by_ssh_and_srun(tmp_path, monkeypatch
     folder.mkdir()
     for name, text in {
         "ssh": 'shift\nexec sh -c "$*"',
-        "scp": 'exec cp "${1#*:}" "$2"',
+        "scp": 'exec cp "${1#there:}" "${2#there:}"',
         "srun": 'echo "srun $1 $2" >&2\nshift 2\nexec "$@"',
         "apptainer": 'for image; do [ "${image%.sif}" = "$image" ] || echo "$PWD $*" >"$image"; done',
     }.items():
@@ -345,8 +402,15 @@ def test_the_build_script_builds_elsewhere_by_ssh_and_srun(tmp_path, monkeypatch
     script = TOP / "containers/build.sh"
     for how in (["--ssh", "there"], ["--srun", "-p build"]):
         image = tmp_path / f"{how[0].strip('-')}.sif"
-        subprocess.run([script, *how, image, "VARIANT=cpu"], check=True, capture_output=True, cwd=tmp_path)
+        (tmp_path / "base.sif").touch()
+        odd = "TORCH=https://index.site/a?b='c d'&e;touch never"
+        words = [script, *how, image, "VARIANT=cpu", "BASE=base.sif", odd]
+        subprocess.run(words, check=True, capture_output=True, cwd=tmp_path)
         assert "--build-arg VARIANT=cpu" in image.read_text()
+        assert f"--build-arg {odd} " in image.read_text()
+        assert f"BASE={tmp_path}/base.sif" in image.read_text() or how[0] == "--ssh"
+    assert "/base.sif " in (tmp_path / "ssh.sif").read_text()
+    assert not list(tmp_path.rglob("never"))
     assert not (tmp_path / "ssh.sif").read_text().startswith(f"{TOP} "), "built from what was sent"
     refused = subprocess.run([script, "a.sif", "cpu"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2

@@ -76,6 +76,14 @@ def test_the_host_s_python_packages_do_not_leak_in(image, tmp_path):
     assert done.stdout.startswith("/magicseg/"), done.stderr
 
 
+def test_the_host_s_python_path_does_not_leak_in(magicseg, image, tmp_path):
+    """Which the host's folder of temporary files, seen inside, would allow."""
+    (tmp_path / "zarr.py").write_text("raise SystemExit('the path leaks in')")
+    magicseg.environment["PYTHONPATH"] += f":{tmp_path}" if magicseg.environment["PYTHONPATH"] else str(tmp_path)
+    shown = magicseg("container", "exec", image, "python3", "-c", "import zarr, magicseg; print(magicseg.__file__)")
+    assert shown.out.startswith("/magicseg/"), shown.err
+
+
 def test_commands_run_in_the_image_with_their_own_exit_codes(magicseg, image):
     assert magicseg("container", "exec", image, "sh", "-c", "exit 42").code == 42
     assert "describe" in magicseg("container", "run", image, "--help").out

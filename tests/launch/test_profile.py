@@ -332,7 +332,7 @@ def test_overrides_have_types_and_reach_into_stages():
     assert profile.environment == {"A": "x=y"}
     assert profile.modules == ("cuda/12.8", "gcc")
     assert profile.extra == {"reservation": "spring"}
-    assert profile.container.image == "a.sif"
+    assert profile.container.image == str(Path("a.sif").absolute())
 
 
 def test_an_empty_override_takes_a_value_away():

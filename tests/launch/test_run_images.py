@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from stand_ins import queued
 
 import magicseg as package
 from magicseg.container.image import VERSION_LABEL, identify
-from magicseg.errors import ContainerError, PlanMismatch, RunError
+from magicseg.errors import ConfigError, ContainerError, PlanMismatch, RunError
 from magicseg.launch.container import container_lines
 from magicseg.launch.jobs import submissions
 from magicseg.launch.planning import Request
 from magicseg.launch.profile_files import load_profile
+from magicseg.launch.script import interpreter
+from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import dry_run, submit
 from magicseg.run.image import IMAGE_NAME, recorded_image
 
@@ -112,6 +116,60 @@ def test_a_changed_image_is_not_the_one_that_was_signed(fresh, site, slurm, tmp_
         submit(fresh, ask(site("second.sif", verify=key), new_image=True))
     with pytest.raises(ContainerError, match="no such key file"):
         submit(fresh, ask(site(verify=str(tmp_path / "lost.pem"))))
+
+
+def test_a_first_submission_that_is_refused_binds_the_run_to_no_image(fresh, site, slurm):
+    slurm.fails("sbatch", "sbatch: error: Batch job submission failed: invalid partition")
+    with pytest.raises(SlurmError):
+        submit(fresh, ask(site()))
+    assert recorded_image(fresh.path) is None
+    slurm.heals("sbatch")
+    submit(fresh, ask(site()))
+    slurm.fails("sbatch", "sbatch: error: Batch job submission failed: invalid partition")
+    with pytest.raises(SlurmError):
+        submit(fresh, ask(site("second.sif"), new_image=True, force=True))
+    assert recorded_image(fresh.path)[1].endswith("first.sif")
+
+
+def test_a_new_image_waits_for_tasks_of_the_old_one(fresh, site, slurm):
+    submit(fresh, ask(site()))
+    (array,) = submissions(fresh)[0].arrays
+    slurm.says("squeue", queued(array, "N/A", "RUNNING"))
+    with pytest.raises(PlanMismatch, match="1 tasks of the image so far") as caught:
+        submit(fresh, ask(site("second.sif"), new_image=True))
+    assert "magicseg cancel" in caught.value.hint
+    assert recorded_image(fresh.path)[1].endswith("first.sif")
+
+
+def test_a_job_forgets_the_host_s_python_path_but_not_the_profile_s(site, tmp_path):
+    own = Path(site())
+    lines = [*container_lines(load_profile(str(own))), 'echo "${PYTHONPATH-none}"']
+    shown = {"PYTHONPATH": "/host", "PATH": os.environ["PATH"]}
+    assert subprocess.check_output(["bash", "-c", "\n".join(lines)], env=shown, text=True) == "none\n"
+    own.write_text(json.dumps(json.loads(own.read_text()) | {"environment": {"PYTHONPATH": "/plugins"}}))
+    lines = [*container_lines(load_profile(str(own))), 'echo "${PYTHONPATH-none}"']
+    assert subprocess.check_output(["bash", "-c", "\n".join(lines)], env=shown, text=True) == "/host\n"
+
+
+def test_a_job_tells_a_lost_file_system_and_a_lost_program_apart(site, tmp_path):
+    lines = "\n".join(container_lines(load_profile(site(verify=str(tmp_path / "key.pem")))))
+    (tmp_path / "bin" / "apptainer").unlink()
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False)
+    assert (done.returncode, "apptainer: is not on this node's PATH" in done.stdout) == (2, True)
+    (tmp_path / "first.sif").unlink()
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False)
+    assert (done.returncode, "first.sif: cannot be read on this node" in done.stdout) == (2, True)
+
+
+@pytest.mark.parametrize("cache", ["relative", "~/caches", "$SCRATCH/caches", "/a:/b", "/a,b"])
+def test_a_cache_has_to_be_one_plain_folder(site, cache):
+    with pytest.raises(ConfigError, match=r"container\.cache: .*(absolute path|SOURCE:TARGET)"):
+        load_profile(site(cache=cache))
+
+
+def test_amd_gpus_get_their_own_flag(fresh, site):
+    profile = load_profile(site(rocm=True), ["slurm.gpus=1"])
+    assert interpreter(profile, "generate", fresh.path)[1:3] == ["exec", "--rocm"]
 
 
 def job(profile):

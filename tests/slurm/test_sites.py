@@ -208,7 +208,9 @@ exec env PATH=/nowhere APPTAINER_CONTAINER="$image" {more} {python} "$@"
 
 
 def container(folder, log, **more):
+    """Jobs forget the host's PYTHONPATH, so the image has one of its own."""
     file = folder / "apptainer"
+    more = {"PYTHONPATH": PLUGINS, **more}
     settings = " ".join(f"{name}={value}" for name, value in more.items())
     file.write_text(CONTAINER.format(log=log, python=sys.executable, more=settings))
     file.chmod(0o755)

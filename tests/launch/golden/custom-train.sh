@@ -31,9 +31,18 @@ export OMP_NUM_THREADS=4
 # srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
+if ! [ -r '/images/magicseg 1.sif' ]; then
+  echo 'error: /images/magicseg 1.sif: cannot be read on this node: is its file system there?'
+  exit 2
+fi
 if [ "$(stat -Lc %s.%Y -- '/images/magicseg 1.sif')" != 4242.1700000000 ] &&
   [ "$(sha256sum <'/images/magicseg 1.sif' | cut -c -64)" != abababababababababababababababababababababababababababababababab ]; then
   echo 'error: /images/magicseg 1.sif: is not the image of this submission (sha256:abababababab): put it back, or submit again'
+  exit 2
+fi
+unset PYTHONPATH PYTHONHOME
+if ! command -v apptainer >/dev/null; then
+  echo 'error: apptainer: is not on this node'"'"'s PATH: is there a module for it?'
   exit 2
 fi
 if ! apptainer verify --key /keys/lab.pem '/images/magicseg 1.sif'; then
