@@ -26,8 +26,8 @@ import argparse
 import json
 import math
 import statistics
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +74,7 @@ class WronglyLabelled(KeptSamples):
     seed: int = 0
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        images, counterfactuals, masks = super().read(indices)
+        images, counterfactuals, masks = map(np.array, super().read(indices))
         for place, index in enumerate(indices):
             asked = self.asked(int(index), masks[place])
             shown = (masks[place] != BACKGROUND) & (masks[place] != IGNORE)
@@ -106,7 +106,7 @@ def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabel
     head.prepare([(name,) for name in run.vocabulary.names])
     for start in range(0, len(samples.indices), _BATCH):
         indices = samples.indices[start : start + _BATCH]
-        images, counterfactuals, masks = KeptSamples.read(samples, indices)
+        images, counterfactuals, masks = map(np.array, KeptSamples.read(samples, indices))
         found = [
             predict(head, pictures, run.vocabulary, threshold=run.config.evaluate.threshold)
             for pictures in (images, counterfactuals)
@@ -116,7 +116,9 @@ def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabel
             with_it, without = (float((maps[place] == asked).mean()) >= _SEEN for maps in found)
             if with_it and not without:
                 kept.append(index)
-    return replace(samples, indices=np.array(kept, dtype=np.int64))
+    indices = np.array(kept, dtype=np.int64)
+    assert samples.planned is not None
+    return replace(samples, indices=indices, planned=samples.planned[np.isin(samples.indices, indices)])
 
 
 def one(seed: int, variant: str, work: Path, overrides: list[str], before: int) -> dict:
@@ -146,7 +148,7 @@ def one(seed: int, variant: str, work: Path, overrides: list[str], before: int) 
     else:
         if variant in {"wrong labels", FILTERED}:
             samples = WronglyLabelled(
-                **{name: getattr(samples, name) for name in KeptSamples.__dataclass_fields__},
+                **{each.name: getattr(samples, each.name) for each in fields(samples)},
                 classes=len(run.vocabulary),
                 seed=seed,
             )
@@ -204,7 +206,7 @@ def main() -> None:
                 for variant in variants
                 for place, seed in enumerate(seeds)
             ]
-            rows += [each.result() for each in waiting]
+            rows += [each.result() for each in as_completed(waiting)]
     found = {(row["variant"], row["seed"]): row for row in rows}
     base = [found[BASE, seed]["miou"] for seed in seeds]
     print(

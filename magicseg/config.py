@@ -182,6 +182,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             where = ".".join(parts[: depth + 1])
             raise ConfigError(f"--set {override!r}: {where} is a value, not a group of settings")
         node = child
+    if parts[-2:] == ["encoder", "name"] and node.get("name") not in {None, value}:
+        node.clear()  # another encoder has other settings
     node[parts[-1]] = value
 
 
@@ -192,7 +194,7 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
     if first["type"] == "extra_forbidden":
         known = _keys_at(Config, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
-        everywhere = [path for path in _all_keys(Config) if path.rsplit(".", 1)[-1] == location[-1]]
+        everywhere = [path for path in _all_keys(Config) if path.rsplit(".", 1)[-1] == location[-1] and path != key]
         prefix = ".".join(location[:-1])
         if near or everywhere:
             guesses = [f"{prefix}.{near[0]}".removeprefix(".")] if near else []

@@ -65,7 +65,8 @@ def evaluate(
     found: list[dict[str, Any]] = []
     with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched) as stop:
         suite = Suite.of(opened, settings, device=_device(world))
-        with joined(world, patience=EVALUATION), _Bars() as bars:
+        share = f", share 1 of {world.size}" if world.size > 1 else ""
+        with joined(world, patience=EVALUATION), _Bars(share) as bars:
             found += suite.evaluate(
                 part=(world.rank, world.size),
                 report=lambda text: note(f"evaluate: {text}") if world.leads else None,
@@ -127,7 +128,10 @@ def _nothing(_title: str, _done: int, _total: int) -> None:
 
 
 class _Bars:
-    """One progress bar after the other, as titles change."""
+    """One progress bar after the other, as titles change. ``share``: added to them."""
+
+    def __init__(self, share: str) -> None:
+        self._share = share
 
     def __enter__(self) -> "_Bars":
         self._title: str | None = None
@@ -142,7 +146,7 @@ class _Bars:
         if title != self._title:
             self._stack.close()
             self._title, self._done = title, 0
-            self._bar = self._stack.enter_context(progress(title, total, "images"))
+            self._bar = self._stack.enter_context(progress(title + self._share, total, "images"))
         self._bar(done - self._done, "")
         self._done = done
 

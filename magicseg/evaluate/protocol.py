@@ -59,7 +59,7 @@ class Background(Settings):
         description="none: background is no class; threshold: the best class scores below the threshold; "
         "prompts: names of background are asked like classes, and one of them scores best",
     )
-    threshold: float = Field(0.0, ge=0, le=1, description="on the best class's score, where none was swept")
+    threshold: float = Field(0.5, ge=0, le=1, description="on the best class's score, where none was swept")
     prompts: tuple[str, ...] = Field((), description="names of background for the rule `prompts`")
 
 
@@ -217,7 +217,9 @@ def _parse(text: str, where: str, folder: Path | None) -> Protocol:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: this is not YAML: {error}", hint="see docs/benchmarks.md") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(
+            error.errors(), key=lambda one: one["type"] != "extra_forbidden"
+        )  # a misspelt key before a missing one
         place = ".".join(map(str, first["loc"])) or "the protocol"
         raise ConfigError(f"{where}: {place}: {first['msg']}", hint="keys: docs/benchmarks.md") from error
     protocol._folder = folder
@@ -234,7 +236,11 @@ def _check(protocol: Protocol, labels: Vocabulary, where: str) -> None:
     has_rule = protocol.background.rule != "none"
     if has_rule != protocol.counts_background:
         wanted = "threshold or prompts" if protocol.counts_background else "none"
-        raise ConfigError(f"{where}: background.rule must be {wanted}: see the vocabulary's background")
+        raise ConfigError(
+            f"{where}: background.rule must be {wanted}: the vocabulary has "
+            + ("a background" if protocol.counts_background else "no background"),
+            hint="docs/benchmarks.md: a folder of one's own",
+        )
     if protocol.ignore_value <= len(labels):
         raise ConfigError(f"{where}: ignore_value {protocol.ignore_value} is the number of a class")
     unknown = set(protocol.spelling) - set(labels.names)

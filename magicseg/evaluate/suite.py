@@ -113,8 +113,11 @@ class Suite:
 
     def path_of(self, benchmark: str) -> Path:
         """The file of a benchmark's results."""
-        limit = "" if self.settings.limit is None or benchmark == MINIATURE else f"-limit-{self.settings.limit}"
-        return self.target.results / f"{benchmark}{limit}.json"
+        if benchmark == MINIATURE:
+            return self.target.results / f"{benchmark}.json"
+        rule = "" if self.settings.background is None else f"-{self.settings.background}"
+        limit = "" if self.settings.limit is None else f"-limit-{self.settings.limit}"
+        return self.target.results / f"{benchmark}{rule}{limit}.json"
 
     @cached_property
     def _model_and_heads(self) -> "tuple[Segmenter, list[Head]]":

@@ -190,4 +190,4 @@ def _chosen(counts: Sweep, data: DataSet, names: tuple[str, ...]) -> Threshold:
         "miou": float(curve[best]),
         "curve": [[round(float(counts.thresholds[place]), 6), float(curve[place])] for place in shown],
     }
-    return Threshold(value=float(counts.thresholds[best]), origin="swept", details=details)
+    return Threshold(value=round(float(counts.thresholds[best]), 6), origin="swept", details=details)

@@ -18,6 +18,9 @@ class MaskDecoder(nn.Module):
 
     Queries never see each other, so a class's mask does not depend on which other classes are asked for. The
     last layer's values and MLP would not be used by anything, so it has none.
+
+    Args: embed_dim: D, of the image's and texts' embeddings. width: C, of the decoder. heads: of attention; they
+    divide ``width``.
     """
 
     def __init__(self, *, embed_dim: int, width: int, layers: int, heads: int) -> None:

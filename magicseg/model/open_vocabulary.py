@@ -96,6 +96,8 @@ class OpenVocabularyModel:
         Raises: DataError for images and labels that are none of these.
         """
         classes = _checked(labels)
+        if any(pixels is not None and pixels < 1 for pixels in (short_side, stride)):
+            raise DataError(f"short_side ({short_side}) and stride ({stride}) must be above 0")
         if window is not None and window < self.segmenter.stride:
             raise DataError(f"a window of {window} pixels is smaller than a patch of {self.segmenter.stride}")
         with torch.inference_mode():

@@ -312,12 +312,13 @@ def save_segmenter(
     return str(card["weights_digest"])
 
 
-def load_segmenter(folder: Path) -> Segmenter:
+def load_segmenter(folder: str | Path) -> Segmenter:
     """Read what `save_segmenter` wrote, in this format or an earlier one, on the CPU, in inference mode.
 
     Raises: DataError when a file is missing, of another format, or does not match its digest; BackendError without
     open_clip, or if a tokenizer cannot be loaded.
     """
+    folder = Path(folder)
     card = read_card(folder)
     path = folder / str(card["weights"])
     try:

@@ -227,8 +227,11 @@ class _Training:
             if last or evaluated or self.done % settings.checkpoint_every == 0:
                 now = late.flush()  # before anything that may be wrong is evaluated or written
                 assert now is not None
+                began = time.perf_counter()
                 results = self._evaluation() if evaluated else None
+                took = time.perf_counter() - began
                 self._tell(now, results)
+                self._clock += took  # no part of training's speed
                 is_best = self._best is not None and self._best[0] == self.done
                 if last or is_best or self.done % settings.checkpoint_every == 0:
                     self._save()
@@ -249,13 +252,11 @@ class _Training:
     def _evaluation(self) -> dict[str, float]:
         """Also remembers whether it is the best."""
         assert self._evaluate is not None
-        began = time.perf_counter()
         with _own_random_numbers(self.device), torch.no_grad():
             results = dict(self._evaluate(self.current_model(), self.done))
         value = from_first(self.world, next(iter(results.values()), math.nan))
         if not math.isnan(value) and (self._best is None or value > self._best[1]):
             self._best = self.done, value
-        self._clock += time.perf_counter() - began  # no part of training's speed
         return results
 
     def _tell(self, outcome: Outcome, results: Mapping[str, float] | None = None) -> None:

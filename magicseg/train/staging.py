@@ -10,6 +10,7 @@ there in the right size is not copied again, so a finished copy is used by later
 
 import fcntl
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +34,9 @@ def staged(samples: KeptSamples, stage_to: str, *, key: str) -> KeptSamples:
     """
     expanded = os.path.expandvars(os.path.expanduser(stage_to))
     if "$" in expanded:
+        unset = re.split(r"[^\w{}]", expanded[expanded.index("$") + 1 :])[0].strip("{}")
         raise ConfigError(
-            f"train.stage_to is {stage_to!r}, but {expanded[expanded.index('$') :]!r} is not set on this node",
+            f"train.stage_to is {stage_to!r}, but ${unset} is not set on this node",
             hint="set it to a folder on the node's own disk, or to null",
         )
     folder = Path(expanded).absolute() / f"magicseg-{key[:16]}"

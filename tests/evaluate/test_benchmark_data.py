@@ -300,6 +300,7 @@ def test_a_protocol_of_ones_own_is_read_with_its_labels_beside_it(tmp_path):
         "images: ['pictures/{name}.jpg']\nlabels_in: [{path: 'maps/{name}.png', class_values: [7, 9]}]\n"
     )
     protocol = load_protocol(str(tmp_path / "mine.yaml"))
+    assert protocol.background.threshold == 0.5
     assert protocol.queries == (("cat", "kitten"), ("dog",))
     truths = make(protocol, tmp_path / "data", 2)
     assert open_data_set(protocol, tmp_path / "data").names == tuple(truths)
@@ -309,6 +310,7 @@ def test_a_protocol_of_ones_own_is_read_with_its_labels_beside_it(tmp_path):
     ("change", "message"),
     [
         ("windwo: 3", "windwo"),
+        ("vocabularry: labels.txt", "vocabularry"),
         ("stride: 600", "leave gaps"),
         ("ignore_value: 2", "ignore_value 2 is the number of a class"),
         ("spelling: {cow: ox}", "no label 'cow'"),
@@ -332,6 +334,8 @@ def test_a_wrong_protocol_is_refused_with_file_and_key(tmp_path, change, message
         "labels_in": "labels_in: [{path: 'm/{name}.png'}]",
     }
     lines[key] = change
+    if key == "vocabularry":  # which is told before that it is missing
+        del lines["vocabulary"]
     (tmp_path / "mine.yaml").write_text("\n".join(lines.values()))
     with pytest.raises(ConfigError, match=message) as caught:
         load_protocol(str(tmp_path / "mine.yaml"))

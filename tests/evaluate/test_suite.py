@@ -148,7 +148,7 @@ def test_a_limit_and_the_other_rule_for_background_are_told(small, model, data, 
     assert (results["images"], results["images_in_data_set"]) == (4, 20)
     assert results["provenance"]["protocol"]["background"]["rule"] == "prompts"
     assert results["provenance"]["evaluate"]["limit"] == 4
-    assert (tmp_path / "voc21-limit-4.json").exists()
+    assert (tmp_path / "voc21-prompts-limit-4.json").exists()
 
 
 @pytest.mark.slow

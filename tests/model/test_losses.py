@@ -1,11 +1,13 @@
 """The losses against the slow references in `slow_losses`."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from slow_losses import slow_counterfactual, slow_dice, slow_focal, slow_targets
 
+from magicseg import model
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss, mean_counts, true_pairs
 from magicseg.model.targets import sample_targets
@@ -20,6 +22,17 @@ def case():
     targets = sample_targets(class_map, torch.rand(3, 8, generator=generator), sampled_classes=6)
     logits = torch.randn(3, 6, 5, 7, generator=generator) * 3
     return logits, targets
+
+
+def test_the_guide_s_example_runs(monkeypatch):
+    guide = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
+    lines = [line[4:] for line in guide.splitlines() if line.startswith("    ")]
+    first = next(place for place, line in enumerate(lines) if line.startswith("class_map"))
+    last = next(place for place, line in enumerate(lines) if line.startswith("dice ="))
+    names = {"torch": torch, "F": torch.nn.functional} | {name: getattr(model, name) for name in model.__all__}
+    exec("\n".join(lines[first : last + 1]), names)
+    assert torch.isfinite(names["focal"] + names["dice"])
+    assert names["targets"].masks.shape == names["logits"].shape == (2, 3, 16, 16)
 
 
 @pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 0.0), (0.5, 1.5)])

@@ -127,6 +127,15 @@ def test_overrides_keep_value_and_type(samples, seed, threshold, codec):
     assert validate_config(yaml.safe_load(config.to_yaml()), source="it") == config
 
 
+def test_another_encoder_has_settings_of_its_own():
+    config = load_config(
+        preset="miniature", overrides=["train.encoder.name=open-clip", "train.encoder.weights.model=./clip.pt"]
+    )
+    assert config.train.encoder.name == "open-clip"
+    same = load_config(preset="miniature", overrides=["train.encoder.name=miniature"])
+    assert same.train.encoder == load_config(preset="miniature").train.encoder
+
+
 def test_a_file_lies_over_its_preset_and_overrides_over_both(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("preset: miniature\nplan: {samples: 7, shard_size: 3}\n")

@@ -149,7 +149,7 @@ def test_variables_in_the_folder_are_those_of_the_node(finished, tmp_path, monke
     monkeypatch.setenv("NODE_DISK", str(tmp_path))
     assert staged(samples, "$NODE_DISK/cache", key=KEY).path.parent == tmp_path / "cache"
     monkeypatch.delenv("NODE_DISK")
-    with pytest.raises(ConfigError, match=r"'\$NODE_DISK/cache' is not set"):
+    with pytest.raises(ConfigError, match=r"but \$NODE_DISK is not set"):
         staged(samples, "$NODE_DISK/cache", key=KEY)
 
 
