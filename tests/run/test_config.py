@@ -129,7 +129,11 @@ def test_overrides_keep_value_and_type(samples, seed, threshold, codec):
 
 def test_another_encoder_has_settings_of_its_own():
     config = load_config(
-        preset="miniature", overrides=["train.encoder.name=open-clip", "train.encoder.weights.model=./clip.pt"]
+        preset="miniature",
+        overrides=[
+            *("train.encoder.name=open-clip", "train.encoder.architecture=ViT-B-16-quickgelu"),
+            "train.encoder.weights.model=./clip.pt",
+        ],
     )
     assert config.train.encoder.name == "open-clip"
     same = load_config(preset="miniature", overrides=["train.encoder.name=miniature"])
