@@ -15,7 +15,6 @@ variant is trained on it, from the same first weights and in the same order of s
     wrong, filtered     the same samples, less those in which a judge misses the object (or finds it in the
                         counterfactual). The judge is the base model of the seed before: a detector with errors
     strong counterf.    the counterfactual loss with its full weight, 1
-    no dice             the focal term alone
     memory bank         no variant of training: prototypes of base's features instead of its decoder
 
 Printed: mIoU by seed, the mean and its 95 % interval over seeds (Student's t), and the mean difference to base with
@@ -58,7 +57,6 @@ CHANGES = {
     "wrong labels": {},
     FILTERED: {},
     "strong counterf.": {"counterfactual_weight": 1.0},
-    "no dice": {"dice_weight": 0.0},
 }
 VARIANTS = (*CHANGES, BANK)
 _WRONG = 0.2
