@@ -78,8 +78,10 @@ def test_the_host_s_python_packages_do_not_leak_in(image, tmp_path):
 
 def test_the_host_s_python_path_does_not_leak_in(magicseg, image, tmp_path):
     """Which the host's folder of temporary files, seen inside, would allow."""
-    (tmp_path / "zarr.py").write_text("raise SystemExit('the path leaks in')")
-    magicseg.environment["PYTHONPATH"] += f":{tmp_path}" if magicseg.environment["PYTHONPATH"] else str(tmp_path)
+    libraries = tmp_path / "libraries"  # not the present folder, which Python looks into by itself
+    libraries.mkdir()
+    (libraries / "zarr.py").write_text("raise SystemExit('the path leaks in')")
+    magicseg.environment["PYTHONPATH"] += f":{libraries}"
     shown = magicseg("container", "exec", image, "python3", "-c", "import zarr, magicseg; print(magicseg.__file__)")
     assert shown.out.startswith("/magicseg/"), shown.err
 
