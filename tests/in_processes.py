@@ -2,8 +2,10 @@
 
 from xdist.scheduler import LoadScopeScheduling
 
-# Slurm's daemons and the image are made once, and mostly waited for; every start of torchrun keeps all cores busy.
+# Slurm's daemons and the image are made once, and mostly waited for; every start of torchrun keeps all cores busy;
+# the example package gets an environment of its own.
 TOGETHER = (
+    "tests/plugins/",
     *("tests/container/test_real", "tests/train/test_distributed.py"),
     *(
         "tests/slurm/test_sites.py",
