@@ -160,10 +160,15 @@ def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(result.get(key), dict):
-            result[key] = _merged(result[key], value)
+            result[key] = _merged({} if _begins_anew(key, result[key], value) else result[key], value)
         else:
             result[key] = value
     return result
+
+
+def _begins_anew(key: str, group: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
+    """Whether what lies over a group of settings names another encoder, which has other settings."""
+    return key == "encoder" and "name" in over and group.get("name") not in {None, over["name"]}
 
 
 def _apply_override(data: dict[str, Any], override: str) -> None:
@@ -182,8 +187,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             where = ".".join(parts[: depth + 1])
             raise ConfigError(f"--set {override!r}: {where} is a value, not a group of settings")
         node = child
-    if parts[-2:] == ["encoder", "name"] and node.get("name") not in {None, value}:
-        node.clear()  # another encoder has other settings
+    if len(parts) > 1 and _begins_anew(parts[-2], node, {parts[-1]: value}):
+        node.clear()
     node[parts[-1]] = value
 
 

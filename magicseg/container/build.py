@@ -156,12 +156,14 @@ def _user() -> str:
     return said if code == 0 else str(os.getuid())
 
 
+def _no_folder(name: str, folder: Path) -> Check:
+    return Check(name, Status.FAILED, f"{folder}: there is no such folder", f"mkdir -p {shlex.quote(str(folder))}")
+
+
 def _space(folder: Path, needed: float) -> Check:
     name = "temporary space"
     if not folder.is_dir():
-        return Check(
-            name, Status.FAILED, f"{folder}: there is no such folder", f"mkdir -p {shlex.quote(str(folder))}"
-        )
+        return _no_folder(name, folder)
     free = shutil.disk_usage(folder).free
     seen = f"{folder}: {gigabytes(free)} free, about {gigabytes(needed)} needed"
     if not os.access(folder, os.W_OK):
@@ -187,9 +189,7 @@ def _place(build: Build) -> Check:
         return Check(name, Status.FAILED, f"{build.image} exists", "--force replaces it")
     folder = build.image.absolute().parent
     if not folder.is_dir():
-        return Check(
-            name, Status.FAILED, f"{folder}: there is no such folder", f"mkdir -p {shlex.quote(str(folder))}"
-        )
+        return _no_folder(name, folder)
     free = shutil.disk_usage(folder).free
     seen = f"{folder}: {gigabytes(free)} free"
     if not os.access(folder, os.W_OK):

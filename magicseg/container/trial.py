@@ -196,7 +196,11 @@ def signals(trial: Trial) -> Check:
         wanted = number + 20
         listener = ("python3", "-c", _LISTENER, *(str(int(each)) for each in _SIGNALS))
         with subprocess.Popen(
-            trial.words(*listener), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            trial.words(*listener),
+            env=inside(trial.runtime, _ALONE),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         ) as process:
             try:
                 assert process.stdout is not None

@@ -217,9 +217,8 @@ def _parse(text: str, where: str, folder: Path | None) -> Protocol:
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: this is not YAML: {error}", hint="see docs/benchmarks.md") from error
     except ValidationError as error:
-        first = min(
-            error.errors(), key=lambda one: one["type"] != "extra_forbidden"
-        )  # a misspelt key before a missing one
+        # A misspelt key before the one that is missing for it.
+        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
         place = ".".join(map(str, first["loc"])) or "the protocol"
         raise ConfigError(f"{where}: {place}: {first['msg']}", hint="keys: docs/benchmarks.md") from error
     protocol._folder = folder

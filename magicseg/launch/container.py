@@ -9,7 +9,7 @@ from pathlib import Path
 import magicseg
 from magicseg.container.image import VERSION_LABEL, identify, labels, refuse_unsigned, verification
 from magicseg.container.runtime import FOREIGN, find_runtime
-from magicseg.errors import ContainerError, MagicsegError, PlanMismatch
+from magicseg.errors import ContainerError, PlanMismatch
 from magicseg.launch.jobs import submissions
 from magicseg.launch.profile import ContainerSettings, Profile
 from magicseg.run.directory import Run
@@ -21,7 +21,7 @@ _CACHES = {"XDG_CACHE_HOME": "", "HF_HOME": "/huggingface", "TORCH_HOME": "/torc
 
 @contextlib.contextmanager
 def admitted(run: Run, profile: Profile, *, new: bool, queued: Collection[str]) -> Iterator[None]:
-    """Look at the profile's image, and write down that the run is done in it; if then nothing can be submitted, the
+    """Look at the profile's image, and write down that the run is done in it; if then nothing is submitted, the
     record is as it was.
 
     Args: new: another image than the run's so far is meant. queued: tasks of the run that are in the queue.
@@ -49,13 +49,12 @@ def admitted(run: Run, profile: Profile, *, new: bool, queued: Collection[str]) 
     known = {one.number for one in submissions(run)}
     try:
         yield
-    except MagicsegError:
+    finally:
         if {one.number for one in submissions(run)} <= known:
             if before is None:
                 forget_image(run.path)
             else:
                 record_image(run.path, before[0], Path(before[1]))
-        raise
 
 
 def _refuse_at_once(box: ContainerSettings) -> None:
@@ -81,39 +80,29 @@ def container_lines(profile: Profile) -> list[str]:
         return []
     image = identify(Path(box.image))
     path, digest = shlex.quote(box.image), image.digest.removeprefix("sha256:")
-    refused = shlex.quote(
-        f"error: {box.image}: is not the image of this submission ({image.digest[:19]}): put it back, or submit again"
+    changed = (
+        f'[ "$(stat -Lc %s.%Y -- {path})" != {image.size}.{image.changed} ] &&\n'
+        f'  [ "$(sha256sum <{path} | cut -c -64)" != {digest} ]'
     )
-    unseen = shlex.quote(f"error: {box.image}: cannot be read on this node: is its file system there?")
     lines = [
-        f"if ! [ -r {path} ]; then",
-        f"  echo {unseen}",
-        f"  exit {REFUSED}",
-        "fi",
-        f'if [ "$(stat -Lc %s.%Y -- {path})" != {image.size}.{image.changed} ] &&',
-        f'  [ "$(sha256sum <{path} | cut -c -64)" != {digest} ]; then',
-        f"  echo {refused}",
-        f"  exit {REFUSED}",
-        "fi",
+        *_refuse_if(f"! [ -r {path} ]", f"{box.image}: cannot be read on this node: is its file system there?"),
+        *_refuse_if(
+            changed,
+            f"{box.image}: is not the image of this submission ({image.digest[:19]}): put it back, or submit again",
+        ),
     ]
     foreign = [name for name in FOREIGN if name not in profile.environment]
     if foreign:  # the libraries of the host, before those of the image
         lines.append(f"unset {' '.join(foreign)}")
-    missing = shlex.quote(f"error: {box.executable}: is not on this node's PATH: is there a module for it?")
-    lines += [
-        f"if ! command -v {shlex.quote(box.executable)} >/dev/null; then",
-        f"  echo {missing}",
-        f"  exit {REFUSED}",
-        "fi",
-    ]
+    lines += _refuse_if(
+        f"! command -v {shlex.quote(box.executable)} >/dev/null",
+        f"{box.executable}: is not on this node's PATH: is there a module for it?",
+    )
     if box.verify:
-        unsigned = shlex.quote(f"error: {box.image}: is not signed with {box.verify}, or was changed since")
-        lines += [
-            f"if ! {shlex.join(verification(box.executable, box.image, box.verify))}; then",
-            f"  echo {unsigned}",
-            f"  exit {REFUSED}",
-            "fi",
-        ]
+        lines += _refuse_if(
+            f"! {shlex.join(verification(box.executable, box.image, box.verify))}",
+            f"{box.image}: is not signed with {box.verify}, or was changed since",
+        )
     # The only names that win over what an image sets for itself.
     prefix = "SINGULARITYENV_" if "singularity" in Path(box.executable).name else "APPTAINERENV_"
     inside = {VARIABLE: image.digest}
@@ -121,3 +110,8 @@ def container_lines(profile: Profile) -> list[str]:
         lines.append(f"mkdir -p -- {shlex.quote(box.cache)}")
         inside |= {name: box.cache + folder for name, folder in _CACHES.items()}
     return [*lines, *(f"export {prefix}{name}={shlex.quote(value)}" for name, value in sorted(inside.items()))]
+
+
+def _refuse_if(condition: str, message: str) -> list[str]:
+    """Shell lines. Args: condition: of the shell, quoted already. message: any text."""
+    return [f"if {condition}; then", f"  echo {shlex.quote(f'error: {message}')}", f"  exit {REFUSED}", "fi"]

@@ -39,7 +39,9 @@ class Segmentation:
 
 
 class OpenVocabularyModel:
-    """A loaded model. ``segmenter`` is the torch module, in inference mode."""
+    """A loaded model. ``segmenter`` is the torch module, in inference mode; the texts of the latest labels are kept,
+    so make a new one of these after changing its weights or its device.
+    """
 
     def __init__(self, segmenter: Segmenter, *, device: str = "cpu") -> None:
         self.segmenter = segmenter.to(device).eval()

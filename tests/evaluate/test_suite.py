@@ -154,18 +154,8 @@ def test_a_limit_and_the_other_rule_for_background_are_told(small, model, data, 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(small, model, data, tmp_path):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    words = (
-        "evaluate",
-        model,
-        "--benchmark",
-        small["voc21"],
-        "--data",
-        data,
-        "--baseline",
-        "sclip",
-        "--json",
-        "--out",
-    )
+    asked = ("--benchmark", small["voc21"], "--data", data, "--baseline", "sclip")
+    words = ("evaluate", model, *asked, "--json", "--out")
     run(*words, alone)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "magicseg"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
@@ -229,17 +219,8 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
 
 def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data, tmp_path):
     for name, more in (("a", ()), ("b", ("--background", "prompts"))):
-        run(
-            "evaluate",
-            model,
-            "--benchmark",
-            small["voc21"],
-            "--data",
-            data,
-            "--out",
-            tmp_path / name / "results",
-            *more,
-        )
+        asked = ("--benchmark", small["voc21"], "--data", data, *more)
+        run("evaluate", model, *asked, "--out", tmp_path / name / "results")
     code, printed, told = run("compare", tmp_path / "a", tmp_path / "b", "--json")
     assert code == 0
     (row,) = json.loads(printed)

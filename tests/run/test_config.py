@@ -127,7 +127,7 @@ def test_overrides_keep_value_and_type(samples, seed, threshold, codec):
     assert validate_config(yaml.safe_load(config.to_yaml()), source="it") == config
 
 
-def test_another_encoder_has_settings_of_its_own():
+def test_another_encoder_has_settings_of_its_own(tmp_path):
     config = load_config(
         preset="miniature",
         overrides=[
@@ -136,6 +136,11 @@ def test_another_encoder_has_settings_of_its_own():
         ],
     )
     assert config.train.encoder.name == "open-clip"
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "train: {encoder: {name: open-clip, architecture: ViT-B-16-quickgelu, weights: {model: ./clip.pt}}}"
+    )
+    assert load_config(file=file, preset="miniature").train.encoder == config.train.encoder
     same = load_config(preset="miniature", overrides=["train.encoder.name=miniature"])
     assert same.train.encoder == load_config(preset="miniature").train.encoder
 
