@@ -7,7 +7,6 @@ derived from the sample's own.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -20,7 +19,7 @@ from magicseg.generate.options import DiffusersOptions
 from magicseg.labels import Label
 from magicseg.mask import finding
 from magicseg.run.randomness import sample_seed
-from magicseg.weights import Weights
+from magicseg.weights import Weights, place_of
 from magicseg.weights.cache import location
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class DiffusersGenerator:
     def weights(cls, options: DiffusersOptions) -> list[Weights]:
         """The pipeline. Raises: BackendError if a path holds none of a known family."""
         by_path = options.revision is None
-        parts = parts_of(read_index(Path(options.model))) if by_path else ["*"]
+        parts = parts_of(read_index(place_of(options.model))) if by_path else ["*"]
         return [
             Weights(
                 setting="model",

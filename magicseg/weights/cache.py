@@ -10,7 +10,7 @@ from magicseg.weights.pinned import Weights
 def location(weights: Weights) -> Path:
     """The folder (or file) to load weights from. Raises: BackendError if weights by name are not there."""
     if not weights.by_name:
-        return Path(weights.model)
+        return weights.path
     folder = snapshot(weights)
     if not folder.is_dir():
         raise BackendError(

@@ -23,7 +23,7 @@ def path_identity(weights: Weights, where: str) -> str:
     costs a few calls of stat. Args: where: the setting, for messages.
     Raises: BackendError if there is nothing, or it cannot be read.
     """
-    place = Path(weights.model)
+    place = weights.path
     try:
         if place.is_file():
             return f"sha256:{_digests(place.parent, [place.name])[place.name]}"
@@ -38,7 +38,7 @@ def path_identity(weights: Weights, where: str) -> str:
 
 def folder_files(weights: Weights, where: str) -> list[str]:
     """The names of the files of a folder that are read. Raises: BackendError if there are none."""
-    folder = Path(weights.model)
+    folder = weights.path
     if not folder.is_dir():
         raise BackendError(f"{where}: {folder}: there is no such folder or file", hint="mend the path")
     names = _listing(folder, weights.depth)

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,9 @@ from magicseg.settings import Settings
 READ = tuple(f"*.{suffix}" for suffix in ("json", "safetensors", "model", "txt", "jinja", "tiktoken"))
 # Read only where there are no safetensors.
 ELSE_READ = tuple(f"*.{suffix}" for suffix in ("bin", "pth", "pt", "gguf"))
+
+SHIPPED = "shipped:"
+"""In front of the name of weights that magicseg has with it: ``shipped:clip``."""
 
 _NAME = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,7 +33,7 @@ class Weights:
 
     ``setting``: the option that names them, such as ``model`` or ``detector.options.model``; ``revision`` is beside
     it. Neither is in the fingerprint, since weights may move: their identity is.
-    ``model``: a name on the hub, or the absolute path of a folder or of one file.
+    ``model``: a name on the hub, the absolute path of a folder or of one file, or a name behind `SHIPPED`.
     ``revision``: of a name: the commit, 40 hexadecimal digits.
     ``files``: names or glob patterns of what is read; ``*`` stops at a slash, and a name has to be there. Empty: what
     model libraries read of a folder itself.
@@ -49,8 +53,13 @@ class Weights:
         return self.revision is not None
 
     @property
+    def path(self) -> Path:
+        """Where weights are that are not `by_name`."""
+        return place_of(self.model)
+
+    @property
     def name(self) -> str:
-        """``NAME@COMMIT``, or the path."""
+        """``NAME@COMMIT``, the path, or the shipped name."""
         return f"{self.model}@{self.revision}" if self.by_name else self.model
 
     @property
@@ -91,7 +100,7 @@ class Weights:
 class PinnedSettings(Settings):
     """Options of a back end with weights of its own."""
 
-    model: str = Field(description="a name on the hub, or the path of a folder or a file")
+    model: str = Field(description="a name on the hub, the path of a folder or a file, or shipped:NAME")
     revision: str | None = Field(None, description="of a name: the commit, 40 hexadecimal digits")
 
     @model_validator(mode="before")
@@ -103,11 +112,17 @@ class PinnedSettings(Settings):
 
 
 def pinned(model: str, revision: object) -> str:
-    """Check how weights are named, for settings: a path, or a name on the hub with a commit.
+    """Check how weights are named, for settings: a path, a name on the hub with a commit, or a shipped name.
 
     Returns: the name, or the absolute path (jobs start elsewhere).
     Raises: ValueError.
     """
+    if model.startswith(SHIPPED):
+        if revision is not None:
+            raise ValueError(f"revision goes with a name on the hub, but model is {model!r}")
+        if model.removeprefix(SHIPPED) not in shipped_names():
+            raise ValueError(f"no weights called {model!r} are shipped: {', '.join(map(_shipped, shipped_names()))}")
+        return model
     is_commit = isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
     if is_commit and _NAME.fullmatch(model):  # also where a folder happens to be called the same
         return model
@@ -121,6 +136,25 @@ def pinned(model: str, revision: object) -> str:
         f"model {model!r} needs a revision: the commit, 40 hexadecimal digits, from the history of its files on the "
         f"hub, so that the weights cannot change; got {revision!r}"
     )
+
+
+def shipped_names() -> list[str]:
+    """The weights that magicseg has with it."""
+    folder = _shipped_folder()
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+
+
+def place_of(model: str) -> Path:
+    """The folder or file of weights that are named by a path or a shipped name."""
+    return _shipped_folder() / model.removeprefix(SHIPPED) if model.startswith(SHIPPED) else Path(model)
+
+
+def _shipped_folder() -> Path:
+    return Path(str(files("magicseg.miniature").joinpath("weights")))
+
+
+def _shipped(name: str) -> str:
+    return SHIPPED + name
 
 
 def _matching(names: Collection[str], patterns: Collection[str]) -> set[str]:

@@ -106,7 +106,7 @@ def test_the_large_presets_train_the_papers_encoder(preset):
 
 def test_a_wrong_key_of_an_encoder_is_named_without_what_pydantic_adds():
     with pytest.raises(ConfigError, match=r"train\.encoder\.widht is not a setting") as caught:
-        load_config(preset="miniature", overrides=["train.encoder.widht=3"])
+        load_config(preset="painted", overrides=["train.encoder.widht=3"])
     assert "train.encoder.width" in caught.value.hint
     with pytest.raises(ConfigError, match=r"train\.encoder\.weights: model 'owner/x' needs a revision"):
         load_config(preset="paper", overrides=["train.encoder.weights={model: owner/x}"])

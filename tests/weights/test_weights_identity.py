@@ -1,12 +1,14 @@
 """What weights are called, which files count, and that their digest is of whole files, wherever they lie."""
 
 import os
+import sys
 
 import pytest
 from pydantic import ValidationError
 
 from magicseg.errors import BackendError
 from magicseg.weights import PinnedSettings, Weights, digest
+from magicseg.weights.cache import location
 from magicseg.weights.digest import path_identity
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -151,3 +153,34 @@ def test_a_damaged_or_unwritable_memory_of_digests_costs_time_only(folder, damag
     assert identified(folder) == first
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "config.json"))
     assert identified(folder) == first
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """Weights called small, as if magicseg had them with it."""
+    (tmp_path / "shipped" / "small").mkdir(parents=True)
+    (tmp_path / "shipped" / "small" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.setattr(sys.modules["magicseg.weights.pinned"], "_shipped_folder", lambda: tmp_path / "shipped")
+    return tmp_path / "shipped" / "small"
+
+
+def test_shipped_weights_keep_their_name_and_are_what_they_are_anywhere(shipped, folder):
+    chosen = PinnedSettings(model="shipped:small")
+    assert chosen.model == "shipped:small"  # and no path of this machine
+    weights = Weights(setting="model", model=chosen.model)
+    assert not weights.by_name
+    assert location(weights) == shipped
+    assert path_identity(weights, "model") == identified(shipped)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "shipped:other"}, "shipped: shipped:small"),
+        ({"model": "shipped:../small"}, "no weights called"),
+        ({"model": "shipped:small", "revision": COMMIT}, "goes with a name on the hub"),
+    ],
+)
+def test_only_what_is_shipped_has_a_shipped_name(shipped, values, words):
+    with pytest.raises(ValidationError, match=words):
+        PinnedSettings(**values)
