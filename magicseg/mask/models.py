@@ -1,13 +1,21 @@
 """The shipped detectors and segmenters. Their model libraries are imported when one is made."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from magicseg.backends import Detections, DetectRequest, SegmentRequest, Segments
 from magicseg.errors import BackendError
 from magicseg.labels import Label
 from magicseg.mask.batches import HasBatch
-from magicseg.mask.options import DetectorOptions, OriginalDetectorOptions, OriginalSegmenterOptions, SegmenterOptions
+from magicseg.mask.options import (
+    ClipOptions,
+    DetectorOptions,
+    OriginalDetectorOptions,
+    OriginalSegmenterOptions,
+    SegmenterOptions,
+)
+from magicseg.model.settings import ClipWeights, ModelSettings, OpenClipSettings, encoder_weights
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
 
@@ -44,6 +52,38 @@ class TransformersDetector:
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """All candidates of every image."""
+        return self._model.detect(requests)
+
+
+class ClipDetector:
+    """CLIP says whether a whole image shows a label: for ``generate.validity``, since it knows no boxes."""
+
+    Options = ClipOptions
+    LIBRARIES = ("torch", "open_clip")
+
+    @classmethod
+    def identity(cls, options: ClipOptions) -> Mapping[str, str | int]:
+        """The recipe's number."""
+        return {"clip": RECIPE}
+
+    @classmethod
+    def weights(cls, options: ClipOptions) -> list[Weights]:
+        """The weights, open_clip's configuration, and the tokenizer."""
+        settings = OpenClipSettings(
+            name="open-clip",
+            architecture=options.architecture,
+            weights=ClipWeights(model=options.model, revision=options.revision, file=options.file),
+        )
+        return [replace(each, setting="model") for each in encoder_weights(ModelSettings(encoder=settings))]
+
+    def __init__(self, batch: HasBatch, options: ClipOptions) -> None:
+        """Load the model. Raises: BackendError."""
+        from magicseg.mask.clip_judge import ClipJudge
+
+        self._model = ClipJudge(options, batch)
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
+        """The whole image for every label, with its score."""
         return self._model.detect(requests)
 
 

@@ -33,6 +33,20 @@ class DetectorOptions(ModelOptions):
     )
 
 
+class ClipOptions(ModelOptions):
+    """An open_clip model, which judges whole images. See `magicseg.model.settings.OpenClipSettings`."""
+
+    file: str = Field("open_clip_model.safetensors", description="of a folder or a repository: the weights' file")
+    architecture: str | None = Field(
+        None, description="an open_clip model such as ViT-B-16-quickgelu; null: what open_clip_config.json says"
+    )
+    against: tuple[str, ...] = Field(
+        min_length=1, description='what a label competes with: other labels, and names of "nothing"'
+    )
+    class_prompt: str = Field(default="a photo of a {}", description="a template, or a shipped set: photo, ensemble")
+    dtype: Literal["float32"] = "float32"
+
+
 class SegmenterOptions(ModelOptions):
     """A promptable segmenter of the transformers library."""
 

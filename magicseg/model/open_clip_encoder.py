@@ -47,6 +47,13 @@ class OpenClipEncoder(nn.Module):
                 parameter.requires_grad_(False)
 
     @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that the model was made for, pixels."""
+        visual: Any = self.clip.visual
+        height, width = visual.image_size
+        return int(height), int(width)
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The image tower's layers."""
         visual: Any = self.clip.visual

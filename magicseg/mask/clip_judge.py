@@ -1,0 +1,79 @@
+"""Zero-shot CLIP as a detector of whole images: is this label what the picture shows? Imports torch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from magicseg.backends import Detections, DetectRequest
+from magicseg.devices import prepare_device
+from magicseg.labels.templates import load_templates
+from magicseg.mask.batches import HasBatch, fixed_batches
+from magicseg.mask.loading import run_batch, to_device
+from magicseg.mask.options import ClipOptions
+from magicseg.model.open_clip_encoder import OpenClipEncoder, open_clip_encoder
+from magicseg.model.prompts import encode_with_prompts
+from magicseg.model.settings import ClipWeights, OpenClipSettings
+
+
+class ClipJudge:
+    """A label's score is its share in the softmax (at CLIP's own temperature) over itself and what it competes with:
+    ``options.against``, less the labels of the request. Its box is the whole image.
+    """
+
+    def __init__(self, options: ClipOptions, batch: HasBatch) -> None:
+        """Raises: BackendError for weights that cannot be loaded."""
+        prepare_device(options.device, options.cpu_threads, "detector.options.device")
+        settings = OpenClipSettings(
+            name="open-clip",
+            architecture=options.architecture,
+            weights=ClipWeights(model=options.model, revision=options.revision, file=options.file),
+        )
+        where = f"detector.options.model: {options.model}"
+        self._encoder: OpenClipEncoder = open_clip_encoder(settings)
+        to_device(self._encoder, options, where)
+        self._options, self._batch = options, batch
+        self._scale = float(self._encoder.clip.get_parameter("logit_scale").detach().exp())
+        self._texts: dict[str, torch.Tensor] = {}
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
+        """One box per label. Raises: BackendError: out of memory."""
+        found: dict[int, torch.Tensor] = {}
+        for chosen, rows in fixed_batches(requests, self._batch.batch_size, lambda row: row.image.shape):
+            embedded = run_batch(self._embedded, rows, self._options, self._batch)
+            found |= dict(zip(chosen, embedded, strict=False))  # what is left over is padding
+        return [self._judged(request, found[place]) for place, request in enumerate(requests)]
+
+    def _embedded(self, requests: Sequence[DetectRequest]) -> list[torch.Tensor]:
+        pixels = torch.from_numpy(np.stack([request.image for request in requests])).permute(0, 3, 1, 2)
+        side = self._encoder.image_size
+        if pixels.shape[-2:] != side:
+            resized = F.interpolate(pixels.float(), size=side, mode="bicubic", antialias=True, align_corners=False)
+            pixels = resized.round().clamp(0, 255).to(torch.uint8)
+        tokens = encode_with_prompts(self._encoder, pixels.to(self._options.device), None)
+        return list(F.normalize(tokens[:, 0].float(), dim=-1).cpu())
+
+    def _judged(self, request: DetectRequest, image: torch.Tensor) -> Detections:
+        height, width = request.image.shape[:2]
+        names = [label.text for label in request.labels]
+        rivals = [text for text in self._options.against if text not in names]
+        scores = np.zeros((len(names), len(names)), np.float32)
+        for place, name in enumerate(names):
+            texts = torch.stack([self._text(text) for text in (name, *rivals)])
+            scores[place, place] = float((self._scale * texts @ image).softmax(dim=0)[0])
+        return Detections(
+            boxes=np.tile(np.array([0, 0, width, height], np.float32), (len(names), 1)),
+            confidence=scores.max(axis=1, initial=0),
+            scores=scores,
+        )
+
+    @torch.inference_mode()
+    def _text(self, name: str) -> torch.Tensor:
+        """The unit embedding of a name: the mean over the templates of ``options.class_prompt``."""
+        if name not in self._texts:
+            prompt = self._options.class_prompt
+            templates = (prompt,) if "{}" in prompt else load_templates(prompt)
+            texts = self._encoder.encode_text([template.replace("{}", name) for template in templates])
+            self._texts[name] = F.normalize(F.normalize(texts.float(), dim=-1).mean(0), dim=-1).cpu()
+        return self._texts[name]
