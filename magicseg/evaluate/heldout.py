@@ -5,10 +5,12 @@
 
 The protocol: the model is asked for all classes of the vocabulary at once; a pixel gets the class that scores
 highest, or background where even that one scores below the threshold. Background is a class like the others.
-Beside the model stand the same architecture untrained, and background everywhere.
+Beside the model stand the same architecture untrained, and background everywhere. The threshold is the settings' own
+for whatever was trained to score 0.5; that of zero-shot CLIP and memory banks is swept on as many scenes of another
+seed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,17 @@ from numpy.typing import NDArray
 
 from magicseg.backends import ClassMap
 from magicseg.evaluate.counts import ImageResult, count_image, scored, tabulate
+from magicseg.evaluate.deciding import Threshold
 from magicseg.evaluate.heads import Head
 from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.evaluate.sweep import Sweep
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.miniature.heldout import heldout_scene
 from magicseg.model.segmenter import Segmenter, untrained_like
+
+OTHER_SCENES = 1 << 62
+"""Added to a seed: that of scenes which the held-out test never shows."""
 
 
 def evaluate_heldout(
@@ -49,25 +56,66 @@ def evaluate_heldout(
     was_training = model.training
     untrained = untrained_like(model, seed=model_seed).to(next(model.parameters()).device)
     heads = [SegmenterHead(model, ""), SegmenterHead(untrained, "", name="untrained"), *baselines]
-    scores = score_heldout(heads, vocabulary, settings, image_size=image_size, seed=seed)
+    thresholds = {
+        head.name: swept_threshold(head, vocabulary, settings, image_size=image_size, seed=seed + OTHER_SCENES)
+        for head in baselines
+    }
+    scores = score_heldout(heads, vocabulary, settings, image_size=image_size, seed=seed, thresholds=thresholds)
     model.train(was_training)
     return {**scores.pop("model"), "baselines": scores}
 
 
 def score_heldout(
-    heads: Sequence[Head], vocabulary: Vocabulary, settings: EvaluateSettings, *, image_size: int, seed: int
+    heads: Sequence[Head],
+    vocabulary: Vocabulary,
+    settings: EvaluateSettings,
+    *,
+    image_size: int,
+    seed: int,
+    thresholds: Mapping[str, Threshold] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Scores by the heads' names, and ``background``: background everywhere. Arguments as `evaluate_heldout` has."""
+    """Scores by the heads' names, and ``background``: background everywhere. Arguments as `evaluate_heldout` has.
+
+    Args: thresholds: by the heads' names, where they are not the settings' own.
+    """
     names = ["background", *vocabulary.names]
+    chosen = thresholds or {}
+    own = Threshold(value=settings.threshold, origin="default")
     for head in heads:
         head.prepare([(name,) for name in vocabulary.names])
     found: dict[str, list[ImageResult]] = {name: [] for name in (*(head.name for head in heads), "background")}
     for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
-        predictions = {head.name: predict(head, images, vocabulary, threshold=settings.threshold) for head in heads}
+        predictions = {
+            head.name: predict(head, images, vocabulary, threshold=chosen.get(head.name, own).value) for head in heads
+        }
         predictions["background"] = np.full_like(truth, BACKGROUND)
         for name, prediction in predictions.items():
             found[name] += [count_image(*maps, len(names), IGNORE) for maps in zip(truth, prediction, strict=True)]
-    return {name: scored(*tabulate(images, len(names)), names) for name, images in found.items()}
+    return {
+        name: {
+            **scored(*tabulate(images, len(names)), names),
+            **({"threshold": chosen[name].to_dict()} if name in chosen else {}),
+        }
+        for name, images in found.items()
+    }
+
+
+def swept_threshold(
+    head: Head, vocabulary: Vocabulary, settings: EvaluateSettings, *, image_size: int, seed: int
+) -> Threshold:
+    """The threshold with the best mIoU on scenes that are not the test's. Args: seed: of those scenes."""
+    head.prepare([(name,) for name in vocabulary.names])
+    place_of = np.zeros(max(label.id for label in vocabulary.labels) + 1, np.int64)
+    place_of[[label.id for label in vocabulary.labels]] = 1 + np.arange(len(vocabulary))
+    counts = Sweep.empty(len(vocabulary))
+    for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
+        scores, places = _best(head, images)
+        for maps in zip(place_of[truth], scores, places, strict=True):
+            counts.add(*maps, IGNORE)
+    curve = counts.miou()
+    best = int(np.nanargmax(curve))
+    details = {"split": "scenes of another seed", "images": settings.scenes, "miou": float(curve[best])}
+    return Threshold(value=round(float(counts.thresholds[best]), 6), origin="swept", details=details)
 
 
 def predict(head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: float) -> NDArray[np.uint16]:
@@ -76,10 +124,16 @@ def predict(head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, th
     Args: head: prepared for the vocabulary's names. images: uint8 (B, H, W, 3), RGB, sides multiples of its stride.
     Returns: uint16 (B, H, W).
     """
+    scores, places = _best(head, images)
+    ids = np.array([label.id for label in vocabulary.labels], np.uint16)
+    return np.where(scores < threshold, np.uint16(BACKGROUND), ids[places])
+
+
+def _best(head: Head, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Every pixel's best score and the place of its class: (B, H, W)."""
     with torch.inference_mode():
         scores, places = head.scores(head.logits(torch.from_numpy(images).permute(0, 3, 1, 2))).max(dim=1)
-    ids = np.array([label.id for label in vocabulary.labels], np.uint16)
-    return np.where(scores.cpu().numpy() < threshold, np.uint16(BACKGROUND), ids[places.cpu().numpy()])
+    return scores.float().cpu().numpy(), places.cpu().numpy()
 
 
 def _scenes(

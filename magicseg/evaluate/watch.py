@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from magicseg.evaluate.benchmark import evaluate_benchmark
-from magicseg.evaluate.heldout import score_heldout
+from magicseg.evaluate.heldout import OTHER_SCENES, score_heldout
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import MINIATURE
@@ -15,7 +15,6 @@ from magicseg.miniature.heldout import undrawn
 from magicseg.model.segmenter import Segmenter
 from magicseg.run.directory import Run
 
-_OTHER_SCENES = 1 << 62  # added to the seed: scenes that the held-out test never shows
 _IMAGES = 50  # other processes wait meanwhile
 
 Watch = Callable[[Segmenter, int], Mapping[str, float]]
@@ -36,7 +35,7 @@ def watch(run: Run) -> Watch | None:
                 run.vocabulary,
                 settings,
                 image_size=run.config.generate.size,
-                seed=run.config.seed + _OTHER_SCENES,
+                seed=run.config.seed + OTHER_SCENES,
             )
             return {"miou": scores["model"]["miou"]}
 

@@ -1,12 +1,14 @@
 """The miniature's benchmark."""
 
 import json
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from magicseg.evaluate.heldout import evaluate_heldout, predict
+from magicseg.evaluate.deciding import Threshold
+from magicseg.evaluate.heldout import OTHER_SCENES, evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.labels import load_vocabulary
@@ -91,3 +93,42 @@ def test_evaluating_leaves_the_models_mode_alone(model):
     evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
     assert model.training
     model.eval()
+
+
+class Reddish:
+    """A head without training: the redder a pixel, the surer it is of the first class."""
+
+    name = "reddish"
+    stride = 8
+    identity: ClassVar[dict] = {}
+
+    def prepare(self, classes):
+        self.count = len(classes)
+
+    def logits(self, crops):
+        red = crops[:, :1].float() / 255
+        return torch.cat([red, red.expand(-1, self.count - 1, -1, -1) - 1], dim=1)
+
+    def scores(self, logits):
+        return logits.clamp(0, 1)
+
+
+def test_a_baselines_threshold_is_the_best_on_other_scenes_and_is_told(model):
+    results = evaluate_heldout(
+        model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3, baselines=[Reddish()]
+    )
+    told = results["baselines"]["reddish"]["threshold"]
+    assert told["origin"] == "swept"
+    assert told["images"] == SETTINGS.scenes
+    assert "threshold" not in results
+    assert "threshold" not in results["baselines"]["untrained"]
+
+    def miou(seed, value):
+        chosen = {"reddish": Threshold(value=value, origin="given")}
+        common = {"image_size": 32, "seed": seed, "thresholds": chosen}
+        return score_heldout([Reddish()], VOCABULARY, SETTINGS, **common)["reddish"]["miou"]
+
+    tried = {step / 50: miou(OTHER_SCENES, step / 50) for step in range(51)}
+    assert told["miou"] >= max(tried.values())
+    assert told["miou"] == pytest.approx(miou(OTHER_SCENES, told["value"]))
+    assert results["baselines"]["reddish"]["miou"] == miou(0, told["value"])
