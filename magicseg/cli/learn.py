@@ -2,7 +2,10 @@
 
 import contextlib
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from magicseg.cli.output import RunArgument, note, progress
 from magicseg.errors import IncompleteError
@@ -52,9 +55,16 @@ def train(run: RunArgument) -> None:
         note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
 
 
-def report(run: RunArgument) -> None:
+def report(
+    run: RunArgument,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", metavar="RUN", help="another run, whose scores stand beside (repeatable)"),
+    ] = None,
+) -> None:
     """Write RUN/report.html: pairs, masks, counts, drop reasons, curves and scores in one file."""
     from magicseg.report.page import write_report
     from magicseg.run.directory import Run
 
-    note(f"report: {write_report(Run.open(run))}")
+    others = [Run.open(path) for path in beside or ()]
+    note(f"report: {write_report(Run.open(run), beside=others)}")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from magicseg.errors import DamageError
 from magicseg.report.charts import line_chart, short_number
-from magicseg.report.results import MANY_CLASSES, MEASURES, Scores, read_results
+from magicseg.report.results import MANY_CLASSES, MEASURES, Other, Scores, flat, read_results
 from magicseg.report.samples import (
     Commits,
     Shown,
@@ -30,6 +30,7 @@ from magicseg.run.versions import library_versions
 
 REPORT_NAME = "report.html"
 _SAMPLES = 12
+_DIFFERENCES = 4
 _CURVES = {
     "loss": "loss (weighted sum)",
     "focal": "focal term",
@@ -43,13 +44,14 @@ _CURVES = {
 }
 
 
-def write_report(run: Run) -> Path:
+def write_report(run: Run, *, beside: Sequence[Run] = ()) -> Path:
     """Write ``RUN/report.html``: self-contained, for runs that are only partly done too.
 
+    Args: beside: other runs, whose scores on the same benchmarks stand beside this one's.
     Returns: its path.
     Raises: DamageError when the plan or the ledger cannot be read, StoreError when the page cannot be written.
     """
-    page = render_report(run, written=datetime.datetime.now(datetime.UTC))
+    page = render_report(run, written=datetime.datetime.now(datetime.UTC), beside=beside)
     path = run.path / REPORT_NAME
     with storage_errors(path, f"free some space, then: magicseg report {run.path}"):
         # A caption may hold what UTF-8 cannot say (a lone surrogate): it becomes a question mark.
@@ -57,12 +59,13 @@ def write_report(run: Run) -> Path:
     return path
 
 
-def render_report(run: Run, *, written: datetime.datetime) -> str:
+def render_report(run: Run, *, written: datetime.datetime, beside: Sequence[Run] = ()) -> str:
     """The page's text; but for ``written``, a function of what is in the run and of the installed versions."""
     commits = {stage: run.ledger(stage).commits() for stage in STAGES}
     status = run_status(run)
     warnings: list[str] = list(status["warnings"])
-    scores, faults = read_results(run.path / "results")
+    others = [Other(each.path.name, _differences(run, each), each.path / "results") for each in beside]
+    scores, faults = read_results(run.path / "results", beside=others)
     warnings += faults
     card, faults = _read_card(run)
     warnings += faults + _other_weights(scores, card)
@@ -96,6 +99,15 @@ def render_report(run: Run, *, written: datetime.datetime) -> str:
         warnings=warnings,
         data_done=all(len(commits[stage]) == run.plan.shards for stage in STAGES),
     )
+
+
+def _differences(run: Run, other: Run) -> str:
+    """What settings another run has, but for those of evaluation."""
+    own, others = (flat(each.config.model_dump(mode="json", exclude={"evaluate", "preset"})) for each in (run, other))
+    changed = [name for name in {**own, **others} if own.get(name) != others.get(name)]
+    shown = [f"{name}: {others.get(name, 'left out')}" for name in changed[:_DIFFERENCES]]
+    more = [f"and {len(changed) - len(shown)} more"] if len(changed) > len(shown) else []
+    return ", ".join([*shown, *more]) or "the same settings"
 
 
 def _key_settings(run: Run) -> dict[str, str]:

@@ -134,11 +134,20 @@ class Scores:
         return self.model.measures["miou"]
 
 
-def read_results(folder: Path) -> tuple[list[Scores], list[str]]:
+@dataclass(frozen=True)
+class Other:
+    """Another run, its name, what is different in it, and its folder of results."""
+
+    name: str
+    note: str
+    results: Path
+
+
+def read_results(folder: Path, *, beside: Sequence[Other] = ()) -> tuple[list[Scores], list[str]]:
     """All results in a folder, by file name, and what could not be read.
 
     Args: folder: ``RUN/results``, as `magicseg.evaluate.suite` writes it; files of earlier versions, which lack
-        intervals, are read too.
+        intervals, are read too. beside: runs whose results of the same name stand behind the baselines.
     """
     found: list[Scores] = []
     faults: list[str] = []
@@ -147,7 +156,7 @@ def read_results(folder: Path) -> tuple[list[Scores], list[str]]:
         try:
             data = json.loads(path.read_bytes())
             figures, left_out, damaged = _figures(folder, _figures_folder(path.stem, data), left)
-            found.append(_scores(path.stem, data, figures, left_out))
+            found.append(_scores(path.stem, data, figures, left_out, _others(path.name, beside, faults)))
         except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             faults.append(f"results/{path.name} cannot be read: {type(error).__name__}: {error}")
             continue
@@ -156,7 +165,26 @@ def read_results(folder: Path) -> tuple[list[Scores], list[str]]:
     return found, faults
 
 
-def _scores(stem: str, data: Mapping[str, Any], figures: Sequence[Figure], left_out: Sequence[str]) -> Scores:
+def _others(file: str, beside: Sequence[Other], faults: list[str]) -> list[HeadScores]:
+    """Other runs' scores of the same benchmark; what cannot be read is added to the faults."""
+    found = []
+    for other in beside:
+        try:
+            found.append(_head(other.name, other.note, json.loads((other.results / file).read_bytes())))
+        except FileNotFoundError:
+            faults.append(f"{other.name} has no {file} yet")
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            faults.append(f"{other.results / file} cannot be read: {type(error).__name__}: {error}")
+    return found
+
+
+def _scores(
+    stem: str,
+    data: Mapping[str, Any],
+    figures: Sequence[Figure],
+    left_out: Sequence[str],
+    others: Sequence[HeadScores],
+) -> Scores:
     if missing := sorted({"miou", "iou"} - data.keys()):
         raise ValueError(f"it has no {' and no '.join(missing)}")
     model = _head("this model", "", data)
@@ -164,6 +192,7 @@ def _scores(stem: str, data: Mapping[str, Any], figures: Sequence[Figure], left_
         _head(f"{name} (baseline)", _BASELINES.get(name, ""), values)
         for name, values in (data.get("baselines") or {}).items()
     ]
+    baselines += others
     names = [str(name) for name in data.get("classes") or model.iou]
     confusion = data.get("confusion") or []
     if confusion and (len(confusion) != len(names) or any(len(row) != len(names) for row in confusion)):
@@ -196,7 +225,7 @@ def _scores(stem: str, data: Mapping[str, Any], figures: Sequence[Figure], left_
         confusions=_confusions(names, matrix) if too_large else (),
         figures=figures,
         left_out=left_out,
-        provenance=_flat(data.get("provenance") or {}),
+        provenance=flat(data.get("provenance") or {}),
     )
 
 
@@ -296,14 +325,15 @@ def _confusions(classes: Sequence[str], matrix: Sequence[Sequence[Cell]]) -> lis
     return sorted(mistakes, key=lambda mistake: -mistake[2])[:_MOST_CONFUSIONS]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as one, keys joined by dots."""
+    found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
+            found[f"{prefix}{key}"] = str(value)
+    return found
 
 
 def _number(value: Any) -> float | None:

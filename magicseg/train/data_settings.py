@@ -79,6 +79,11 @@ class DataSettings(Settings):
         None, description="a folder on the node's own disk that the samples are copied to; $VARIABLES are expanded"
     )
 
+    @property
+    def needs_own_samples(self) -> bool:
+        """Whether the run that trains is among what it is trained on."""
+        return not self.sources or any(source.run == SELF for source in self.sources)
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.scale_low > self.scale_high:

@@ -15,8 +15,14 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'c
 
 
 def _make(path, *, stages=STAGES, overrides=()):
-    settings = ["plan.samples=40", "plan.shard_size=16", "generate.size=32", *overrides]
-    run = Run.create(path, load_config(preset="miniature", overrides=settings))
+    settings = [
+        "plan.samples=40",
+        "plan.shard_size=16",
+        "generate.size=32",
+        "mask.backend=pair-difference",
+        *overrides,
+    ]
+    run = Run.create(path, load_config(preset="painted", overrides=settings))
     for stage in stages:
         run_shards(run, stage, range(run.plan.shards), report=lambda event: None)
     return run
@@ -62,6 +68,23 @@ def complete(tmp_path_factory):
     (run.path / "model").mkdir()
     (run.path / "model" / "model.json").write_text(json.dumps({"weights_digest": "beef" * 16}))
     return run
+
+
+def test_other_runs_scores_stand_beside_with_what_is_different(complete, tmp_path):
+    other = _make(tmp_path / "without <loss>", stages=(), overrides=["train.counterfactual_weight=0"])
+    _add_results(other, miou=0.4321, baselines={})
+    page = write_report(complete, beside=[other]).read_text(encoding="utf-8")
+    assert "without &lt;loss&gt;" in page
+    assert "0.432" in page
+    assert "train.counterfactual_weight: 0.0" in page
+    assert "all background (baseline)" in page
+    for content, words in (("[]", "cannot be read"), (None, "has no miniature.json yet")):
+        path = other.path / "results" / "miniature.json"
+        path.write_text(content) if content else path.unlink()
+        page = write_report(complete, beside=[other]).read_text(encoding="utf-8")
+        assert words in page
+        assert "0.654" in page, "its own scores stay"
+    assert "0.432" not in _page(complete)
 
 
 def test_a_complete_run_shows_everything(complete):

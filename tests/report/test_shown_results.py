@@ -60,7 +60,7 @@ def results_of(classes, **changes):
 
 @pytest.fixture(scope="module")
 def settings():
-    return load_config(preset="miniature", overrides=["plan.samples=4", "plan.shard_size=4", "generate.size=32"])
+    return load_config(preset="painted", overrides=["plan.samples=4", "plan.shard_size=4", "generate.size=32"])
 
 
 @pytest.fixture

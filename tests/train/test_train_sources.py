@@ -319,13 +319,13 @@ def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fr
 )
 def test_a_source_that_makes_no_sense_is_refused(source, message):
     with pytest.raises(ConfigError, match=message):
-        load_config(preset="miniature", overrides=[f"train.sources=[{source}]"])
+        load_config(preset="painted", overrides=[f"train.sources=[{source}]"])
 
 
 def test_paths_of_sources_are_kept_absolute_so_that_any_folder_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     overrides = ["train.sources=[{run: self}, {voc: photos, split: val}]"]
-    run = Run.create(tmp_path / "run", load_config(preset="miniature", overrides=overrides))
+    run = Run.create(tmp_path / "run", load_config(preset="painted", overrides=overrides))
     assert [source.run or source.voc for source in run.config.train.sources] == ["self", str(tmp_path / "photos")]
 
 
@@ -333,3 +333,18 @@ def test_without_a_crop_photographs_are_refused(finished_run, voc):
     run = with_sources(finished_run, {"voc": str(voc), "split": "val"}, crop=None)
     with pytest.raises(ConfigError, match=r"train\.crop is null"):
         SampleDataset(open_sources(run).samples, run.config.train, seed=0)
+
+
+def test_a_run_that_trains_on_others_alone_makes_no_data_set(finished_run, magicseg, tmp_path):
+    sets = [
+        *("plan.samples=16", f"train.sources=[{{run: {json.dumps(str(finished_run.path))}}}]", "evaluate.scenes=2"),
+        *("train.steps=2", "train.batch_size=2", "train.loader_workers=0", "generate.size=32"),
+    ]
+    path = tmp_path / "run"
+    words = [word for one in sets for word in ("--set", one)]
+    assert magicseg("init", path, "--preset", "painted", *words).code == 0
+    done = magicseg("run", path)
+    assert (done.code, "left out" in done.err + done.out) == (0, True), done.err
+    opened = Run.open(path)
+    assert opened.ledger("describe").commits() == {}
+    assert json.loads((path / "results" / "miniature.json").read_text())["images"] == 2
