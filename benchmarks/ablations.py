@@ -91,7 +91,7 @@ class WronglyLabelled(KeptSamples):
 def make_data(seed: int, work: Path, overrides: list[str]) -> Run:
     """The seed's run with its data; what is there already is kept."""
     path = work / f"run-{seed}"
-    run = Run.create(path, load_config(preset="miniature", overrides=[*overrides, f"seed={seed}"]))
+    run = Run.create(path, load_config(preset="painted", overrides=[*overrides, f"seed={seed}"]))
     for stage in STAGES:
         run_stage(run, stage, workers=1)
     return run

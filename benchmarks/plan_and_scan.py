@@ -31,8 +31,8 @@ from magicseg.run.versions import library_versions
 def _plan(folder: Path, samples: int, shard_size: int) -> tuple[float, float, float]:
     """Seconds of the whole run's creation and of the plan alone, and MiB above the imports."""
     overrides = [f"plan.samples={samples}", f"plan.shard_size={shard_size}"]
-    config = load_config(preset="miniature", overrides=overrides)
-    Run.create(folder.with_name("small"), load_config(preset="miniature"))  # imports what it needs
+    config = load_config(preset="painted", overrides=overrides)
+    Run.create(folder.with_name("small"), load_config(preset="painted"))  # imports what it needs
     before = peak_mib()
     seconds = timed(lambda: Run.create(folder, config))
     memory = peak_mib() - before

@@ -62,7 +62,7 @@ def make_run(path: Path, pictures: list[Triple], *, codec: str, shard_size: int 
         f"generate.size={size}",
         f"store.image_codec={codec}",
     ]
-    return Run.create(path, load_config(preset="miniature", overrides=overrides))
+    return Run.create(path, load_config(preset="painted", overrides=overrides))
 
 
 def write_store(run: Run, pictures: list[Triple]) -> None:

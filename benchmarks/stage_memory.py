@@ -44,7 +44,7 @@ def main() -> None:
                 f"plan.shard_size={arguments.shard_size}",
                 f"generate.size={arguments.size}",
             ]
-            run = Run.create(Path(temporary, "run"), load_config(preset="miniature", overrides=overrides))
+            run = Run.create(Path(temporary, "run"), load_config(preset="painted", overrides=overrides))
             for stage in STAGES:
                 found[stage].append(in_fresh_process(_stage, run.path, stage))
     few, many = (f"{count:,}" for count in arguments.samples)

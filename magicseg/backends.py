@@ -87,7 +87,10 @@ class ImagePair:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRequest:
-    """One pair of images to label by pixel. A photograph has no counterfactual."""
+    """One pair of images to label by pixel. A photograph has no counterfactual.
+
+    ``image_seed``: that of the sample's first `GenerateRequest`; None for a photograph.
+    """
 
     index: int
     labels: tuple[Label, ...]
@@ -95,6 +98,7 @@ class MaskRequest:
     image: Image
     counterfactual: Image | None
     seed: int
+    image_seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

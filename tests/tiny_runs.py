@@ -14,12 +14,15 @@ from magicseg.config import load_config
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.run import STAGES, Run
 
-TINY = ("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4")
+TINY = (
+    *("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4"),
+    "mask.backend=pair-difference",
+)
 
 
 def make_run(path: Path, *overrides: str) -> Run:
     """A run of six shards of sixteen small samples, nothing done."""
-    return Run.create(path, load_config(preset="miniature", overrides=[*TINY, *overrides]))
+    return Run.create(path, load_config(preset="painted", overrides=[*TINY, *overrides]))
 
 
 def do(run: Run, *stages: str, shards: Sequence[int] | None = None) -> list[ShardEvent]:

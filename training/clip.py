@@ -4,8 +4,8 @@
     python -m training.clip FOLDER --data FOLDER --export DIRECTORY
 
 Three terms, none of which sees a mask: captions against images (Radford et al. 2021, arXiv 2103.00020); the class
-texts that the segmenter uses against images; and the class texts against patches, of which the best must answer
-for the image (learning from several instances), so that patches mean something too.
+texts that the segmenter uses, and one of the empty scene, against images; and the class texts against patches, of
+which the best must answer for the image (learning from several instances), so that patches mean something too.
 """
 
 import functools
@@ -28,8 +28,9 @@ from training.roughen import roughened
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
 SCENES = 16_384
-PLAN = Plan(steps=20_000, batch_size=64, learning_rate=1e-3, warmup=500, cooldown=5000, weight_decay=0.05)
+PLAN = Plan(steps=20_000, batch_size=32, learning_rate=1e-3, warmup=500, cooldown=5000, weight_decay=0.05)
 TEMPLATE = "a photo of a {}"
+NOTHING = "empty scene"  # what stands in the template for a scene without objects
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _SHARPNESS = 20.0  # of the soft maximum over patches
 
@@ -38,11 +39,11 @@ _SHARPNESS = 20.0  # of the soft maximum over patches
 class Sizes:
     """Of both towers."""
 
-    width: int = 128
-    layers: int = 6
+    width: int = 96
+    layers: int = 4
     text_layers: int = 2
-    embed_dim: int = 128
-    patch: int = 8
+    embed_dim: int = 96
+    patch: int = 4
     head_width: int = 32
 
 
@@ -92,7 +93,7 @@ def config_of(sizes: Sizes, vocabulary: int) -> dict[str, Any]:
 
 
 def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tensor) -> Tensor:
-    """The three terms. Args: classes: int64 (nouns, L), the class texts' tokens."""
+    """The three terms. Args: classes: int64 (nouns + 1, L), the class texts' tokens, that of the empty scene last."""
     picked = chosen(plan, len(data), step)
     pixels = roughened(data.images[picked].float(), torch_rng(plan, "clip noise", step))
     image, patches = towers.images(pixels)
@@ -105,11 +106,11 @@ def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tenso
     logits = towers.clip.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
     contrast = (F.cross_entropy(logits, wanted) + F.cross_entropy(logits.T, wanted.T)) / 2
 
-    # Of scenes without objects the shares are zero, and so is the loss.
-    shares = present / present.sum(dim=1, keepdim=True).clamp(min=1)
+    answers = torch.cat([present, (present.sum(dim=1, keepdim=True) == 0).to(present)], dim=1)
+    shares = answers / answers.sum(dim=1, keepdim=True)
     of_image = F.cross_entropy(towers.class_scale.exp() * image @ named.T, shares)
 
-    found = torch.logsumexp(_SHARPNESS * patches @ named.T, dim=1) / _SHARPNESS  # (B, nouns)
+    found = torch.logsumexp(_SHARPNESS * patches @ named[:-1].T, dim=1) / _SHARPNESS  # (B, nouns)
     found = found - math.log(patches.shape[1]) / _SHARPNESS
     of_patches = F.binary_cross_entropy_with_logits(towers.patch_scale.exp() * found + towers.patch_bias, present)
     return contrast + of_image + 3 * of_patches
@@ -123,7 +124,8 @@ def build(sizes: Sizes, tokenizer: Any) -> Towers:
 def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
     """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
     tokenizer = write_tokenizer(folder / "tokenizer")
-    classes = token_ids(tokenizer, [TEMPLATE.format(noun) for noun in scenes.nouns()]).to(plan.device)
+    names = [*scenes.nouns(), NOTHING]
+    classes = token_ids(tokenizer, [TEMPLATE.format(name) for name in names]).to(plan.device)
     torch.manual_seed(plan.seed)
     model = build(sizes or Sizes(), tokenizer)
     loss = functools.partial(loss_of, data=data.to(plan.device), plan=plan, classes=classes)

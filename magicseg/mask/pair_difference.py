@@ -11,6 +11,7 @@ from pydantic import Field
 
 from magicseg.backends import Image, Masked, MaskRequest, Rejection
 from magicseg.labels import BACKGROUND
+from magicseg.mask.compose import without_islands
 from magicseg.settings import Settings
 
 RECIPE = 1  # goes up whenever the same pair and options give another mask
@@ -34,6 +35,14 @@ class PairDifferenceMasker:
             lt=255,
             description="what is the counterfactual, only darker, up to this difference is a shadow; 0 = off",
         )
+        min_island: float = Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="share of the image; smaller parts are dropped, but for the greatest; 0 = off",
+        )
+        fill_holes: bool = Field(False, description="what the object encloses is the object")
+        close_gaps: int = Field(0, ge=0, le=50, description="pixels; narrower gaps and notches are closed")
         min_area: float = Field(0.005, ge=0, lt=1, description="share of the image")
         max_area: float = Field(0.7, gt=0, le=1, description="share of the image")
 
@@ -82,7 +91,7 @@ class PairDifferenceMasker:
 
 
 def difference_mask(image: Image, counterfactual: Image, options: PairDifferenceMasker.Options) -> Where:
-    """Where two images of equal size differ, but for shadows and specks."""
+    """Where two images of equal size differ, but for shadows and specks, cleaned as the options say."""
     return _differing(image, counterfactual, options)[0]
 
 
@@ -95,7 +104,21 @@ def _differing(
     found = difference > options.threshold
     if options.shadow_tolerance > 0:
         found &= ~_shadow(one, other, options.shadow_tolerance)
-    return _without_specks(found), difference
+    return _cleaned(_without_specks(found), options), difference
+
+
+def _cleaned(found: Where, options: PairDifferenceMasker.Options) -> Where:
+    """Gaps closed, holes filled, islands dropped, as the options say."""
+    from scipy import ndimage
+
+    if options.close_gaps:
+        reach = (options.close_gaps + 1) // 2
+        padded = np.pad(found, reach)  # so that the image's border is no gap
+        disc = np.hypot(*np.ogrid[-reach : reach + 1, -reach : reach + 1]) <= reach
+        found = ndimage.binary_closing(padded, structure=disc)[reach:-reach, reach:-reach]
+    if options.fill_holes:
+        found = ndimage.binary_fill_holes(found)
+    return without_islands(found, options.min_island)
 
 
 def _blurred(image: Image, options: PairDifferenceMasker.Options) -> NDArray[np.float32]:

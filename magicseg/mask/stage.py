@@ -30,6 +30,7 @@ class MaskStage:
                 image=images[index - first],
                 counterfactual=counterfactuals[index - first],
                 seed=sample_seed(run.config.seed, self.name, index),
+                image_seed=sample_seed(run.config.seed, "generate", index),
             )
             for index in samples
         ]

@@ -44,8 +44,8 @@ def test_help_of_every_command_appears_without_heavy_imports():
 def test_the_whole_data_part_by_its_commands(magicseg, expected_digest):
     settings = ("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4")
     sets = [word for setting in settings for word in ("--set", setting)]
-    assert magicseg("init", "run", "--preset", "miniature", *sets).code == 0
-    assert magicseg("init", "run", "--preset", "miniature", *sets).code == 0, "twice is harmless"
+    assert magicseg("init", "run", "--preset", "painted", *sets).code == 0
+    assert magicseg("init", "run", "--preset", "painted", *sets).code == 0, "twice is harmless"
     for stage in ("describe", "generate", "mask"):
         assert magicseg(stage, "run").code == 0
     again = magicseg("mask", "run")
@@ -96,11 +96,11 @@ def test_status_warns_of_work_of_other_settings(magicseg, finished):
         (["init", "new", "--preset", "miniatur"], "no preset 'miniatur'", "miniature"),
         (["init", "new", "--config", "missing.yaml"], "missing.yaml: there is no such file", ""),
         (
-            ["init", "new", "--preset", "miniature", "--set", "plan.sample=3"],
+            ["init", "new", "--preset", "painted", "--set", "plan.sample=3"],
             "plan.sample is not a setting",
             "samples",
         ),
-        (["init", "new", "--preset", "miniature", "--set", "labels.vocabulary=vok"], "vok", ""),
+        (["init", "new", "--preset", "painted", "--set", "labels.vocabulary=vok"], "vok", ""),
         (["generate", "RUN", "--shards", "7"], "shard 7 does not exist", "--shards 0-5"),
         (["generate", "RUN", "--shards", "3-1"], "runs backwards", "--shards 1-3"),
         (["generate", "RUN", "--shards", " "], "--shards is empty", "--shards 0-3,7"),
@@ -125,14 +125,14 @@ def test_a_folder_that_holds_something_else_is_not_made_a_run(magicseg):
     (magicseg.folder / "thesis/chapter1.tex").write_text("x")
     (magicseg.folder / "file").write_text("x")
     for place in ("thesis", "file", "file/below"):
-        result = magicseg("init", place, "--preset", "miniature")
+        result = magicseg("init", place, "--preset", "painted")
         assert result.code in {1, 2}
         assert "hint" in result.err
     assert [path.name for path in (magicseg.folder / "thesis").iterdir()] == ["chapter1.tex"]
 
 
 def test_a_run_with_other_settings_is_not_overwritten(magicseg, finished):
-    result = magicseg("init", finished.path, "--preset", "miniature", "--set", "plan.samples=5")
+    result = magicseg("init", finished.path, "--preset", "painted", "--set", "plan.samples=5")
     assert result.code == 2
     assert "exists with other settings" in result.err
     assert len(finished.ledger("mask").commits()) == 6
@@ -141,12 +141,12 @@ def test_a_run_with_other_settings_is_not_overwritten(magicseg, finished):
 def test_an_interrupted_init_is_gone_on_with(magicseg, fresh):
     file = fresh.path / "magicseg.yaml"
     file.rename(file.with_name("magicseg.yaml.1.ab.partial"))
-    result = magicseg("init", fresh.path, "--preset", "miniature", "--set", "plan.samples=40")
+    result = magicseg("init", fresh.path, "--preset", "painted", "--set", "plan.samples=40")
     assert result.code == 0, result.err
     assert magicseg("describe", fresh.path).code == 0
 
 
-@pytest.mark.parametrize("text", ["", "plan: [", "preset: miniature", "[]", "\x00"])
+@pytest.mark.parametrize("text", ["", "plan: [", "preset: painted", "[]", "\x00"])
 def test_a_spoilt_configuration_is_a_mistake_not_a_crash(magicseg, fresh, text):
     (fresh.path / "magicseg.yaml").write_text(text)
     assert magicseg("status", fresh.path).code == 2

@@ -58,7 +58,7 @@ def test_stages_and_training_on_two_nodes_run_in_the_image(image, cluster, tmp_p
         assert done.returncode == 0, done.stderr + magicseg("logs", "run", stage, "--failed").stdout
 
     sets = [word for setting in (*TINY, *SETTINGS) for word in ("--set", setting)]
-    assert magicseg("init", "run", "--preset", "miniature", *sets).returncode == 0
+    assert magicseg("init", "run", "--preset", "painted", *sets).returncode == 0
     assert magicseg("describe", "run", "--workers", "1").returncode == 0
     for stage in ("generate", "mask"):
         submitted(stage, "--shards-per-task", 3)

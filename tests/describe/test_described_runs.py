@@ -169,7 +169,7 @@ def test_a_dead_endpoint_stops_the_stage_loses_nothing_and_it_goes_on_when_it_is
 def test_the_command_line_says_what_to_do_about_a_dead_endpoint(magicseg, tmp_path):
     options = {"base_url": "http://127.0.0.1:9/v1", "model": "tiny", "retries": "0"}
     sets = [f"--set=describe.options.{key}={value}" for key, value in options.items()]
-    made = magicseg("init", "run", "--preset", "miniature", "--set", "describe.backend=openai", *sets)
+    made = magicseg("init", "run", "--preset", "painted", "--set", "describe.backend=openai", *sets)
     assert made.code == 0, made.err
     done = magicseg("describe", "run", "--workers", 1)
     assert done.code == 2
@@ -180,9 +180,9 @@ def test_the_command_line_says_what_to_do_about_a_dead_endpoint(magicseg, tmp_pa
 def test_a_key_in_the_wrong_place_is_refused_and_not_shown(magicseg):
     sets = ["describe.backend=openai", "describe.options.base_url=http://127.0.0.1:9/v1", "describe.options.model=m"]
     sets = [f"--set={each}" for each in sets]
-    made = magicseg("init", "run", "--preset", "miniature", *sets, "--set", "describe.options.api_key_env=sk-secret")
+    made = magicseg("init", "run", "--preset", "painted", *sets, "--set", "describe.options.api_key_env=sk-secret")
     assert made.code == 2
-    assert magicseg("init", "run", "--preset", "miniature", *sets).code == 0
+    assert magicseg("init", "run", "--preset", "painted", *sets).code == 0
     edit(Run.open(magicseg.folder / "run"), api_key_env="sk-secret")
     for result in (made, magicseg("describe", "run")):
         assert "api_key_env: is the NAME of an environment variable" in result.err

@@ -41,7 +41,7 @@ def test_two_commands_at_once_share_the_work_and_both_succeed(magicseg, finished
 def test_a_shard_at_which_workers_die_is_failed_and_the_others_are_done(magicseg, tmp_path, fault, cause):
     run = tmp_path / "run"
     sets = [f"describe.options.fault={fault}", "describe.options.at=[20]", "describe.backend=faulty"]
-    assert magicseg("init", run, "--preset", "miniature", *_sets(*sets)).code == 0
+    assert magicseg("init", run, "--preset", "painted", *_sets(*sets)).code == 0
     result = magicseg("describe", run, "--workers", 2, "--shards-per-job", 3)
     assert result.code == 1
     assert "1 shards of describe are not done: 1" in result.err
@@ -62,7 +62,7 @@ def test_what_the_stage_before_has_not_done_is_what_the_hint_asks_for(magicseg, 
 def test_a_back_end_that_cannot_start_is_told_once(magicseg, tmp_path):
     run = tmp_path / "run"
     sets = ["describe.backend=faulty", "describe.options.fault=start"]
-    assert magicseg("init", run, "--preset", "miniature", *_sets(*sets)).code == 0
+    assert magicseg("init", run, "--preset", "painted", *_sets(*sets)).code == 0
     result = magicseg("describe", run, "--workers", 2)
     assert result.code == 2
     assert result.err.count("no such device") == 1

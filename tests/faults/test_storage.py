@@ -51,12 +51,12 @@ def test_a_full_disk_is_told_and_nothing_false_is_committed(magicseg, small_disk
 @pytest.mark.parametrize("leave", [0, 20_480])
 def test_a_run_that_does_not_fit_is_not_made_and_can_be_made_later(magicseg, small_disk, leave):
     filler = fill(small_disk, leave=leave)
-    result = magicseg("init", small_disk / "run", "--preset", "miniature", "--set", "plan.samples=100000")
+    result = magicseg("init", small_disk / "run", "--preset", "painted", "--set", "plan.samples=100000")
     assert result.code == 1, result
     assert "No space left on device" in result.err
     assert magicseg("status", small_disk / "run").code == 2
     filler.unlink()
-    assert magicseg("init", small_disk / "run", "--preset", "miniature", "--set", "plan.samples=100000").code == 0
+    assert magicseg("init", small_disk / "run", "--preset", "painted", "--set", "plan.samples=100000").code == 0
 
 
 def test_an_export_that_does_not_fit_leaves_nothing_behind(magicseg, small_disk, finished):
@@ -80,7 +80,7 @@ def test_a_read_only_run_can_be_read_and_refuses_work(magicseg, small_disk, expe
     result = magicseg("mask", run.path)
     assert result.code == 1
     assert "Read-only file system" in result.err
-    for arguments in (["reset", "generate", run.path, "--yes"], ["init", small_disk / "b", "--preset", "miniature"]):
+    for arguments in (["reset", "generate", run.path, "--yes"], ["init", small_disk / "b", "--preset", "painted"]):
         result = magicseg(*arguments)
         assert result.code == 1, result
         assert "Read-only file system" in result.err

@@ -107,9 +107,7 @@ def test_the_digest_is_of_the_files_that_the_pipeline_reads(fake, tmp_path):
 def test_where_the_weights_lie_is_no_part_of_the_fingerprint(fake, tmp_path):
     def fingerprint(folder):
         overrides = ["generate.backend=diffusers", f"generate.options={{model: {folder}}}"]
-        return stage_fingerprints(load_config(preset="miniature", overrides=overrides), "plan", Manifest())[
-            "generate"
-        ]
+        return stage_fingerprints(load_config(preset="painted", overrides=overrides), "plan", Manifest())["generate"]
 
     before = fingerprint(fake)
     after = fingerprint(fake.rename(tmp_path / "elsewhere"))
@@ -147,13 +145,16 @@ def test_a_name_without_a_revision_is_refused_at_init(tmp_path):
         make_run(tmp_path / "run", "generate.backend=diffusers", "generate.options={model: org/model}")
 
 
+SMALL = {"miniature", "painted"}
+
+
 def test_the_guide_has_every_option_and_preset():
     guide = (Path(__file__).parents[2] / "docs" / "generate.md").read_text(encoding="utf-8")
     names = [*DiffusersOptions.model_fields, *SCHEDULERS, *preset_names()]
-    assert [name for name in names if name != "miniature" and f"`{name}`" not in guide] == []
+    assert [name for name in names if name not in SMALL and f"`{name}`" not in guide] == []
 
 
-PRESETS = [name for name in preset_names() if name != "miniature"]
+PRESETS = [name for name in preset_names() if name not in SMALL]
 
 
 def test_the_presets_are_there():

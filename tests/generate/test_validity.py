@@ -101,6 +101,6 @@ def test_every_pair_is_measured(tmp_path):
 
 
 def test_an_unknown_detector_is_refused_when_the_run_is_made(tmp_path, magicseg):
-    done = magicseg("init", "run", "--preset", "miniature", "--set", "generate.validity={detector: {backend: eye}}")
+    done = magicseg("init", "run", "--preset", "painted", "--set", "generate.validity={detector: {backend: eye}}")
     assert done.code == 2
     assert "no back end 'eye' among the detectors" in done.err

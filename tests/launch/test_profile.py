@@ -21,7 +21,7 @@ from magicseg.launch.training import follow_up_script, training_script
 from magicseg.run import Run
 
 WORDS = ("partition", "account", "qos", "constraint", "exclude", "gres", "mail_user", "mail_type")
-RUN = Run(Path("/data/my run"), load_config(preset="miniature"))
+RUN = Run(Path("/data/my run"), load_config(preset="painted"))
 
 
 def profile_of(**keys):

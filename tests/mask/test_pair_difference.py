@@ -8,7 +8,7 @@ import pytest
 from magicseg.backends import DescribeRequest, GenerateRequest, Masked, MaskRequest, Rejection, find_backend
 from magicseg.describe.grammar import GrammarCaptioner
 from magicseg.labels import load_vocabulary
-from magicseg.mask.pair_difference import PairDifferenceMasker
+from magicseg.mask.pair_difference import PairDifferenceMasker, difference_mask
 from magicseg.miniature.painter import Painter, paint
 
 LABELS = load_vocabulary("miniature").labels
@@ -119,3 +119,42 @@ def test_an_answer_does_not_depend_on_the_rest_of_the_batch():
         (alone,) = masker().mask([one])
         np.testing.assert_array_equal(alone.mask, answer.mask)
         assert alone.quality == answer.quality
+
+
+def _with_hole_and_island():
+    """A ring of 20 x 20 with a hole of 8 x 8, a slit of two pixels through it, and an island of 4 x 4 far off."""
+    where = np.zeros((64, 64), bool)
+    where[10:30, 10:30] = True
+    where[16:24, 16:24] = False
+    where[19:21, 8:18] = False
+    where[50:54, 50:54] = True
+    image = np.full((64, 64, 3), 90, np.uint8)
+    changed = image.copy()
+    changed[where] = 200
+    return changed, image
+
+
+def test_masks_are_cleaned_as_the_options_say():
+    image, other = _with_hole_and_island()
+    found = difference_mask(image, other, PairDifferenceMasker.Options())
+    assert not found[20, 20]
+    assert found[51, 51]
+    assert not found[20, 12]
+    whole = difference_mask(
+        image, other, PairDifferenceMasker.Options(close_gaps=3, fill_holes=True, min_island=0.01)
+    )
+    expected = np.zeros((64, 64), bool)
+    expected[10:30, 10:30] = True
+    assert (whole != expected).sum() < 16  # corners
+    assert whole[20, 20]
+    assert not whole[51, 51]
+    assert whole[20, 12]
+
+
+def test_closing_gaps_leaves_an_object_at_the_border_as_it_is():
+    image = np.full((32, 32, 3), 90, np.uint8)
+    changed = image.copy()
+    changed[:, :9] = 200
+    changed[20:, 5:] = 200
+    plain = difference_mask(changed, image, PairDifferenceMasker.Options())
+    assert (difference_mask(changed, image, PairDifferenceMasker.Options(close_gaps=3)) & plain == plain).all()

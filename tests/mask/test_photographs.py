@@ -44,7 +44,7 @@ def photograph(path, *ids, height=40, width=60, **save):
 
 def masked(tmp_path, *overrides, out="out"):
     """Of the photographs in "mine", what became of each, in this process."""
-    settings = load_config(preset="miniature", overrides=[*MASKER[3::2], *overrides]).mask
+    settings = load_config(preset="painted", overrides=[*MASKER[3::2], *overrides]).mask
     done = mask_photographs(tmp_path / "mine", labels_of("cat, dog, bird"), settings, tmp_path / out)
     return {one.name: one.entry for one in done}
 
@@ -134,7 +134,7 @@ def test_a_turned_photograph_is_masked_as_it_is_seen(tmp_path, magicseg):
         (("--images", "mine", "--labels", "cat", "--out", "mine", *MASKER), "mine: the photographs lie in it"),
         (("--images", "none", "--labels", "cat", "--out", "out", *MASKER), "none: there is no such folder"),
         (("--images", "mine", "--labels", "cat, cat", "--out", "out", *MASKER), "'cat' names both 1 and 2"),
-        (("--images", "mine", "--labels", "cat", "--out", "out", "--preset", "miniature"), "masks of 0 of 1 images"),
+        (("--images", "mine", "--labels", "cat", "--out", "out", "--preset", "painted"), "masks of 0 of 1 images"),
     ],
 )
 def test_mistakes_are_explained(words, message, tmp_path, magicseg):
@@ -324,7 +324,7 @@ def test_weights_that_are_not_at_hand_are_told_with_how_to_get_them(tmp_path, ma
     magicseg.environment["HF_HUB_CACHE"] = str(tmp_path / "hub")
     photograph(tmp_path / "mine" / "a.png", 1)
     images = ("mask", "--images", "mine", "--labels", "cat", "--out", "out")
-    chosen = ("--preset", "miniature", "--set", "mask.backend=detect-segment", "--set", options)
+    chosen = ("--preset", "painted", "--set", "mask.backend=detect-segment", "--set", options)
 
     make_run(tmp_path / "run", "mask.backend=detect-segment", options)
     of_run = magicseg(*images, "run")
@@ -339,7 +339,7 @@ def test_weights_that_are_not_at_hand_are_told_with_how_to_get_them(tmp_path, ma
     assert of_preset.code == 2
     assert f"mask.options.detector.options.model: some/detector at {commit} is not, or not whole" in of_preset.err
     assert (
-        "magicseg init RUN --preset miniature --set mask.backend=detect-segment --set 'mask.options=" in of_preset.err
+        "magicseg init RUN --preset painted --set mask.backend=detect-segment --set 'mask.options=" in of_preset.err
     )
     assert "&& magicseg fetch RUN" in of_preset.err
     assert "magicseg mask RUN --images FOLDER" in of_preset.err

@@ -41,7 +41,7 @@ def test_real_photographs_get_masks_of_their_size(photographs, tmp_path, magicse
         "min_area": 0,
         "max_area": 1,
     }
-    command = ("mask", "--images", "mine", "--labels", "cat, dog, chair", "--out", "out", "--preset", "miniature")
+    command = ("mask", "--images", "mine", "--labels", "cat, dog, chair", "--out", "out", "--preset", "painted")
     chosen = ("--set", "mask.backend=detect-segment", "--set", f"mask.options={json.dumps(options)}")
     done = magicseg(*command, *chosen)
     assert done.code == 0, done.err

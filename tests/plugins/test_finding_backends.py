@@ -77,7 +77,7 @@ def test_two_packages_may_not_have_one_name(install, tmp_path):
 @pytest.mark.usefixtures("faulty")
 def test_of_back_ends_inside_others_the_options_are_said(tmp_path, magicseg):
     wrong = "mask.options={detector: {backend: corner, options: {missing: 1}}, segmenter: {backend: patches}}"
-    done = magicseg("init", "run", "--preset", "miniature", "--set", "mask.backend=detect-segment", "--set", wrong)
+    done = magicseg("init", "run", "--preset", "painted", "--set", "mask.backend=detect-segment", "--set", wrong)
     assert done.code == 2
     assert "detector.options does not fit back end 'corner': missing" in done.err
     assert "its options: missing_below" in " ".join(done.err.split())

@@ -14,7 +14,7 @@ from magicseg.run.fingerprint import resolve_backends
 
 
 def miniature(*overrides):
-    return load_config(preset="miniature", overrides=overrides)
+    return load_config(preset="painted", overrides=overrides)
 
 
 def leaves(schema, definitions):
@@ -75,7 +75,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_valid_one(override, near):
 
 def test_an_unknown_option_of_a_back_end_is_refused_with_its_options():
     with pytest.raises(ConfigError) as caught:
-        resolve_backends(miniature("mask.options.treshold=3"))
+        resolve_backends(miniature("mask.backend=pair-difference", "mask.options.treshold=3"))
     assert "treshold" in caught.value.message
     assert "threshold" in caught.value.hint
 
@@ -129,7 +129,7 @@ def test_overrides_keep_value_and_type(samples, seed, threshold, codec):
 
 def test_another_encoder_has_settings_of_its_own(tmp_path):
     config = load_config(
-        preset="miniature",
+        preset="painted",
         overrides=[
             *("train.encoder.name=open-clip", "train.encoder.architecture=ViT-B-16-quickgelu"),
             "train.encoder.weights.model=./clip.pt",
@@ -140,14 +140,14 @@ def test_another_encoder_has_settings_of_its_own(tmp_path):
     file.write_text(
         "train: {encoder: {name: open-clip, architecture: ViT-B-16-quickgelu, weights: {model: ./clip.pt}}}"
     )
-    assert load_config(file=file, preset="miniature").train.encoder == config.train.encoder
-    same = load_config(preset="miniature", overrides=["train.encoder.name=miniature"])
-    assert same.train.encoder == load_config(preset="miniature").train.encoder
+    assert load_config(file=file, preset="painted").train.encoder == config.train.encoder
+    same = load_config(preset="painted", overrides=["train.encoder.name=miniature"])
+    assert same.train.encoder == load_config(preset="painted").train.encoder
 
 
 def test_a_file_lies_over_its_preset_and_overrides_over_both(tmp_path):
     file = tmp_path / "mine.yaml"
-    file.write_text("preset: miniature\nplan: {samples: 7, shard_size: 3}\n")
+    file.write_text("preset: painted\nplan: {samples: 7, shard_size: 3}\n")
     config = load_config(file=file, overrides=["plan.shard_size=5"])
     assert (config.plan.samples, config.plan.shard_size, config.generate.backend) == (7, 5, "painter")
 

@@ -18,7 +18,7 @@ VOCABULARY = load_vocabulary("miniature")
 
 def config_of(**plan):
     seed = plan.pop("seed", 0)
-    return load_config(preset="miniature", overrides=[f"seed={seed}", *(f"plan.{k}={v}" for k, v in plan.items())])
+    return load_config(preset="painted", overrides=[f"seed={seed}", *(f"plan.{k}={v}" for k, v in plan.items())])
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 50), st.data())

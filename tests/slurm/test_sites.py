@@ -168,7 +168,7 @@ def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
         )
 
     sets = [word for setting in (*SMALL, "describe.batch_size=4") for word in ("--set", setting)]
-    assert magicseg("init", "run", "--preset", "miniature", *sets).returncode == 0
+    assert magicseg("init", "run", "--preset", "painted", *sets).returncode == 0
     done = magicseg("submit", "all", "run", "--profile", "cpu", "--shards-per-task", 8, "--wait")
     assert done.returncode == 0, done.stderr
     run = Run.open(home / "run")
