@@ -5,7 +5,7 @@
 
 For every seed (of the data, the weights and the held-out scenes alike) one data set is made, and one model per
 variant is trained on it, from the same first weights and in the same order of samples. Variants differ from ``base``
-(the preset) in one thing:
+(the preset ``painted`` with masks by pair difference) in one thing:
 
     no mask loss        neither focal nor dice: the counterfactual loss alone
     no class sampling   all ten classes are asked of every image
@@ -91,7 +91,8 @@ class WronglyLabelled(KeptSamples):
 def make_data(seed: int, work: Path, overrides: list[str]) -> Run:
     """The seed's run with its data; what is there already is kept."""
     path = work / f"run-{seed}"
-    run = Run.create(path, load_config(preset="painted", overrides=[*overrides, f"seed={seed}"]))
+    own = ["mask.backend=pair-difference", *overrides, f"seed={seed}"]
+    run = Run.create(path, load_config(preset="painted", overrides=own))
     for stage in STAGES:
         run_stage(run, stage, workers=1)
     return run

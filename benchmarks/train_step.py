@@ -2,12 +2,13 @@
 
 Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory whose targets are made
 beforehand: no reading, no random numbers, no sampled classes, no learning rate, no log, no checks. The real loop
-reads a run's store with the preset's own settings; its step time is from step to step, waiting for data included.
-Loops take turns; medians over all steps but the first of each. Ratios are the real step over the bare one. On a
-machine that others use too, trust the CPU time (of the process that trains, all its threads, without the loader's
-processes) before the wall time.
+reads a run's store with a preset's own settings (miniature: a frozen CLIP; painted: an encoder from scratch); its
+step time is from step to step, waiting for data included. Loops take turns; medians over all steps but the first of
+each. Ratios are the real step over the bare one. On a machine that others use too, trust the CPU time (of the process
+that trains, all its threads, without the loader's processes) before the wall time.
 
     python benchmarks/train_step.py
+    python benchmarks/train_step.py --preset painted
     python benchmarks/train_step.py --steps 10 --repeats 1
 """
 
@@ -22,6 +23,7 @@ import torch
 from measure import print_table
 from scenes import commit_all, make_run, triples, write_store
 
+from magicseg.config import load_config
 from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
@@ -65,6 +67,7 @@ def _bare(samples: KeptSamples, terms: LossTerms, steps: int) -> list[Clocks]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="miniature", help="whose settings of training")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--size", type=int, default=64, help="pixels")
@@ -81,7 +84,7 @@ def main() -> None:
         write_store(run, pictures)
         commit_all(run)
         samples = KeptSamples.of(run)
-        settings = run.config.train.model_copy(update={"steps": steps})
+        settings = load_config(preset=arguments.preset).train.model_copy(update={"steps": steps})
         for repeat in range(arguments.repeats):
             model = build_segmenter(settings.model, seed=0).train()
             bare += _bare(samples, LossTerms(model, run.vocabulary, settings), steps)
@@ -98,7 +101,8 @@ def main() -> None:
         [statistics.median(step[clock] for step in found) for clock in (0, 1)] for found in (real, bare)
     )
     print_table(
-        f"one step of {settings.batch_size} at {arguments.size} px, {settings.loader_workers} loader workers "
+        f"{arguments.preset}: one step of {settings.batch_size} at {arguments.size} px, "
+        f"{settings.loader_workers} loader workers "
         f"(median of {len(real)} steps in {arguments.repeats} turns)",
         ["", "wall ms", "ratio", "CPU ms", "ratio"],
         [
