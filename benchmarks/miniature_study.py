@@ -131,9 +131,10 @@ class Study:
 def zero_shot_heads(folder: Path) -> list:
     """Dense CLIP in all its readings."""
     from magicseg.evaluate.dense_clip import DenseClipHead
+    from magicseg.model.dense import DENSE_VARIANTS
 
     model = load_segmenter(folder)
-    return [DenseClipHead(model, "", variant) for variant in ("maskclip", "sclip", "clearclip")]
+    return [DenseClipHead(model, "", variant) for variant in DENSE_VARIANTS]
 
 
 def first(samples: KeptSamples, count: int) -> KeptSamples:

@@ -4,8 +4,8 @@
     python -m training.clip FOLDER --data FOLDER --export DIRECTORY
 
 Three terms, none of which sees a mask: captions against images (Radford et al. 2021, arXiv 2103.00020); the class
-texts that the segmenter uses, and one of the empty scene, against images; and the class texts against patches, of
-which the best must answer for the image (learning from several instances), so that patches mean something too.
+texts that the segmenter uses, and one of the empty scene, against images; and the same texts against patches, by what
+captions say of where an object is and how large (`patch_loss`), so that patches mean something too.
 """
 
 import functools
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from training import arguments, scenes
 from training.loop import Plan, averaged, chosen, torch_rng, train
-from training.painted import Painted, painted
+from training.painted import Answers, Painted, painted
 from training.roughen import roughened
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
@@ -32,7 +32,8 @@ PLAN = Plan(steps=20_000, batch_size=32, learning_rate=1e-3, warmup=500, cooldow
 TEMPLATE = "a photo of a {}"
 NOTHING = "empty scene"  # what stands in the template for a scene without objects
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-_SHARPNESS = 20.0  # of the soft maximum over patches
+_PATCH_WEIGHT = 2.0
+_TOO_LARGE_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,13 @@ class Sizes:
 
 
 class Towers(nn.Module):
-    """An open_clip model with what only training needs: a scale and a threshold of the class terms."""
+    """An open_clip model with what only training needs: scales of the class terms."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         self.clip: Any = open_clip.CLIP(**config)
         self.class_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.patch_bias = nn.Parameter(torch.tensor(-3.0))
 
     def images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Float (B, 3, H, W), 0 to 255 -> unit embeddings of images (B, D) and of patches (B, N, D)."""
@@ -110,10 +110,39 @@ def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tenso
     shares = answers / answers.sum(dim=1, keepdim=True)
     of_image = F.cross_entropy(towers.class_scale.exp() * image @ named.T, shares)
 
-    found = torch.logsumexp(_SHARPNESS * patches @ named[:-1].T, dim=1) / _SHARPNESS  # (B, nouns)
-    found = found - math.log(patches.shape[1]) / _SHARPNESS
-    of_patches = F.binary_cross_entropy_with_logits(towers.patch_scale.exp() * found + towers.patch_bias, present)
-    return contrast + of_image + 3 * of_patches
+    dense = patch_loss(towers.patch_scale.exp() * patches @ named.T, data.answers.pick(picked))
+    return contrast + of_image + _PATCH_WEIGHT * dense
+
+
+def patch_loss(logits: Tensor, answers: Answers) -> Tensor:
+    """What captions say of patches: each shows one class, or the empty scene.
+
+    A patch may show what the caption names, where it says that it is, or else the empty scene: the negative logarithm
+    of what these have together (Jin and Ghahramani 2002: learning with multiple labels), so that the patches of an
+    empty scene are known all. Of the patches where an object may be, the likeliest show it: as many as the word for
+    its size says at least; and all together they show no more of it than that word says at most.
+
+    Args: logits: (B, h * h, nouns + 1), the empty scene last. answers: of B scenes.
+    """
+    likely = logits.log_softmax(dim=-1)
+    count = logits.shape[1]
+    side = math.isqrt(count)
+    across = ((torch.arange(count, device=logits.device) % side + 0.5) / side)[None, :, None]
+    low, high = answers.columns[:, None, :, 0], answers.columns[:, None, :, 1]
+    there = answers.present > 0
+    inside = there[:, None] & (across > low) & (across < high)  # (B, h * h, nouns)
+    may = torch.cat([inside, torch.ones_like(inside[..., :1])], dim=2)
+    partial = -likely.masked_fill(~may, -math.inf).logsumexp(dim=2).mean()
+
+    least, most = (answers.areas[..., 0] * count).ceil().long(), answers.areas[..., 1]
+    best = likely[..., :-1].masked_fill(~inside, -math.inf).sort(dim=1, descending=True).values
+    chosen = torch.arange(count, device=logits.device)[None, :, None] < least[:, None]
+    chosen = chosen & best.isfinite()
+    of_best = -torch.where(chosen, best, 0).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)
+    shares = likely[..., :-1].exp().mean(dim=1)
+    too_large = torch.where(there, (shares - most).clamp(min=0), 0)
+    objects = there.sum().clamp(min=1)
+    return partial + (of_best.sum() + _TOO_LARGE_WEIGHT * too_large.sum()) / objects
 
 
 def build(sizes: Sizes, tokenizer: Any) -> Towers:

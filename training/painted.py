@@ -20,6 +20,7 @@ from torch import Tensor
 from magicseg.describe.words import COLOURS, LIGHTS, SCENES
 from magicseg.miniature.caption import SceneSpec
 from training import scenes
+from training.places import areas_of, columns_of
 from training.tokens import token_ids, write_tokenizer
 
 CHUNK = 1024  # scenes
@@ -31,11 +32,14 @@ LIGHT_WORDS = tuple(light.word for light in LIGHTS)
 
 @dataclass(frozen=True)
 class Answers:
-    """What captions tell: ``present`` float (N, nouns); ``colour`` (of a single object), ``scene``, ``light`` int64
-    (N), or `UNKNOWN`.
+    """What captions tell: ``present`` float (N, nouns); ``columns`` and ``areas`` float (N, nouns, 2), where each
+    object is and how large (`training.places`; 0 for what is not there); ``colour`` (of a single object), ``scene``,
+    ``light`` int64 (N), or `UNKNOWN`.
     """
 
     present: Tensor
+    columns: Tensor
+    areas: Tensor
     colour: Tensor
     scene: Tensor
     light: Tensor
@@ -65,12 +69,19 @@ class Painted:
 def answers_to(specs: Sequence[SceneSpec]) -> Answers:
     """What is true of scenes. The colour is asked of scenes with one object alone."""
     present = torch.zeros(len(specs), len(scenes.nouns()))
+    columns, areas = torch.zeros(2, *present.shape, 2)
     for row, spec in enumerate(specs):
+        crowded = len(spec.objects) > 1
         for item in spec.objects:
-            present[row, scenes.nouns().index(item.noun)] = 1
+            place = row, scenes.nouns().index(item.noun)
+            present[place] = 1
+            columns[place] = torch.tensor(columns_of(item, crowded=crowded))
+            areas[place] = torch.tensor(areas_of(item, crowded=crowded))
     colours = [COLOURS.index(spec.objects[0].colour or "") if len(spec.objects) == 1 else UNKNOWN for spec in specs]
     return Answers(
         present=present,
+        columns=columns,
+        areas=areas,
         colour=torch.tensor(colours),
         scene=torch.tensor([SCENE_WORDS.index(spec.scene) for spec in specs]),
         light=torch.tensor([LIGHT_WORDS.index(spec.light or "") for spec in specs]),

@@ -27,7 +27,9 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option("--baseline", metavar="NAME", help="maskclip, sclip, clearclip, memory-bank (repeatable)"),
+        typer.Option(
+            "--baseline", metavar="NAME", help="vanilla, maskclip, sclip, clearclip, memory-bank (repeatable)"
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="only N images of each benchmark, evenly spread")

@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from magicseg.settings import Settings
 
-Baseline = Literal["maskclip", "sclip", "clearclip", "memory-bank"]
+Baseline = Literal["vanilla", "maskclip", "sclip", "clearclip", "memory-bank"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 MINIATURE = "miniature"

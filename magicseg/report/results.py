@@ -21,6 +21,7 @@ MEASURES = {
     "mean_accuracy": "mean accuracy",
 }
 _BASELINES = {
+    "vanilla": "dense zero-shot CLIP as it is",
     "maskclip": "dense zero-shot CLIP: its last layer's values",
     "sclip": "dense zero-shot CLIP, self-self attention",
     "clearclip": "the same, without last residual and MLP",

@@ -20,7 +20,7 @@ from magicseg.evaluate.target import Target
 from magicseg.model.segmenter import build_segmenter, save_segmenter
 from magicseg.model.settings import ModelSettings
 
-HEADS = ("maskclip", "sclip", "clearclip")
+HEADS = ("vanilla", "maskclip", "sclip", "clearclip")
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from magicseg.report import results as results_module
 from magicseg.report.page import write_report
 from magicseg.run import Run
 
-HEADS = ("maskclip", "sclip", "clearclip", "memory-bank", "untrained", "background")
+HEADS = ("vanilla", "maskclip", "sclip", "clearclip", "memory-bank", "untrained", "background")
 SWEPT = {"value": 0.432, "origin": "swept", "split": "train", "images": 200, "curve": [[0.0, 0.1], [0.5, 0.2]]}
 
 
