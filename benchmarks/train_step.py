@@ -3,13 +3,15 @@
 Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory whose targets are made
 beforehand: no reading, no random numbers, no sampled classes, no learning rate, no log, no checks. The real loop
 reads a run's store with a preset's own settings (miniature: a frozen CLIP; painted: an encoder from scratch); its
-step time is from step to step, waiting for data included. Loops take turns; medians over all steps but the first of
-each. Ratios are the real step over the bare one. On a machine that others use too, trust the CPU time (of the process
-that trains, all its threads, without the loader's processes) before the wall time.
+step time is from step to step, waiting for data included. Both take turns of a few steps within one training, since
+the speed of a machine drifts by more than what is measured here; the first steps of a turn, whose batches were read
+meanwhile, do not count. The ratio is that of a turn's medians, and of these the median over the turns is printed. On
+a machine that others use too, trust the CPU time (of the process that trains, all its threads, without the loader's
+processes) before the wall time.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --preset painted
-    python benchmarks/train_step.py --steps 10 --repeats 1
+    python benchmarks/train_step.py --turns 2 --samples 256
 """
 
 import argparse
@@ -35,7 +37,7 @@ from magicseg.train.step import LossTerms
 
 Clocks = tuple[float, float]  # seconds of wall time, of CPU time
 
-_FIRST = 3  # steps that are not counted: threads, allocators and loader processes start
+_UNCOUNTED, _COUNTED = 3, 7  # steps of a turn
 
 
 def _clocks() -> Clocks:
@@ -46,38 +48,62 @@ def _lasted(before: Clocks, after: Clocks) -> Clocks:
     return after[0] - before[0], after[1] - before[1]
 
 
-def _bare(samples: KeptSamples, terms: LossTerms, steps: int) -> list[Clocks]:
-    settings = terms.settings
-    alone = settings.model_copy(update={"loader_workers": 0})
-    batch = next(training_batches(samples, alone, batch_size=settings.batch_size, start=0, stop=1, seed=0))
-    draws = torch.rand(settings.batch_size, len(terms.names))
-    targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
-    counts = mean_counts(targets, batch.paired)
-    optimizer = build_optimizer(terms.model, settings)
-    seconds = []
-    for _ in range(steps):
+class Bare:
+    """The reference: one step of it at a time."""
+
+    def __init__(self, samples: KeptSamples, terms: LossTerms) -> None:
+        settings = terms.settings
+        alone = settings.model_copy(update={"loader_workers": 0})
+        (self._batch,) = training_batches(samples, alone, batch_size=settings.batch_size, start=0, stop=1, seed=0)
+        draws = torch.rand(settings.batch_size, len(terms.names))
+        self._targets = sample_targets(self._batch.masks, draws, sampled_classes=settings.sampled_classes)
+        self._counts = mean_counts(self._targets, self._batch.paired)
+        self._terms, self._optimizer = terms, build_optimizer(terms.model, settings)
+
+    def step(self) -> Clocks:
+        """What it lasted."""
         began = _clocks()
-        optimizer.zero_grad(set_to_none=True)
-        terms(batch, targets, counts)["loss"].backward()
-        optimizer.step()
-        seconds.append(_lasted(began, _clocks()))
-    return seconds[_FIRST:]
+        self._optimizer.zero_grad(set_to_none=True)
+        self._terms(self._batch, self._targets, self._counts)["loss"].backward()
+        self._optimizer.step()
+        return _lasted(began, _clocks())
+
+
+class Turns:
+    """Told of every real step, it lets the reference have its turn behind each turn of the real loop."""
+
+    def __init__(self, bare: Bare) -> None:
+        self._bare = bare
+        self._ticks: list[Clocks] = []
+        self.found: list[tuple[list[float], list[float]]] = []  # medians of a turn: real, bare; wall and CPU
+
+    def tick(self, _state: TrainProgress) -> None:
+        """A real step has ended."""
+        self._ticks.append(_clocks())
+        if len(self._ticks) <= _UNCOUNTED + _COUNTED:
+            return
+        real = [_lasted(*pair) for pair in pairwise(self._ticks)]
+        bare = [self._bare.step() for _ in range(1 + _COUNTED)]
+        self.found.append((_medians(real[_UNCOUNTED:]), _medians(bare[1:])))
+        self._ticks = [_clocks()]
+
+
+def _medians(steps: list[Clocks]) -> list[float]:
+    return [statistics.median(step[clock] for step in steps) for clock in (0, 1)]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="miniature", help="whose settings of training")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--turns", type=int, default=10, help="of the real loop, and of the bare one")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--size", type=int, default=64, help="pixels")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch; several disturb each other on busy cores")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    steps = max(arguments.steps, _FIRST + 2)
-    bare: list[Clocks] = []
-    real: list[Clocks] = []
+    # The last step ends with a checkpoint: it is one more than what is counted.
+    steps = arguments.turns * (_UNCOUNTED + _COUNTED) + 2
     with tempfile.TemporaryDirectory() as temporary:
         pictures = list(triples(arguments.samples, arguments.size, None))
         run = make_run(Path(temporary, "run"), pictures, codec="lossless")
@@ -85,31 +111,25 @@ def main() -> None:
         commit_all(run)
         samples = KeptSamples.of(run)
         settings = load_config(preset=arguments.preset).train.model_copy(update={"steps": steps})
-        for repeat in range(arguments.repeats):
-            model = build_segmenter(settings.model, seed=0).train()
-            bare += _bare(samples, LossTerms(model, run.vocabulary, settings), steps)
-            ticks: list[Clocks] = []
-
-            def tick(state: TrainProgress, ticks: list[Clocks] = ticks) -> None:
-                ticks.append(_clocks())
-
-            out = Path(temporary, f"out{repeat}")
-            train(samples, run.vocabulary, settings, out, seed=0, data_fingerprint="", progress=tick)
-            # The last step ends with a checkpoint, which is once per run here.
-            real += [_lasted(before, after) for before, after in pairwise(ticks)][_FIRST - 1 : -1]
+        model = build_segmenter(settings.model, seed=0).train()
+        turns = Turns(Bare(samples, LossTerms(model, run.vocabulary, settings)))
+        out = Path(temporary, "out")
+        train(samples, run.vocabulary, settings, out, seed=0, data_fingerprint="", progress=turns.tick)
     ours, reference = (
-        [statistics.median(step[clock] for step in found) for clock in (0, 1)] for found in (real, bare)
+        [1000 * statistics.median(turn[which][clock] for turn in turns.found) for clock in (0, 1)] for which in (0, 1)
     )
+    wall, cpu = ([turn[0][clock] / turn[1][clock] for turn in turns.found] for clock in (0, 1))
     print_table(
         f"{arguments.preset}: one step of {settings.batch_size} at {arguments.size} px, "
-        f"{settings.loader_workers} loader workers "
-        f"(median of {len(real)} steps in {arguments.repeats} turns)",
+        f"{settings.loader_workers} loader workers (median of {len(turns.found)} turns of {_COUNTED} steps)",
         ["", "wall ms", "ratio", "CPU ms", "ratio"],
         [
-            ["training loop", 1000 * ours[0], ours[0] / reference[0], 1000 * ours[1], ours[1] / reference[1]],
-            ["bare loop", 1000 * reference[0], 1.0, 1000 * reference[1], 1.0],
+            ["training loop", ours[0], statistics.median(wall), ours[1], statistics.median(cpu)],
+            ["bare loop", reference[0], 1.0, reference[1], 1.0],
         ],
     )
+    spread = ", ".join(f"{value:.3f}" for value in sorted(wall))
+    print(f"wall ratios of the turns: {spread}")
 
 
 if __name__ == "__main__":
