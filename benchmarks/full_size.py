@@ -20,7 +20,7 @@ from magicseg.labels import Label, Vocabulary
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.settings import OpenClipSettings
 from magicseg.train.data import Batch
-from magicseg.train.loop import LossTerms
+from magicseg.train.step import LossTerms
 from magicseg.train.optim import build_optimizer, trained_parameters
 from magicseg.train.settings import TrainSettings
 
