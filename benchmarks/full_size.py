@@ -17,12 +17,14 @@ import torch
 from measure import in_fresh_process, peak_mib, print_table
 
 from magicseg.labels import Label, Vocabulary
+from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.settings import OpenClipSettings
+from magicseg.model.targets import sample_targets
 from magicseg.train.data import Batch
-from magicseg.train.step import LossTerms
 from magicseg.train.optim import build_optimizer, trained_parameters
 from magicseg.train.settings import TrainSettings
+from magicseg.train.step import LossTerms
 
 
 def _batch(images: int, size: int) -> Batch:
@@ -56,7 +58,8 @@ def _steps(images: int, size: int, classes: int, threads: int, checkpoint_activa
     for _ in range(2):
         began = time.process_time(), time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
-        loss = terms(batch, draws)["loss"]
+        targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
+        loss = terms(batch, targets, mean_counts(targets, batch.paired))["loss"]
         loss.backward()
         optimizer.step()
         assert loss.isfinite()
