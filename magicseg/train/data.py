@@ -36,6 +36,7 @@ from magicseg.train.augment import (
 from magicseg.train.data_settings import DataSettings
 from magicseg.train.distributed import ALONE, STOP_SIGNALS, World
 from magicseg.train.order import MixedOrder, Pick, SampleOrder, Steps, repeat_factors
+from magicseg.train.packing import Packed, pack, unpack
 
 __all__ = [
     "Batch",
@@ -319,7 +320,7 @@ def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memo
     Raises: DataError or DamageError, naming the file, when its batch is asked for.
     """
     loader = DataLoader(
-        _ErrorsAsBatches(dataset),
+        _Sent(dataset) if workers else dataset,
         batch_sampler=steps,
         collate_fn=cast("Any", _as_is),  # what __getitems__ returns is a batch already
         num_workers=workers,
@@ -332,29 +333,29 @@ def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memo
         resource_tracker.ensure_running()  # first: its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
     try:
-        return _raising(iter(loader))
+        return _received(iter(loader)) if workers else iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _ErrorsAsBatches(Dataset[Batch | MagicsegError]):
-    """Hands our own errors over as they are: the loader would put a traceback into their message."""
+class _Sent(Dataset[Packed | MagicsegError]):
+    """Batches packed; and our own errors as they are: the loader would put a traceback into their message."""
 
     def __init__(self, dataset: SampleDataset) -> None:
         self._dataset = dataset
 
-    def __getitems__(self, picks: Sequence[Pick]) -> Batch | MagicsegError:
+    def __getitems__(self, picks: Sequence[Pick]) -> Packed | MagicsegError:
         try:
-            return self._dataset.__getitems__(picks)
+            return pack(self._dataset.__getitems__(picks))
         except MagicsegError as error:
             return error
 
 
-def _raising(batches: Iterator[Batch | MagicsegError]) -> Iterator[Batch]:
+def _received(batches: Iterator[Packed | MagicsegError]) -> Iterator[Batch]:
     for batch in batches:
         if isinstance(batch, MagicsegError):
             raise batch
-        yield batch
+        yield Batch(*unpack(batch))
 
 
 def _begin_reading(worker: int) -> None:
@@ -377,5 +378,5 @@ def _end_with_reader(_worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _as_is(batch: Batch | MagicsegError) -> Batch | MagicsegError:
+def _as_is(batch: object) -> object:
     return batch
