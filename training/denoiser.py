@@ -22,7 +22,7 @@ from training.tokens import LENGTH, token_ids, write_tokenizer
 SCENES = 16_384
 PLAN = Plan(steps=20_000, batch_size=16, learning_rate=1e-3, cooldown=4000, precision="bfloat16")
 NO_TEXT = 0.1  # share of captions left out, for guidance
-SNR_CLIP = 5.0
+SNR_CLIP = 1.0
 NOISE_LEVELS = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
@@ -84,12 +84,21 @@ def build(sizes: Sizes, tokenizer: Any) -> Denoiser:
 
 
 def loss_of(
-    model: nn.Module, step: int, *, values: Tensor, tokens: Tensor, empty: Tensor, plan: Plan, levels: Any
+    model: nn.Module,
+    step: int,
+    *,
+    values: Tensor,
+    channels: Tensor,
+    tokens: Tensor,
+    empty: Tensor,
+    plan: Plan,
+    levels: Any,
 ) -> Tensor:
     """Squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), weighted by min-SNR (Hang et al. 2023,
-    arXiv 2303.09556). The batch's times are spread evenly from a random first one.
+    arXiv 2303.09556) and by channel. The batch's times are spread evenly from a random first one.
 
-    Args: values: latents float16 (N, 8, h, w). tokens: int16 (N, L). empty: int16 (L), for captions left out.
+    Args: values: latents float16 (N, 8, h, w). channels: float (8), their weights: the latents' deviations are all 1,
+    and what they are of the pixels' is not. tokens: int16 (N, L). empty: int16 (L), for captions left out.
     """
     rng = torch_rng(plan, "denoiser noise", step)
     picked = chosen(plan, len(values), step)
@@ -104,7 +113,8 @@ def loss_of(
     ratio = alpha / (1 - alpha)
     weight = ratio.clamp(max=SNR_CLIP) / (ratio + 1)
     found = model(levels.add_noise(clean, noise, times), times, texts).float()
-    loss: Tensor = ((found - target).square().mean((1, 2, 3)) * weight).mean()
+    of_channels = (found - target).square().mean((2, 3)) * channels
+    loss: Tensor = (of_channels.mean(1) * weight).mean()
     return loss
 
 
@@ -113,9 +123,11 @@ def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None =
     tokenizer = write_tokenizer(folder / "tokenizer")
     torch.manual_seed(plan.seed)
     model = build(sizes or Sizes(), tokenizer)
+    components = latents.components(data.images[: latents.SAMPLE])
     loss = functools.partial(
         loss_of,
-        values=latents.components(data.images[: latents.SAMPLE]).of(data.images).half().to(plan.device),
+        values=components.of(data.images).half().to(plan.device),
+        channels=(components.deviations / components.deviations.mean()).to(plan.device),
         tokens=data.tokens.to(plan.device),
         empty=token_ids(tokenizer, [""])[0].short().to(plan.device),
         plan=plan,

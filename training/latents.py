@@ -22,6 +22,12 @@ class Components:
     weight: Tensor
     bias: Tensor
 
+    @property
+    def deviations(self) -> Tensor:
+        """What a component's unit is in pixels (as a vector's length, 0 to 1): float (channels), falling."""
+        lengths: Tensor = torch.linalg.vector_norm(self.weight.flatten(1), dim=1)
+        return 1 / lengths
+
     def of(self, images: Tensor) -> Tensor:
         """Latents of images uint8 (N, 3, H, W): float (N, channels, H / PATCH, W / PATCH)."""
         weight, bias = (each.to(images.device) for each in (self.weight, self.bias))
