@@ -121,7 +121,8 @@ def pinned(model: str, revision: object) -> str:
         if revision is not None:
             raise ValueError(f"revision goes with a name on the hub, but model is {model!r}")
         if model.removeprefix(SHIPPED) not in shipped_names():
-            raise ValueError(f"no weights called {model!r} are shipped: {', '.join(map(_shipped, shipped_names()))}")
+            known = ", ".join(map(_shipped, shipped_names())) or "none are"
+            raise ValueError(f"no weights called {model!r} are shipped: {known}")
         return model
     is_commit = isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
     if is_commit and _NAME.fullmatch(model):  # also where a folder happens to be called the same

@@ -8,20 +8,10 @@ from evidence import check_done_once, workers
 from model_runs import FAMILIES, Checkpoints, make_model_run
 from tiny_runs import do
 
-from magicseg.config import load_config
-from magicseg.run import Run
 from magicseg.store.digest import logical_digest
 
 # All of them take six minutes: MAGICSEG_ALL_FAMILIES=1 pytest tests/slurm/test_model_runs.py
-CHOSEN = [*(FAMILIES if os.environ.get("MAGICSEG_ALL_FAMILIES") else ["sd15"]), "miniature"]
-SHORT = ("plan.samples=12", "plan.shard_size=4", "generate.batch_size=4", "generate.options.steps=6")
-
-
-def make(path, family, checkpoints):
-    """Of the shipped models, or of tiny ones."""
-    if family == "miniature":
-        return Run.create(path, load_config(preset="miniature", overrides=SHORT))
-    return make_model_run(path, family, checkpoints.get)
+CHOSEN = list(FAMILIES) if os.environ.get("MAGICSEG_ALL_FAMILIES") else ["sd15"]
 
 
 def at_work(run, stage):
@@ -32,7 +22,7 @@ def at_work(run, stage):
 @pytest.mark.parametrize("family", CHOSEN)
 def test_models_on_the_cluster_give_the_digest_of_a_local_run(family, on_cluster, slurm, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    local, run = (make(tmp_path / name, family, checkpoints) for name in ("local", "run"))
+    local, run = (make_model_run(tmp_path / name, family, checkpoints.get) for name in ("local", "run"))
     do(local)
     options = ("--profile", "cpu", "--shards-per-task", 2, "--resubmit", 2)
     for stage in ("describe", "generate", "mask"):
