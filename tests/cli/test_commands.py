@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import change
+from tiny_runs import TINY, change
 from typer.main import get_command
 
 from magicseg.cli import app
@@ -42,8 +42,7 @@ def test_help_of_every_command_appears_without_heavy_imports():
 
 @pytest.mark.slow
 def test_the_whole_data_part_by_its_commands(magicseg, expected_digest):
-    settings = ("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4")
-    sets = [word for setting in settings for word in ("--set", setting)]
+    sets = [word for setting in TINY for word in ("--set", setting)]
     assert magicseg("init", "run", "--preset", "painted", *sets).code == 0
     assert magicseg("init", "run", "--preset", "painted", *sets).code == 0, "twice is harmless"
     for stage in ("describe", "generate", "mask"):

@@ -1,6 +1,7 @@
 """The pool of worker processes: deaths, pieces, two commands at once."""
 
 import pytest
+from tiny_runs import TINY
 
 from magicseg.run import Run
 from magicseg.store.digest import logical_digest
@@ -69,5 +70,4 @@ def test_a_back_end_that_cannot_start_is_told_once(magicseg, tmp_path):
 
 
 def _sets(*more):
-    pairs = ("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4", *more)
-    return [word for pair in pairs for word in ("--set", pair)]
+    return [word for pair in (*TINY, *more) for word in ("--set", pair)]

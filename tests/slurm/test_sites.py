@@ -12,7 +12,7 @@ import pytest
 from clusters import PLUGINS, ClusterCommands, commands, require_slurm, started, wait_until
 from evidence import workers
 from ordinary import NOBODY, python_for_everybody, readable_libraries
-from tiny_runs import do, make_run
+from tiny_runs import TINY, do, make_run
 
 from magicseg.launch.jobs import submissions
 from magicseg.run import Run
@@ -167,7 +167,7 @@ def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
             command, cwd=home, env=environment, capture_output=True, text=True, timeout=200, check=False
         )
 
-    sets = [word for setting in (*SMALL, "describe.batch_size=4") for word in ("--set", setting)]
+    sets = [word for setting in (*TINY, *SMALL) for word in ("--set", setting)]
     assert magicseg("init", "run", "--preset", "painted", *sets).returncode == 0
     done = magicseg("submit", "all", "run", "--profile", "cpu", "--shards-per-task", 8, "--wait")
     assert done.returncode == 0, done.stderr
