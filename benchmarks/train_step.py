@@ -2,15 +2,13 @@
 
 Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory whose targets are made
 beforehand: no reading, no random numbers, no sampled classes, no learning rate, no log, no checks. The real loop
-reads a run's store with a preset's own settings (miniature: a frozen CLIP; painted: an encoder from scratch); its
-step time is from step to step, waiting for data included. Both take turns of a few steps within one training, since
-the speed of a machine drifts by more than what is measured here; the first steps of a turn, whose batches were read
-meanwhile, do not count. The ratio is that of a turn's medians, and of these the median over the turns is printed. On
-a machine that others use too, trust the CPU time (of the process that trains, all its threads, without the loader's
-processes) before the wall time.
+reads a run's store with a preset's own settings; its step time is from step to step, waiting for data included. Both
+take turns of a few steps within one training, since the speed of a machine drifts by more than what is measured here;
+the first steps of a turn, whose batches were read meanwhile, do not count. The ratio is that of a turn's medians, and
+of these the median over the turns is printed. On a machine that others use too, trust the CPU time (of the process
+that trains, all its threads, without the loader's processes) before the wall time.
 
     python benchmarks/train_step.py
-    python benchmarks/train_step.py --preset painted
     python benchmarks/train_step.py --turns 2 --samples 256
 """
 
@@ -95,7 +93,7 @@ def _medians(steps: list[Clocks]) -> list[float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="miniature", help="whose settings of training")
+    parser.add_argument("--preset", default="painted", help="whose settings of training")
     parser.add_argument("--turns", type=int, default=10, help="of the real loop, and of the bare one")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--size", type=int, default=64, help="pixels")
