@@ -54,34 +54,22 @@ def fetch(
 
 def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
     """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
-    from magicseg.cli import learn
-
-    _make_data(run, workers)
-    _learn(run)
-    learn.report(run)
-
-
-def _make_data(run: Path, workers: int | None) -> None:
-    from magicseg.cli import stages
+    from magicseg.cli import evaluate, learn, stages
     from magicseg.run.directory import Run
     from magicseg.run.fingerprint import STAGES
 
-    if not Run.open(run).config.train.needs_own_samples:
+    config = Run.open(run).config
+    if config.train.needs_own_samples:
+        for stage in STAGES:
+            stages.run_one(run, stage, workers, None, None)
+    else:
         note("describe, generate, mask: left out, since train.sources names other data alone")
-        return
-    for stage in STAGES:
-        stages.run_one(run, stage, workers, None, None)
-
-
-def _learn(run: Path) -> None:
-    from magicseg.cli import evaluate, learn
-    from magicseg.run.directory import Run
-
     learn.train(run)
-    if Run.open(run).config.evaluate.has_data:
+    if config.evaluate.has_data:
         evaluate.evaluate(run)
     else:
         note(f"evaluate: left out, since evaluate.data is not set; or: magicseg evaluate {run} --data DIR")
+    learn.report(run)
 
 
 def demo(

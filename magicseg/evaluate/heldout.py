@@ -105,12 +105,9 @@ def swept_threshold(
 ) -> Threshold:
     """The threshold with the best mIoU on scenes that are not the test's. Args: seed: of those scenes."""
     head.prepare([(name,) for name in vocabulary.names])
-    place_of = np.zeros(max(label.id for label in vocabulary.labels) + 1, np.int64)
-    place_of[[label.id for label in vocabulary.labels]] = 1 + np.arange(len(vocabulary))
     counts = Sweep.empty(len(vocabulary))
     for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
-        scores, places = _best(head, images)
-        for maps in zip(place_of[truth], scores, places, strict=True):
+        for maps in zip(truth, *_best(head, images), strict=True):
             counts.add(*maps, IGNORE)
     curve = counts.miou()
     best = int(np.nanargmax(curve))

@@ -8,13 +8,12 @@ import torch.nn.functional as F
 
 from magicseg.backends import Detections, DetectRequest
 from magicseg.devices import prepare_device
-from magicseg.labels.templates import load_templates
 from magicseg.mask.batches import HasBatch, fixed_batches
 from magicseg.mask.loading import run_batch, to_device
 from magicseg.mask.options import ClipOptions
 from magicseg.model.open_clip_encoder import OpenClipEncoder, open_clip_encoder
 from magicseg.model.prompts import encode_with_prompts
-from magicseg.model.settings import ClipWeights, OpenClipSettings
+from magicseg.model.settings import OpenClipSettings
 
 
 class ClipJudge:
@@ -25,14 +24,11 @@ class ClipJudge:
     def __init__(self, options: ClipOptions, batch: HasBatch) -> None:
         """Raises: BackendError for weights that cannot be loaded."""
         prepare_device(options.device, options.cpu_threads, "detector.options.device")
-        settings = OpenClipSettings(
-            name="open-clip",
-            architecture=options.architecture,
-            weights=ClipWeights(model=options.model, revision=options.revision, file=options.file),
-        )
-        where = f"detector.options.model: {options.model}"
-        self._encoder: OpenClipEncoder = open_clip_encoder(settings)
-        to_device(self._encoder, options, where)
+        encoder = options.settings.encoder
+        assert isinstance(encoder, OpenClipSettings)
+        self._encoder: OpenClipEncoder = open_clip_encoder(encoder)
+        to_device(self._encoder, options, f"detector.options.model: {options.model}")
+        self._templates = options.settings.templates
         self._options, self._batch = options, batch
         self._scale = float(self._encoder.clip.get_parameter("logit_scale").detach().exp())
         self._texts: dict[str, torch.Tensor] = {}
@@ -72,8 +68,6 @@ class ClipJudge:
     def _text(self, name: str) -> torch.Tensor:
         """The unit embedding of a name: the mean over the templates of ``options.class_prompt``."""
         if name not in self._texts:
-            prompt = self._options.class_prompt
-            templates = (prompt,) if "{}" in prompt else load_templates(prompt)
-            texts = self._encoder.encode_text([template.replace("{}", name) for template in templates])
+            texts = self._encoder.encode_text([template.replace("{}", name) for template in self._templates])
             self._texts[name] = F.normalize(F.normalize(texts.float(), dim=-1).mean(0), dim=-1).cpu()
         return self._texts[name]

@@ -15,7 +15,7 @@ from magicseg.mask.options import (
     OriginalSegmenterOptions,
     SegmenterOptions,
 )
-from magicseg.model.settings import ClipWeights, ModelSettings, OpenClipSettings, encoder_weights
+from magicseg.model.settings import encoder_weights
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
 
@@ -69,12 +69,7 @@ class ClipDetector:
     @classmethod
     def weights(cls, options: ClipOptions) -> list[Weights]:
         """The weights, open_clip's configuration, and the tokenizer."""
-        settings = OpenClipSettings(
-            name="open-clip",
-            architecture=options.architecture,
-            weights=ClipWeights(model=options.model, revision=options.revision, file=options.file),
-        )
-        return [replace(each, setting="model") for each in encoder_weights(ModelSettings(encoder=settings))]
+        return [replace(each, setting="model") for each in encoder_weights(options.settings)]
 
     def __init__(self, batch: HasBatch, options: ClipOptions) -> None:
         """Load the model. Raises: BackendError."""

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from magicseg.model.settings import ClipWeights, ModelSettings, OpenClipSettings
 from magicseg.weights import PinnedSettings
 
 _FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.pth", re.ASCII)
@@ -45,6 +46,18 @@ class ClipOptions(ModelOptions):
     )
     class_prompt: str = Field(default="a photo of a {}", description="a template, or a shipped set: photo, ensemble")
     dtype: Literal["float32"] = "float32"
+
+    @model_validator(mode="after")
+    def _has_an_architecture_and_templates(self) -> Self:
+        _ = self.settings
+        return self
+
+    @property
+    def settings(self) -> ModelSettings:
+        """The same as training has it."""
+        weights = ClipWeights(model=self.model, revision=self.revision, file=self.file)
+        encoder = OpenClipSettings(name="open-clip", architecture=self.architecture, weights=weights)
+        return ModelSettings(encoder=encoder, class_prompt=self.class_prompt)
 
 
 class SegmenterOptions(ModelOptions):

@@ -9,8 +9,8 @@ last layer's attention mixes them freely. Three published remedies need no train
                 arXiv 2312.01597)
     clearclip   softmax(q q'), and neither the residual nor the MLP (Lan et al., ECCV 2024, arXiv 2407.12442)
 
-Scores are divided by the square root of a head's width as in the layer itself. In the first two the residual and the
-MLP stay. Which reading is the best depends on how a CLIP was trained, so the plain one is there too.
+Scores are divided by the square root of a head's width as in the layer itself. In maskclip and sclip the residual and
+the MLP stay. Which reading is the best depends on how a CLIP was trained, so the plain one is there too.
 """
 
 from typing import Literal, cast, get_args

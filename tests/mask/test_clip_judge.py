@@ -132,5 +132,7 @@ def test_faults_are_told(folder, tmp_path):
         )
     with pytest.raises(ConfigError, match="ViT-9"):
         detector(folder, architecture="ViT-9")
+    with pytest.raises(ValueError, match="no_such_set"):
+        detector(folder, class_prompt="no_such_set")
     with pytest.raises(ValueError, match="against"):
         ClipDetector.Options(model=str(folder), device="cpu", against=[])
