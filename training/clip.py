@@ -28,12 +28,20 @@ from training.roughen import roughened
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
 SCENES = 16_384
-PLAN = Plan(steps=20_000, batch_size=32, learning_rate=1e-3, warmup=500, cooldown=5000, weight_decay=0.05)
+PLAN = Plan(
+    steps=6000,
+    batch_size=32,
+    learning_rate=2e-3,
+    warmup=200,
+    cooldown=2000,
+    weight_decay=0.05,
+    muon="resblocks",
+)
 TEMPLATE = "a photo of a {}"
 NOTHING = "empty scene"  # what stands in the template for a scene without objects
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-_PATCH_WEIGHT = 2.0
-_TOO_LARGE_WEIGHT = 5.0
+_PATCH_WEIGHT = 3.0
+_RANKED_WEIGHT = 4.0
 
 
 @dataclass(frozen=True)
@@ -119,8 +127,10 @@ def patch_loss(logits: Tensor, answers: Answers) -> Tensor:
 
     A patch may show what the caption names, where it says that it is, or else the empty scene: the negative logarithm
     of what these have together (Jin and Ghahramani 2002: learning with multiple labels), so that the patches of an
-    empty scene are known all. Of the patches where an object may be, the likeliest show it: as many as the word for
-    its size says at least; and all together they show no more of it than that word says at most.
+    empty scene are known all. Of the patches where an object may be, the likeliest show it. How many these are is
+    not said; with the logarithm of an object's area even between the least and the most that the word for its size
+    means, the k-th likeliest shows the object with the share of areas above k, and the empty scene otherwise: the
+    negative logarithm of either, by that share (of the empty scene only if no other object is there).
 
     Args: logits: (B, h * h, nouns + 1), the empty scene last. answers: of B scenes.
     """
@@ -134,15 +144,14 @@ def patch_loss(logits: Tensor, answers: Answers) -> Tensor:
     may = torch.cat([inside, torch.ones_like(inside[..., :1])], dim=2)
     partial = -likely.masked_fill(~may, -math.inf).logsumexp(dim=2).mean()
 
-    least, most = (answers.areas[..., 0] * count).ceil().long(), answers.areas[..., 1]
-    best = likely[..., :-1].masked_fill(~inside, -math.inf).sort(dim=1, descending=True).values
-    chosen = torch.arange(count, device=logits.device)[None, :, None] < least[:, None]
-    chosen = chosen & best.isfinite()
-    of_best = -torch.where(chosen, best, 0).sum(dim=1) / chosen.sum(dim=1).clamp(min=1)
-    shares = likely[..., :-1].exp().mean(dim=1)
-    too_large = torch.where(there, (shares - most).clamp(min=0), 0)
-    objects = there.sum().clamp(min=1)
-    return partial + (of_best.sum() + _TOO_LARGE_WEIGHT * too_large.sum()) / objects
+    shown, order = likely[..., :-1].masked_fill(~inside, -math.inf).sort(dim=1, descending=True)
+    empty = likely[..., -1:].expand_as(shown).gather(1, order)
+    rank = (torch.arange(count, device=logits.device)[None, :, None] + 0.5).log()
+    least, most = (answers.areas.clamp(min=1 / count) * count).log().transpose(1, 2)[:, :, None].unbind(dim=1)
+    shares = ((most - rank) / (most - least).clamp(min=1e-3)).clamp(0, 1)  # of areas that are larger than this rank
+    alone = (there.sum(dim=1) == 1)[:, None, None]
+    ranked = -torch.where(inside.gather(1, order), shares * shown + alone * (1 - shares) * empty, 0).sum() / count
+    return partial + _RANKED_WEIGHT * ranked / there.sum().clamp(min=1)
 
 
 def build(sizes: Sizes, tokenizer: Any) -> Towers:

@@ -4,9 +4,10 @@ The batch and the random numbers of step i are functions of (seed, i), and all e
 checkpoint: one safetensors file, replaced at once. So the curve of losses does not depend on where a run was cut.
 """
 
+import itertools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from training.scenes import counter_rng
 
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.jsonl"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what the optimisers know of a parameter
 STATE = "state.json"  # what of the checkpoint a reader may want to know: its step and plan
 
 
@@ -34,6 +36,7 @@ class Plan:
     warmup: int = 200
     cooldown: int = 0  # last steps, in which the rate falls to zero in a line
     weight_decay: float = 0.01
+    muon: str = ""  # parameters with this in their names are stepped by Muon if they are matrices, the rest by AdamW
     clip: float = 1.0  # largest norm of the gradient
     average: float = 0.999  # of the weights; what is exported is this moving average
     seed: int = 0
@@ -75,26 +78,22 @@ def train(
     model.to(plan.device).train()
     named = {name: value for name, value in model.named_parameters() if value.requires_grad}
     weights = list(named.values())
-    decayed = [value for value in weights if value.ndim > 1]
-    rest = [value for value in weights if value.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": rest, "weight_decay": 0.0}],
-        lr=plan.learning_rate,
-    )
+    optimisers = optimisers_of(named, plan)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    start = _resume(model, named, optimiser, average, plan, folder / CHECKPOINT)
+    start = _resume(model, named, optimisers, average, plan, folder / CHECKPOINT)
     _cut(folder / CURVE, start)
     began = saved = time.monotonic()
     losses: list[Tensor] = []
     for step in range(start, plan.steps):
-        for group in optimiser.param_groups:
+        for group in itertools.chain.from_iterable(each.param_groups for each in optimisers):
             group["lr"] = plan.rate(step)
         with torch.autocast(torch.device(plan.device).type, torch.bfloat16, enabled=plan.precision == "bfloat16"):
             loss = loss_of(model, step)
-        optimiser.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(weights, plan.clip)
-        optimiser.step()
+        for optimiser in optimisers:
+            optimiser.step()
         _follow(average, model, min(plan.average, (1 + step) / (10 + step)))
         losses.append(loss.detach())
         done = step + 1
@@ -104,12 +103,28 @@ def train(
             _note(folder / CURVE, {"step": done, "loss": mean, "seconds": round(time.monotonic() - began, 1)})
         now = time.monotonic()
         if now - saved >= plan.save_seconds and done % plan.log_every == 0:  # the curve's means begin anew there
-            _save(model, named, optimiser, average, plan, done, folder / CHECKPOINT)
+            _save(model, named, optimisers, average, plan, done, folder / CHECKPOINT)
             saved = now
     if start < plan.steps:
-        _save(model, named, optimiser, average, plan, plan.steps, folder / CHECKPOINT)
+        _save(model, named, optimisers, average, plan, plan.steps, folder / CHECKPOINT)
     model.load_state_dict(average)
     return model.eval()
+
+
+def optimisers_of(named: Mapping[str, nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) for the matrices named by ``plan.muon``."""
+    matrices = {name for name, value in named.items() if plan.muon and plan.muon in name and value.ndim == 2}
+    others = [value for name, value in named.items() if name not in matrices]
+    groups = [
+        {"params": [value for value in others if value.ndim > 1], "weight_decay": plan.weight_decay},
+        {"params": [value for value in others if value.ndim <= 1], "weight_decay": 0.0},
+    ]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=plan.learning_rate)]
+    if matrices:
+        moved = [value for name, value in named.items() if name in matrices]
+        settings: dict[str, Any] = {"lr": plan.learning_rate, "weight_decay": plan.weight_decay}
+        found.append(torch.optim.Muon(moved, **settings, adjust_lr_fn="match_rms_adamw"))
+    return found
 
 
 def averaged(model: nn.Module, folder: Path) -> int:
@@ -153,7 +168,7 @@ def _follow(average: Mapping[str, Tensor], model: nn.Module, keep: float) -> Non
 def _save(
     model: nn.Module,
     named: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     average: Mapping[str, Tensor],
     plan: Plan,
     step: int,
@@ -161,9 +176,10 @@ def _save(
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.items()}
-    for name, parameter in named.items():
-        state = optimiser.state[parameter]
-        tensors |= {f"{key}.{name}": state[key] for key in ("exp_avg", "exp_avg_sq")}
+    for optimiser in optimisers:
+        for name, parameter in named.items():
+            moments = optimiser.state.get(parameter, {})
+            tensors |= {f"{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
     content = save(
         {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
         metadata={"step": str(step), "plan": json.dumps(asdict(plan))},
@@ -176,7 +192,7 @@ def _save(
 def _resume(
     model: nn.Module,
     named: Mapping[str, nn.Parameter],
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     average: Mapping[str, Tensor],
     plan: Plan,
     path: Path,
@@ -190,16 +206,25 @@ def _resume(
         model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})
         for name, value in average.items():
             value.copy_(file.get_tensor(f"average.{name}"))
-        for name, parameter in named.items():
-            state = {key: file.get_tensor(f"{key}.{name}").to(plan.device) for key in ("exp_avg", "exp_avg_sq")}
-            optimiser.state[parameter] = {"step": torch.tensor(float(step)), **state}
+        stored = set(file.keys())
+        for optimiser in optimisers:
+            of_it = {id(each) for group in optimiser.param_groups for each in group["params"]}
+            for name, parameter in named.items():
+                keys = [key for key in _MOMENTS if id(parameter) in of_it and f"{key}.{name}" in stored]
+                state = {key: file.get_tensor(f"{key}.{name}").to(plan.device) for key in keys}
+                if state:
+                    optimiser.state[parameter] = {"step": torch.tensor(float(step)), **state}
     return step
 
 
 def _refuse_other_plan(old: Mapping[str, Any], plan: Plan, step: int) -> None:
     """Raises: ValueError if going on would give another curve than one run from the start."""
     free = {"device", "save_seconds", "steps", "cooldown"}
-    changed = [name for name, value in asdict(plan).items() if name not in free and old.get(name) != value]
+    changed = [
+        name
+        for name, value in asdict(plan).items()
+        if name not in free and old.get(name, getattr(Plan, name, None)) != value
+    ]
     if changed:
         raise ValueError(f"the checkpoint was made with another {changed[0]}: {old.get(changed[0])!r}; begin anew")
     if (old["steps"], old["cooldown"]) != (plan.steps, plan.cooldown):

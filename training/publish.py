@@ -51,8 +51,9 @@ def training_of(folder: Path) -> str:
     minutes = seconds_of(folder) / 60
     return (
         f"{steps:,} steps of {plan['batch_size']} in {minutes:,.0f} minutes on one "
-        f"{'GPU' if plan['device'] == 'cuda' else 'CPU core'} ({plan['precision']}), AdamW at "
-        f"{plan['learning_rate']:g}, moving average of the weights, seed {plan['seed']}"
+        f"{'GPU' if plan['device'] == 'cuda' else 'CPU core'} ({plan['precision']}), "
+        f"{'Muon and ' if plan['muon'] else ''}AdamW at {plan['learning_rate']:g}, "
+        f"moving average of the weights, seed {plan['seed']}"
     )
 
 

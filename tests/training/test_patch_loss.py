@@ -7,7 +7,7 @@ import torch
 
 from magicseg.miniature.caption import parse
 from training import scenes
-from training.clip import _TOO_LARGE_WEIGHT, patch_loss
+from training.clip import _RANKED_WEIGHT, patch_loss
 from training.painted import answers_to
 
 SIDE = 8
@@ -21,7 +21,7 @@ CAPTIONS = (
 def written_out(logits, specs):
     """The loss of several scenes: (B, patches, nouns + 1)."""
     answers = answers_to(specs)
-    partial, best, large, objects = [], 0.0, 0.0, 0
+    partial, ranked, objects = [], 0.0, 0
     for row, patches in enumerate(logits.double().tolist()):
         likely = [[value - math.log(sum(map(math.exp, patch))) for value in patch] for patch in patches]
         named = [place for place in range(len(scenes.nouns())) if answers.present[row, place]]
@@ -38,13 +38,14 @@ def written_out(logits, specs):
             partial.append(-math.log(sum(may)))
         for noun in named:
             objects += 1
-            count = math.ceil(float(answers.areas[row, noun, 0]) * SIDE**2)
-            values = sorted((likely[patch][noun] for patch in inside[noun]), reverse=True)[:count]
-            best -= sum(values) / len(values)
-            share = sum(math.exp(of_patch[noun]) for of_patch in likely) / SIDE**2
-            large += max(0.0, share - float(answers.areas[row, noun, 1]))
-    objects = max(objects, 1)
-    return sum(partial) / len(partial) + best / objects + _TOO_LARGE_WEIGHT * large / objects
+            least, most = (max(1.0, float(area) * SIDE**2) for area in answers.areas[row, noun])
+            best_first = sorted(inside[noun], key=lambda patch, likely=likely, noun=noun: -likely[patch][noun])
+            for rank, patch in enumerate(best_first):
+                share = min(max(math.log(most / (rank + 0.5)) / math.log(most / least), 0), 1)
+                ranked -= share * likely[patch][noun]
+                if len(named) == 1:
+                    ranked -= (1 - share) * likely[patch][-1]
+    return sum(partial) / len(partial) + _RANKED_WEIGHT * ranked / SIDE**2 / max(objects, 1)
 
 
 @pytest.mark.parametrize("captions", [CAPTIONS, CAPTIONS[:1], CAPTIONS[2:]])

@@ -1,5 +1,6 @@
 """The models of `training` at sizes that train in a second."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from training import autoencoder, clip, denoiser, judge
@@ -27,5 +28,5 @@ def fit(kind: str, folder: Path, plan: Plan = PLAN):
     if kind == "denoiser":
         return denoiser.fit(own, data(folder), plan, sizes=SIZES)
     if kind == "clip":
-        return clip.fit(own, data(folder), plan, sizes=CLIP_SIZES)
+        return clip.fit(own, data(folder), replace(plan, muon=clip.PLAN.muon), sizes=CLIP_SIZES)
     return judge.fit(own, data(folder), plan, widths=WIDTHS)
