@@ -1,7 +1,7 @@
 """Trains the UNet and the text encoder of the small Stable Diffusion, in the space of `training.latents`.
 
-python -m training.denoiser FOLDER --autoencoder FOLDER --steps 20000
-python -m training.denoiser FOLDER --autoencoder FOLDER --export DIRECTORY
+python -m training.denoiser FOLDER --data FOLDER
+python -m training.denoiser FOLDER --data FOLDER --autoencoder FOLDER --export DIRECTORY
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from training import arguments, autoencoder, latents, scenes
@@ -20,9 +21,17 @@ from training.painted import Painted, painted
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
 SCENES = 16_384
-PLAN = Plan(steps=20_000, batch_size=16, learning_rate=1e-3, cooldown=4000, precision="bfloat16")
+PLAN = Plan(
+    steps=12_000,
+    batch_size=16,
+    learning_rate=2e-3,
+    cooldown=3000,
+    precision="bfloat16",
+    muon=r"unet|layers",
+)
 NO_TEXT = 0.1  # share of captions left out, for guidance
-SNR_CLIP = 1.0
+OBJECT_WEIGHT = 10.0  # what a pixel of an object weighs more than one of the scene
+SNR_CLIP, SNR_CLIP_COOLDOWN = 5.0, 1.0
 NOISE_LEVELS = {
     "num_train_timesteps": 1000,
     "beta_schedule": "squaredcos_cap_v2",
@@ -72,10 +81,35 @@ class Denoiser(nn.Module):
             attention_head_dim=sizes.heads,  # of this class it is the number of heads
         )
 
+        for name, module in self.unet.named_modules():
+            if isinstance(module, nn.Conv2d) and name not in {"conv_in", "conv_out"}:
+                parametrize.register_parametrization(module, "weight", _Filters(module.weight.shape))
+
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
         """Velocity of noisy latents (B, 8, h, w) at times (B), given tokens (B, L)."""
         velocity: Tensor = self.unet(noisy, times, self.text(tokens).last_hidden_state).sample
         return velocity
+
+    def as_stored(self) -> Any:
+        """The UNet with its convolutions' weights as they are in checkpoints; not to be trained any more."""
+        for module in self.unet.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        return self.unet
+
+
+class _Filters(nn.Module):
+    """A convolution's weight is trained as a matrix of one row per filter, since Muon moves matrices alone."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, matrix: Tensor) -> Tensor:
+        return matrix.view(self.shape)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.flatten(1)
 
 
 def build(sizes: Sizes, tokenizer: Any) -> Denoiser:
@@ -88,6 +122,7 @@ def loss_of(
     step: int,
     *,
     values: Tensor,
+    objects: Tensor,
     channels: Tensor,
     tokens: Tensor,
     empty: Tensor,
@@ -95,11 +130,14 @@ def loss_of(
     levels: Any,
 ) -> Tensor:
     """Squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), weighted by min-SNR (Hang et al. 2023,
-    arXiv 2303.09556) and by channel. The batch's times are spread evenly from a random first one.
+    arXiv 2303.09556) and by place: objects weigh more than the scene. The batch's times are spread evenly from a
+    random first one. In the cooldown high noise weighs more, and channels weigh what they do in pixels.
 
-    Args: values: latents float16 (N, 8, h, w). channels: float (8), their weights: the latents' deviations are all 1,
-    and what they are of the pixels' is not. tokens: int16 (N, L). empty: int16 (L), for captions left out.
+    Args: values: latents float16 (N, 8, h, w). objects: uint8 (N, h, w), pixels of objects under each latent.
+    channels: float (8), weights in the cooldown: the latents' deviations are all 1, and what they are of the pixels'
+    is not. tokens: int16 (N, L). empty: int16 (L), for captions left out.
     """
+    cooling = step >= plan.steps - plan.cooldown
     rng = torch_rng(plan, "denoiser noise", step)
     picked = chosen(plan, len(values), step)
     clean = values[picked].float()
@@ -111,9 +149,11 @@ def loss_of(
     target = levels.get_velocity(clean, noise, times)
     alpha = levels.alphas_cumprod.to(plan.device)[times]
     ratio = alpha / (1 - alpha)
-    weight = ratio.clamp(max=SNR_CLIP) / (ratio + 1)
+    weight = ratio.clamp(max=SNR_CLIP_COOLDOWN if cooling else SNR_CLIP) / (ratio + 1)
     found = model(levels.add_noise(clean, noise, times), times, texts).float()
-    of_channels = (found - target).square().mean((2, 3)) * channels
+    of_place = 1 + OBJECT_WEIGHT * objects[picked] / latents.PATCH**2
+    error = (found - target).square() * (of_place / of_place.mean())[:, None]
+    of_channels = error.mean((2, 3)) * (channels if cooling else 1)
     loss: Tensor = (of_channels.mean(1) * weight).mean()
     return loss
 
@@ -127,6 +167,7 @@ def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None =
     loss = functools.partial(
         loss_of,
         values=components.of(data.images).half().to(plan.device),
+        objects=data.objects.to(plan.device),
         channels=(components.deviations / components.deviations.mean()).to(plan.device),
         tokens=data.tokens.to(plan.device),
         empty=token_ids(tokenizer, [""])[0].short().to(plan.device),
@@ -142,7 +183,7 @@ def export(model: Any, vae: Any, tokenizer: Any, target: Path) -> None:
         vae=vae.cpu(),
         text_encoder=model.text.cpu(),
         tokenizer=tokenizer,
-        unet=model.unet.cpu(),
+        unet=model.as_stored().cpu(),
         scheduler=DPMSolverMultistepScheduler(
             **NOISE_LEVELS, timestep_spacing="trailing", steps_offset=1, lambda_min_clipped=-5.1
         ),

@@ -6,6 +6,7 @@ checkpoint: one safetensors file, replaced at once. So the curve of losses does 
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -36,7 +37,7 @@ class Plan:
     warmup: int = 200
     cooldown: int = 0  # last steps, in which the rate falls to zero in a line
     weight_decay: float = 0.01
-    muon: str = ""  # parameters with this in their names are stepped by Muon if they are matrices, the rest by AdamW
+    muon: str = ""  # a pattern in the names of the matrices that Muon steps; all else is AdamW's
     clip: float = 1.0  # largest norm of the gradient
     average: float = 0.999  # of the weights; what is exported is this moving average
     seed: int = 0
@@ -113,7 +114,8 @@ def train(
 
 def optimisers_of(named: Mapping[str, nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) for the matrices named by ``plan.muon``."""
-    matrices = {name for name, value in named.items() if plan.muon and plan.muon in name and value.ndim == 2}
+    hidden = re.compile(plan.muon or "$^")
+    matrices = {name for name, value in named.items() if value.ndim == 2 and hidden.search(name)}
     others = [value for name, value in named.items() if name not in matrices]
     groups = [
         {"params": [value for value in others if value.ndim > 1], "weight_decay": plan.weight_decay},

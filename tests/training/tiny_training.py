@@ -26,7 +26,7 @@ def fit(kind: str, folder: Path, plan: Plan = PLAN):
     if kind == "autoencoder":
         return autoencoder.fit(own, data(folder), plan, channels=CHANNELS)
     if kind == "denoiser":
-        return denoiser.fit(own, data(folder), plan, sizes=SIZES)
+        return denoiser.fit(own, data(folder), replace(plan, muon=denoiser.PLAN.muon), sizes=SIZES)
     if kind == "clip":
         return clip.fit(own, data(folder), replace(plan, muon=clip.PLAN.muon), sizes=CLIP_SIZES)
     return judge.fit(own, data(folder), plan, widths=WIDTHS)
