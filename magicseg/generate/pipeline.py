@@ -7,6 +7,7 @@ import contextlib
 import functools
 import logging
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -209,7 +210,7 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
     extra: dict[str, Any] = {}
     if "safety_checker" in read_index(folder) and not options.safety_checker:
         extra = {"safety_checker": None, "requires_safety_checker": False}
-    with _library_warnings() as warnings:
+    with _library_warnings() as told_by_libraries:
         try:
             pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
                 folder,
@@ -228,7 +229,7 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
                 hint=_TOKENIZER_HINT if _TOKENIZER_LIBRARIES.search(str(error)) else _remedy(options),
             ) from error
     refuse_unknown_family(type(pipe).__name__, _where(options))
-    lacking = [text for text in warnings if _NEW_WEIGHTS.search(text)]
+    lacking = [text for text in told_by_libraries if _NEW_WEIGHTS.search(text)]
     if lacking:
         told = " ".join(_ESCAPES.sub("", lacking[0]).split())[:300]
         raise BackendError(
@@ -275,7 +276,11 @@ def _library_warnings() -> Iterator[list[str]]:
         logger.handlers, logger.propagate = [collector], False
         logger.setLevel(logging.WARNING)
     try:
-        yield texts
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"`torch\.jit\.script` is deprecated", FutureWarning
+            )  # of its own imports
+            yield texts
     finally:
         for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
