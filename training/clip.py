@@ -113,7 +113,7 @@ def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tenso
     picked = chosen(plan, len(data), step)
     pixels = roughened(data.images[picked].float(), torch_rng(plan, "clip noise", step))
     side = scenes.SIZE // towers.clip.visual.patch_size[0]
-    kept = _half(len(picked), side**2, plan, step) if step < plan.steps - plan.cooldown else None
+    kept = None if plan.cools(step) else _half(len(picked), side**2, plan, step)
     image, patches = towers.images(pixels, kept)
     tokens, present = data.tokens[picked].long(), data.answers.present[picked]
     text, named = towers.texts(tokens), towers.texts(classes)

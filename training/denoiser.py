@@ -137,7 +137,7 @@ def loss_of(
     channels: float (8), weights in the cooldown: the latents' deviations are all 1, and what they are of the pixels'
     is not. tokens: int16 (N, L). empty: int16 (L), for captions left out.
     """
-    cooling = step >= plan.steps - plan.cooldown
+    cooling = plan.cools(step)
     rng = torch_rng(plan, "denoiser noise", step)
     picked = chosen(plan, len(values), step)
     clean = values[picked].float()

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +23,13 @@ from training.scenes import counter_rng
 
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.jsonl"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")  # what the optimisers know of a parameter
 STATE = "state.json"  # what of the checkpoint a reader may want to know: its step and plan
+
+# What an optimiser knows of a parameter.
+_MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +53,12 @@ class Plan:
 
     def rate(self, step: int) -> float:
         """Of step ``step``, from 0."""
-        down = min(1.0, (self.steps - step) / self.cooldown) if self.cooldown else 1.0
+        down = (self.steps - step) / self.cooldown if self.cools(step) else 1.0
         return self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1)) * down
+
+    def cools(self, step: int) -> bool:
+        """Whether step ``step``, from 0, is one of the cooldown's."""
+        return step >= self.steps - self.cooldown
 
 
 def torch_rng(plan: Plan, stream: str, step: int) -> torch.Generator:
@@ -114,8 +123,7 @@ def train(
 
 def optimisers_of(named: Mapping[str, nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
     """AdamW, and Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) for the matrices named by ``plan.muon``."""
-    hidden = re.compile(plan.muon or "$^")
-    matrices = {name for name, value in named.items() if value.ndim == 2 and hidden.search(name)}
+    matrices = {name for name, value in named.items() if plan.muon and value.ndim == 2 and re.search(plan.muon, name)}
     others = [value for name, value in named.items() if name not in matrices]
     groups = [
         {"params": [value for value in others if value.ndim > 1], "weight_decay": plan.weight_decay},
@@ -178,10 +186,8 @@ def _save(
 ) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     tensors |= {f"average.{name}": value for name, value in average.items()}
-    for optimiser in optimisers:
-        for name, parameter in named.items():
-            moments = optimiser.state.get(parameter, {})
-            tensors |= {f"{key}.{name}": moments[key] for key in _MOMENTS if key in moments}
+    for optimiser, name, key in _moments(named, optimisers):
+        tensors[f"{key}.{name}"] = optimiser.state[named[name]][key]
     content = save(
         {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()},
         metadata={"step": str(step), "plan": json.dumps(asdict(plan))},
@@ -189,6 +195,17 @@ def _save(
     write_atomic(path, content)
     state = {"step": step, "plan": asdict(plan)}
     write_atomic(path.with_name(STATE), (json.dumps(state, indent=2) + "\n").encode())
+
+
+def _moments(
+    named: Mapping[str, nn.Parameter], optimisers: Sequence[torch.optim.Optimizer]
+) -> Iterator[tuple[torch.optim.Optimizer, str, str]]:
+    """What a checkpoint holds of the optimisers: (optimiser, name of a parameter, key of its state)."""
+    names = {parameter: name for name, parameter in named.items()}
+    for optimiser in optimisers:
+        for group in optimiser.param_groups:
+            for parameter, key in itertools.product(group["params"], _MOMENTS[type(optimiser)]):
+                yield optimiser, names[parameter], key
 
 
 def _resume(
@@ -208,27 +225,21 @@ def _resume(
         model.load_state_dict({name: file.get_tensor(f"model.{name}") for name in model.state_dict()})
         for name, value in average.items():
             value.copy_(file.get_tensor(f"average.{name}"))
-        stored = set(file.keys())
-        for optimiser in optimisers:
-            of_it = {id(each) for group in optimiser.param_groups for each in group["params"]}
-            for name, parameter in named.items():
-                keys = [key for key in _MOMENTS if id(parameter) in of_it and f"{key}.{name}" in stored]
-                state = {key: file.get_tensor(f"{key}.{name}").to(plan.device) for key in keys}
-                if state:
-                    optimiser.state[parameter] = {"step": torch.tensor(float(step)), **state}
+        for optimiser, name, key in _moments(named, optimisers):
+            state = optimiser.state[named[name]]
+            state[key] = file.get_tensor(f"{key}.{name}").to(plan.device)
+            if isinstance(optimiser, torch.optim.AdamW):
+                state["step"] = torch.tensor(float(step))
     return step
 
 
 def _refuse_other_plan(old: Mapping[str, Any], plan: Plan, step: int) -> None:
     """Raises: ValueError if going on would give another curve than one run from the start."""
     free = {"device", "save_seconds", "steps", "cooldown"}
-    changed = [
-        name
-        for name, value in asdict(plan).items()
-        if name not in free and old.get(name, getattr(Plan, name, None)) != value
-    ]
+    old = asdict(Plan(**old))  # a setting that it did not have yet is at its default
+    changed = [name for name, value in asdict(plan).items() if name not in free and old[name] != value]
     if changed:
-        raise ValueError(f"the checkpoint was made with another {changed[0]}: {old.get(changed[0])!r}; begin anew")
+        raise ValueError(f"the checkpoint was made with another {changed[0]}: {old[changed[0]]!r}; begin anew")
     if (old["steps"], old["cooldown"]) != (plan.steps, plan.cooldown):
         begins = min(old["steps"] - old["cooldown"], plan.steps - plan.cooldown)
         if step > begins:

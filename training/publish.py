@@ -115,7 +115,8 @@ def publish(work: Path, target: Path, scenes: int) -> None:
             scenes=f"{scenes:,}",
             script="clip",
             also="",
-            training=f"captions against images, class texts against images and against the best patches, no masks; "
+            training="captions against images; class texts against images and, by captions' words of place and size, "
+            "against patches; no masks; "
             f"{training_of(work / 'clip')}",
             measures=measures_of(measured, _CLIP),
             limits="",

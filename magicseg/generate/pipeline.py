@@ -277,9 +277,8 @@ def _library_warnings() -> Iterator[list[str]]:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", r"`torch\.jit\.script` is deprecated", FutureWarning
-            )  # of its own imports
+            # One of the modules that diffusers imports to know all pipelines uses it.
+            warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
             yield texts
     finally:
         for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):

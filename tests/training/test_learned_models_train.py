@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import PLAN
 
-from training import latents, loop, painted, scenes
+from training import clip, denoiser, latents, loop, painted, scenes
 from training.tokens import write_tokenizer
 
 KINDS = ["autoencoder", "denoiser", "clip", "judge"]
@@ -106,3 +106,23 @@ def test_latents_are_white_and_hold_most_of_the_pictures(tmp_path, monkeypatch):
     patches = torch.nn.functional.unfold(images / 255, 4, stride=4).permute(0, 2, 1).reshape(again.shape)
     offset = (patches - again).mean((0, 1, 2))  # what the components do not hold, on average
     assert (patches - again - offset).square().mean() < 2e-3, "about 27 dB"
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "clip"])
+def test_muon_moves_the_matrices_of_layers_and_filters_but_no_embedding(kind, tmp_path):
+    tokenizer = write_tokenizer(tmp_path)
+    made = {
+        "denoiser": lambda: denoiser.build(tiny_training.SIZES, tokenizer),
+        "clip": lambda: clip.build(tiny_training.CLIP_SIZES, tokenizer),
+    }[kind]()
+    named = dict(made.named_parameters())
+    plan = {"denoiser": denoiser.PLAN, "clip": clip.PLAN}[kind]
+    adam, muon = (
+        {name for name, value in named.items() if any(value is each for each in optimiser.param_groups[0]["params"])}
+        for optimiser in loop.optimisers_of(named, plan)
+    )
+    filters = {name for name in muon if "conv1" in name and "resnets" in name}
+    assert bool(filters) == (kind == "denoiser")
+    assert any("mlp" in name or "to_q" in name for name in muon)
+    assert not [name for name in muon if "embedding" in name.replace("time_embedding", "")]
+    assert any("embedding" in name for name in adam)
