@@ -30,7 +30,7 @@ from training.tokens import LENGTH, token_ids, write_tokenizer
 
 SCENES = 16_384
 PLAN = Plan(
-    steps=12_000,
+    steps=18_000,
     batch_size=32,
     learning_rate=2e-3,
     warmup=200,

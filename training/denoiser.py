@@ -131,7 +131,9 @@ def loss_of(
 ) -> Tensor:
     """Squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), weighted by min-SNR (Hang et al. 2023,
     arXiv 2303.09556) and by place: objects weigh more than the scene. The batch's times are spread evenly from a
-    random first one. In the cooldown high noise weighs more, and channels weigh what they do in pixels.
+    random first one. In the cooldown high noise weighs more, channels weigh what they do in pixels, and all places
+    weigh the same: with weights that follow the target, the least error is not at the target's mean, and what is
+    drawn has more of what weighs more.
 
     Args: values: latents float16 (N, 8, h, w). objects: uint8 (N, h, w), pixels of objects under each latent.
     channels: float (8), weights in the cooldown: the latents' deviations are all 1, and what they are of the pixels'
@@ -151,8 +153,10 @@ def loss_of(
     ratio = alpha / (1 - alpha)
     weight = ratio.clamp(max=SNR_CLIP_COOLDOWN if cooling else SNR_CLIP) / (ratio + 1)
     found = model(levels.add_noise(clean, noise, times), times, texts).float()
-    of_place = 1 + OBJECT_WEIGHT * objects[picked] / latents.PATCH**2
-    error = (found - target).square() * (of_place / of_place.mean())[:, None]
+    error = (found - target).square()
+    if not cooling:
+        of_place = 1 + OBJECT_WEIGHT * objects[picked] / latents.PATCH**2
+        error = error * (of_place / of_place.mean())[:, None]
     of_channels = error.mean((2, 3)) * (channels if cooling else 1)
     loss: Tensor = (of_channels.mean(1) * weight).mean()
     return loss

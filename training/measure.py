@@ -263,7 +263,8 @@ def generator_measures(
     heldout = np.stack([clean(number, stream="measured", objects=(0, 1)).image for number in range(count)])
     seen = functools.partial(clean, stream="train")
     memory = np.stack([one.image for one in scenes.ahead(seen, range(trained), workers)])
-    return measured | variety(shown, heldout, memory), pairs
+    made = {"pairs": count, "steps": how.steps, "guidance": how.guidance}
+    return made | measured | variety(shown, heldout, memory), pairs
 
 
 def main() -> None:

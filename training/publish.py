@@ -32,7 +32,7 @@ captions are those of the grammar captioner. No photograph, and nothing that oth
 **Training.** `training/{script}.py` in the project's repository{also}: {training}. Continued, or repeated, by
 `training/everything.sh`.
 
-**Measures** (`training/measure.py`, on captions and scenes outside of the training set):
+**Measures** (`training/measure.py`; captions and scenes are not those of the training set):
 
 {measures}
 
@@ -52,18 +52,21 @@ def training_of(folder: Path) -> str:
     return (
         f"{steps:,} steps of {plan['batch_size']} in {minutes:,.0f} minutes on one "
         f"{'GPU' if plan['device'] == 'cuda' else 'CPU core'} ({plan['precision']}), "
-        f"{'Muon and ' if plan['muon'] else ''}AdamW at {plan['learning_rate']:g}, "
+        f"{'Muon and ' if plan.get('muon') else ''}AdamW at {plan['learning_rate']:g}, "
         f"moving average of the weights, seed {plan['seed']}"
     )
 
 
 def measures_of(measured: Mapping[str, float], names: Mapping[str, str]) -> str:
     """A table."""
-    rows = [f"| {text} | {measured[name]:.3f} |" for name, text in names.items()]
+    rows = [f"| {text} | {measured[name]:.4g} |" for name, text in names.items()]
     return "\n".join(["| measure | value |", "|---|---|", *rows])
 
 
 _GENERATOR = {
+    "pairs": "pairs",
+    "steps": "steps of the sampler",
+    "guidance": "guidance",
     "class": "the judge finds the asked class in the image",
     "colour": "its colour is the asked one",
     "scene": "the scene is the asked one",
