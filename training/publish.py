@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.loop import STATE, seconds_of
+from training.loop import STATE, Plan, seconds_of
 
 LARGEST = 15_000_000  # bytes, all together
 
@@ -47,13 +47,13 @@ exercise and to study a pipeline, not to make or to read pictures.
 def training_of(folder: Path) -> str:
     """Steps, batch, time and parameters of a training, in words."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    plan, steps = state["plan"], state["step"]
+    plan, steps = Plan(**state["plan"]), state["step"]  # a setting that it did not have yet is at its default
     minutes = seconds_of(folder) / 60
     return (
-        f"{steps:,} steps of {plan['batch_size']} in {minutes:,.0f} minutes on one "
-        f"{'GPU' if plan['device'] == 'cuda' else 'CPU core'} ({plan['precision']}), "
-        f"{'Muon and ' if plan.get('muon') else ''}AdamW at {plan['learning_rate']:g}, "
-        f"moving average of the weights, seed {plan['seed']}"
+        f"{steps:,} steps of {plan.batch_size} in {minutes:,.0f} minutes on one "
+        f"{'GPU' if plan.device == 'cuda' else 'CPU core'} ({plan.precision}), "
+        f"{'Muon and ' if plan.muon else ''}AdamW at {plan.learning_rate:g}, "
+        f"moving average of the weights, seed {plan.seed}"
     )
 
 
@@ -107,7 +107,8 @@ def publish(work: Path, target: Path, scenes: int) -> None:
             script="denoiser",
             also=" and `training/autoencoder.py`",
             training=f"autoencoder: {training_of(work / 'autoencoder')}; UNet with text encoder: "
-            f"{training_of(work / 'denoiser')}",
+            f"{training_of(work / 'denoiser')}; until the cooldown, objects weigh more in its loss, by the painter's "
+            "masks",
             measures=measures_of(measured, _GENERATOR),
             limits="Captions of more than two objects are cut. ",
         ),
