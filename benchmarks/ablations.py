@@ -25,6 +25,7 @@ import argparse
 import json
 import math
 import statistics
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -186,6 +187,18 @@ def interval(values: list[float]) -> str:
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
+def print_table(variants: Sequence[str], seeds: Sequence[int], miou: Mapping[tuple[str, int], float]) -> None:
+    """A Markdown table: mIoU by seed, its mean, and the difference to the first variant, seed by seed."""
+    titles = " | ".join(f"seed {seed}" for seed in seeds)
+    print(f"\n| variant | {titles} | mean [95 %] | difference to {variants[0]} [95 %] |")
+    print("|---|" + "---|" * (len(seeds) + 2))
+    base = [miou[variants[0], seed] for seed in seeds]
+    for variant in variants:
+        values = [miou[variant, seed] for seed in seeds]
+        change = "" if variant == variants[0] else interval([a - b for a, b in zip(values, base, strict=True)])
+        print(f"| {variant} |", " | ".join(f"{value:.3f}" for value in values), f"| {interval(values)} | {change} |")
+
+
 def main() -> None:
     """Run the study and print a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -207,15 +220,7 @@ def main() -> None:
             ]
             rows += [each.result() for each in as_completed(waiting)]
     found = {(row["variant"], row["seed"]): row for row in rows}
-    base = [found[BASE, seed]["miou"] for seed in seeds]
-    print(
-        "\n| variant |", " | ".join(f"seed {seed}" for seed in seeds), "| mean [95 %] | difference to base [95 %] |"
-    )
-    print("|---|" + "---|" * (len(seeds) + 2))
-    for variant in (BASE, *arguments.variants):
-        values = [found[variant, seed]["miou"] for seed in seeds]
-        change = "" if variant == BASE else interval([new - old for new, old in zip(values, base, strict=True)])
-        print(f"| {variant} |", " | ".join(f"{value:.3f}" for value in values), f"| {interval(values)} | {change} |")
+    print_table((BASE, *arguments.variants), seeds, {place: row["miou"] for place, row in found.items()})
     background = [found[BASE, seed]["background"] for seed in seeds]
     print(f"\nbackground everywhere: {interval(background)}")
     if FILTERED in arguments.variants:

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -54,22 +53,28 @@ class Answers:
 @dataclass(frozen=True)
 class Painted:
     """N scenes: ``images`` uint8 (N, 3, size, size), captions' ``tokens`` int16 (N, L), and what they tell;
-    ``objects`` uint8 (N, size / 4, size / 4), how many pixels of any object are in each square of 4 x 4, which the
-    denoiser alone is told.
+    ``masks`` uint8 (N, size, size), 0 or the number of the noun from 1: for the detector and the segmenter, and
+    ``objects`` for the denoiser.
     """
 
     images: Tensor
-    objects: Tensor
+    masks: Tensor
     tokens: Tensor
     answers: Answers
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def objects(self) -> Tensor:
+        """uint8 (N, size / 4, size / 4): how many pixels of any object are in each square of 4 x 4."""
+        squares = (self.masks > 0).unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
+        return squares.sum((3, 4)).to(torch.uint8)
+
     def to(self, device: str) -> Self:
         """The same on another device."""
         answers = Answers(*(getattr(self.answers, each.name).to(device) for each in fields(Answers)))
-        return type(self)(self.images.to(device), self.objects.to(device), self.tokens.to(device), answers)
+        return type(self)(self.images.to(device), self.masks.to(device), self.tokens.to(device), answers)
 
 
 def answers_to(specs: Sequence[SceneSpec]) -> Answers:
@@ -111,7 +116,7 @@ def painted(folder: Path, tokenizer: Any, *, count: int, seed: int, workers: int
     whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return Painted(
         images=whole["images"],
-        objects=whole["objects"],
+        masks=whole["masks"],
         tokens=whole["tokens"],
         answers=Answers(*(whole[each.name] for each in fields(Answers))),
     )
@@ -121,18 +126,13 @@ def _write(made: Sequence[scenes.Scene], tokenizer: Any, file: Path) -> None:
     answers = answers_to([one.spec for one in made])
     tensors = {
         "images": torch.from_numpy(np.stack([one.image for one in made])).permute(0, 3, 1, 2).contiguous(),
-        "objects": torch.stack([_per_square(one.mask) for one in made]),
+        "masks": torch.from_numpy(np.stack([one.mask for one in made])),
         "tokens": token_ids(tokenizer, [one.caption for one in made]).short(),
         **{each.name: getattr(answers, each.name) for each in fields(answers)},
     }
     part = file.with_suffix(".part")
     save_file(tensors, part)
     part.replace(file)
-
-
-def _per_square(mask: NDArray[np.uint8]) -> Tensor:
-    across = mask.shape[0] // PATCH
-    return torch.from_numpy(mask > 0).view(across, PATCH, across, PATCH).sum((1, 3)).to(torch.uint8)
 
 
 def main() -> None:

@@ -54,21 +54,10 @@ def fetch(
 
 def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
     """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
-    from magicseg.cli import evaluate, learn, stages
-    from magicseg.run.directory import Run
-    from magicseg.run.fingerprint import STAGES
+    from magicseg.cli import learn
 
-    config = Run.open(run).config
-    if config.train.needs_own_samples:
-        for stage in STAGES:
-            stages.run_one(run, stage, workers, None, None)
-    else:
-        note("describe, generate, mask: left out, since train.sources names other data alone")
-    learn.train(run)
-    if config.evaluate.has_data:
-        evaluate.evaluate(run)
-    else:
-        note(f"evaluate: left out, since evaluate.data is not set; or: magicseg evaluate {run} --data DIR")
+    _make_data(run, workers)
+    _train_and_evaluate(run)
     learn.report(run)
 
 
@@ -80,13 +69,48 @@ def demo(
         bool, typer.Option("--short", help="in seconds: shows that it works, not that it learns")
     ] = False,
 ) -> None:
-    """The whole chain in miniature, offline, on two CPU cores in a few minutes."""
+    """The whole chain in miniature, offline, on two CPU cores in a few minutes.
+
+    Beside RUN it makes RUN-exact-masks and RUN-no-counterfactual-loss, whose scores stand in RUN's report.
+    """
+    from magicseg.cli import evaluate, learn
     from magicseg.config import load_config
+    from magicseg.miniature.compared import doing, make_compared
     from magicseg.miniature.short import SHORT
     from magicseg.run.directory import Run
 
-    Run.create(run, load_config(preset="miniature", overrides=[*(SHORT if short else ()), *(set_ or ())]))
-    run_all(run, workers)
+    made = Run.create(run, load_config(preset="miniature", overrides=[*(SHORT if short else ()), *(set_ or ())]))
+    beside = make_compared(made)
+    _make_data(run, workers)
+    with doing(beside):
+        _train_and_evaluate(run)
+        note("waiting for the runs that stand beside it")
+    paths = [run.parent / each.path.name for each in beside]
+    learn.report(run, paths)
+    evaluate.compare([run, *paths])
+
+
+def _make_data(run: Path, workers: int | None) -> None:
+    from magicseg.cli import stages
+    from magicseg.run.directory import Run
+    from magicseg.run.fingerprint import STAGES
+
+    if not Run.open(run).config.train.needs_own_samples:
+        note("describe, generate, mask: left out, since train.sources names other data alone")
+        return
+    for stage in STAGES:
+        stages.run_one(run, stage, workers, None, None)
+
+
+def _train_and_evaluate(run: Path) -> None:
+    from magicseg.cli import evaluate, learn
+    from magicseg.run.directory import Run
+
+    learn.train(run)
+    if Run.open(run).config.evaluate.has_data:
+        evaluate.evaluate(run)
+    else:
+        note(f"evaluate: left out, since evaluate.data is not set; or: magicseg evaluate {run} --data DIR")
 
 
 def reset(

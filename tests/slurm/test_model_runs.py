@@ -1,4 +1,4 @@
-"""Tiny models of real families as array jobs: killed, resumed, and the digest of a local run."""
+"""Tiny models of real families, and the miniature's, as array jobs: killed, resumed, the digest of a local run."""
 
 import os
 
@@ -8,10 +8,13 @@ from evidence import check_done_once, workers
 from model_runs import FAMILIES, Checkpoints, make_model_run
 from tiny_runs import do
 
+from magicseg.config import load_config
+from magicseg.run import Run
 from magicseg.store.digest import logical_digest
 
 # All of them take six minutes: MAGICSEG_ALL_FAMILIES=1 pytest tests/slurm/test_model_runs.py
 CHOSEN = list(FAMILIES) if os.environ.get("MAGICSEG_ALL_FAMILIES") else ["sd15"]
+MINIATURE = ("plan.samples=12", "plan.shard_size=4", "generate.batch_size=2", "generate.options.steps=4")
 
 
 def at_work(run, stage):
@@ -19,10 +22,17 @@ def at_work(run, stage):
     return [process for folder in (run.path / "jobs").glob(f"*-{stage}") for process in workers(folder)]
 
 
-@pytest.mark.parametrize("family", CHOSEN)
+def make(path, family, checkpoints):
+    """A run of three shards, nothing done."""
+    if family == "miniature":
+        return Run.create(path, load_config(preset="miniature", overrides=MINIATURE))
+    return make_model_run(path, family, checkpoints.get)
+
+
+@pytest.mark.parametrize("family", [*CHOSEN, "miniature"])
 def test_models_on_the_cluster_give_the_digest_of_a_local_run(family, on_cluster, slurm, tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    local, run = (make_model_run(tmp_path / name, family, checkpoints.get) for name in ("local", "run"))
+    local, run = (make(tmp_path / name, family, checkpoints) for name in ("local", "run"))
     do(local)
     options = ("--profile", "cpu", "--shards-per-task", 2, "--resubmit", 2)
     for stage in ("describe", "generate", "mask"):

@@ -1,0 +1,211 @@
+"""What masks, losses, amount of data and sampling bring to the miniature with its learned models, in held-out mIoU.
+
+    python benchmarks/miniature_study.py --work FOLDER --processes 2                      # hours of two cores
+    python benchmarks/miniature_study.py --work FOLDER --processes 14 --device cuda
+    python benchmarks/miniature_study.py --work FOLDER --seeds 0 1 --samples 64 --set train.steps=5    # says nothing
+
+For every seed (of the data, the weights and the held-out scenes alike) data are made by the preset ``miniature``, and
+one model per variant is trained; all are scored on exact masks. Variants differ from ``base`` in one thing:
+
+    exact               painted scenes with exact masks: neither the generator's errors nor the masks'
+    painted pairs       painted scenes, masks by pair difference: the masks' errors alone
+    raw masks           the same generated pairs, the pair difference not cleaned
+    no validity         no judge looks at the pairs
+    guidance 1, 4       of the diffusion model, instead of 2
+    steps 4, 16         of the diffusion model, instead of 6
+    64, 192, 1024, 4096 samples instead of 384, for the same number of training steps
+    384, longer         four times the training steps
+    4096, longer        both
+    no counterfactual   without the counterfactual loss
+    strong counterf.    with its full weight, 1
+    no class sampling   all ten classes are asked of every image
+    no prompts          the frozen CLIP without visual prompts
+
+Printed: mIoU by seed, the mean with its 95 % interval over seeds (Student's t), and the mean difference to base with
+the interval of the paired differences. Every row goes into a file of JSON lines (``--rows``); what is there,
+of the same settings, is not done again. Exits 0 whatever comes out.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+from collections.abc import Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ablations import BASE, print_table
+
+from magicseg.config import load_config
+from magicseg.evaluate.heldout import evaluate_heldout
+from magicseg.execute.pool import run_stage
+from magicseg.model.segmenter import load_segmenter
+from magicseg.run.directory import Run
+from magicseg.run.fingerprint import STAGES
+from magicseg.store.kept import KeptSamples
+from magicseg.train.loop import train
+
+MOST = "generated"  # the kind of data that base has, and all that the amount of data is asked of
+_PAINTER = ("generate.backend=painter", "generate.options={}", "generate.validity=null")
+_RAW = "mask.options={}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``data``: a kind of `KINDS`. ``samples``: null: base's number. ``longer``: times base's steps."""
+
+    data: str = MOST
+    samples: int | None = None
+    longer: int = 1
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+KINDS: Mapping[str, tuple[str, ...]] = {
+    MOST: (),
+    "exact": (*_PAINTER, "mask.backend=painter", _RAW),
+    "painted pairs": _PAINTER,
+    "raw masks": (_RAW,),
+    "no validity": ("generate.validity=null",),
+    "guidance 1": ("generate.options.guidance=1",),
+    "guidance 4": ("generate.options.guidance=4",),
+    "steps 4": ("generate.options.steps=4",),
+    "steps 16": ("generate.options.steps=16",),
+}
+VARIANTS: Mapping[str, Variant] = {
+    BASE: Variant(),
+    **{kind: Variant(data=kind) for kind in KINDS if kind != MOST},
+    **{f"{count} samples": Variant(samples=count) for count in (64, 192, 1024, 4096)},
+    "384, longer": Variant(longer=4),
+    "4096, longer": Variant(samples=4096, longer=4),
+    "no counterfactual": Variant(train={"counterfactual_weight": 0.0}),
+    "strong counterf.": Variant(train={"counterfactual_weight": 1.0}),
+    "no class sampling": Variant(train={"sampled_classes": 10}),
+    "no prompts": Variant(train={"prompt_tokens": 0}),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the processes are told."""
+
+    work: Path
+    overrides: tuple[str, ...]
+    samples: int  # of the kind `MOST`
+    device: str
+
+    @property
+    def settings(self) -> str:
+        """Stands in every row: other settings give other rows."""
+        text = load_config(preset="miniature", overrides=self.overrides).to_yaml()
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def make_data(kind: str, seed: int, task: Task) -> Run:
+    """The seed's run of this kind with its data; what is there already is kept."""
+    own = [f"plan.samples={task.samples}"] if kind == MOST else []
+    if task.device == "cuda" and KINDS[kind][:1] != _PAINTER[:1]:
+        own += ["generate.options.device=cuda"]
+        own += ["generate.validity.detector.options.device=cuda"] if kind != "no validity" else []
+    overrides = [*own, *task.overrides, *KINDS[kind], f"seed={seed}"]
+    run = Run.create(
+        task.work / f"run-{seed}-{kind.replace(' ', '-')}", load_config(preset="miniature", overrides=overrides)
+    )
+    for stage in STAGES:
+        run_stage(run, stage, workers=1)
+    return run
+
+
+def one(seed: int, name: str, task: Task) -> dict[str, Any]:
+    """Train and score one variant of one seed, whose data are there."""
+    torch.set_num_threads(1)
+    variant = VARIANTS[name]
+    run = make_data(variant.data, seed, task)
+    samples = KeptSamples.of(run)
+    if variant.data == MOST:
+        count = variant.samples or load_config(preset="miniature").plan.samples
+        first = samples.indices < min(count, task.samples)
+        assert samples.planned is not None
+        samples = replace(samples, indices=samples.indices[first], planned=samples.planned[first])
+    settings = run.config.train
+    trained = train(
+        samples,
+        run.vocabulary,
+        settings.model_copy(update={**variant.train, "steps": settings.steps * variant.longer}),
+        task.work / f"model-{seed}-{name.replace(' ', '-')}",
+        seed=seed,
+        data_fingerprint=f"{run.fingerprints['mask'].digest} {name}",
+        device=torch.device(task.device),
+    )
+    scores = evaluate_heldout(
+        load_segmenter(trained.model_dir).to(task.device),
+        run.vocabulary,
+        run.config.evaluate,
+        image_size=run.config.generate.size,
+        seed=seed,
+        model_seed=seed,
+    )
+    return {
+        "variant": name,
+        "seed": seed,
+        "miou": round(scores["miou"], 5),
+        "pixel_accuracy": round(scores["pixel_accuracy"], 5),
+        "samples": len(samples.indices),
+        "seconds": round(trained.seconds, 1),
+        "device": task.device,
+        "settings": task.settings,
+    }
+
+
+def known(rows: Path, settings: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """The rows of these settings, by variant and seed."""
+    lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
+    found = [json.loads(line) for line in lines]
+    return {(row["variant"], row["seed"]): row for row in found if row["settings"] == settings}
+
+
+def main() -> None:
+    """Run the study and print a Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = tuple(VARIANTS)[1:]
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--variants", choices=names, nargs="+", default=names, metavar="NAME")
+    parser.add_argument("--samples", type=int, default=4096, help="that are generated for a seed, at most")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs")
+    parser.add_argument("--work", type=Path, required=True, help="folder for data, models and results")
+    parser.add_argument("--rows", type=Path, default=None, help="results  (WORK/rows.jsonl)")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    arguments.rows = arguments.rows or arguments.work / "rows.jsonl"
+    chosen = {name: VARIANTS[name] for name in (BASE, *arguments.variants)}
+    task = Task(arguments.work.resolve(), tuple(arguments.set), arguments.samples, arguments.device)
+    rows = known(arguments.rows, task.settings)
+    lacking = {name: [seed for seed in arguments.seeds if (name, seed) not in rows] for name in chosen}
+    wanted = dict.fromkeys((chosen[name].data, seed) for name, seeds in lacking.items() for seed in seeds)
+    # No forks: a process that has used CUDA cannot be continued in a copy of itself.
+    with ProcessPoolExecutor(arguments.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        made = {pool.submit(make_data, kind, seed, task): (kind, seed) for kind, seed in wanted}
+        waiting: set[Future[Any]] = set(made)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for each in done:
+                if each in made:  # a model is trained as soon as its data are there
+                    each.result()
+                    kind, seed = made[each]
+                    names = [name for name in chosen if chosen[name].data == kind and seed in lacking[name]]
+                    waiting |= {pool.submit(one, seed, name, task) for name in names}
+                    continue
+                row = each.result()
+                rows[row["variant"], row["seed"]] = row
+                with arguments.rows.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+    print_table(tuple(chosen), arguments.seeds, {place: row["miou"] for place, row in rows.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""`magicseg demo`: the chain with the learned models, and the two runs that stand beside it."""
+
+import json
+
+import pytest
+from tiny_runs import change
+
+from magicseg.run import Run
+from magicseg.store.digest import logical_digest
+
+BESIDE = ("exact-masks", "no-counterfactual-loss")
+SMALLEST = ("--set", "plan.samples=8", "--set", "plan.shard_size=4", "--set", "train.steps=2")
+SMALLEST += ("--set", "train.checkpoint_every=1", "--set", "generate.options.steps=2", "--set", "evaluate.scenes=4")
+
+
+@pytest.mark.slow
+def test_the_demo_makes_a_report_with_all_that_it_is_compared_with(magicseg):
+    done = magicseg.patiently("demo", "demo", "--short", *SMALLEST)
+    assert done.code == 0, done.err
+    run = Run.open(magicseg.folder / "demo")
+    assert run.config.generate.backend == "diffusers"
+    scores = {name: json.loads((path / "results/miniature.json").read_bytes()) for name, path in _all(magicseg)}
+    assert {"vanilla", "maskclip", "clearclip", "untrained"} <= scores["demo"]["baselines"].keys()
+    assert (
+        scores["demo"]["baselines"]["untrained"]["miou"]
+        == scores["demo-exact-masks"]["baselines"]["untrained"]["miou"]
+    )
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    for name in BESIDE:
+        assert f"demo-{name}" in page
+        assert f"demo-{name}" in done.out
+    exact, without = (Run.open(magicseg.folder / f"demo-{name}") for name in BESIDE)
+    assert (exact.config.generate.backend, exact.config.mask.backend) == ("painter", "painter")
+    assert without.config.train.counterfactual_weight == 0
+    assert without.config.train.sources[0].run == str(run.path)
+    for other in (exact, without):
+        assert other.config.train.encoder == run.config.train.encoder
+        assert other.config.train.steps == run.config.train.steps
+
+    digest = logical_digest(run)
+    again = magicseg.patiently("demo", "demo", "--short", *SMALLEST)
+    assert again.code == 0, again.err
+    assert logical_digest(run) == digest
+
+    change(without, "train.batch_size", 3)  # another training than the one that is there
+    broken = magicseg.patiently("demo", "demo", "--short", *SMALLEST)
+    assert broken.code != 0
+    assert "demo-no-counterfactual-loss" in broken.err
+
+
+def _all(magicseg):
+    return [(path.name, path) for path in sorted(magicseg.folder.glob("demo*"))]

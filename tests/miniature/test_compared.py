@@ -1,0 +1,39 @@
+"""The runs beside the demo, as processes: waited for, told of, and not left behind."""
+
+import psutil
+import pytest
+from tiny_runs import make_run
+
+from magicseg.errors import IncompleteError
+from magicseg.miniature import compared
+from magicseg.miniature.compared import doing
+
+
+def test_a_run_that_ends_badly_is_told_of_with_the_way_on(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run.path / "magicseg.yaml").write_text("plan: [")
+    with pytest.raises(IncompleteError, match="exit code 2") as caught, doing([run]):
+        pass
+    assert caught.value.hint == f"magicseg run {run.path}"
+
+
+def test_nothing_is_left_running_when_the_demo_itself_fails(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run")
+    sleeper = tmp_path / "sleeper"
+    sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
+    sleeper.chmod(0o755)
+    monkeypatch.setattr(compared.sys, "executable", str(sleeper))
+    before = _children()
+
+    def demo():
+        with doing([run, run]):
+            assert len(_children() - before) == 2
+            raise RuntimeError("the demo")
+
+    with pytest.raises(RuntimeError, match="the demo"):
+        demo()
+    assert _children() == before
+
+
+def _children():
+    return {child.pid for child in psutil.Process().children()}
