@@ -13,7 +13,7 @@ from tiny_training import PLAN
 from training import clip, denoiser, latents, loop, painted, scenes
 from training.tokens import write_tokenizer
 
-KINDS = ["autoencoder", "denoiser", "clip", "judge"]
+KINDS = ["autoencoder", "denoiser", "clip", "judge", "detector", "segmenter"]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from training import autoencoder, clip, denoiser, judge
+from training import autoencoder, clip, denoiser, detector, judge, segmenter
 from training.loop import Plan
 from training.painted import Painted, painted
 from training.tokens import write_tokenizer
@@ -29,4 +29,8 @@ def fit(kind: str, folder: Path, plan: Plan = PLAN):
         return denoiser.fit(own, data(folder), replace(plan, muon=denoiser.PLAN.muon), sizes=SIZES)
     if kind == "clip":
         return clip.fit(own, data(folder), replace(plan, muon=clip.PLAN.muon), sizes=CLIP_SIZES)
+    if kind == "detector":
+        return detector.fit(own, data(folder), plan)
+    if kind == "segmenter":
+        return segmenter.fit(own, data(folder), plan)
     return judge.fit(own, data(folder), plan, widths=WIDTHS)
