@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-SMALL = "--set train.steps=2 --set generate.options.steps=2 --set evaluate.scenes=8 --set plan.shard_size=8"
+SMALL = "--set train.steps=2 --set generate.options.steps=2 --set evaluate.scenes=8 --set plan.shard_size=16"
 
 
 def commands(section: str) -> list[str]:
