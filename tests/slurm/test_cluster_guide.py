@@ -11,7 +11,7 @@ from clusters import wait_until
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
-    "--set plan.samples=16 --set plan.shard_size=4 --set generate.options.steps=2 --set evaluate.scenes=8 "
+    "--set plan.samples=8 --set plan.shard_size=4 --set generate.options.steps=2 --set evaluate.scenes=8 "
     "--set train.steps=6 --set train.batch_size=8 --set train.loader_workers=0 "
 )
 
