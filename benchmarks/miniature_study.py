@@ -2,7 +2,7 @@
 
     python benchmarks/miniature_study.py --work FOLDER --processes 2                      # hours of two cores
     python benchmarks/miniature_study.py --work FOLDER --processes 14 --device cuda
-    python benchmarks/miniature_study.py --work FOLDER --seeds 0 1 --samples 64 --set train.steps=5    # says nothing
+    python benchmarks/miniature_study.py --work FOLDER --seeds 0 --variants exact --set train.steps=5  # says nothing
 
 For every seed (of the data, the weights and the held-out scenes alike) data are made by the preset ``miniature``, and
 one model per variant is trained; all are scored on exact masks. Variants differ from ``base`` in one thing:
@@ -93,26 +93,33 @@ class Task:
 
     work: Path
     overrides: tuple[str, ...]
-    samples: int  # of the kind `MOST`
+    samples: int  # of the kind `MOST`: what the greatest of the chosen variants needs
     device: str
+
+    @property
+    def base_samples(self) -> int:
+        """Those of every variant that says no other number."""
+        return load_config(preset="miniature", overrides=self.overrides).plan.samples
 
     @property
     def settings(self) -> str:
         """Stands in every row: other settings give other rows."""
         text = load_config(preset="miniature", overrides=self.overrides).to_yaml()
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha256(f"{self.device} {text}".encode()).hexdigest()[:12]
 
 
 def make_data(kind: str, seed: int, task: Task) -> Run:
     """The seed's run of this kind with its data; what is there already is kept."""
-    own = [f"plan.samples={task.samples}"] if kind == MOST else []
-    if task.device == "cuda" and KINDS[kind][:1] != _PAINTER[:1]:
+    folder = f"run-{seed}-{kind.replace(' ', '-')}"
+    own = []
+    if kind == MOST:
+        folder += f"-{task.samples}"
+        own.append(f"plan.samples={task.samples}")
+    if task.device == "cuda" and _PAINTER[0] not in KINDS[kind]:
         own += ["generate.options.device=cuda"]
         own += ["generate.validity.detector.options.device=cuda"] if kind != "no validity" else []
-    overrides = [*own, *task.overrides, *KINDS[kind], f"seed={seed}"]
-    run = Run.create(
-        task.work / f"run-{seed}-{kind.replace(' ', '-')}", load_config(preset="miniature", overrides=overrides)
-    )
+    overrides = [*task.overrides, *own, *KINDS[kind], f"seed={seed}"]
+    run = Run.create(task.work / folder, load_config(preset="miniature", overrides=overrides))
     for stage in STAGES:
         run_stage(run, stage, workers=1)
     return run
@@ -125,8 +132,7 @@ def one(seed: int, name: str, task: Task) -> dict[str, Any]:
     run = make_data(variant.data, seed, task)
     samples = KeptSamples.of(run)
     if variant.data == MOST:
-        count = variant.samples or load_config(preset="miniature").plan.samples
-        first = samples.indices < min(count, task.samples)
+        first = samples.indices < (variant.samples or task.base_samples)
         assert samples.planned is not None
         samples = replace(samples, indices=samples.indices[first], planned=samples.planned[first])
     settings = run.config.train
@@ -172,7 +178,6 @@ def main() -> None:
     names = tuple(VARIANTS)[1:]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--variants", choices=names, nargs="+", default=names, metavar="NAME")
-    parser.add_argument("--samples", type=int, default=4096, help="that are generated for a seed, at most")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of all runs")
     parser.add_argument("--work", type=Path, required=True, help="folder for data, models and results")
     parser.add_argument("--rows", type=Path, default=None, help="results  (WORK/rows.jsonl)")
@@ -182,7 +187,8 @@ def main() -> None:
     arguments.work.mkdir(parents=True, exist_ok=True)
     arguments.rows = arguments.rows or arguments.work / "rows.jsonl"
     chosen = {name: VARIANTS[name] for name in (BASE, *arguments.variants)}
-    task = Task(arguments.work.resolve(), tuple(arguments.set), arguments.samples, arguments.device)
+    task = Task(arguments.work.resolve(), tuple(arguments.set), 0, arguments.device)
+    task = replace(task, samples=max(each.samples or task.base_samples for each in chosen.values()))
     rows = known(arguments.rows, task.settings)
     lacking = {name: [seed for seed in arguments.seeds if (name, seed) not in rows] for name in chosen}
     wanted = dict.fromkeys((chosen[name].data, seed) for name, seeds in lacking.items() for seed in seeds)

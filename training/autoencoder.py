@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from training import arguments, latents, scenes
 from training.loop import Plan, averaged, chosen, torch_rng, train
-from training.painted import Painted, painted
-from training.tokens import write_tokenizer
+from training.painted import Painted
 
 CHANNELS = (16, 32, 64)
 SCENES = 16_384
@@ -90,9 +89,7 @@ def main() -> None:
     """The command."""
     given = arguments.parser(__doc__, PLAN, SCENES).parse_args()
     plan = arguments.plan_of(given, PLAN)
-    tokenizer = write_tokenizer(given.data / "tokenizer")
-    data = painted(given.data, tokenizer, count=given.scenes, seed=plan.seed, workers=given.workers)
-    fit(given.folder, data, plan)
+    arguments.fit_painted(given, plan, fit)
 
 
 if __name__ == "__main__":

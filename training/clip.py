@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from training import arguments, scenes
 from training.loop import Plan, averaged, chosen, torch_rng, train
-from training.painted import Answers, Painted, painted
+from training.painted import Answers, Painted
 from training.roughen import roughened
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
@@ -209,17 +209,14 @@ def export(towers: Towers, tokenizer: Any, target: Path, sizes: Sizes | None = N
 
 def main() -> None:
     """The command."""
-    parser = arguments.parser(__doc__, PLAN, SCENES)
-    parser.add_argument("--export", type=Path, help="write the checkpoint's model here, and do nothing else")
-    given = parser.parse_args()
+    given = arguments.parser(__doc__, PLAN, SCENES, exports=True).parse_args()
     plan = arguments.plan_of(given, PLAN)
     if given.export:
         towers, tokenizer, steps = load(given.folder)
         export(towers, tokenizer, given.export)
         print(f"{given.export}: after {steps} steps")
     else:
-        words = write_tokenizer(given.data / "tokenizer")
-        fit(given.folder, painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers), plan)
+        arguments.fit_painted(given, plan, fit)
 
 
 if __name__ == "__main__":

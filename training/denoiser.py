@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from training import arguments, autoencoder, latents, scenes
 from training.loop import Plan, averaged, chosen, torch_rng, train
-from training.painted import Painted, painted
+from training.painted import Painted
 from training.tokens import LENGTH, token_ids, write_tokenizer
 
 SCENES = 16_384
@@ -208,8 +208,7 @@ def load(folder: Path, sizes: Sizes | None = None) -> tuple[Denoiser, Any, int]:
 
 def main() -> None:
     """The command."""
-    parser = arguments.parser(__doc__, PLAN, SCENES)
-    parser.add_argument("--export", type=Path, help="write the checkpoint's pipeline here, and do nothing else")
+    parser = arguments.parser(__doc__, PLAN, SCENES, exports=True)
     parser.add_argument("--autoencoder", type=Path, help="folder of training.autoencoder, to export with")
     given = parser.parse_args()
     plan = arguments.plan_of(given, PLAN)
@@ -219,8 +218,7 @@ def main() -> None:
         export(model, vae, tokenizer, given.export)
         print(f"{given.export}: after {steps} steps")
     else:
-        words = write_tokenizer(given.data / "tokenizer")
-        fit(given.folder, painted(given.data, words, count=given.scenes, seed=plan.seed, workers=given.workers), plan)
+        arguments.fit_painted(given, plan, fit)
 
 
 if __name__ == "__main__":

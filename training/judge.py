@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from magicseg.describe.words import COLOURS
 from training import arguments, scenes
 from training.loop import Plan, averaged, chosen, torch_rng, train
-from training.painted import LIGHT_WORDS, SCENE_WORDS, Painted, painted
+from training.painted import LIGHT_WORDS, SCENE_WORDS, Painted
 from training.roughen import roughened
-from training.tokens import write_tokenizer
 
 SCENES = 16_384
 PLAN = Plan(
@@ -118,8 +117,7 @@ def main() -> None:
     """The command."""
     given = arguments.parser(__doc__, PLAN, SCENES).parse_args()
     plan = arguments.plan_of(given, PLAN)
-    tokenizer = write_tokenizer(given.data / "tokenizer")
-    fit(given.folder, painted(given.data, tokenizer, count=given.scenes, seed=plan.seed, workers=given.workers), plan)
+    arguments.fit_painted(given, plan, fit)
 
 
 if __name__ == "__main__":

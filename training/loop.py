@@ -144,6 +144,16 @@ def averaged(model: nn.Module, folder: Path) -> int:
         return int(file.metadata()["step"])
 
 
+def export_averaged(model: Any, processor: Any, folder: Path, target: Path) -> None:
+    """Write the averaged weights of a folder's checkpoint in half precision, as transformers does, and the processor.
+
+    Args: model: of that library, of the checkpoint's sizes.
+    """
+    averaged(model, folder)
+    model.half().save_pretrained(target)
+    processor.save_pretrained(target)
+
+
 def steps_of(folder: Path) -> int:
     """Steps of the folder's checkpoint; 0 if there is none."""
     if not (folder / CHECKPOINT).is_file():

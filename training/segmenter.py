@@ -18,10 +18,9 @@ from torch import Tensor
 
 from training import arguments, scenes
 from training.detector import boxes_of
-from training.loop import Plan, averaged, chosen, torch_rng, train
-from training.painted import Painted, painted
+from training.loop import Plan, chosen, export_averaged, torch_rng, train
+from training.painted import Painted
 from training.roughen import roughened
-from training.tokens import write_tokenizer
 
 SCENES = 16_384
 PLAN = Plan(steps=6000, batch_size=32, learning_rate=1e-3, warmup=200, cooldown=2000, weight_decay=0.01)
@@ -115,23 +114,17 @@ def fit(folder: Path, data: Painted, plan: Plan = PLAN) -> Any:
 
 def export(folder: Path, target: Path) -> None:
     """Write the checkpoint's model in half precision, and its processor."""
-    model = build()
-    averaged(model, folder)
-    model.half().save_pretrained(target)
-    processor().save_pretrained(target)
+    export_averaged(build(), processor(), folder, target)
 
 
 def main() -> None:
     """The command."""
-    parser = arguments.parser(__doc__, PLAN, SCENES)
-    parser.add_argument("--export", type=Path, help="write the checkpoint's model here, and do nothing else")
-    given = parser.parse_args()
+    given = arguments.parser(__doc__, PLAN, SCENES, exports=True).parse_args()
     plan = arguments.plan_of(given, PLAN)
     if given.export:
         export(given.folder, given.export)
-        return
-    tokenizer = write_tokenizer(given.data / "tokenizer")
-    fit(given.folder, painted(given.data, tokenizer, count=given.scenes, seed=plan.seed, workers=given.workers), plan)
+    else:
+        arguments.fit_painted(given, plan, fit)
 
 
 if __name__ == "__main__":
