@@ -25,7 +25,9 @@ demo: install
 	$(BIN)/magicseg demo $(RUN)
 	@echo "The report: $(abspath $(RUN))/report.html"
 
+# Of some thousand processes, many are told to write no bytecode, and would compile the package anew.
 test: install
+	$(BIN)/python -m compileall -q magicseg
 	$(BIN)/python -m pytest --numprocesses $(TESTERS) --durations 25
 
 lint: install

@@ -13,9 +13,9 @@ one model per variant is trained; all are scored on exact masks. Variants differ
     no validity         no judge looks at the pairs
     guidance 1, 4       of the diffusion model, instead of 2
     steps 4, 16         of the diffusion model, instead of 6
-    64, 192, 1024, 4096 samples instead of 384, for the same number of training steps
-    384, longer         four times the training steps
-    4096, longer        both
+    32 ... 2048 samples instead of 384 (a sample has two images: 64 to 4096), for the same number of training steps
+    384, 3x steps       three times the training steps
+    2048, 3x steps      both
     no counterfactual   without the counterfactual loss
     strong counterf.    with its full weight, 1
     no class sampling   all ten classes are asked of every image
@@ -41,7 +41,7 @@ from ablations import BASE, print_table
 
 from magicseg.config import load_config
 from magicseg.evaluate.heldout import evaluate_heldout
-from magicseg.execute.pool import run_stage
+from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.model.segmenter import load_segmenter
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -77,9 +77,9 @@ KINDS: Mapping[str, tuple[str, ...]] = {
 VARIANTS: Mapping[str, Variant] = {
     BASE: Variant(),
     **{kind: Variant(data=kind) for kind in KINDS if kind != MOST},
-    **{f"{count} samples": Variant(samples=count) for count in (64, 192, 1024, 4096)},
-    "384, longer": Variant(longer=4),
-    "4096, longer": Variant(samples=4096, longer=4),
+    **{f"{count} samples": Variant(samples=count) for count in (32, 128, 1024, 2048)},
+    "384, 3x steps": Variant(longer=3),
+    "2048, 3x steps": Variant(samples=2048, longer=3),
     "no counterfactual": Variant(train={"counterfactual_weight": 0.0}),
     "strong counterf.": Variant(train={"counterfactual_weight": 1.0}),
     "no class sampling": Variant(train={"sampled_classes": 10}),
@@ -120,9 +120,14 @@ def make_data(kind: str, seed: int, task: Task) -> Run:
         own += ["generate.validity.detector.options.device=cuda"] if kind != "no validity" else []
     overrides = [*task.overrides, *own, *KINDS[kind], f"seed={seed}"]
     run = Run.create(task.work / folder, load_config(preset="miniature", overrides=overrides))
-    for stage in STAGES:
-        run_stage(run, stage, workers=1)
+    for stage in STAGES:  # in this process: the libraries are imported once
+        run_shards(run, stage, range(run.plan.shards), report=_refuse_failures)
     return run
+
+
+def _refuse_failures(event: ShardEvent) -> None:
+    if event.outcome in {"failed", "blocked"}:
+        raise RuntimeError(f"shard {event.shard}: {event.detail}")
 
 
 def one(seed: int, name: str, task: Task) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 README = Path(__file__).parents[1] / "README.md"
-SMALL = "--set train.steps=2 --set generate.options.steps=2 --set evaluate.scenes=8 --set plan.shard_size=16"
+SMALL = (
+    "--set plan.samples=16 --set plan.shard_size=4 --set generate.options.steps=2 "
+    "--set train.steps=2 --set evaluate.scenes=8"
+)
 
 
 def commands(section: str) -> list[str]:

@@ -66,7 +66,7 @@ def demo(
     set_: SetOption = None,
     workers: WorkersOption = None,
     short: Annotated[
-        bool, typer.Option("--short", help="in seconds: shows that it works, not that it learns")
+        bool, typer.Option("--short", help="in seconds and alone: shows that it works, not that it learns")
     ] = False,
 ) -> None:
     """The whole chain in miniature, offline, on two CPU cores in a few minutes.
@@ -80,14 +80,16 @@ def demo(
     from magicseg.run.directory import Run
 
     made = Run.create(run, load_config(preset="miniature", overrides=[*(SHORT if short else ()), *(set_ or ())]))
-    beside = make_compared(made)
+    beside = [] if short else make_compared(made)
     _make_data(run, workers)
     with doing(beside):
         _train_and_evaluate(run)
-        note("waiting for the runs that stand beside it")
+        if beside:
+            note("waiting for the runs that stand beside it")
     paths = [run.parent / each.path.name for each in beside]
     learn.report(run, paths)
-    evaluate.compare([run, *paths])
+    if beside:
+        evaluate.compare([run, *paths])
 
 
 def _make_data(run: Path, workers: int | None) -> None:

@@ -26,7 +26,6 @@ from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord, Ledger
 
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
-JOBS_PER_WORKER = 4  # when the user does not say how many shards a job has
 _BUSY_POLL_SECONDS = 2.0
 _STOP_GRACE_SECONDS = 30.0
 _RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, BackendError, MagicsegError)}
@@ -221,8 +220,9 @@ def run_stage(
 
 
 def default_shards_per_job(pending: int, workers: int) -> int:
-    """How many of ``pending`` shards one process does before the next is started, when the user does not say."""
-    return max(1, -(-pending // (workers * JOBS_PER_WORKER)))
+    """How many of ``pending`` shards one process does before the next is started, when the user does not say: its
+    whole part, since every process loads the models anew."""
+    return max(1, -(-pending // workers))
 
 
 def _compact(ledger: Ledger, committed: Mapping[int, CommitRecord]) -> None:

@@ -5,17 +5,22 @@ import json
 import pytest
 from tiny_runs import change
 
+from magicseg.cli import learn, runs
+from magicseg.miniature.short import SHORT
 from magicseg.run import Run
 from magicseg.store.digest import logical_digest
 
 BESIDE = ("exact-masks", "no-counterfactual-loss")
-SMALLEST = ("--set", "plan.samples=8", "--set", "plan.shard_size=4", "--set", "train.steps=2")
-SMALLEST += ("--set", "train.checkpoint_every=1", "--set", "generate.options.steps=2", "--set", "evaluate.scenes=4")
+SMALLEST = (
+    *(*SHORT, "plan.samples=8", "plan.shard_size=4", "generate.options.steps=2"),
+    *("train.steps=2", "train.checkpoint_every=1", "evaluate.scenes=4"),
+)
+SETS = [word for setting in SMALLEST for word in ("--set", setting)]
 
 
 @pytest.mark.slow
 def test_the_demo_makes_a_report_with_all_that_it_is_compared_with(magicseg):
-    done = magicseg.patiently("demo", "demo", "--short", *SMALLEST)
+    done = magicseg.patiently("demo", "demo", *SETS)
     assert done.code == 0, done.err
     run = Run.open(magicseg.folder / "demo")
     assert run.config.generate.backend == "diffusers"
@@ -39,10 +44,17 @@ def test_the_demo_makes_a_report_with_all_that_it_is_compared_with(magicseg):
 
     digest = logical_digest(run)
     change(without, "train.batch_size", 3)  # another training than the one that is there
-    broken = magicseg.patiently("demo", "demo", "--short", *SMALLEST)
+    broken = magicseg.patiently("demo", "demo", *SETS)
     assert broken.code != 0
     assert logical_digest(run) == digest, "what is done is left alone"
     assert "demo-no-counterfactual-loss" in broken.err
+
+
+def test_the_short_demo_is_alone(tmp_path, monkeypatch):
+    for module, name in ((runs, "_make_data"), (runs, "_train_and_evaluate"), (learn, "report")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    runs.demo(tmp_path / "run", short=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def _all(magicseg):

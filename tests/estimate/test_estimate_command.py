@@ -1,9 +1,11 @@
 """``magicseg estimate`` as users meet it."""
 
 import json
+import math
 
 from tiny_runs import change, make_run
 
+from magicseg.execute.pool import default_shards_per_job, default_workers
 from magicseg.run import STAGES
 
 
@@ -16,7 +18,9 @@ def test_without_anything_done_it_says_what_to_type_and_that_works(magicseg, fre
     assert [line for line in shown.err.splitlines() if line.startswith("pilot:")] == [
         f"pilot: {stage} shard 0, 16 samples" for stage in STAGES
     ]
-    for words in ("describe", "CPU-hours", "wall time", "start of a task", "5 of 1", "left: ", "the whole plan: "):
+    each = default_shards_per_job(5, default_workers())
+    tasks = f"{math.ceil(5 / each)} of {each}"
+    for words in ("describe", "CPU-hours", "wall time", "start of a task", tasks, "left: ", "the whole plan: "):
         assert words in shown.out
     assert "not included: training" in shown.out
     assert "by 1 shard of describe and of generate and of mask on " in shown.out

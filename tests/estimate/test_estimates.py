@@ -95,8 +95,8 @@ def test_parallelism_that_is_asked_for_goes_over_the_profile(one_done):
     profile = Profile(parallel=2, shards_per_task=1)
     assert estimate(one_done, profile, parallel=5)["stages"][0]["left"]["wall_seconds"] == 15.0
     assert estimate(one_done, profile, per_task=5)["stages"][0]["left"]["wall_seconds"] == 55.0
-    # Here, four jobs for each worker: five jobs of one shard, one after the other.
-    assert estimate(one_done, None, parallel=1)["stages"][0]["left"]["wall_seconds"] == 3 * 5 + 50.0
+    # Here, one process for each worker, which starts once.
+    assert estimate(one_done, None, parallel=1)["stages"][0]["left"]["wall_seconds"] == 5 + 50.0
     assert estimate(one_done, None, parallel=5)["parallel"] == 5
 
 
@@ -231,7 +231,7 @@ def test_training_is_measured_by_its_log(one_done):
     assert report["train"] == {
         "step": 30, "steps": 100, "samples_per_second": 20.0, "left_seconds": 35.0, "whole_seconds": 50.0,
     }  # fmt: skip
-    assert report["total"]["left"]["wall_seconds"] == 3 * 65.0 + 35.0
+    assert report["total"]["left"]["wall_seconds"] == 3 * 55.0 + 35.0
     (run.path / "model").mkdir()
     (run.path / "model/model.json").write_text("{}")
     assert estimate(run, None)["train"]["left_seconds"] == 0.0

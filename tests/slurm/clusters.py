@@ -114,4 +114,4 @@ def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it never happened"
-        time.sleep(0.1)
+        time.sleep(0.25)  # what is asked is often a command of Slurm

@@ -10,8 +10,9 @@ from pathlib import Path
 from clusters import wait_until
 
 ROOT = Path(__file__).parents[2]
+# The painter's images: what is shown here is the launch, and every process that loads models takes seconds for it.
 SMALL = (
-    "--set plan.samples=8 --set plan.shard_size=4 --set generate.options.steps=2 --set evaluate.scenes=8 "
+    "--preset painted --set plan.samples=8 --set plan.shard_size=4 --set evaluate.scenes=8 "
     "--set train.steps=6 --set train.batch_size=8 --set train.loader_workers=0 "
 )
 

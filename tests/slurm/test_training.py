@@ -1,4 +1,4 @@
-"""Training on two nodes with two processes each: what is lost comes back, and the curve is the undisturbed one."""
+"""Training on two nodes: what is lost comes back, and the curve is the undisturbed one."""
 
 import json
 import re
@@ -18,7 +18,8 @@ TRAINING = (
     *("train.steps=100", "train.batch_size=8", "train.log_every=1", "train.checkpoint_every=10"),
     *("train.loader_workers=0", "train.warmup_steps=4"),
 )
-TWO_BY_TWO = ("--profile", "cpu", "--nodes", 2, "--set", "slurm.stages.train.processes=2")
+ON_TWO = ("--profile", "cpu", "--nodes", 2, "--set", "slurm.stages.train.processes=1")
+TWO_BY_TWO = (*ON_TWO[:-1], "slurm.stages.train.processes=2")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def untrained(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The curve of the first test, for the others."""
+    """The curve of the script by hand, for the test after it."""
     return {}
 
 
@@ -71,21 +72,39 @@ def check(run, undisturbed):
     assert card["weights_digest"] == undisturbed["weights"]
 
 
-def test_two_nodes_train_together(on_cluster, untrained, undisturbed):
+def test_two_nodes_with_two_processes_each_train_together(on_cluster, untrained):
     result = on_cluster.patiently("submit", "train", untrained.path, *TWO_BY_TWO, "--wait")
     assert result.code == 0, result.err + on_cluster("logs", untrained.path, "train", "--failed").out
     card = json.loads((untrained.path / "model/model.json").read_bytes())
-    undisturbed |= {"curve": curve(untrained), "weights": card["weights_digest"]}
-    assert len(undisturbed["curve"]) == 100
+    assert [step for step, *_ in curve(untrained)] == list(range(1, 101))
     assert card["provenance"]["world_size"] == 4
     again = on_cluster("submit", "train", untrained.path, *TWO_BY_TWO)
     assert again.code == 0
     assert "train: done" in again.err
 
 
+def test_the_script_works_by_hand_too(on_cluster, slurm, untrained, tmp_path, undisturbed):
+    script = Path(__file__).parents[2] / "slurm/train.sbatch"
+    environment = {**on_cluster.environment, "MAGICSEG_PROCESSES": "1"}
+    options = ("--nodes=2", "--cpus-per-task=2", "--mem=1900M", "--time=10", "-o", str(tmp_path / "log"))
+    done = subprocess.run(
+        ["sbatch", "--parsable", *options, script, untrained.path],
+        env=environment,
+        check=True,
+        text=True,
+        capture_output=True,
+    )
+    assert done.stdout.strip().isdigit()
+    wait_until(lambda: not slurm.queued(), 200)
+    assert (untrained.path / "model/model.json").exists(), (tmp_path / "log").read_text()
+    card = json.loads((untrained.path / "model/model.json").read_bytes())
+    assert card["provenance"]["world_size"] == 2
+    undisturbed |= {"curve": curve(untrained), "weights": card["weights_digest"]}
+
+
 def test_what_is_lost_on_the_way_does_not_show_in_the_curve(on_cluster, slurm, untrained, undisturbed):
     """A rank is killed, a node is lost, the time limit comes near, and somebody cancels: one after the other."""
-    command = on_cluster.start("submit", "train", untrained.path, *TWO_BY_TWO, "--wait")
+    command = on_cluster.start("submit", "train", untrained.path, *ON_TWO, "--wait")
     wait_until(lambda: step_of(untrained) > 15)
     # torchrun starts the ranks again, in the same job.
     killed = ranks(untrained)[-1]
@@ -111,7 +130,7 @@ def test_what_is_lost_on_the_way_does_not_show_in_the_curve(on_cluster, slurm, u
     assert f"again: magicseg submit train {untrained.path}" in err
     assert slurm.queued() == []
     assert not (untrained.path / "model/model.json").exists()
-    result = on_cluster.patiently("submit", "train", untrained.path, *TWO_BY_TWO, "--wait")
+    result = on_cluster.patiently("submit", "train", untrained.path, *ON_TWO, "--wait")
     assert result.code == 0, result.err + logs(untrained)
     check(untrained, undisturbed)
 
@@ -127,20 +146,3 @@ def restarts(slurm):
 
 def logs(run):
     return "".join(path.read_text() for path in run.path.glob("jobs/*/*_log.out"))
-
-
-def test_the_script_works_by_hand_too(on_cluster, slurm, untrained, tmp_path, undisturbed):
-    script = Path(__file__).parents[2] / "slurm/train.sbatch"
-    environment = {**on_cluster.environment, "MAGICSEG_PROCESSES": "2"}
-    options = ("--nodes=2", "--cpus-per-task=2", "--mem=1900M", "--time=10", "-o", str(tmp_path / "log"))
-    done = subprocess.run(
-        ["sbatch", "--parsable", *options, script, untrained.path],
-        env=environment,
-        check=True,
-        text=True,
-        capture_output=True,
-    )
-    assert done.stdout.strip().isdigit()
-    wait_until(lambda: not slurm.queued(), 200)
-    assert (untrained.path / "model/model.json").exists(), (tmp_path / "log").read_text()
-    check(untrained, undisturbed)
