@@ -23,7 +23,8 @@ one model per variant is trained; all are scored on exact masks. Variants differ
 
 Printed: mIoU by seed, the mean with its 95 % interval over seeds (Student's t), and the mean difference to base with
 the interval of the paired differences. Every row goes into a file of JSON lines (``--rows``); what is there,
-of the same settings, is not done again. Exits 0 whatever comes out.
+of the same settings, is not done again. Those measured so far are in ``benchmarks/miniature_study.jsonl``. Exits 0
+whatever comes out.
 """
 
 import argparse
