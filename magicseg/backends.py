@@ -19,6 +19,8 @@ only when a run names it. It has
 All randomness comes from each request's ``seed``; the answer for a request must not depend on the others.
 """
 
+import functools
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import EntryPoint, entry_points
@@ -212,7 +214,7 @@ def find_backend(kind: str, name: str) -> type[Backend]:
 
     Raises: BackendError when no such back end is installed, several are, it cannot be imported, or it is none.
     """
-    installed = entry_points(group=f"magicseg.{kind}")
+    installed = _installed(f"magicseg.{kind}", tuple(sys.path))
     found = [entry for entry in installed if entry.name == name]
     if not found:
         raise BackendError(
@@ -242,6 +244,12 @@ def find_backend(kind: str, name: str) -> type[Backend]:
             f"{what} lacks {', '.join(lacking)}", hint="what a class has: python -m pydoc magicseg.backends"
         )
     return cast("type[Backend]", backend)
+
+
+@functools.lru_cache
+def _installed(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of what is installed on ``_path``. They are in a file of every package's: a run asks often."""
+    return tuple(entry_points(group=group))
 
 
 def _package(entry: EntryPoint) -> str:

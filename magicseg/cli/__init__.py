@@ -23,6 +23,7 @@ from magicseg.cli import (
     status,
 )
 from magicseg.cli.output import report_error
+from magicseg.collector import relax
 from magicseg.errors import MagicsegError
 
 app = typer.Typer(
@@ -68,6 +69,7 @@ app.command("import", rich_help_panel="The data set")(data.import_)
 
 def main() -> None:
     """The ``magicseg`` command."""
+    relax()
     try:
         app()
     except MagicsegError as error:

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from magicseg.collector import relax
 from magicseg.errors import BackendError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.run.claims import is_live
@@ -86,6 +87,7 @@ def on_signals(
 
 def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None:
     """A worker process's whole life."""
+    relax()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent passes it on
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(flag, "signal", number))

@@ -29,7 +29,7 @@ from magicseg.devices import (
     use_threads,
 )
 from magicseg.errors import BackendError
-from magicseg.generate.checkpoint import read_index, refuse_unknown_family
+from magicseg.generate.checkpoint import read_index
 from magicseg.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.generate.options import DiffusersOptions
 
@@ -207,12 +207,14 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
 
     Only safetensors are read, and no code that comes with a checkpoint is run.
     """
+    index = read_index(folder)
     extra: dict[str, Any] = {}
-    if "safety_checker" in read_index(folder) and not options.safety_checker:
+    if "safety_checker" in index and not options.safety_checker:
         extra = {"safety_checker": None, "requires_safety_checker": False}
     with _library_warnings() as told_by_libraries:
         try:
-            pipe = diffusers.AutoPipelineForText2Image.from_pretrained(
+            # As AutoPipelineForText2Image does it, which imports all pipelines that there are.
+            pipe = getattr(diffusers, index["_class_name"]).from_pretrained(
                 folder,
                 variant=options.variant,
                 dtype=getattr(torch, options.dtype),
@@ -228,7 +230,6 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
                 f"{_where(options)} cannot be loaded: {type(error).__name__}: {error}",
                 hint=_TOKENIZER_HINT if _TOKENIZER_LIBRARIES.search(str(error)) else _remedy(options),
             ) from error
-    refuse_unknown_family(type(pipe).__name__, _where(options))
     lacking = [text for text in told_by_libraries if _NEW_WEIGHTS.search(text)]
     if lacking:
         told = " ".join(_ESCAPES.sub("", lacking[0]).split())[:300]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import magicseg
+from magicseg.collector import relax
 from magicseg.errors import MagicsegError, RunError
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.run.claims import STALE_SECONDS, is_live
@@ -52,6 +53,7 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
         delay: seconds to wait first, so that many tasks do not load weights in the same moment. shares: among how
         many tasks an evaluation is shared; ``shards`` is then the number of one.
     """
+    relax()
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its farewells would hide ours
     stop = _Warned()
     try:
