@@ -19,7 +19,7 @@ from magicseg.run import Run
 from magicseg.store.digest import logical_digest
 
 SMALL = (
-    *("plan.samples=256", "plan.shard_size=4", "generate.size=32"),
+    *("plan.samples=168", "plan.shard_size=4", "generate.size=32"),
     *("train.steps=4", "train.loader_workers=0", "evaluate.scenes=8"),
 )
 SITE = """MaxArraySize=20
@@ -53,7 +53,7 @@ def local(tmp_path_factory):
     return run
 
 
-def test_64_tasks_where_arrays_have_20_and_nothing_keeps_accounts(on_plain, plain, tmp_path):
+def test_42_tasks_where_arrays_have_20_and_nothing_keeps_accounts(on_plain, plain, tmp_path):
     run = make_run(tmp_path / "run", *SMALL)
     result = on_plain.patiently(
         *("submit", "describe", run.path, "--profile", "no-accounting", "--shards-per-task", 1, "--wait"),
@@ -61,23 +61,21 @@ def test_64_tasks_where_arrays_have_20_and_nothing_keeps_accounts(on_plain, plai
     )
     assert result.code == 0, result.err
     (made, follow_up) = submissions(run)
-    assert [array.count for array in made.arrays] == [16, 16, 16, 16]
-    assert [(array.first, made.shards_of(array.first)) for array in made.arrays] == [
-        *((0, [0]), (16, [16]), (32, [32]), (48, [48])),
-    ]
+    assert [array.count for array in made.arrays] == [14, 14, 14]
+    assert [(array.first, made.shards_of(array.first)) for array in made.arrays] == [(0, [0]), (14, [14]), (28, [28])]
     assert follow_up.stage == "follow-up"
-    assert len(run.ledger("describe").commits()) == 64
+    assert len(run.ledger("describe").commits()) == 42
     state = json.loads(on_plain("status", run.path, "--json").out)
-    assert [job["tasks"]["completed"] for job in state["jobs"]] == [16, 16, 16, 16, 1]
+    assert [job["tasks"]["completed"] for job in state["jobs"]] == [14, 14, 14, 1]
     assert state["warnings"] == []
     measured = on_plain("efficiency", run.path, "describe")
-    assert "64 shards in 64 tasks" in measured.out
+    assert "42 shards in 42 tasks" in measured.out
 
 
 def test_a_whole_run_where_preemption_cancels_and_nothing_keeps_accounts(on_plain, plain, tmp_path, local):
     """Follow-up jobs submit what was preempted and what somebody cancelled, and all that waited for it."""
     run = make_run(tmp_path / "run", *SMALL, "generate.backend=faulty", "generate.options={seconds: 1.0}")
-    do(run, "describe", shards=range(40))  # so that there is work of every stage, and not too much
+    do(run, "describe", shards=range(24))  # so that there is work of every stage, and not too much
     profile = tmp_path / "site.yaml"
     profile.write_text("partition: cancel\ncpus: 2\nmemory: 1900M\nrequeue: 0\nresubmit: 3\n")
     options = ("--profile", profile, "--shards-per-task", 3)
@@ -117,7 +115,7 @@ def test_submitting_from_inside_a_job_whose_environment_leaks(on_plain, plain, t
         timeout=200,
         stdout=subprocess.DEVNULL,
     )
-    assert len(run.ledger("describe").commits()) == 64, log.read_text()
+    assert len(run.ledger("describe").commits()) == 42, log.read_text()
     assert (
         "--partition=high"
         not in (submissions(run)[0].folder / f"{submissions(run)[0].jobs[0]}_submission.sh").read_text()
@@ -143,7 +141,7 @@ def test_a_login_environment_full_of_slurm_variables_changes_nothing(on_plain, p
     polluted = ClusterCommands(on_plain.folder, {**on_plain.environment, **leaks})
     result = polluted.patiently("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 16, "--wait")
     assert result.code == 0, result.err
-    assert len(run.ledger("describe").commits()) == 64
+    assert len(run.ledger("describe").commits()) == 42
 
 
 def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
@@ -180,7 +178,7 @@ def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
     assert (
         magicseg("submit", "mask", "run", "--profile", "cpu", "--set", "slurm.extra.begin=now+1hour").returncode == 0
     )
-    assert "16 pending" in magicseg("status", "run").stdout
+    assert "14 pending" in magicseg("status", "run").stdout
     assert magicseg("cancel", "run").returncode == 0
     wait_until(lambda: not plain.queued())
 
@@ -227,7 +225,7 @@ def test_workers_run_in_the_container_and_go_back_into_the_queue_from_outside(on
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.5}")
     log = tmp_path / "calls"
     profile = container(tmp_path, log)
-    options = ("--profile", profile, "--shards-per-task", 32, "--wait")
+    options = ("--profile", profile, "--shards-per-task", 21, "--wait")
     command = on_plain.start("submit", "describe", run.path, *options, "--set", "slurm.gpus=1")
     wait_until(lambda: len(run.ledger("describe").commits()) >= 4)
     # Slurm's warning, as before a time limit: the worker stops, and the script outside asks for another turn.
@@ -240,14 +238,14 @@ def test_workers_run_in_the_container_and_go_back_into_the_queue_from_outside(on
     assert check_part[0].startswith(
         f"exec --nv --bind {run.path} --bind /scratch:/data:ro {tmp_path}/image.sif python3 -u -m submitit"
     )
-    assert len(run.ledger("describe").commits()) == 64
+    assert len(run.ledger("describe").commits()) == 42
     # In the container of another version nothing is done, and the log says what to do.
     other = tmp_path / "other"
     (other / "magicseg-9.9.dist-info").mkdir(parents=True)
     (other / "magicseg-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: magicseg\nVersion: 9.9\n")
     profile = container(tmp_path, log, PYTHONPATH=f"{other}:{PLUGINS}")
     result = on_plain.patiently(
-        "submit", "generate", run.path, "--profile", profile, "--wait", "--shards-per-task", 64
+        "submit", "generate", run.path, "--profile", profile, "--wait", "--shards-per-task", 42
     )
     assert result.code == 1
     shown = on_plain("logs", run.path, "generate", "--failed").out
@@ -274,20 +272,20 @@ def test_pickled_calls_hold_a_function_of_ours_by_name_and_plain_values(on_plain
 
 def test_a_lost_worker_of_another_job_is_not_waited_for(on_plain, plain, tmp_path):
     """Its node is gone and so is its task: the next submission takes its claim back."""
-    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.5}")
     profile = tmp_path / "site.yaml"
     profile.write_text("cpus: 2\nmemory: 1900M\nrequeue: 0\n")
-    assert on_plain("submit", "describe", run.path, "--profile", profile, "--shards-per-task", 32).code == 0
+    assert on_plain("submit", "describe", run.path, "--profile", profile, "--shards-per-task", 21).code == 0
     wait_until(lambda: len(run.ledger("describe").claimed()) == 2)
     for process in workers(submissions(run)[0].folder):
         process.kill()
     wait_until(lambda: not plain.queued())
     assert len(run.ledger("describe").claimed()) == 2
     result = on_plain.patiently(
-        "submit", "describe", run.path, "--profile", profile, "--shards-per-task", 32, "--wait"
+        "submit", "describe", run.path, "--profile", profile, "--shards-per-task", 21, "--wait"
     )
     assert result.code == 0, result.err
     log = on_plain("logs", run.path, "--shard", 0).out
     assert "busy" not in log
     do(run, "generate", "mask")
-    assert len(run.ledger("describe").commits()) == 64
+    assert len(run.ledger("describe").commits()) == 42
