@@ -45,9 +45,10 @@ from magicseg.evaluate.heldout import evaluate_heldout
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.model.segmenter import load_segmenter
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
+from magicseg.run.fingerprint import STAGES, stage_weights
 from magicseg.store.kept import KeptSamples
 from magicseg.train.loop import train
+from magicseg.weights.digest import path_identity
 
 MOST = "generated"  # the kind of data that base has, and all that the amount of data is asked of
 _PAINTER = ("generate.backend=painter", "generate.options={}", "generate.validity=null")
@@ -104,9 +105,11 @@ class Task:
 
     @property
     def settings(self) -> str:
-        """Stands in every row: other settings give other rows."""
-        text = load_config(preset="miniature", overrides=self.overrides).to_yaml()
-        return hashlib.sha256(f"{self.device} {text}".encode()).hexdigest()[:12]
+        """Stands in every row: other settings, or other weights under the same names, give other rows."""
+        config = load_config(preset="miniature", overrides=self.overrides)
+        needed = [each for stage in (*STAGES, "train") for each in stage_weights(config, stage)]
+        weights = sorted({path_identity(each, each.setting) for each in needed})
+        return hashlib.sha256(" ".join([self.device, *weights, config.to_yaml()]).encode()).hexdigest()[:12]
 
 
 def make_data(kind: str, seed: int, task: Task) -> Run:
