@@ -12,7 +12,7 @@ from magicseg.store.digest import logical_digest
 
 BESIDE = ("exact-masks", "no-counterfactual-loss")
 SMALLEST = (
-    *(*SHORT, "plan.samples=8", "plan.shard_size=4", "generate.batch_size=4", "generate.options.steps=2"),
+    *(*SHORT, "plan.samples=8", "plan.shard_size=8", "generate.batch_size=4", "generate.options.steps=2"),
     *("train.steps=2", "train.checkpoint_every=1", "evaluate.scenes=4"),
 )
 SETS = [word for setting in SMALLEST for word in ("--set", setting)]
