@@ -28,7 +28,7 @@ def local_digest(tmp_path_factory):
 def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluster, slurm, tmp_path, local_digest):
     run = make_run(tmp_path / "run", *SMALL)
     assert run.plan.shards == 32
-    started = on_cluster.patiently("submit", "all", run.path, "--profile", "cpu", "--shards-per-task", 4, "--wait")
+    started = on_cluster.patiently("submit", "all", run.path, "--profile", "cpu", "--shards-per-task", 8, "--wait")
     assert started.code == 0, started.err
     assert logical_digest(run) == local_digest
     results = json.loads((run.path / "results/miniature.json").read_bytes())
@@ -37,20 +37,20 @@ def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluste
     assert [(job["stage"], job["state"]) for job in state["jobs"]] == [
         *((stage, "completed") for stage in ("describe", "generate", "mask", "train", "evaluate", "follow-up")),
     ]
-    assert [job["tasks"]["completed"] for job in state["jobs"]] == [8, 8, 8, 1, 1, 1]
+    assert [job["tasks"]["completed"] for job in state["jobs"]] == [4, 4, 4, 1, 1, 1]
     assert on_cluster("verify", run.path).code == 0
     jobs = {job["stage"]: job["id"] for job in state["jobs"]}
     for shard, record in run.ledger("generate").commits().items():
-        assert record.job == f"{jobs['generate']}_{shard // 4}"
+        assert record.job == f"{jobs['generate']}_{shard // 8}"
     # The follow-up job's report, the logs and the efficiency, as a user looks at them.
     report = on_cluster("logs", run.path, "follow-up", "--task", jobs["follow-up"])
     assert "all that was submitted is done" in report.out
     log = on_cluster("logs", run.path, "generate", "--shard", 9)
-    assert f"{jobs['generate']}_2_0_log.out" in log.err
+    assert f"{jobs['generate']}_1_0_log.out" in log.err
     assert "generate shard 9: committed, 8 samples" in log.out
     *stages, train, evaluate = json.loads(on_cluster("efficiency", run.path, "--json").out)
     assert [(entry["stage"], entry["shards"], entry["tasks"]) for entry in stages] == [
-        (stage, 32, 8) for stage in ("describe", "generate", "mask")
+        (stage, 32, 4) for stage in ("describe", "generate", "mask")
     ]
     assert all(entry["overhead_seconds_per_task"] is not None for entry in stages)
     assert (train["stage"], evaluate["stage"]) == ("train", "evaluate")
