@@ -25,10 +25,11 @@ demo: install
 	$(BIN)/magicseg demo $(RUN)
 	@echo "The report: $(abspath $(RUN))/report.html"
 
-# Of some thousand processes, many are told to write no bytecode, and would compile the package anew.
+# Of some thousand processes, many are told to write no bytecode, and would compile the package anew. Their operations
+# are small, and there are more processes than cores: a second thread would only wait.
 test: install
 	$(BIN)/python -m compileall -q magicseg
-	$(BIN)/python -m pytest --numprocesses $(TESTERS) --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --durations 25
 
 lint: install
 	$(BIN)/ruff format --check .
