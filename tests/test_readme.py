@@ -10,7 +10,7 @@ import pytest
 
 README = Path(__file__).parents[1] / "README.md"
 SMALL = (
-    "--set plan.samples=16 --set plan.shard_size=16 --set generate.batch_size=4 --set generate.options.steps=2 "
+    "--set plan.samples=16 --set plan.shard_size=8 --set generate.batch_size=4 --set generate.options.steps=2 "
     "--set train.steps=2 --set evaluate.scenes=8"
 )
 
