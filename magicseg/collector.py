@@ -2,7 +2,7 @@
 
 import gc
 
-_NEW_OBJECTS = 10_000  # a batch of training or generating leaves fewer
+_NEW_OBJECTS = 10_000  # more spares no more time
 
 
 def relax() -> None:
