@@ -1,5 +1,6 @@
 """Counterfactuals by removal: the objects' pixels of an image filled, all others kept. Imports torch."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,10 @@ class ObjectRemover:
         """Load detector and segmenter. Raises: BackendError."""
         self._painter, self._options = painter, options
         try:
-            self._pipe: Any = diffusers.AutoPipelineForInpainting.from_pipe(painter.pipe)
+            with warnings.catch_warnings():
+                # One of the modules that diffusers imports to know all pipelines uses it.
+                warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
+                self._pipe: Any = diffusers.AutoPipelineForInpainting.from_pipe(painter.pipe)
         except ValueError as error:
             raise BackendError(
                 f"generate.options.counterfactual: diffusers has no inpainting for {painter.family.title}",

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import logging
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -277,10 +276,7 @@ def _library_warnings() -> Iterator[list[str]]:
         logger.handlers, logger.propagate = [collector], False
         logger.setLevel(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            # One of the modules that diffusers imports to know all pipelines uses it.
-            warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
-            yield texts
+        yield texts
     finally:
         for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
             logger.handlers, logger.propagate = handlers, propagate
