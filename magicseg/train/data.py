@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, Protocol, cast
 
 import cv2
@@ -333,9 +334,20 @@ def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memo
         resource_tracker.ensure_running()  # first: its start unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
     try:
-        return _received(iter(loader)) if workers else iter(loader)
+        batches = iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    if not workers:
+        return batches
+    # When a fault ends this process, its traceback still holds ``batches``. At exit, multiprocessing would ask the
+    # readers to terminate, which they do not hear, and wait for them: what has a priority, it does before.
+    Finalize(batches, _kill, args=(cast("Any", batches)._workers,), exitpriority=1)
+    return _received(batches)
+
+
+def _kill(readers: Sequence[multiprocessing.Process]) -> None:
+    for reader in readers:
+        reader.kill()
 
 
 class _Sent(Dataset[Packed | MagicsegError]):

@@ -1,8 +1,11 @@
 """The order of samples, and how they are read."""
 
 import pickle
+import subprocess
+import sys
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -184,3 +187,32 @@ def test_a_data_set_travels_to_a_loader_process(squares):
     again = pickle.loads(pickle.dumps(dataset))
     picks = [Pick(0, 3, 4), Pick(0, 9, 1)]
     assert torch.equal(again.__getitems__(picks).images, dataset.__getitems__(picks).images)
+
+
+FAULT = """
+import numpy as np
+from coloured_squares import Squares
+from magicseg.train.data import SampleDataset, SampleOrder, Steps, load_batches
+from magicseg.train.data_settings import DataSettings
+
+def train():
+    samples = Squares(np.arange(16))
+    order = SampleOrder(samples.indices, shard_size=4, window=2, seed=0)
+    dataset = SampleDataset(samples, DataSettings(crop=None, photometric=False), seed=0)
+    for batch in load_batches(dataset, Steps(order, batch_size=4, start=0, stop=40), workers=2):
+        raise RuntimeError("a fault of the device")
+
+if __name__ == "__main__":
+    train()
+"""
+
+
+def test_a_fault_ends_the_process_and_its_readers(tmp_path, monkeypatch):
+    """The traceback of an uncaught error keeps the batches until the interpreter ends; its output ends with the last
+    of the readers, which inherit it."""
+    program = tmp_path / "fault.py"
+    program.write_text(FAULT)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == "RuntimeError: a fault of the device"
