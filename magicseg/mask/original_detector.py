@@ -12,6 +12,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import magicseg.mask.private_yapf  # noqa: F401
+
+# isort: split
 import groundingdino.datasets.transforms as transforms
 import torch
 from groundingdino.models.GroundingDINO import groundingdino as library

@@ -9,6 +9,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
+import magicseg.mask.private_yapf  # noqa: F401  # before a test imports groundingdino
 from magicseg.mask.batches import HasBatch
 from magicseg.mask.models import OriginalDetector, OriginalSegmenter, TransformersDetector, TransformersSegmenter
 

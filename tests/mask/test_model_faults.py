@@ -440,3 +440,21 @@ def test_weights_that_are_not_there_have_no_identity(backend, checkpoint, tmp_pa
 def test_a_label_that_owl_cannot_read_whole_is_refused(detector):
     with pytest.raises(BackendError, match="alone is longer than the text encoder takes"):
         detector("owlv2").detect([DetectRequest(image=picture(0), labels=labels("cat", "very " * 40 + "long cat"))])
+
+
+def test_a_half_written_cache_of_yapf_does_not_matter(tmp_path):
+    """Found in a cluster's home folder while another task writes it, or for ever after a full quota."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+
+    def run(program):
+        command = [sys.executable, "-c", program]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    assert run("import yapf").returncode == 0
+    grammars = list(tmp_path.rglob("*.pickle"))
+    assert grammars
+    for grammar in grammars:
+        os.truncate(grammar, 0)
+    assert "EOFError" in run("import yapf").stderr
+    after = run("import os, magicseg.mask.private_yapf; print(os.environ['XDG_CACHE_HOME'])")
+    assert (after.returncode, after.stdout.strip()) == (0, str(tmp_path))
