@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from ordinary import NOBODY, python_for_everybody, readable_libraries
-from real_images import TOP, apptainer, build, mirrored, push, registry
+from real_images import TOP, apptainer, build
+from registries import mirrored, push, registry
 
 import magicseg as package
 from magicseg.container import trial
