@@ -1,11 +1,12 @@
 #!/bin/sh
-# Trains, exports and measures all learned models of the miniature: training/everything.sh cpu|gpu WORK [WEIGHTS]
+# Trains, exports and measures all learned models of the miniature: training/everything.sh cpu|gpu WORK
 #
 # The last step, after a look at the measures: python -m training.publish WORK magicseg/miniature/weights
-# WORK keeps painted scenes, checkpoints and curves; started again it goes on from there. WEIGHTS (WORK/weights) gets
+# (after "gpu" with --scenes 65536).
+# WORK keeps painted scenes, checkpoints and curves; started again it goes on from there. WORK/weights gets
 # diffusion/, clip/ and measures.json. LIMIT: seconds after which a training stops where it is and is exported.
 set -eu
-machine=$1 work=$2 weights=${3:-$2/weights}
+machine=$1 work=$2 weights=$2/weights failed=
 limit=${LIMIT:-1000000}
 python=${PYTHON:-.venv/bin/python}
 export HF_HUB_OFFLINE=1
@@ -23,7 +24,7 @@ gpu)
 *) echo "cpu or gpu, not $machine" >&2; exit 2 ;;
 esac
 
-# A training that ran into the limit is exported as it is; one that failed ends the script.
+# A training that ran into the limit is exported as it is; one that failed ends the script when the others are done.
 train() {
     timeout "$limit" "$python" -m "training.$1" "$work/$1" $common $2 || [ $? = 124 ]
 }
@@ -36,9 +37,11 @@ train autoencoder "$autoencoder" &
 autoencoder=$!
 train clip "$clip" &
 clip=$!
-train denoiser "$denoiser"
-for training in $judge $autoencoder $clip; do wait "$training"; done
+train denoiser "$denoiser" &
+denoiser=$!
+for training in $judge $autoencoder $clip $denoiser; do wait "$training" || failed=1; done
+[ -z "$failed" ]
 "$python" -m training.denoiser "$work/denoiser" $common --autoencoder "$work/autoencoder" --export "$weights/diffusion"
 "$python" -m training.clip "$work/clip" $common --export "$weights/clip"
 "$python" -m training.measure --diffusion "$weights/diffusion" --clip "$weights/clip" --judge "$work/judge" \
-    --device $device --json "$weights/measures.json" --picture "$weights/pairs.png"
+    --trained $scenes --device $device --json "$weights/measures.json" --picture "$weights/pairs.png"

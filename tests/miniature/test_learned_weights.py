@@ -27,7 +27,22 @@ def test_the_shipped_weights_are_whole_and_small():
     files = {file.relative_to(WEIGHTS).as_posix(): file for file in WEIGHTS.glob("*/**/*") if file.is_file()}
     assert digests == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
     assert sum(file.stat().st_size for file in files.values()) < 15_000_000
+    package = (file for file in WEIGHTS.parents[1].rglob("*") if "__pycache__" not in file.parts and file.is_file())
+    assert sum(file.stat().st_size for file in package) < 25_000_000
     assert {"diffusion/README.md", "diffusion/model_index.json", "clip/README.md"} <= files.keys()
+
+
+def test_their_libraries_load_them_alone():
+    import open_clip
+    import torch
+    from diffusers import AutoPipelineForText2Image
+
+    pipeline = AutoPipelineForText2Image.from_pretrained(WEIGHTS / "diffusion", torch_dtype=torch.float32)
+    made = pipeline("A large red car on the left, on a beach at noon", num_inference_steps=1, output_type="np")
+    assert made.images.shape == (1, 64, 64, 3)
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{WEIGHTS / 'clip'}")
+    text = open_clip.get_tokenizer(f"local-dir:{WEIGHTS / 'clip'}")(["a photo of a car"])
+    assert model.encode_text(text).shape[0] == 1
 
 
 def _car():

@@ -146,7 +146,7 @@ def test_a_process_alone_is_a_world_of_one_whatever_slurm_says(monkeypatch):
     assert World.from_environment() == World(rank=3, size=8, local_rank=1, launched=True)
 
 
-# A low learning rate: AdamW's first steps have the size of the rate whatever the gradient, so where that is about zero
+# A low learning rate: AdamW's first steps have its size whatever the gradient, so where that is about zero
 # they would turn rounding into other weights.
 UNSHARED = {
     "prompt_dropout": 0.0,
