@@ -101,9 +101,9 @@ def publish(work: Path, target: Path, scenes: int) -> None:
             library="diffusers",
             title="A small Stable Diffusion of painted scenes",
             what="A latent diffusion pipeline in diffusers' format (`StableDiffusionPipeline`), loaded by "
-            "`AutoPipelineForText2Image.from_pretrained`, on a CPU with `torch_dtype=torch.float32`. With equal initial "
-            "noise, a caption and the caption of the empty scene give a picture and its counterfactual. The preset "
-            "`miniature` takes 6 steps and guidance 2.",
+            "`AutoPipelineForText2Image.from_pretrained`, on a CPU with `torch_dtype=torch.float32`. With equal "
+            "initial noise, a caption and the caption of the empty scene give a picture and its counterfactual. "
+            "The preset `miniature` takes 6 steps and guidance 2.",
             scenes=f"{scenes:,}",
             script="denoiser",
             also=" and `training/autoencoder.py`",
