@@ -1,4 +1,7 @@
-"""The heads that are scored: the target's model, and the baselines beside it, on one device."""
+"""The heads that are scored: the target's model, and the baselines beside it, on one device.
+
+open_clip takes longer to import than a small evaluation takes: only a baseline that reads a CLIP imports it.
+"""
 
 import hashlib
 import json
@@ -8,7 +11,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from magicseg.errors import ConfigError
-from magicseg.evaluate.dense_clip import DenseClipHead, bank_features
 from magicseg.evaluate.heads import Head
 from magicseg.evaluate.memory_bank import RECIPE, MemoryBank, MemoryBankHead, build_bank
 from magicseg.evaluate.segmenter_head import SegmenterHead
@@ -33,6 +35,8 @@ def heads_of(target: Target, settings: EvaluateSettings, *, device: str) -> tupl
 
 def _baseline(name: Baseline, model: Segmenter, target: Target, settings: EvaluateSettings) -> Head:
     if name != "memory-bank":
+        from magicseg.evaluate.dense_clip import DenseClipHead
+
         return DenseClipHead(model, target.weights_digest, name)
     if target.run is None:
         raise ConfigError(
@@ -44,6 +48,8 @@ def _baseline(name: Baseline, model: Segmenter, target: Target, settings: Evalua
 
 def _memory_bank(model: Segmenter, target: Target, run: Run, settings: EvaluateSettings) -> MemoryBankHead:
     """Made anew unless RUN/results/memory-bank.safetensors is of the same samples, weights and settings."""
+    from magicseg.evaluate.dense_clip import bank_features
+
     features, how = bank_features(model)
     identity = {
         **how,
