@@ -1,8 +1,10 @@
 """Measures the learned models: what the judge finds in generated pairs, how varied they are, what the CLIP knows.
 
     python -m training.measure --diffusion DIRECTORY --clip DIRECTORY --judge FOLDER --json FILE --picture FILE
+    python -m training.measure --run RUN --judge FOLDER
 
-The pairs are made by the back end ``diffusers`` from captions of scenes that no training saw.
+The pairs are made by the back end ``diffusers`` from captions of scenes that no training saw, or are those that a run
+of the preset ``miniature`` kept.
 """
 
 import argparse
@@ -27,6 +29,9 @@ from magicseg.backends import DescribeRequest, Description, GenerateRequest, Ima
 from magicseg.describe.grammar import GrammarCaptioner
 from magicseg.generate.diffusion import DiffusersGenerator
 from magicseg.miniature.caption import parse
+from magicseg.run import Run
+from magicseg.store.dataset import IMAGES
+from magicseg.store.kept import KeptSamples
 from training import judge as judging
 from training import scenes
 from training.clip import TEMPLATE
@@ -237,13 +242,25 @@ def table(measured: dict[str, float]) -> str:
     )
 
 
-def generator_measures(
-    folder: Path, judge: judging.Judge, how: Sampling, *, count: int, trained: int, workers: int = 0
-) -> tuple[dict[str, float], list[ImagePair]]:
-    """All measures of the generator, those of the judge on painted scenes (``painted_...``) among them; and pairs."""
-    wanted = requests(count)
-    pairs = generate(folder, wanted, how)
-    answers = answers_to([parse(request.caption) for request in wanted])
+def kept_pairs(path: Path) -> tuple[list[str], list[ImagePair]]:
+    """Captions and pairs that a run kept. Raises: IncompleteError if its masks are not done."""
+    run = Run.open(path)
+    kept = KeptSamples.of(run).indices
+    captions = run.store.read("describe/captions", 0, run.plan.samples)[kept, 0]
+    images, others = (run.store.read_images(name, 0, run.plan.samples)[kept] for name in IMAGES)
+    return list(captions), [
+        ImagePair(image=image, counterfactual=other) for image, other in zip(images, others, strict=True)
+    ]
+
+
+def measures_of(
+    captions: Sequence[str], pairs: Sequence[ImagePair], judge: judging.Judge, *, trained: int, workers: int = 0
+) -> dict[str, float]:
+    """All measures of pairs that were made from captions, beside those of as many new painted scenes
+    (``painted_...``: how well the judge sees).
+    """
+    count = len(pairs)
+    answers = answers_to([parse(caption) for caption in captions])
     shown, empty = (np.stack([getattr(pair, name) for pair in pairs]) for name in ("image", "counterfactual"))
     measured = shares_found(_judged(judge, shown), _judged(judge, empty), answers)
     measured |= agreement(pairs)
@@ -263,14 +280,14 @@ def generator_measures(
     heldout = np.stack([clean(number, stream="measured", objects=(0, 1)).image for number in range(count)])
     seen = functools.partial(clean, stream="train")
     memory = np.stack([one.image for one in scenes.ahead(seen, range(trained), workers)])
-    made = {"pairs": count, "steps": how.steps, "guidance": how.guidance}
-    return made | measured | variety(shown, heldout, memory), pairs
+    return {"pairs": count} | measured | variety(shown, heldout, memory)
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--diffusion", type=Path, help="the pipeline")
+    parser.add_argument("--run", type=Path, help="instead of the pipeline: a run whose kept pairs are measured")
     parser.add_argument("--judge", type=Path, help="folder of training.judge")
     parser.add_argument("--clip", type=Path, help="the CLIP")
     parser.add_argument("--count", type=int, default=500, help="pairs, and scenes")
@@ -286,17 +303,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, float] = {}
-    if given.diffusion:
-        names = ("steps", "guidance", "scheduler", "counterfactual", "device")
-        how = Sampling(**{name: getattr(given, name) for name in names})
-        measured, pairs = generator_measures(
-            given.diffusion,
-            judging.load(given.judge),
-            how,
-            count=given.count,
-            trained=given.trained,
-            workers=given.workers,
-        )
+    if given.run or given.diffusion:
+        if given.run:
+            captions, pairs = kept_pairs(given.run)
+        else:
+            names = ("steps", "guidance", "scheduler", "counterfactual", "device")
+            how = Sampling(**{name: getattr(given, name) for name in names})
+            wanted = requests(given.count)
+            captions, pairs = [request.caption for request in wanted], generate(given.diffusion, wanted, how)
+            measured |= {"steps": how.steps, "guidance": how.guidance}
+        judge = judging.load(given.judge)
+        measured |= measures_of(captions, pairs, judge, trained=given.trained, workers=given.workers)
         if given.picture:
             picture(pairs, given.picture)
     if given.clip:

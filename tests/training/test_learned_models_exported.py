@@ -16,8 +16,10 @@ from tiny_training import PLAN
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from magicseg.backends import ImagePair
+from magicseg.miniature.caption import parse
 from magicseg.model.encoder import build_encoder
 from magicseg.model.settings import OpenClipSettings
+from magicseg.store.kept import KeptSamples
 from training import autoencoder, clip, denoiser, judge, measure, painted, scenes, tokens
 
 
@@ -112,15 +114,30 @@ def test_the_clip_is_open_clips_and_an_encoder_with_prompts(trained):
 
 
 def test_measures_are_complete_and_say_which_targets_are_missed(trained, tmp_path):
-    how = measure.Sampling(steps=2)
     judged = judge.load(trained / "judge", widths=tiny_training.WIDTHS)
-    measured, pairs = measure.generator_measures(trained / "diffusion", judged, how, count=10, trained=8)
+    wanted = measure.requests(10)
+    pairs = measure.generate(trained / "diffusion", wanted, measure.Sampling(steps=2))
+    measured = measure.measures_of([request.caption for request in wanted], pairs, judged, trained=8)
     measured |= measure.clip_measures(trained / "local-clip", 10)
     assert set(measure.TARGETS) <= set(measured)
     assert all(np.isfinite(value) for value in measured.values())
     assert "MISSES 0.90" in measure.table(measured)
     measure.picture(pairs, tmp_path / "pairs.png")
     assert json.loads(json.dumps(measured)) == measured
+
+
+def test_pairs_that_a_run_kept_are_measured_with_their_own_captions(finished_run):
+    captions, pairs = measure.kept_pairs(finished_run.path)
+    kept = KeptSamples.of(finished_run)
+    assert 0 < len(pairs) == len(captions) == len(kept.indices)
+    images, counterfactuals, _ = kept.read(kept.indices)
+    for caption, pair, image, other, labels in zip(
+        captions, pairs, images, counterfactuals, kept.labels(), strict=True
+    ):
+        assert (pair.image == image).all()
+        assert (pair.counterfactual == other).all()
+        named = {finished_run.plan.vocabulary.labels[label - 1].name for label in labels if label}
+        assert {one.noun for one in parse(caption).objects} == named
 
 
 def test_a_copied_training_image_is_noticed():
