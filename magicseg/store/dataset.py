@@ -18,8 +18,9 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,44 +46,60 @@ _ORPHAN_SECONDS = 600.0  # a temporary file that nobody wrote to for so long bel
 Values = NDArray[Any]
 
 
-def _specification(name: str, plan: Plan, config: Config) -> dict[str, Any]:
-    samples, shard, size = plan.samples, plan.shard_size, config.generate.size
-    text = {"dtype": str, "fill_value": "", "compressors": [ZstdCodec(level=3, checksum=True)]}
-    pixels = {"compressors": [ZstdCodec(level=1, checksum=True)]}
-    if name == "describe/captions":
-        return {"shape": (samples, 2), "chunks": (shard, 2), **text}
-    if name in IMAGES and config.store.image_codec == "jpeg":
-        return {
-            "shape": (samples,),
-            "chunks": (1,),
-            "shards": (shard,),
-            "dtype": VariableLengthBytes(),
-            "fill_value": b"",
-            "compressors": [Crc32cCodec()],
-        }
-    if name in IMAGES:
-        return {
-            "shape": (samples, size, size, 3),
-            "chunks": (1, size, size, 3),
-            "shards": (shard, size, size, 3),
-            "dtype": "uint8",
-            "fill_value": 0,
-            **pixels,
-        }
-    if name == "mask/mask":
-        return {
-            "shape": (samples, size, size),
-            "chunks": (1, size, size),
-            "shards": (shard, size, size),
-            "dtype": "uint16",
-            "fill_value": IGNORE,
-            **pixels,
-        }
-    return {"shape": (samples,), "chunks": (shard,), **text}
+@dataclass(frozen=True)
+class _Layout:
+    """All that the arrays' metadata depend on."""
+
+    samples: int
+    shard: int
+    size: int
+    codec: str
+
+    def of(self, name: str) -> dict[str, Any]:
+        """Shape, chunks and codecs of an array."""
+        samples, shard, size = self.samples, self.shard, self.size
+        text = {"dtype": str, "fill_value": "", "compressors": [ZstdCodec(level=3, checksum=True)]}
+        pixels = {"compressors": [ZstdCodec(level=1, checksum=True)]}
+        if name == "describe/captions":
+            return {"shape": (samples, 2), "chunks": (shard, 2), **text}
+        if name in IMAGES and self.codec == "jpeg":
+            return {
+                "shape": (samples,),
+                "chunks": (1,),
+                "shards": (shard,),
+                "dtype": VariableLengthBytes(),
+                "fill_value": b"",
+                "compressors": [Crc32cCodec()],
+            }
+        if name in IMAGES:
+            return {
+                "shape": (samples, size, size, 3),
+                "chunks": (1, size, size, 3),
+                "shards": (shard, size, size, 3),
+                "dtype": "uint8",
+                "fill_value": 0,
+                **pixels,
+            }
+        if name == "mask/mask":
+            return {
+                "shape": (samples, size, size),
+                "chunks": (1, size, size),
+                "shards": (shard, size, size),
+                "dtype": "uint16",
+                "fill_value": IGNORE,
+                **pixels,
+            }
+        return {"shape": (samples,), "chunks": (shard,), **text}
 
 
-def metadata_files(plan: Plan, config: Config) -> dict[str, bytes]:
+def metadata_files(plan: Plan, config: Config) -> Mapping[str, bytes]:
     """Every metadata document of the store, by its path inside it."""
+    return _metadata_files(_Layout(plan.samples, plan.shard_size, config.generate.size, config.store.image_codec))
+
+
+@lru_cache(maxsize=8)
+def _metadata_files(layout: _Layout) -> Mapping[str, bytes]:
+    """Zarr takes some 20 ms to write them, and a look at a damaged store asks three times."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "no Zarr v3 specification yet" for text and byte strings
         root = zarr.create_group(folder, zarr_format=3)
@@ -92,9 +109,10 @@ def metadata_files(plan: Plan, config: Config) -> dict[str, bytes]:
                     name,
                     chunk_key_encoding={"name": "v2", "separator": "."},
                     config={"write_empty_chunks": True},
-                    **_specification(name, plan, config),
+                    **layout.of(name),
                 )
-        return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(Path(folder).rglob("zarr.json"))}
+        paths = sorted(Path(folder).rglob("zarr.json"))
+        return MappingProxyType({str(path.relative_to(folder)): path.read_bytes() for path in paths})
 
 
 def _remove_orphans(folder: Path, shard: int) -> None:
