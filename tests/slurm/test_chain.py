@@ -20,7 +20,7 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def local_digest(tmp_path_factory):
-    run = make_run(tmp_path_factory.mktemp("local") / "run", *SMALL)
+    run = make_run(tmp_path_factory.mktemp("local") / "run", *SMALL, "plan.shard_size=128")
     do(run)
     return logical_digest(run)
 

@@ -22,7 +22,7 @@ def running(slurm, stage):
 
 
 def test_a_run_survives_all_of_it(on_cluster, slurm, tmp_path):
-    local = make_run(tmp_path / "local", *SMALL)
+    local = make_run(tmp_path / "local", *SMALL, "plan.shard_size=128")
     do(local)
     run = make_run(tmp_path / "run", *SMALL, *SLOW)
     options = ("--profile", "cpu", "--set", "slurm.partition=low", "--shards-per-task", 4, "--resubmit", 3)

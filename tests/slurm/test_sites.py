@@ -19,16 +19,16 @@ from magicseg.run import Run
 from magicseg.store.digest import logical_digest
 
 SMALL = (
-    *("plan.samples=168", "plan.shard_size=4", "generate.size=32"),
+    *("plan.samples=84", "plan.shard_size=4", "generate.size=32"),
     *("train.steps=4", "train.loader_workers=0", "evaluate.scenes=8"),
 )
-SITE = """MaxArraySize=20
+SITE = """MaxArraySize=10
 PartitionName=cancel PriorityTier=1 PreemptMode=CANCEL"""
 
 
 @pytest.fixture(scope="module")
 def plain_cluster():
-    """No accounting; arrays of 20; a partition whose preempted jobs are cancelled. Users need no privilege."""
+    """No accounting; arrays of 10; a partition whose preempted jobs are cancelled. Users need no privilege."""
     require_slurm()
     with started(ACCT="0", ISOLATE="pid", EXTRA_CONF=SITE) as cluster:
         yield cluster
@@ -48,12 +48,12 @@ def on_plain(plain, tmp_path, faulty):
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory):
-    run = make_run(tmp_path_factory.mktemp("local") / "run", *SMALL)
+    run = make_run(tmp_path_factory.mktemp("local") / "run", *SMALL, "plan.shard_size=84")
     do(run)
     return run
 
 
-def test_42_tasks_where_arrays_have_20_and_nothing_keeps_accounts(on_plain, plain, tmp_path):
+def test_21_tasks_where_arrays_have_10_and_nothing_keeps_accounts(on_plain, plain, tmp_path):
     run = make_run(tmp_path / "run", *SMALL)
     result = on_plain.patiently(
         *("submit", "describe", run.path, "--profile", "no-accounting", "--shards-per-task", 1, "--wait"),
@@ -61,26 +61,26 @@ def test_42_tasks_where_arrays_have_20_and_nothing_keeps_accounts(on_plain, plai
     )
     assert result.code == 0, result.err
     (made, follow_up) = submissions(run)
-    assert [array.count for array in made.arrays] == [14, 14, 14]
-    assert [(array.first, made.shards_of(array.first)) for array in made.arrays] == [(0, [0]), (14, [14]), (28, [28])]
+    assert [array.count for array in made.arrays] == [7, 7, 7]
+    assert [(array.first, made.shards_of(array.first)) for array in made.arrays] == [(0, [0]), (7, [7]), (14, [14])]
     assert follow_up.stage == "follow-up"
-    assert len(run.ledger("describe").commits()) == 42
+    assert len(run.ledger("describe").commits()) == 21
     state = json.loads(on_plain("status", run.path, "--json").out)
-    assert [job["tasks"]["completed"] for job in state["jobs"]] == [14, 14, 14, 1]
+    assert [job["tasks"]["completed"] for job in state["jobs"]] == [7, 7, 7, 1]
     assert state["warnings"] == []
     measured = on_plain("efficiency", run.path, "describe")
-    assert "42 shards in 42 tasks" in measured.out
+    assert "21 shards in 21 tasks" in measured.out
 
 
 def test_a_whole_run_where_preemption_cancels_and_nothing_keeps_accounts(on_plain, plain, tmp_path, local):
     """Follow-up jobs submit what was preempted and what somebody cancelled, and all that waited for it."""
-    run = make_run(tmp_path / "run", *SMALL, "generate.backend=faulty", "generate.options={seconds: 1.0}")
-    do(run, "describe", shards=range(24))  # so that there is work of every stage, and not too much
+    run = make_run(tmp_path / "run", *SMALL, "generate.backend=faulty", "generate.options={seconds: 1.5}")
+    do(run, "describe", shards=range(12))  # so that there is work of every stage, and not too much
     profile = tmp_path / "site.yaml"
     profile.write_text("partition: cancel\ncpus: 2\nmemory: 1900M\nrequeue: 0\nresubmit: 3\n")
     options = ("--profile", profile, "--shards-per-task", 3)
     command = on_plain.start("submit", "all", run.path, *options, "--wait")
-    wait_until(lambda: len(run.ledger("generate").claimed()) == 8)
+    wait_until(lambda: len(run.ledger("generate").claimed()) == 7)
     generating = [line.split() for line in plain.queued("-t", "RUNNING", "-o", "%i %N")]
     node = generating[0][1]
     cancelled = next(task for task, place in generating if place != node)
@@ -91,7 +91,7 @@ def test_a_whole_run_where_preemption_cancels_and_nothing_keeps_accounts(on_plai
     stages = [one.stage for one in submissions(run)]
     assert stages[:6] == ["describe", "generate", "mask", "train", "evaluate", "follow-up"]
     assert stages[6:10] == ["generate", "mask", "train", "evaluate"]
-    assert max(array.count for one in submissions(run) for array in one.arrays) <= 20
+    assert max(array.count for one in submissions(run) for array in one.arrays) <= 10
     assert submissions(run)[6].parent == 6
     assert logical_digest(run) == logical_digest(local)
     assert (run.path / "results/miniature.json").exists()
@@ -99,9 +99,7 @@ def test_a_whole_run_where_preemption_cancels_and_nothing_keeps_accounts(on_plai
 
 def test_submitting_from_inside_a_job_whose_environment_leaks(on_plain, plain, tmp_path, local):
     run = make_run(tmp_path / "run", *SMALL)
-    command = (
-        f"exec {sys.executable} -m magicseg submit describe {run.path} --profile cpu --shards-per-task 16 --wait"
-    )
+    command = f"exec {sys.executable} -m magicseg submit describe {run.path} --profile cpu --shards-per-task 8 --wait"
     script = tmp_path / "outer.sh"
     script.write_text(
         f"#!/bin/bash\n#SBATCH --array=5\n#SBATCH --ntasks=2\nexport SBATCH_PARTITION=high\n{command}\n"
@@ -115,7 +113,7 @@ def test_submitting_from_inside_a_job_whose_environment_leaks(on_plain, plain, t
         timeout=200,
         stdout=subprocess.DEVNULL,
     )
-    assert len(run.ledger("describe").commits()) == 42, log.read_text()
+    assert len(run.ledger("describe").commits()) == 21, log.read_text()
     assert (
         "--partition=high"
         not in (submissions(run)[0].folder / f"{submissions(run)[0].jobs[0]}_submission.sh").read_text()
@@ -139,9 +137,9 @@ def test_a_login_environment_full_of_slurm_variables_changes_nothing(on_plain, p
         "SLURM_EXPORT_ENV": "NONE",
     }
     polluted = ClusterCommands(on_plain.folder, {**on_plain.environment, **leaks})
-    result = polluted.patiently("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 16, "--wait")
+    result = polluted.patiently("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 8, "--wait")
     assert result.code == 0, result.err
-    assert len(run.ledger("describe").commits()) == 42
+    assert len(run.ledger("describe").commits()) == 21
 
 
 def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
@@ -178,7 +176,7 @@ def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
     assert (
         magicseg("submit", "mask", "run", "--profile", "cpu", "--set", "slurm.extra.begin=now+1hour").returncode == 0
     )
-    assert "14 pending" in magicseg("status", "run").stdout
+    assert "7 pending" in magicseg("status", "run").stdout
     assert magicseg("cancel", "run").returncode == 0
     wait_until(lambda: not plain.queued())
 
@@ -222,10 +220,10 @@ def container(folder, log, **more):
 
 
 def test_workers_run_in_the_container_and_go_back_into_the_queue_from_outside(on_plain, plain, tmp_path, local):
-    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.5}")
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
     log = tmp_path / "calls"
     profile = container(tmp_path, log)
-    options = ("--profile", profile, "--shards-per-task", 21, "--wait")
+    options = ("--profile", profile, "--shards-per-task", 11, "--wait")
     command = on_plain.start("submit", "describe", run.path, *options, "--set", "slurm.gpus=1")
     wait_until(lambda: len(run.ledger("describe").commits()) >= 4)
     # Slurm's warning, as before a time limit: the worker stops, and the script outside asks for another turn.
@@ -238,14 +236,14 @@ def test_workers_run_in_the_container_and_go_back_into_the_queue_from_outside(on
     assert check_part[0].startswith(
         f"exec --nv --bind {run.path} --bind /scratch:/data:ro {tmp_path}/image.sif python3 -u -m submitit"
     )
-    assert len(run.ledger("describe").commits()) == 42
+    assert len(run.ledger("describe").commits()) == 21
     # In the container of another version nothing is done, and the log says what to do.
     other = tmp_path / "other"
     (other / "magicseg-9.9.dist-info").mkdir(parents=True)
     (other / "magicseg-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: magicseg\nVersion: 9.9\n")
     profile = container(tmp_path, log, PYTHONPATH=f"{other}:{PLUGINS}")
     result = on_plain.patiently(
-        "submit", "generate", run.path, "--profile", profile, "--wait", "--shards-per-task", 42
+        "submit", "generate", run.path, "--profile", profile, "--wait", "--shards-per-task", 21
     )
     assert result.code == 1
     shown = on_plain("logs", run.path, "generate", "--failed").out
@@ -272,20 +270,20 @@ def test_pickled_calls_hold_a_function_of_ours_by_name_and_plain_values(on_plain
 
 def test_a_lost_worker_of_another_job_is_not_waited_for(on_plain, plain, tmp_path):
     """Its node is gone and so is its task: the next submission takes its claim back."""
-    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.5}")
+    run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
     profile = tmp_path / "site.yaml"
     profile.write_text("cpus: 2\nmemory: 1900M\nrequeue: 0\n")
-    assert on_plain("submit", "describe", run.path, "--profile", profile, "--shards-per-task", 21).code == 0
+    assert on_plain("submit", "describe", run.path, "--profile", profile, "--shards-per-task", 11).code == 0
     wait_until(lambda: len(run.ledger("describe").claimed()) == 2)
     for process in workers(submissions(run)[0].folder):
         process.kill()
     wait_until(lambda: not plain.queued())
     assert len(run.ledger("describe").claimed()) == 2
     result = on_plain.patiently(
-        "submit", "describe", run.path, "--profile", profile, "--shards-per-task", 21, "--wait"
+        "submit", "describe", run.path, "--profile", profile, "--shards-per-task", 11, "--wait"
     )
     assert result.code == 0, result.err
     log = on_plain("logs", run.path, "--shard", 0).out
     assert "busy" not in log
     do(run, "generate", "mask")
-    assert len(run.ledger("describe").commits()) == 42
+    assert len(run.ledger("describe").commits()) == 21
