@@ -19,7 +19,7 @@ from training.painted import Painted
 CHANNELS = (16, 32, 64)
 SCENES = 16_384
 NOISE = 0.1  # on the latents that are decoded, whose deviation is 1: a denoiser errs too
-PLAN = Plan(steps=6000, batch_size=8, learning_rate=1e-3, cooldown=1500, precision="bfloat16")
+PLAN = Plan(steps=4000, batch_size=8, learning_rate=1e-3, cooldown=1000)
 
 
 def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:

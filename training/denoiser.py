@@ -26,7 +26,6 @@ PLAN = Plan(
     batch_size=16,
     learning_rate=2e-3,
     cooldown=3000,
-    precision="bfloat16",
     muon=r"unet|layers",
 )
 NO_TEXT = 0.1  # share of captions left out, for guidance

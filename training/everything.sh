@@ -17,10 +17,10 @@ cpu)
     autoencoder="" denoiser="" clip="" judge="" ;;
 gpu)
     common="--data $work/data --device cuda --precision bfloat16 --save-seconds 20" device=cuda scenes=65536
-    autoencoder="--scenes $scenes --steps 4000 --cooldown 1000 --batch-size 32"
-    denoiser="--scenes $scenes --steps 8000 --cooldown 2000 --batch-size 128"
-    clip="--scenes $scenes --steps 6000 --cooldown 2000 --batch-size 256"
-    judge="--workers $(nproc) --steps 3000 --batch-size 64" ;;
+    autoencoder="--scenes $scenes --steps 6000 --cooldown 1500 --batch-size 32"
+    denoiser="--scenes $scenes --steps 2500 --cooldown 625 --batch-size 128"
+    clip="--scenes $scenes --steps 5250 --cooldown 1312 --batch-size 256"
+    judge="--workers $(nproc) --steps 4000 --cooldown 1000 --batch-size 64" ;;
 *) echo "cpu or gpu, not $machine" >&2; exit 2 ;;
 esac
 
@@ -44,4 +44,4 @@ for training in $judge $autoencoder $clip $denoiser; do wait "$training" || fail
 "$python" -m training.denoiser "$work/denoiser" $common --autoencoder "$work/autoencoder" --export "$weights/diffusion"
 "$python" -m training.clip "$work/clip" $common --export "$weights/clip"
 "$python" -m training.measure --diffusion "$weights/diffusion" --clip "$weights/clip" --judge "$work/judge" \
-    --trained $scenes --device $device --json "$weights/measures.json" --picture "$weights/pairs.png"
+    --trained $scenes --workers "$(nproc)" --device $device --json "$weights/measures.json" --picture "$weights/pairs.png"

@@ -27,7 +27,6 @@ PLAN = Plan(
     cooldown=1500,
     average=0.99,
     seed=1,
-    precision="bfloat16",
 )
 WIDTHS = (24, 48, 96)
 

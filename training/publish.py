@@ -29,8 +29,8 @@ tags: [synthetic, miniature]
 objects, eight colours, three sizes, three places, seven scenes, five lights; about a fifth without an object. The
 captions are those of the grammar captioner. No photograph, and nothing that others made, was used.
 
-**Training.** `training/{script}.py` in the project's repository{also}: {training}. Continued, or repeated, by
-`training/everything.sh`.
+**Training.** `training/{script}.py` in the project's repository{also}: {training}. The commands, and what
+they give on another machine: `training/README.md`.
 
 **Measures** (`training/measure.py`; captions and scenes are not those of the training set):
 
