@@ -338,7 +338,9 @@ def test_reading_processes_end_with_a_killed_training(magicseg, run_with_readers
 
 
 @pytest.mark.slow
-def test_one_process_stops_at_slurms_warning_and_two_go_on(magicseg, torchrun, run):
+def test_one_process_stops_at_slurms_warning_two_nodes_go_on_and_stop_together_and_one_process_goes_on(
+    magicseg, torchrun, run
+):
     process = magicseg.start("train", run.path)
     await_step(run.path, 13, process)
     process.send_signal(signal.SIGUSR1)
@@ -348,23 +350,16 @@ def test_one_process_stops_at_slurms_warning_and_two_go_on(magicseg, torchrun, r
     assert f"training was interrupted after step {step} of {STEPS}" in stopped.err
     assert f"hint:  magicseg train {run.path}" in stopped.err
     before = rows(run.path)
-    resumed = torchrun("-m", "magicseg", "train", run.path)
-    assert resumed.code == 0, resumed.err
-    assert rows(run.path)[:step] == before
-    assert [row["step"] for row in rows(run.path)] == list(range(1, STEPS + 1))
-
-
-@pytest.mark.slow
-def test_two_nodes_stop_together_and_one_process_goes_on(magicseg, torchrun, run):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     options = ("--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}")
     nodes = [torchrun.start("-m", "magicseg", "train", run.path, options=options) for _ in range(2)]
-    await_step(run.path, 13, nodes[0])
+    await_step(run.path, step + 13, nodes[0])
     psutil.Process(nodes[1].pid).children()[0].send_signal(signal.SIGUSR2)
     ends = [torchrun.finish(node) for node in nodes]
     assert [end.code for end in ends] == [0, 0], ends
+    assert rows(run.path)[:step] == before
     step = len(rows(run.path))
     assert "".join(end.err for end in ends).count(f"interrupted after step {step} of {STEPS}") == 1
     assert magicseg("train", run.path).code == 0
