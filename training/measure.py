@@ -30,7 +30,6 @@ from magicseg.describe.grammar import GrammarCaptioner
 from magicseg.generate.diffusion import DiffusersGenerator
 from magicseg.miniature.caption import parse
 from magicseg.run import Run
-from magicseg.store.dataset import IMAGES
 from magicseg.store.kept import KeptSamples
 from training import judge as judging
 from training import scenes
@@ -245,9 +244,9 @@ def table(measured: dict[str, float]) -> str:
 def kept_pairs(path: Path) -> tuple[list[str], list[ImagePair]]:
     """Captions and pairs that a run kept. Raises: IncompleteError if its masks are not done."""
     run = Run.open(path)
-    kept = KeptSamples.of(run).indices
-    captions = run.store.read("describe/captions", 0, run.plan.samples)[kept, 0]
-    images, others = (run.store.read_images(name, 0, run.plan.samples)[kept] for name in IMAGES)
+    kept = KeptSamples.of(run)
+    captions = run.store.read("describe/captions", 0, run.plan.samples)[kept.indices, 0]
+    images, others, _ = kept.read(kept.indices)
     return list(captions), [
         ImagePair(image=image, counterfactual=other) for image, other in zip(images, others, strict=True)
     ]

@@ -318,3 +318,8 @@ def test_content_is_digested_as_it_was_read(voc, tmp_path):
 def test_protocols_and_scoring_need_no_torch():
     code = "import magicseg.evaluate.score, magicseg.evaluate.truth, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_evaluation_without_a_clip_does_not_wait_for_open_clip():
+    code = "import magicseg.evaluate.baselines, sys; assert 'open_clip' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

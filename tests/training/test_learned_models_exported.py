@@ -130,13 +130,12 @@ def test_pairs_that_a_run_kept_are_measured_with_their_own_captions(finished_run
     captions, pairs = measure.kept_pairs(finished_run.path)
     kept = KeptSamples.of(finished_run)
     assert 0 < len(pairs) == len(captions) == len(kept.indices)
-    images, counterfactuals, _ = kept.read(kept.indices)
-    for caption, pair, image, other, labels in zip(
-        captions, pairs, images, counterfactuals, kept.labels(), strict=True
-    ):
-        assert (pair.image == image).all()
-        assert (pair.counterfactual == other).all()
-        named = {finished_run.plan.vocabulary.labels[label - 1].name for label in labels if label}
+    labels = finished_run.plan.vocabulary.labels
+    images = finished_run.store.read_images("generate/image", 0, finished_run.plan.samples)
+    for index, caption, pair, planned in zip(kept.indices, captions, pairs, kept.labels(), strict=True):
+        assert (pair.image == images[index]).all()
+        assert (pair.counterfactual != images[index]).any()
+        named = {labels[number - 1].name for number in planned if number}
         assert {one.noun for one in parse(caption).objects} == named
 
 
