@@ -99,7 +99,7 @@ def metadata_files(plan: Plan, config: Config) -> Mapping[str, bytes]:
 
 @lru_cache(maxsize=8)
 def _metadata_files(layout: _Layout) -> Mapping[str, bytes]:
-    """Zarr takes some 20 ms to write them, and a look at a damaged store asks three times."""
+    """Zarr takes some 20 ms to write them; to check a store they are asked for twice, to mend it once more."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "no Zarr v3 specification yet" for text and byte strings
         root = zarr.create_group(folder, zarr_format=3)
