@@ -12,8 +12,11 @@ import pytest
 from model_runs import Checkpoints
 from tiny_runs import CommandLine, do, make_run
 
+from magicseg.collector import relax
 from magicseg.run import Run
 from magicseg.store.digest import logical_digest
+
+relax()  # with all libraries loaded, looking for cycles is a fortieth of the tests' time
 
 # On a busy machine an example may take any time.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -141,3 +144,13 @@ def models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def quick_linker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For torch.compile, which links dozens of small libraries with torch's large ones: the other linker, if any."""
+    gold = shutil.which("ld.gold")
+    if gold is not None:
+        (tmp_path / "linker").mkdir()
+        (tmp_path / "linker/ld").symlink_to(gold)
+        monkeypatch.setenv("COMPILER_PATH", str(tmp_path / "linker"))

@@ -261,7 +261,7 @@ def test_half_precision_and_slicing_make_the_same_picture_in_other_bits(generato
 
 
 @pytest.mark.slow
-def test_a_compiled_denoiser_repeats_its_bits(generator):
+def test_a_compiled_denoiser_repeats_its_bits(generator, quick_linker):
     if subprocess.run(["sh", "-c", "command -v g++"], capture_output=True, check=False).returncode:
         pytest.skip("torch.compile on the CPU needs g++")
     requests = [request(index) for index in range(3)]

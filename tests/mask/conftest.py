@@ -1,5 +1,6 @@
 """Tiny detectors and segmenters, made when a test first asks for them; no network; torch keeps its threads."""
 
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import magicseg.mask.private_yapf  # noqa: F401  # before a test imports groundingdino
+from magicseg.devices import use_threads
 from magicseg.mask.batches import HasBatch
 from magicseg.mask.models import OriginalDetector, OriginalSegmenter, TransformersDetector, TransformersSegmenter
 
@@ -21,11 +23,28 @@ def _apart(models_apart: None) -> None:
     """For all tests of this folder."""
 
 
+@pytest.fixture(scope="session")
+def kept() -> dict[str, Any]:
+    """Models of named checkpoints, loaded once: tests change them by `monkeypatch` alone, which is undone."""
+    return {}
+
+
+def _named(kept: dict[str, Any], make: Callable[..., Any], model: str | Path, **options: Any) -> Any:
+    """What ``make`` gives; of a named checkpoint with equal options the same again."""
+    if not isinstance(model, str):
+        return make(model, **options)
+    key = f"{make.__qualname__} {model} {sorted(options.items())}"
+    if key not in kept:
+        kept[key] = make(model, **options)
+    use_threads("cpu", 1)  # as loading does
+    return kept[key]
+
+
 @pytest.fixture
-def detector(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
+def detector(checkpoint: Callable[[str], Path], kept: dict[str, Any]) -> Callable[..., Any]:
     """A detector by its checkpoint's name or folder."""
 
-    def make(model: str | Path = "grounding_dino", *, batch_size: int = 3, **options: Any) -> Any:
+    def make(model: str | Path, *, batch_size: int = 3, **options: Any) -> Any:
         folder = checkpoint(model) if isinstance(model, str) else model
         settings = HasBatch(batch_size)
         if (folder / "tiny.py").exists():
@@ -38,14 +57,16 @@ def detector(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
             return OriginalDetector(settings, OriginalDetector.Options(model=str(folder), **CPU | chosen | options))
         return TransformersDetector(settings, TransformersDetector.Options(model=str(folder), **CPU | options))
 
-    return make
+    return functools.partial(_named, kept, make)
 
 
 @pytest.fixture
-def segmenter(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def segmenter(
+    checkpoint: Callable[[str], Path], kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
     """A segmenter by its checkpoint's name or folder."""
 
-    def make(model: str | Path = "sam", *, batch_size: int = 3, **options: Any) -> Any:
+    def make(model: str | Path, *, batch_size: int = 3, **options: Any) -> Any:
         folder = checkpoint(model) if isinstance(model, str) else model
         settings = HasBatch(batch_size)
         if list(folder.glob("*.pth")):
@@ -57,4 +78,4 @@ def segmenter(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
             return OriginalSegmenter(settings, OriginalSegmenter.Options(model=str(folder), **CPU | chosen | options))
         return TransformersSegmenter(settings, TransformersSegmenter.Options(model=str(folder), **CPU | options))
 
-    return make
+    return functools.partial(_named, kept, make)

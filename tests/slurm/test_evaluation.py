@@ -32,7 +32,7 @@ def test_three_tasks_give_the_results_of_one_process(magicseg, on_cluster, slurm
     protocol = load_protocol("voc21").model_dump(mode="json")
     protocol |= {"name": "small-voc", "short_side": 24, "window": 24, "stride": 16, "tuning_split": None}
     (tmp_path / "small-voc.yaml").write_text(json.dumps(protocol))
-    make(load_protocol("voc21"), tmp_path / "voc", count=60)
+    make(load_protocol("voc21"), tmp_path / "voc", count=24)
     run = make_run(
         tmp_path / "run",
         *TINY,

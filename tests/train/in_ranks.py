@@ -14,6 +14,7 @@ from coloured_squares import SETTINGS, VOCABULARY, Squares
 from torch import distributed as dist
 from torch import nn
 
+from magicseg.collector import relax
 from magicseg.errors import IncompleteError, RunError
 from magicseg.labels import IGNORE
 from magicseg.model.batch_norm import BatchNorm2d
@@ -150,6 +151,7 @@ def lose_a_loss(out, world):
 
 if __name__ == "__main__":
     what, out = sys.argv[1], Path(sys.argv[2])
+    relax()  # as the command does
     torch.set_num_threads(1)
     here = World.from_environment()
     with joined(here):

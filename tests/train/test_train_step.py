@@ -225,7 +225,7 @@ def test_activations_computed_twice_change_no_bit():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-def test_a_compiled_step_has_the_losses_of_a_plain_one():
+def test_a_compiled_step_has_the_losses_of_a_plain_one(quick_linker):
     small = {**CALM, "encoder": CALM["encoder"].model_copy(update={"layers": 1}), "decoder_layers": 1}
     plain, compiled = stepper(**small), stepper(**small, compile=True)
     for step in range(2):
