@@ -13,7 +13,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,6 @@ def on_signals(
 def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None:
     """A worker process's whole life."""
     relax()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent passes it on
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(flag, "signal", number))
     parent = multiprocessing.parent_process()
@@ -108,6 +109,23 @@ def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None
             events.send(("error", (name, error.message, error.hint)))
     finally:
         events.close()
+
+
+def _fork_server() -> ForkServerContext:
+    """Where workers come from, running.
+
+    Ctrl-C reaches the whole group, and this process passes it on. There it is blocked, so that a worker does not hear
+    it even before its first line.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["magicseg.execute.job"])
+    resource_tracker.ensure_running()  # first: its start unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # new processes inherit it
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
 
 
 def run_stage(
@@ -138,8 +156,7 @@ def run_stage(
     failures: dict[int, str] = {}
     deaths: dict[int, int] = {}
     busy: set[int] = set()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["magicseg.execute.job"])
+    context = _fork_server()
     jobs: dict[int, _Job] = {}
     fatal: MagicsegError | None = None
     stopping_since: float | None = None

@@ -35,6 +35,7 @@ def on_path(tmp_path, monkeypatch):
     folder = tmp_path / "stubs"
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # of a stub that is replaced within a second
 
     def put(name, text):
         (folder / f"{name}.py").write_text(text)

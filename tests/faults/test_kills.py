@@ -2,8 +2,10 @@
 
 import os
 import random
+import re
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -59,6 +61,20 @@ def test_a_stop_is_clean_and_the_same_command_goes_on(magicseg, slow, expected_d
         assert len(slow.ledger(stage).commits()) < 12
         assert magicseg.typed(f"magicseg {stage} {slow.path}").code == 0
     check(slow, expected_digest)
+
+
+def test_workers_do_not_hear_ctrl_c_from_their_first_moment(magicseg, slow):
+    """They inherit it from what starts them."""
+    process = magicseg.start("describe", slow.path, "--workers", 2)
+    wait_for(at_work(slow, "describe"))
+    children = psutil.Process(process.pid).children(recursive=True)
+    started = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    assert len(started) >= 3, "the fork server and two workers"
+    for child in started:
+        (blocked,) = re.findall(r"SigBlk:\s+(\w+)", Path(f"/proc/{child.pid}/status").read_text())
+        assert int(blocked, 16) == 1 << signal.SIGINT - 1
+    process.terminate()
+    magicseg.finish(process)
 
 
 def test_workers_whose_command_was_killed_stop_by_themselves(magicseg, slow):
