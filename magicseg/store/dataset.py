@@ -123,6 +123,10 @@ def _remove_orphans(folder: Path, shard: int) -> None:
                 orphan.unlink()
 
 
+def _shard_file(name: str, shard: int, dimensions: int) -> str:
+    return f"{name}/{'.'.join([str(shard), *['0'] * (dimensions - 1)])}"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """The store of one run."""
@@ -169,7 +173,7 @@ class Dataset:
 
     def shard_file(self, name: str, shard: int) -> str:
         """The path inside the store of a shard's file."""
-        return f"{name}/{'.'.join([str(shard), *['0'] * (self.array(name).ndim - 1)])}"
+        return _shard_file(name, shard, self.array(name).ndim)
 
     def write_shard(self, shard: int, samples: range, values: Mapping[str, Values]) -> dict[str, tuple[str, int]]:
         """Write one shard of several arrays, flushed to disk.
@@ -183,9 +187,10 @@ class Dataset:
             for name, content in values.items():
                 folder = self.path / name
                 _remove_orphans(folder, shard)
-                file = self.shard_file(name, shard)
+                array = self.array(name)
+                file = _shard_file(name, shard, array.ndim)
                 try:
-                    self.array(name)[samples.start : samples.stop] = content
+                    array[samples.start : samples.stop] = content
                 except OSError:
                     raise
                 except Exception:
@@ -194,7 +199,7 @@ class Dataset:
                     if not (self.path / file).exists():
                         raise
                     (self.path / file).unlink()
-                    self.array(name)[samples.start : samples.stop] = content
+                    array[samples.start : samples.stop] = content
                 fsync_path(self.path / file)
                 data = (self.path / file).read_bytes()
                 files[file] = (hashlib.sha256(data).hexdigest(), len(data))
@@ -209,8 +214,9 @@ class Dataset:
             length = (array.shards or array.chunks)[0]
             for shard in range(start // length, -(-stop // length)):
                 # Zarr gives the fill value for a file that is not there.
-                if not (self.path / self.shard_file(name, shard)).exists():
-                    raise self._damaged(self.shard_file(name, shard), "is missing")
+                file = _shard_file(name, shard, array.ndim)
+                if not (self.path / file).exists():
+                    raise self._damaged(file, "is missing")
             return np.asarray(array[start:stop])
         except StoreError:
             raise
