@@ -31,6 +31,7 @@ from magicseg.run.ledger import CommitRecord, Ledger
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
 _BUSY_POLL_SECONDS = 2.0
 _STOP_GRACE_SECONDS = 30.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, BackendError, MagicsegError)}
 
 
@@ -92,6 +93,7 @@ def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None
     relax()
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(flag, "signal", number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     parent = multiprocessing.parent_process()
 
     def should_stop() -> bool:
@@ -114,13 +116,13 @@ def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None
 def _fork_server() -> ForkServerContext:
     """Where workers come from, running.
 
-    Ctrl-C reaches the whole group, and this process passes it on. There it is blocked, so that a worker does not hear
-    it even before its first line.
+    What asks for a stop may reach the whole group, and this process passes it on. There it is blocked: in a worker
+    before its first line, which lets SIGTERM in, and in the reading processes of a training that follows.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["magicseg.execute.job"])
     resource_tracker.ensure_running()  # first: its start unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # new processes inherit it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # new processes inherit it
     try:
         forkserver.ensure_running()
     finally:
