@@ -73,7 +73,7 @@ def estimate(
 def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | None) -> None:
     from magicseg.estimate.measured import pilot
     from magicseg.estimate.warnings import pilot_command
-    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.run.claims import job_label
 
     if site and site.resources("generate").asks_gpu and not job_label():

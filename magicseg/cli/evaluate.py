@@ -51,8 +51,8 @@ def evaluate(
     from magicseg.errors import IncompleteError
     from magicseg.evaluate.suite import Suite
     from magicseg.evaluate.target import Target
-    from magicseg.execute.pool import StopFlag, on_signals
-    from magicseg.train.distributed import EVALUATION, STOP_SIGNALS, World, joined
+    from magicseg.execute.signals import STOP_SIGNALS, StopFlag, on_signals
+    from magicseg.train.distributed import EVALUATION, World, joined
 
     given = {
         "benchmarks": benchmark or None,

@@ -19,9 +19,9 @@ def train(run: RunArgument) -> None:
 
     On several GPUs: torchrun --nproc-per-node=N -m magicseg train RUN
     """
-    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.execute.signals import STOP_SIGNALS, StopFlag, on_signals
     from magicseg.run.directory import Run
-    from magicseg.train.distributed import STOP_SIGNALS, World
+    from magicseg.train.distributed import World
     from magicseg.train.of_run import train_run
 
     world = World.from_environment()

@@ -35,7 +35,7 @@ def predict(
     """
     from magicseg.errors import IncompleteError
     from magicseg.evaluate.predict import RECORD, pictures_of, predict_pictures
-    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.mask.labelling import LabelledPicture
     from magicseg.mask.pictures import labels_of
 

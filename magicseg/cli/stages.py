@@ -128,7 +128,7 @@ def _mask_settings(
 
 def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings") -> None:
     from magicseg.errors import IncompleteError
-    from magicseg.execute.pool import StopFlag, on_signals
+    from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.mask.labelling import LabelledPicture
     from magicseg.mask.photographs import mask_photographs
     from magicseg.mask.pictures import photographs_in
@@ -155,7 +155,8 @@ def run_one(
 ) -> None:
     """Do one array stage. Raises: IncompleteError when some of it is not done in the end."""
     from magicseg.execute.job import ShardEvent
-    from magicseg.execute.pool import StopFlag, default_workers, missing_message, on_signals, run_stage
+    from magicseg.execute.pool import default_workers, missing_message, run_stage
+    from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.run.directory import Run
     from magicseg.run.ranges import parse_ranges
 

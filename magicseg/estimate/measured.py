@@ -12,7 +12,8 @@ from typing import Any
 
 from magicseg.errors import StoreError
 from magicseg.execute.job import ShardEvent
-from magicseg.execute.pool import StopFlag, missing_message, run_stage
+from magicseg.execute.pool import missing_message, run_stage
+from magicseg.execute.signals import StopFlag
 from magicseg.run.claims import job_label
 from magicseg.run.directory import ESTIMATE_NAME, Run
 from magicseg.run.files import storage_errors, to_json, write_atomic

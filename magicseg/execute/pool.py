@@ -13,16 +13,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 from magicseg.collector import relax
 from magicseg.errors import BackendError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.job import ShardEvent, run_shards
+from magicseg.execute.signals import StopFlag, fork_server
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -31,7 +29,6 @@ from magicseg.run.ledger import CommitRecord, Ledger
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
 _BUSY_POLL_SECONDS = 2.0
 _STOP_GRACE_SECONDS = 30.0
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 _RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, BackendError, MagicsegError)}
 
 
@@ -55,45 +52,12 @@ class _Job:
     shards: deque[int] = field(default_factory=deque)
 
 
-@dataclass
-class StopFlag:
-    """Set by the first signal while `on_signals` is active."""
-
-    signal: int | None = None
-
-    def __call__(self) -> bool:
-        """Whether a stop was asked for."""
-        return self.signal is not None
-
-
-@contextlib.contextmanager
-def on_signals(
-    flag: StopFlag,
-    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
-    *,
-    second_acts: bool = True,
-) -> Any:
-    """Let signals set ``flag``; the second one of a kind acts as usual, or is as harmless as the first."""
-
-    def note(number: int, _frame: object) -> None:
-        flag.signal = number
-        if second_acts:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield flag
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None:
     """A worker process's whole life."""
     relax()
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(flag, "signal", number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # ready for the pool's word
     parent = multiprocessing.parent_process()
 
     def should_stop() -> bool:
@@ -111,23 +75,6 @@ def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None
             events.send(("error", (name, error.message, error.hint)))
     finally:
         events.close()
-
-
-def _fork_server() -> ForkServerContext:
-    """Where workers come from, running.
-
-    What asks for a stop may reach the whole group, and this process passes it on. There it is blocked: in a worker
-    before its first line, which lets SIGTERM in, and in the reading processes of a training that follows.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["magicseg.execute.job"])
-    resource_tracker.ensure_running()  # first: its start unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)  # new processes inherit it
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 def run_stage(
@@ -158,7 +105,7 @@ def run_stage(
     failures: dict[int, str] = {}
     deaths: dict[int, int] = {}
     busy: set[int] = set()
-    context = _fork_server()
+    context = fork_server(["magicseg.execute.job"])
     jobs: dict[int, _Job] = {}
     fatal: MagicsegError | None = None
     stopping_since: float | None = None

@@ -6,12 +6,10 @@ come from in `magicseg.train.mixture`.
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.util import Finalize
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -23,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from magicseg.errors import ConfigError, MagicsegError
+from magicseg.execute.signals import fork_server
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.store.kept import Images, Masks
 from magicseg.train.augment import (
@@ -35,7 +34,7 @@ from magicseg.train.augment import (
     mirror,
 )
 from magicseg.train.data_settings import DataSettings
-from magicseg.train.distributed import ALONE, STOP_SIGNALS, World
+from magicseg.train.distributed import ALONE, World
 from magicseg.train.order import MixedOrder, Pick, SampleOrder, Steps, repeat_factors
 from magicseg.train.packing import Packed, pack, unpack
 
@@ -330,15 +329,10 @@ def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memo
         worker_init_fn=_begin_reading,
         generator=torch.Generator(),  # else the loader draws from, and so moves, the global one
     )
-    if workers:
-        resource_tracker.ensure_running()  # first: its start unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
-    try:
-        batches = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     if not workers:
-        return batches
+        return iter(loader)
+    fork_server()
+    batches = iter(loader)
     # When a fault ends this process, its traceback still holds ``batches``. At exit, multiprocessing would ask the
     # readers to terminate, which they do not hear, and wait for them: what has a priority, it does before.
     Finalize(batches, _kill, args=(cast("Any", batches)._workers,), exitpriority=1)

@@ -10,7 +10,6 @@ functions, because the command line asks for the rank before anything heavy.
 
 import contextlib
 import os
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,9 +19,6 @@ from magicseg.errors import ConfigError, IncompleteError
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-# What asks a training to stop. Slurm warns of the time limit with SIGUSR1 or SIGUSR2, as the job script says.
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 # A peer that dies is noticed at once; this is for one whose machine is gone, and longer than any step or file.
 TIMEOUT = timedelta(minutes=5)

@@ -10,7 +10,7 @@ from magicseg.errors import PlanMismatch
 from magicseg.estimate.measured import pilot
 from magicseg.estimate.of_run import estimate
 from magicseg.estimate.text import duration, hours_text, size, summary_lines
-from magicseg.execute.pool import StopFlag
+from magicseg.execute.signals import StopFlag
 from magicseg.launch.profile import Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.run import STAGES, Run

@@ -10,7 +10,7 @@ from tiny_runs import change, do
 
 from magicseg.errors import IncompleteError, PlanMismatch, StoreError
 from magicseg.estimate.measured import measured, pilot, pilot_shards
-from magicseg.execute.pool import StopFlag
+from magicseg.execute.signals import StopFlag
 from magicseg.run import STAGES, Run
 from magicseg.store.digest import logical_digest
 

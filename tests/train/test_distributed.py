@@ -338,6 +338,21 @@ def test_reading_processes_end_with_a_killed_training(magicseg, run_with_readers
 
 
 @pytest.mark.slow
+def test_a_signal_to_the_group_of_all_stages_lets_training_have_its_last_batch(magicseg, run_with_readers):
+    """The readers come from the fork server that a stage's workers came from."""
+    run = run_with_readers
+    assert magicseg("reset", "mask", run.path, "--yes").code == 0
+    process = magicseg.start("run", run.path)
+    await_step(run.path, 13, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    stopped = magicseg.finish(process)
+    step = len(rows(run.path))
+    assert stopped.code == 1
+    assert f"training was interrupted after step {step} of {STEPS}" in stopped.err
+    assert steps_of_checkpoints(run.path)[-1] == step
+
+
+@pytest.mark.slow
 def test_one_process_stops_at_slurms_warning_two_nodes_go_on_and_stop_together_and_one_process_goes_on(
     magicseg, torchrun, run
 ):

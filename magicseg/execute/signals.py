@@ -1,0 +1,66 @@
+"""Signals that ask for a stop: noted by the process that leads, not heard by those that work for it.
+
+A stop may reach the whole process group at once (Ctrl-C, Slurm, torchrun). The process that leads decides what is
+still finished, and tells its workers; so these come from a fork server in which such signals are blocked.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.context import ForkServerContext
+
+# Slurm warns of the time limit with SIGUSR1 or SIGUSR2, as the job script says.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@dataclass
+class StopFlag:
+    """Set by the first signal while `on_signals` is active."""
+
+    signal: int | None = None
+
+    def __call__(self) -> bool:
+        """Whether a stop was asked for."""
+        return self.signal is not None
+
+
+@contextlib.contextmanager
+def on_signals(
+    flag: StopFlag,
+    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
+    *,
+    second_acts: bool = True,
+) -> Iterator[StopFlag]:
+    """Let signals set ``flag``; the second one of a kind acts as usual, or is as harmless as the first."""
+
+    def note(number: int, _frame: object) -> None:
+        flag.signal = number
+        if second_acts:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield flag
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fork_server(preload: Sequence[str] = ()) -> ForkServerContext:
+    """The fork server, running; its processes begin with `STOP_SIGNALS` blocked.
+
+    Args: preload: modules that it imports for them, if it is started here.
+    """
+    context = multiprocessing.get_context("forkserver")
+    if preload:
+        context.set_forkserver_preload(list(preload))
+    resource_tracker.ensure_running()  # first: its start unblocks signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # new processes inherit it
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
