@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -123,15 +123,12 @@ def _remove_orphans(folder: Path, shard: int) -> None:
                 orphan.unlink()
 
 
-def _shard_file(name: str, shard: int, dimensions: int) -> str:
-    return f"{name}/{'.'.join([str(shard), *['0'] * (dimensions - 1)])}"
-
-
 @dataclass(frozen=True)
 class Dataset:
-    """The store of one run."""
+    """The store of one run. Its arrays stay open: opening one costs more than reading a sample."""
 
     path: Path
+    _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def create(self, plan: Plan, config: Config) -> None:
         """Write the metadata of all arrays; data that are there stay."""
@@ -139,6 +136,7 @@ class Dataset:
             target = self.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(target, content)
+        self._arrays.clear()
 
     def recreate(self, stage: str, plan: Plan, config: Config) -> None:
         """Empty the arrays of one stage and lay them out anew."""
@@ -157,6 +155,11 @@ class Dataset:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """One of the arrays. Raises: DamageError if its metadata cannot be read."""
+        if name not in self._arrays:
+            self._arrays[name] = self._open(name)
+        return self._arrays[name]
+
+    def _open(self, name: str) -> zarr.Array[Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -173,7 +176,7 @@ class Dataset:
 
     def shard_file(self, name: str, shard: int) -> str:
         """The path inside the store of a shard's file."""
-        return _shard_file(name, shard, self.array(name).ndim)
+        return f"{name}/{'.'.join([str(shard), *['0'] * (self.array(name).ndim - 1)])}"
 
     def write_shard(self, shard: int, samples: range, values: Mapping[str, Values]) -> dict[str, tuple[str, int]]:
         """Write one shard of several arrays, flushed to disk.
@@ -187,10 +190,9 @@ class Dataset:
             for name, content in values.items():
                 folder = self.path / name
                 _remove_orphans(folder, shard)
-                array = self.array(name)
-                file = _shard_file(name, shard, array.ndim)
+                file = self.shard_file(name, shard)
                 try:
-                    array[samples.start : samples.stop] = content
+                    self.array(name)[samples.start : samples.stop] = content
                 except OSError:
                     raise
                 except Exception:
@@ -199,7 +201,7 @@ class Dataset:
                     if not (self.path / file).exists():
                         raise
                     (self.path / file).unlink()
-                    array[samples.start : samples.stop] = content
+                    self.array(name)[samples.start : samples.stop] = content
                 fsync_path(self.path / file)
                 data = (self.path / file).read_bytes()
                 files[file] = (hashlib.sha256(data).hexdigest(), len(data))
@@ -214,7 +216,7 @@ class Dataset:
             length = (array.shards or array.chunks)[0]
             for shard in range(start // length, -(-stop // length)):
                 # Zarr gives the fill value for a file that is not there.
-                file = _shard_file(name, shard, array.ndim)
+                file = self.shard_file(name, shard)
                 if not (self.path / file).exists():
                     raise self._damaged(file, "is missing")
             return np.asarray(array[start:stop])

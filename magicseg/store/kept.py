@@ -3,10 +3,9 @@
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from magicseg.errors import IncompleteError
@@ -61,7 +60,7 @@ class KeptSamples:
         )
         if indices.size == 0:
             raise IncompleteError(f"{run.path}: no sample was kept", hint=f"magicseg status {run.path}")
-        _open_stores.pop(run.store.path, None)  # it may have been laid out anew since
+        _opened.cache_clear()  # it may have been laid out anew since
         _sample_files.cache_clear()
         bits, before = (settings or run.config.train).duplicate_bits, len(indices)
         if bits is not None:
@@ -120,24 +119,5 @@ def _files_of(path: Path, shard_size: int, image_size: int) -> SampleFiles:
     return SampleFiles(path, shard_size=shard_size, image_size=image_size)
 
 
-@dataclass(frozen=True)
-class _OpenDataset(Dataset):
-    """A store whose arrays stay open: opening one costs more than reading a sample."""
-
-    _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, compare=False, repr=False)
-
-    def array(self, name: str) -> zarr.Array[Any]:
-        if name not in self._arrays:
-            self._arrays[name] = super().array(name)
-        return self._arrays[name]
-
-
 _sample_files = lru_cache(maxsize=64)(_files_of)
-_open_stores: dict[Path, _OpenDataset] = {}
-
-
-def _opened(path: Path) -> Dataset:
-    """One open store per process."""
-    if path not in _open_stores:
-        _open_stores[path] = _OpenDataset(path)
-    return _open_stores[path]
+_opened = lru_cache(maxsize=64)(Dataset)

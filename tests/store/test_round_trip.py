@@ -48,6 +48,16 @@ def test_the_same_content_makes_the_same_file(fresh):
     assert fresh.store.write_shard(0, range(16), {"mask/mask": masks}) == first
 
 
+def test_arrays_that_are_open_follow_a_new_layout(finished):
+    size = finished.config.generate.size // 2
+    smaller = finished.config.generate.model_copy(update={"size": size})
+    assert finished.store.read("mask/mask", 0, 1).shape == (1, 2 * size, 2 * size)
+    finished.store.recreate("mask", finished.plan, finished.config.model_copy(update={"generate": smaller}))
+    masks = np.ones((16, size, size), np.uint16)
+    finished.store.write_shard(0, range(16), {"mask/mask": masks})
+    assert np.array_equal(finished.store.read("mask/mask", 0, 16), masks)
+
+
 @pytest.mark.parametrize("name", [name for names in ARRAYS.values() for name in names])
 def test_a_shard_that_is_not_there_is_not_read_as_empty(finished, name):
     (finished.store.path / finished.store.shard_file(name, 2)).unlink()
