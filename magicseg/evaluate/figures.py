@@ -132,7 +132,7 @@ def _pictures(
     from matplotlib.patches import Patch
 
     figure = _figure(13.5, 0.6 + 3.3 * len(rows))
-    # Without ticks, whose making would take longer than all the rest.
+    # Nobody would see the ticks, and they take long to make.
     grid = figure.subplots(len(rows), 3, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     names = {label.id: protocol.spelling.get(label.name, label.name) for label in protocol.labels.labels}
     for axes, (item, image, truth, predicted) in zip(grid, rows, strict=True):
