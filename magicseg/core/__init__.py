@@ -1,0 +1,1 @@
+"""What every package may import and what imports none of them: documents and text from outside."""

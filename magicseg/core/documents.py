@@ -1,0 +1,249 @@
+"""Read JSON and YAML that somebody else may have written.
+
+Only regular files are read, of a bounded size, and JSON is checked against a schema. Every fault is a `MagicsegError`
+that names the file; only `FileNotFoundError` passes through, since a missing file is often no fault.
+
+YAML scalars are read by the rules of YAML 1.2: ``yes`` and ``2026-01-01`` are strings, ``010`` is ten, ``1e-5`` is a
+number.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Hashable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from magicseg.core.text import printable
+from magicseg.errors import ConfigError, DataError, MagicsegError
+
+DOCUMENT_BYTES = 64 << 20
+_YAML_DEPTH = 64
+
+T = TypeVar("T")
+
+
+def read_bytes(
+    path: Path, *, limit: int = DOCUMENT_BYTES, error: type[MagicsegError] = DataError, hint: str | None = None
+) -> bytes:
+    """Return the bytes of a regular file.
+
+    Args: limit: most bytes that are read. error: the class to raise. hint: the hint of that error.
+    Raises: FileNotFoundError if there is no such file; ``error`` if it is a folder, a pipe or a device, is larger
+    than ``limit``, or cannot be read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise error(f"{path}: is not a regular file", hint=hint)
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as fault:
+        if isinstance(fault, MagicsegError):
+            raise
+        reason = getattr(fault, "strerror", None) or fault
+        raise error(f"{path}: cannot be read: {reason}", hint=hint) from fault
+    if len(data) > limit:
+        raise error(f"{path}: is larger than {limit:,} bytes, the limit for such a file", hint=hint)
+    return data
+
+
+def parse_json(
+    data: bytes | str,
+    schema: type[T],
+    *,
+    source: Path | str,
+    error: type[MagicsegError] = DataError,
+    hint: str | None = None,
+) -> T:
+    """Return the value of JSON text, checked against ``schema`` without coercion of types.
+
+    Args: schema: a type that pydantic understands: a model, a dataclass, ``dict[str, int]``. source: named in errors.
+    Raises: ``error`` with the place of the first fault, if the text is not JSON, is nested too deeply, holds NaN or
+    an infinite number, or does not fit ``schema``.
+    """
+    try:
+        from_json(data, allow_inf_nan=False, cache_strings="none")
+        value: T = _adapter(schema).validate_json(data, strict=True)
+    except ValidationError as fault:
+        first = fault.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+    except ValueError as fault:
+        reason = f"it is not JSON: {fault}"
+    else:
+        return value
+    raise error(f"{source}: cannot be used: {printable(reason, 300)}", hint=hint)
+
+
+def read_json(
+    path: Path,
+    schema: type[T],
+    *,
+    limit: int = DOCUMENT_BYTES,
+    error: type[MagicsegError] = DataError,
+    hint: str | None = None,
+) -> T:
+    """Return a JSON file's value: `read_bytes`, then `parse_json`, with the errors of both."""
+    data = read_bytes(path, limit=limit, error=error, hint=hint)
+    return parse_json(data, schema, source=path, error=error, hint=hint)
+
+
+@lru_cache(maxsize=64)
+def _adapter(schema: Hashable) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter[Any](schema, config=ConfigDict(allow_inf_nan=False))
+    except PydanticUserError:  # a model or a dataclass has a configuration of its own
+        return TypeAdapter[Any](schema)
+
+
+def parse_yaml(
+    text: str, *, source: Path | str, error: type[MagicsegError] = ConfigError, hint: str | None = None
+) -> Any:
+    """Return the plain data of a YAML document.
+
+    Raises: ``error`` if the text is not YAML, has a key twice, a merge key (``<<``) or a tag, is nested too deeply,
+    or has aliases that form a cycle or multiply.
+    """
+    try:
+        _check_depth(text)
+        value = yaml.load(text, _Loader)
+        _check_expansion(value, most=len(text) + 1000)
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
+        raise error(f"{source}: is not YAML that can be used: {_reason(fault)}", hint=hint) from None
+    return value
+
+
+def read_yaml(path: Path, *, error: type[MagicsegError] = ConfigError, hint: str | None = None) -> Any:
+    """Return a YAML file's plain data: `read_bytes`, then `parse_yaml`, with the errors of both."""
+    data = read_bytes(path, error=error, hint=hint)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        raise error(f"{path}: is not UTF-8 text: {fault}", hint=hint) from None
+    return parse_yaml(text, source=path, error=error, hint=hint)
+
+
+def to_yaml(value: Any) -> str:
+    """Return plain data as YAML, in the order it has; `parse_yaml` and other YAML readers give back the same data."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _reason(fault: Exception) -> str:
+    if isinstance(fault, yaml.MarkedYAMLError) and fault.problem and fault.problem_mark:
+        mark = fault.problem_mark
+        return printable(f"line {mark.line + 1}, column {mark.column + 1}: {fault.problem}", 300)
+    return printable(str(fault), 300)
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError for deep nesting, at which the C composer would overflow its stack and end the process."""
+    depth = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _YAML_DEPTH:
+                raise ValueError(f"it is nested more than {_YAML_DEPTH} levels deep")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _check_expansion(value: Any, most: int) -> None:
+    """Raise ValueError if the data are cyclic, too deep, or larger than a document without aliases could be."""
+    count = 0
+    open_nodes = [(value, 0)]
+    while open_nodes:
+        node, depth = open_nodes.pop()
+        count += 1
+        if depth > _YAML_DEPTH:
+            raise ValueError(f"it is nested more than {_YAML_DEPTH} levels deep")
+        if count > most:
+            raise ValueError("its aliases multiply it beyond its own size")
+        if isinstance(node, dict):
+            open_nodes += [(each, depth + 1) for each in node.values()]
+        elif isinstance(node, list):
+            open_nodes += [(each, depth + 1) for each in node]
+
+
+# The core schema of YAML 1.2 (section 10.3.2), by first characters.
+_SCALARS = (
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("tag:yaml.org,2002:int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The safe loader, with the scalars of YAML 1.2 and without duplicate keys, merge keys and tags."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class's own attribute
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is not a single value", key_node.start_mark
+                )
+            if key_node.value == "<<" and not key_node.style:
+                problem = "merge keys (<<) are not read; write the keys out"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            key = self.construct_object(key_node)
+            if key in lines:
+                problem = f"the key {key!r} is already on line {lines[key]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            lines[key] = line
+        result: dict[Any, Any] = yaml.constructor.BaseConstructor.construct_mapping(self, node, deep=deep)
+        return result
+
+    def _integer(self, node: yaml.ScalarNode) -> int:
+        text = str(self.construct_scalar(node))
+        return int(text, 0) if text[:2] in {"0o", "0x"} else int(text)
+
+    def _float(self, node: yaml.ScalarNode) -> float:
+        text = str(self.construct_scalar(node)).lower()
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+    def _bool(self, node: yaml.ScalarNode) -> bool:
+        return str(self.construct_scalar(node)).lower() == "true"
+
+    def _unknown(self, node: yaml.Node) -> None:
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag} is not read", node.start_mark)
+
+
+class _Dumper(yaml.SafeDumper):
+    """The safe dumper; quotes whatever YAML 1.1 or 1.2 would read as something else than a string."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_STANDARD = "tag:yaml.org,2002:"
+_Loader.yaml_constructors = {
+    f"{_STANDARD}null": yaml.SafeLoader.construct_yaml_null,
+    f"{_STANDARD}bool": _Loader._bool,
+    f"{_STANDARD}int": _Loader._integer,
+    f"{_STANDARD}float": _Loader._float,
+    f"{_STANDARD}str": yaml.SafeLoader.construct_yaml_str,
+    f"{_STANDARD}seq": yaml.SafeLoader.construct_yaml_seq,
+    f"{_STANDARD}map": yaml.SafeLoader.construct_yaml_map,
+    None: _Loader._unknown,
+}
+for _tag, _pattern, _first in _SCALARS:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)
