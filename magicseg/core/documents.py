@@ -10,10 +10,9 @@ number.
 import os
 import re
 import stat
-from collections.abc import Hashable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -72,7 +71,7 @@ def parse_json(
     """
     try:
         from_json(data, allow_inf_nan=False, cache_strings="none")
-        value: T = _adapter(schema).validate_json(data, strict=True)
+        value: T = _adapter(cast("Any", schema)).validate_json(data, strict=True)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -98,7 +97,7 @@ def read_json(
 
 
 @lru_cache(maxsize=64)
-def _adapter(schema: Hashable) -> TypeAdapter[Any]:
+def _adapter(schema: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter[Any](schema, config=ConfigDict(allow_inf_nan=False))
     except PydanticUserError:  # a model or a dataclass has a configuration of its own
