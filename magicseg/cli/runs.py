@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from magicseg.cli.output import RunArgument, note
+from magicseg.core.text import command
 from magicseg.errors import ConfigError
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="a shipped set of settings")]
@@ -28,6 +29,7 @@ def init(
     """Make a run: resolve its settings, freeze its plan, create its store."""
     from magicseg.config import load_config, preset_names
     from magicseg.run.directory import Run
+    from magicseg.run.files import lacking, storage_errors
     from magicseg.run.fingerprint import WEIGHTED, stage_weights
 
     if preset is None and config is None:
@@ -36,6 +38,10 @@ def init(
             hint=f"--preset miniature, or --config FILE; presets: {', '.join(preset_names())}",
         )
     made = Run.create(run, load_config(preset=preset, file=config, overrides=set_ or ()))
+    with storage_errors(made.path, command("magicseg", "init", run)):
+        absent = lacking(made.path)
+    if absent:
+        note(f"{run}: this disk has no {' and no '.join(absent)}; other ways are used there")
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")
     by_name = any(weights.by_name for stage in WEIGHTED for weights in stage_weights(made.config, stage))
     note(f"next: magicseg {'fetch' if by_name else 'run'} {run}")

@@ -13,8 +13,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from magicseg.core.storage import complaint, remedy
 from magicseg.doctor.check import Check, Status, ask, attempt, gigabytes
+from magicseg.execute.signals import SOCKET_FOLDER
 from magicseg.launch.slurm import SlurmError, call, installed
+from magicseg.run.files import lacking
 from magicseg.weights.cache import hub_cache, seen_cache
 from magicseg.weights.hub import is_offline
 
@@ -149,6 +152,14 @@ def disk(place: Path) -> Check:
         return Check("disk", Status.FAILED, f"{seen}; you cannot write there", f"chmod u+w {place}, or another place")
     if free < _LITTLE_SPACE or (state.f_files and state.f_favail < _FEW_FILES):
         return Check("disk", Status.WARNING, f"{seen}: little", f"free some: du -sh {place}/*, or another place")
+    try:
+        absent = lacking(place)
+    except OSError as error:
+        return Check(
+            "disk", Status.FAILED, f"{seen}; a file there {complaint(error)}", remedy(error) or "another place"
+        )
+    if absent:
+        seen = f"{seen}; no {', no '.join(absent)}: other ways are used there"
     return Check("disk", Status.OK, seen)
 
 
@@ -175,6 +186,10 @@ def temporary_files() -> Check:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
     seen = f"{folder}, {gigabytes(free)} free"
+    if len(os.fsencode(folder)) > SOCKET_FOLDER:
+        return Check(
+            "temporary files", Status.WARNING, f"{seen}: its path is too long for sockets", "export TMPDIR=/tmp"
+        )
     if free < 1e9:
         return Check(
             "temporary files", Status.WARNING, f"{seen}: little", "export TMPDIR=DIRECTORY   # on a larger disk"

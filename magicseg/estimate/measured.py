@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from magicseg.core.text import command
 from magicseg.errors import StoreError
 from magicseg.execute.job import ShardEvent
 from magicseg.execute.pool import missing_message, run_stage
@@ -155,7 +156,7 @@ def _keep_start(run: Run, stage: str, records: Sequence[CommitRecord], took: flo
         "host": records[-1].host,
         "fingerprint": run.fingerprints[stage].digest,
     }
-    with storage_errors(run.path, f"free some space, then: magicseg estimate {run.path} --pilot 1"):
+    with storage_errors(run.path, command("magicseg", "estimate", run.path, "--pilot", 1)):
         write_atomic(run.path / ESTIMATE_NAME, to_json({"starts": {**_starts(run), stage: start}}))
 
 

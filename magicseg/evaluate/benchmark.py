@@ -121,7 +121,7 @@ def evaluate_benchmark(
         return Outcome(folder=folder, done=len(parts), parts=len(parts), results=known)
 
     classes = len(protocol.classes)
-    with storage_errors(folder, "free some space, then evaluate again"):
+    with storage_errors(folder, "evaluate again"):
         folder.mkdir(parents=True, exist_ok=True)
 
         def committed(number: int) -> Part | None:

@@ -167,7 +167,7 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _save(figure: "Figure", path: Path) -> Path:
     """PNG without date or versions in it: the same results give the same bytes."""
-    with storage_errors(path, "free some space, then evaluate again"):
+    with storage_errors(path, "evaluate again"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})
     return path

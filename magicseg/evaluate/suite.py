@@ -128,7 +128,7 @@ class Suite:
                 f"evaluation needs torch: {error}",
                 hint="install the model libraries: pip install 'magicseg[models]'",
             ) from error
-        with storage_errors(self.target.results, "free some space, then evaluate again"):
+        with storage_errors(self.target.results, "evaluate again"):
             return heads_of(self.target, self.settings, device=self.device)
 
     @property
@@ -286,11 +286,11 @@ class Suite:
                     )
                     figures[name] = results["miou"]
         text = model_card(read_card(self.target.folder), figures=figures)
-        with storage_errors(self.target.folder, "free some space, then evaluate again"):
+        with storage_errors(self.target.folder, "evaluate again"):
             write_atomic(self.target.folder / "README.md", text.encode())
 
     def _write(self, path: Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
-        with storage_errors(path, "free some space, then evaluate again"):
+        with storage_errors(path, "evaluate again"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode(), exclusive=exclusive)
 

@@ -6,6 +6,7 @@ This is what a local worker process and a task of a Slurm array both run.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from magicseg.core.text import command
 from magicseg.errors import BackendError, DamageError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.shard import Stopped, execute_shard, load_backend
 from magicseg.run.claims import try_claim
@@ -43,7 +44,7 @@ def run_shards(
     Raises: StoreError, PlanMismatch, BackendError.
     """
     ledger = run.ledger(stage)
-    with storage_errors(run.path, f"mend it, then: magicseg {stage} {run.path}"):
+    with storage_errors(run.path, command("magicseg", stage, run.path)):
         ledger.create()
         backend = None
         for shard in shards:

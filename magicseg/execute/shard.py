@@ -13,6 +13,7 @@ import numpy as np
 
 from magicseg.backends import Quality, Rejection
 from magicseg.config import GenerateSettings
+from magicseg.core.text import command
 from magicseg.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.execute.stages import STAGE_CODE, Stage
 from magicseg.run.claims import job_label
@@ -80,7 +81,7 @@ def execute_shard(
     todo = _kept_upstream(run, stage, shard, samples)
     notes: dict[int, Rejection | Quality] = {}  # an answer's images would take memory twice
     batch_size = stage_settings(run.config, stage).batch_size
-    with storage_errors(run.path, f"magicseg verify {run.path}"):
+    with storage_errors(run.path, command("magicseg", "verify", run.path)):
         requests = code.requests(run, todo) if todo else []
     packed: dict[int, Future[Any]] = {}
     with ThreadPoolExecutor(1, thread_name_prefix="pack") as packer:  # images are encoded meanwhile
@@ -117,7 +118,7 @@ def execute_shard(
         peak_gpu_memory=_peak_gpu_memory(),
         versions=library_versions() | _gpu_name(),
     )
-    with storage_errors(run.path, f"free some space, then: magicseg {stage} {run.path}"):
+    with storage_errors(run.path, command("magicseg", stage, run.path)):
         run.ledger(stage).commit(record, run.fingerprints[stage])
     return record
 

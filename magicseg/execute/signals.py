@@ -4,14 +4,19 @@ A stop may reach the whole process group at once (Ctrl-C, Slurm, torchrun). The 
 still finished, and tells its workers; so these come from a fork server in which such signals are blocked.
 """
 
+import atexit
 import contextlib
 import multiprocessing
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
+SOCKET_FOLDER = 70  # bytes of a folder's path that leave room for a socket's name, of 107 for both
 # Slurm warns of the time limit with SIGUSR1 or SIGUSR2, as the job script says.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -49,11 +54,21 @@ def on_signals(
             signal.signal(number, handler)
 
 
+def _shorten_socket_names() -> None:
+    """Let multiprocessing put its sockets under /tmp if TMPDIR is too long for their names, here and in children."""
+    settings: dict[str, object] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    if settings.get("tempdir") is None and len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER:
+        folder = tempfile.mkdtemp(prefix="magicseg-", dir="/tmp")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        settings["tempdir"] = folder
+
+
 def fork_server(preload: Sequence[str] = ()) -> ForkServerContext:
     """The fork server, running; its processes begin with `STOP_SIGNALS` blocked.
 
     Args: preload: modules that it imports for them, if it is started here.
     """
+    _shorten_socket_names()
     context = multiprocessing.get_context("forkserver")
     if preload:
         context.set_forkserver_preload(list(preload))

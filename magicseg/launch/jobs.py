@@ -95,7 +95,7 @@ class Submission:
         """Keep the record."""
         data = {key: value for key, value in vars(self).items() if key != "folder"}
         data["arrays"] = [vars(array) for array in self.arrays]
-        with storage_errors(self.folder, "free some space, then submit again"):
+        with storage_errors(self.folder, "submit again"):
             write_atomic(self.folder / _FILE, to_json(data))
 
     def with_job(self, position: int, job: str) -> "Submission":
@@ -125,7 +125,7 @@ def next_number(run: Run) -> int:
 
 def make_folder(record: Submission) -> None:
     """A submission's own, empty folder. Raises: StoreError."""
-    with storage_errors(record.folder, "give the run's directory write permission"):
+    with storage_errors(record.folder, "submit again"):
         record.folder.mkdir(parents=True)
 
 
@@ -165,7 +165,7 @@ def submissions(run: Run) -> list[Submission]:
 def submitting(run: Run) -> Iterator[None]:
     """Keep others from submitting the same run meanwhile. Raises: RunError if somebody is at it."""
     folder = jobs_folder(run)
-    with storage_errors(folder, "give the run's directory write permission"):
+    with storage_errors(folder, "submit again"):
         folder.mkdir(exist_ok=True)
         claim = try_claim(folder / "submitting.json")
     if claim is None:

@@ -57,7 +57,7 @@ def label_pictures(
     Raises: DataError if OUT holds class maps of another head; StoreError; what a labeller raises of its own.
     """
     found: list[LabelledPicture] = []
-    with storage_errors(out, "choose a folder with free space that you can write to: --out FOLDER"):
+    with storage_errors(out, "type the same again, or choose another folder: --out FOLDER"):
         before = _read_record(out / record, head)
         labeller = None
         for name, path in pictures.items():

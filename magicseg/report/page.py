@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from magicseg.core.text import command
 from magicseg.errors import DamageError
 from magicseg.report.charts import line_chart, short_number
 from magicseg.report.results import MANY_CLASSES, MEASURES, Other, Scores, flat, read_results
@@ -53,7 +54,7 @@ def write_report(run: Run, *, beside: Sequence[Run] = ()) -> Path:
     """
     page = render_report(run, written=datetime.datetime.now(datetime.UTC), beside=beside)
     path = run.path / REPORT_NAME
-    with storage_errors(path, f"free some space, then: magicseg report {run.path}"):
+    with storage_errors(path, command("magicseg", "report", run.path)):
         # A caption may hold what UTF-8 cannot say (a lone surrogate): it becomes a question mark.
         write_atomic(path, page.encode("utf-8", "replace"))
     return path

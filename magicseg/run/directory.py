@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magicseg.config import Config, read_config
+from magicseg.core.text import command
 from magicseg.errors import PlanMismatch, RunError
 from magicseg.labels import Vocabulary, load_vocabulary, vocabulary_names
 from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
@@ -101,7 +102,7 @@ class Run:
                 hint="choose another directory",
             )
         vocabulary = vocabulary or load_vocabulary(config.labels.vocabulary)
-        with storage_errors(path, "choose a directory that you can write to, with free space"):
+        with storage_errors(path, command("magicseg", "init", path)):
             path.mkdir(parents=True, exist_ok=True)
             run = cls(path.resolve(), config)
             run.lay_out(vocabulary)
@@ -196,7 +197,7 @@ class Run:
 
         Returns: what was dropped.
         """
-        with storage_errors(self.path, "give the run's directory write permission"):
+        with storage_errors(self.path, command("magicseg", "reset", stage, self.path)):
             if stage == "plan":
                 vocabulary = load_vocabulary(self.config.labels.vocabulary)
                 for name in ("ledger", "dataset.zarr", "plan"):

@@ -1,22 +1,33 @@
 """Atomic, durable files: temporary name, flush to disk, rename."""
 
 import contextlib
+import ctypes
+import errno
+import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from magicseg.core.storage import UNSUPPORTED, complaint, remedy
 from magicseg.errors import MagicsegError, StoreError
 
 TEMPORARY = ".partial"
+_RESERVED_SECONDS = 10.0  # after so long, the process that reserved a name has been killed
+_AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's data, or a directory's entries, to disk."""
+    """Flush a file's data, or a folder's entries, to disk. File systems that cannot flush folders are left alone."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED or not path.is_dir():
+            error.filename = str(path)
+            raise
     finally:
         os.close(descriptor)
 
@@ -24,25 +35,86 @@ def fsync_path(path: Path) -> None:
 def write_atomic(path: Path, data: bytes, *, exclusive: bool = False) -> bool:
     """Write a whole file or nothing.
 
-    With ``exclusive`` an existing file is left alone and False is returned.
+    With ``exclusive`` an existing file is left alone and False is returned. Raises: OSError that names ``path``.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{os.urandom(4).hex()}{TEMPORARY}")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         if exclusive:
-            try:
-                os.link(temporary, path)
-            except FileExistsError:
+            if not publish(temporary, path):
                 return False
         else:
             temporary.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # whatever is wrong is told already
+            temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
     return True
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a new name in the same folder, that nobody else can foresee. It is short, since ``path`` may be long."""
+    return path.with_name(f"{path.name[:40]}.{os.getpid()}.{os.urandom(8).hex()}{TEMPORARY}")
+
+
+def publish(temporary: Path, path: Path) -> bool:
+    """Give a whole file its name, unless the name is taken; ``temporary`` may then still be there.
+
+    A hard link does it. Where the file system refuses those, a rename that replaces nothing; and where it lacks that
+    too, a file of reservation keeps others from renaming at the same time. A kill leaves either no file or the
+    whole one under ``path``; a reservation that it leaves is broken after `_RESERVED_SECONDS`.
+
+    Returns: False if the name was taken.
+    """
+    for attempt in (os.link, _rename_exclusively, _rename_reserved):
+        try:
+            attempt(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in UNSUPPORTED or attempt is _rename_reserved:
+                raise
+        else:
+            return True
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _rename_exclusively(temporary: Path, path: Path) -> None:
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS), str(path))
+    if rename(_AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(path), _RENAME_NOREPLACE):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(path))
+
+
+def _rename_reserved(temporary: Path, path: Path) -> None:
+    """Rename while this process alone has created the reservation."""
+    reservation = path.with_name(f".{path.name}{TEMPORARY}")
+    until = time.monotonic() + _RESERVED_SECONDS
+    while True:
+        try:
+            os.close(os.open(reservation, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            if path.exists():
+                raise
+            if time.monotonic() > until:
+                reservation.unlink(missing_ok=True)
+            time.sleep(0.02)
+            continue
+        try:
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            temporary.replace(path)
+        finally:
+            reservation.unlink(missing_ok=True)
+        return
 
 
 def to_json(value: Any) -> bytes:
@@ -51,12 +123,51 @@ def to_json(value: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path, hint: str) -> Iterator[None]:
-    """Turn the operating system's complaints about storage (full, read-only, denied) into a `StoreError`."""
+def storage_errors(path: Path, then: str) -> Iterator[None]:
+    """Turn the operating system's complaints about storage into a `StoreError` that names the file.
+
+    Args: path: what is worked on, for complaints that name no file. then: the command to type, or what to do, once
+    the cause is mended. How to mend it, the error's number tells.
+    """
     try:
         yield
     except MagicsegError:
         raise
     except OSError as error:
-        name = error.filename or path
-        raise StoreError(f"{name}: cannot be written: {error.strerror or error}", hint=hint) from error
+        first = remedy(error)
+        raise StoreError(
+            f"{error.filename or path}: {complaint(error)}", hint=then if first is None else f"{first}; then: {then}"
+        ) from error
+
+
+def lacking(folder: Path) -> list[str]:
+    """Return what the file system of a folder cannot do that is done another way there, in words.
+
+    Raises: OSError if files cannot be written there at all.
+    """
+    found = []
+    trial = temporary_beside(folder / "trial")
+    copy = temporary_beside(folder / "trial")
+    try:
+        with trial.open("xb") as file:
+            file.write(b"x")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:
+                found.append("file locks")
+        try:
+            os.link(trial, copy)
+        except OSError:
+            found.append("hard links")
+            trial.replace(copy)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError:
+            found.append("flushing of folders")
+        finally:
+            os.close(descriptor)
+    finally:
+        trial.unlink(missing_ok=True)
+        copy.unlink(missing_ok=True)
+    return found

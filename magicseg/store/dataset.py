@@ -30,6 +30,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.dtype import VariableLengthBytes
 
 from magicseg.config import Config
+from magicseg.core.text import command
 from magicseg.errors import DamageError, StoreError
 from magicseg.labels import IGNORE
 from magicseg.run.files import TEMPORARY, fsync_path, storage_errors, write_atomic
@@ -147,7 +148,7 @@ class Dataset:
 
     @cached_property
     def _group(self) -> zarr.Group:
-        with storage_errors(self.path, f"magicseg repair {self.path.parent}"):
+        with storage_errors(self.path, command("magicseg", "repair", self.path.parent)):
             try:
                 return zarr.open_group(self.path, mode="r+", zarr_format=3)
             except (ValueError, KeyError) as error:
@@ -186,7 +187,7 @@ class Dataset:
         Raises: StoreError when the storage refuses.
         """
         files: dict[str, tuple[str, int]] = {}
-        with storage_errors(self.path, f"free some space or mend the permissions of {self.path}, then run it again"):
+        with storage_errors(self.path, command("magicseg", "run", self.path.parent)):
             for name, content in values.items():
                 folder = self.path / name
                 _remove_orphans(folder, shard)

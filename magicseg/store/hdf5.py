@@ -155,7 +155,7 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
     Raises: DataError if the file is not such an export or its content does not match its digest.
     """
     try:
-        file = h5py.File(source, "r")
+        file = h5py.File(source, "r", locking=False)  # some disks have no locks; nobody writes an export twice
     except OSError as error:
         raise DataError(f"{source}: cannot be opened as HDF5: {error}") from None
     with file:
@@ -189,7 +189,7 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
                 content = {stage: _read_stage(file, run, shard, stage) for stage in STAGES}
             except _UNREADABLE as error:
                 raise DataError(f"{source}: samples of shard {shard} cannot be read: {error}") from error
-            with storage_errors(path, f"free some space, then: magicseg import {source} --into {path}"):
+            with storage_errors(path, f"magicseg import {source} --into {path}"):
                 for stage in STAGES:
                     _import_shard(run, shard, stage, content[stage], fingerprints[stage])
             progress(shard)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from magicseg.core.text import command
 from magicseg.errors import DamageError
 from magicseg.labels import load_vocabulary
 from magicseg.run.claims import is_live
@@ -73,7 +74,7 @@ def inspect(run: Run, progress: Callable[[int], None] = lambda count: None) -> F
 def repair(run: Run, findings: Findings) -> list[str]:
     """Undo what is damaged, so that the next run redoes it. Returns: what was done, a sentence each."""
     done: list[str] = []
-    with storage_errors(run.path, f"give {run.path} write permission"):
+    with storage_errors(run.path, command("magicseg", "repair", run.path)):
         if plan_damage(run.path / "plan"):
             write_plan(run.path / "plan", run.config, load_vocabulary(run.config.labels.vocabulary))
             return ["plan: drawn again from the configuration; run verify again"]

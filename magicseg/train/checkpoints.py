@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from magicseg.core.text import command
 from magicseg.errors import PlanMismatch, StoreError
-from magicseg.run.files import TEMPORARY, write_atomic
+from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.train.distributed import World, from_first
 from magicseg.train.optim import trained_parameters
 from magicseg.train.settings import TrainSettings
@@ -125,7 +126,7 @@ def write_checkpoint(
     scalars = {"format": _FORMAT, "step": step, "identity": identity, "sums": sums, "best": best, "scaler": scaler}
     content = save(dict(tensors), metadata={"magicseg": json.dumps(scalars)})
     path = _path(folder, step)
-    try:
+    with storage_errors(path, command("magicseg", "train", folder.parent)):
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(f"step-*{TEMPORARY}"):  # by a kill: nobody else writes here now
             left.unlink(missing_ok=True)
@@ -134,10 +135,6 @@ def write_checkpoint(
             milestone = settings.keep_every is not None and _step(old) % settings.keep_every == 0
             if not milestone and (best is None or _step(old) != best[0]):
                 old.unlink()
-    except OSError as error:
-        raise StoreError(
-            f"{path}: cannot be written: {error}", hint=f"free some space, then: magicseg train {folder.parent}"
-        ) from error
     return path
 
 

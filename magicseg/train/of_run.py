@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from magicseg.core.text import command
 from magicseg.errors import BackendError, ConfigError
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors
@@ -51,7 +52,7 @@ def train_run(
     sources = open_sources(run)  # before the processes join: staging may take longer than they wait for each other
     with (
         joined(world, patience=patience),
-        storage_errors(run.path, f"free some space, then: magicseg train {run.path}"),
+        storage_errors(run.path, command("magicseg", "train", run.path)),
     ):
         return train(
             sources.samples,

@@ -4,25 +4,29 @@
     STAGE_TO/magicseg-KEY/lock          held by the process that copies; the node's others wait for it
 
 Every process of a training calls `staged`. The first to get the lock copies what is missing, file by file, each
-whole or not at all; the others then find it done. A killed process frees its lock, and the next one goes on. What is
+whole or not at all; the others then find it done. A killed process frees its lock, and the next one goes on. On a
+disk without locks, several processes may copy the same file, each under a name of its own. What is
 there in the right size is not copied again, so a finished copy is used by later trainings too.
 """
 
 import fcntl
+import logging
 import os
 import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from magicseg.errors import ConfigError, StoreError
-from magicseg.run.files import TEMPORARY, storage_errors
+from magicseg.run.files import TEMPORARY, storage_errors, temporary_beside
 from magicseg.store.dataset import Dataset
 from magicseg.store.kept import KeptSamples
 
 ARRAYS = ("generate/image", "generate/counterfactual", "mask/mask")
+_log = logging.getLogger(__name__)
 _UNSET = "free some space, choose another disk, or read from where the data are: train.stage_to: null"
 
 
@@ -41,15 +45,16 @@ def staged(samples: KeptSamples, stage_to: str, *, key: str) -> KeptSamples:
         )
     folder = Path(expanded).absolute() / f"magicseg-{key[:16]}"
     sizes = _needed(samples)
-    with storage_errors(folder, _UNSET):
+    with storage_errors(folder, "train again, or read from where the data are: train.stage_to: null"):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if _locked(lock):
+                _sweep(folder)
             missing = {name: size for name, size in sizes.items() if not _is_there(folder / name, size)}
-            _sweep(folder)
             _check_space(folder, missing)
             for name, size in missing.items():
-                _copy(samples.path / name, folder / name, size)
+                if not _is_there(folder / name, size):
+                    _copy(samples.path / name, folder / name, size)
     return replace(samples, path=folder)
 
 
@@ -73,6 +78,17 @@ def _needed(samples: KeptSamples) -> dict[str, int]:
     return sizes
 
 
+def _locked(lock: IO[str]) -> bool:
+    """Wait for the lock and take it; False where the disk has no locks. Processes then may copy the same file, each
+    under a name of its own."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError as error:
+        _log.warning("%s: cannot be locked (%s): processes of this node may copy a file twice", lock.name, error)
+        return False
+    return True
+
+
 def _is_there(path: Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
@@ -93,12 +109,17 @@ def _check_space(folder: Path, missing: dict[str, int]) -> None:
 
 def _copy(source: Path, target: Path, size: int) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}{TEMPORARY}")
-    shutil.copyfile(source, temporary)
-    copied = temporary.stat().st_size
-    if copied != size:
-        raise StoreError(f"{source}: {copied} bytes were copied of {size}", hint="is it being written? train again")
-    temporary.replace(target)
+    temporary = temporary_beside(target)
+    try:
+        shutil.copyfile(source, temporary)
+        copied = temporary.stat().st_size
+        if copied != size:
+            raise StoreError(
+                f"{source}: {copied} bytes were copied of {size}", hint="is it being written? train again"
+            )
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _size(count: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magicseg.core.text import command
 from magicseg.errors import BackendError, RunError
 from magicseg.run.files import storage_errors, write_atomic
 from magicseg.weights.cache import seen_cache, snapshot
@@ -92,7 +93,7 @@ class Manifest:
 
     def write(self, run: Path) -> None:
         """Write the whole file, or nothing. Raises: StoreError."""
-        with storage_errors(run / MANIFEST, f"free some space, then: magicseg fetch {run}"):
+        with storage_errors(run / MANIFEST, command("magicseg", "fetch", run)):
             write_atomic(run / MANIFEST, json.dumps(self.to_dict(), indent=1, ensure_ascii=False).encode())
 
     def files_of(self, weights: Weights) -> dict[str, FetchedFile] | None:

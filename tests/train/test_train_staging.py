@@ -1,5 +1,7 @@
 """Staging to a node's own disk: whole, resumable, once."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -159,3 +161,18 @@ def test_a_training_whose_settings_say_so_reads_the_copy(finished, tmp_path):
     sources = open_sources(run)
     assert sources.samples.sources[0].path.parent == tmp_path / "disk"
     assert sources.fingerprint == finished.fingerprints["mask"].digest
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
+def test_a_disk_without_locks_is_staged_to_all_the_same(finished, tmp_path, monkeypatch, number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    samples = KeptSamples.of(finished)
+    (tmp_path / f"magicseg-{KEY[:16]}/mask/mask").mkdir(parents=True)
+    others = tmp_path / f"magicseg-{KEY[:16]}/mask/mask/3.0.0.7.ab.partial"
+    others.write_bytes(b"of a process that may be copying")
+    copy = staged(samples, str(tmp_path), key=KEY)
+    same(samples, copy)
+    assert others.exists(), "without the lock nobody knows that it is left over"
