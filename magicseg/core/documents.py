@@ -105,16 +105,23 @@ def _adapter(schema: Any) -> TypeAdapter[Any]:
 
 
 def parse_yaml(
-    text: str, *, source: Path | str, error: type[MagicsegError] = ConfigError, hint: str | None = None
+    text: str,
+    *,
+    source: Path | str,
+    error: type[MagicsegError] = ConfigError,
+    hint: str | None = None,
+    numbers: bool = True,
 ) -> Any:
     """Return the plain data of a YAML document.
+
+    Args: numbers: whether numbers are read as such; else they stay text, as they were written: ``010``, ``1e3``.
 
     Raises: ``error`` if the text is not YAML, has a key twice, a merge key (``<<``) or a tag, is nested too deeply,
     or has aliases that form a cycle or multiply.
     """
     try:
         _check_depth(text)
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, _Loader if numbers else _TextLoader)
         _check_expansion(value, most=len(text) + 1000)
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise error(f"{source}: is not YAML that can be used: {_reason(fault)}", hint=hint) from None
@@ -225,6 +232,12 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag} is not read", node.start_mark)
 
 
+class _TextLoader(_Loader):
+    """The same, but numbers stay text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class's own attribute
+
+
 class _Dumper(yaml.SafeDumper):
     """The safe dumper; quotes whatever YAML 1.1 or 1.2 would read as something else than a string."""
 
@@ -244,5 +257,6 @@ _Loader.yaml_constructors = {
     None: _Loader._unknown,
 }
 for _tag, _pattern, _first in _SCALARS:
-    for _class in (_Loader, _Dumper):
+    is_number = _tag.endswith((":int", ":float"))
+    for _class in (_Loader, _Dumper, *(() if is_number else (_TextLoader,))):
         _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), _first)

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from magicseg.core.storage import complaint, remedy
 from magicseg.doctor.check import Check, Status, ask, attempt, gigabytes
 from magicseg.execute.signals import SOCKET_FOLDER
-from magicseg.launch.slurm import SlurmError, call, installed
+from magicseg.launch.slurm import SlurmError, call, installed, partitions, release
 from magicseg.run.files import lacking
 from magicseg.weights.cache import hub_cache, seen_cache
 from magicseg.weights.hub import is_offline
@@ -207,8 +207,7 @@ def slurm() -> Check:
             "Slurm", Status.FAILED, f"lacking: {', '.join(lacking)}", "load the site's module, or mend the PATH"
         )
     try:
-        release = call(["sbatch", "--version"]).strip()
-        partitions = call(["sinfo", "--noheader", "--format=%P %a %l %D"]).split("\n")
+        version, found = release(), partitions()
         call(["squeue", "--noheader", "--me", "--format=%i"])
     except SlurmError as error:
         return Check(
@@ -217,8 +216,7 @@ def slurm() -> Check:
             " ".join(error.message.split()),
             "on a login node of the cluster these answer: sinfo; squeue --me",
         )
-    told = "; ".join(" ".join(line.split()) for line in partitions if line.strip())
-    seen = f"{release}; partitions (name, state, time limit, nodes): {told or 'none'}"
+    seen = f"{version}; partitions (name, state, time limit, nodes): {'; '.join(found) or 'none'}"
     trouble = attempt("Slurm", _accounting, Status.WARNING) if not lacking else None
     if lacking or (trouble and trouble.status is not Status.OK):
         why = trouble.seen if trouble else "sacct is not here"

@@ -3,13 +3,14 @@
 RUN/estimate.json   what no commit record holds: how long the stages' back ends took to start in the last pilot
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from pydantic import BaseModel
+
+from magicseg.core.documents import read_json
 from magicseg.core.text import command
 from magicseg.errors import StoreError
 from magicseg.execute.job import ShardEvent
@@ -82,13 +83,13 @@ def measured(run: Run, stage: str, commits: Mapping[int, CommitRecord], *, gpu: 
     fitting = bool(chosen)
     device = device_of((chosen or own)[-1])
     chosen = [record for record in chosen or own if device_of(record) == device]
-    start = _starts(run).get(stage, {})
-    known = start.get("fingerprint") == run.fingerprints[stage].digest and start.get("device") == device
+    start = _starts(run).get(stage)
+    known = start and start.fingerprint == run.fingerprints[stage].digest and start.device == device
     return Measured(
         shards=len(chosen),
         samples=sum(record.samples for record in chosen),
         sample_seconds=tuple(record.seconds / record.samples for record in chosen),
-        start_seconds=float(start["seconds"]) if known else None,
+        start_seconds=start.seconds if start and known else None,
         bytes=sum(size for record in chosen for _, size in record.files.values()),
         files=sum(len(record.files) for record in chosen),
         kept=sum(record.kept_count for record in chosen),
@@ -150,26 +151,33 @@ def pilot_shards(
 
 
 def _keep_start(run: Run, stage: str, records: Sequence[CommitRecord], took: float) -> None:
-    start = {
-        "seconds": round(max(took - sum(record.seconds for record in records), 0.0), 3),
-        "device": device_of(records[-1]),
-        "host": records[-1].host,
-        "fingerprint": run.fingerprints[stage].digest,
-    }
+    start = _Start(
+        seconds=round(max(took - sum(record.seconds for record in records), 0.0), 3),
+        device=device_of(records[-1]),
+        host=records[-1].host,
+        fingerprint=run.fingerprints[stage].digest,
+    )
     with storage_errors(run.path, command("magicseg", "estimate", run.path, "--pilot", 1)):
-        write_atomic(run.path / ESTIMATE_NAME, to_json({"starts": {**_starts(run), stage: start}}))
+        write_atomic(run.path / ESTIMATE_NAME, to_json(_Estimate(starts={**_starts(run), stage: start}).model_dump()))
 
 
-def _starts(run: Run) -> dict[str, dict[str, Any]]:
+class _Start(BaseModel):
+    """How long a stage's back end took to start in the last pilot: seconds, where, and with which settings."""
+
+    seconds: float
+    device: str
+    host: str
+    fingerprint: str
+
+
+class _Estimate(BaseModel):
+    starts: dict[str, _Start]
+
+
+def _starts(run: Run) -> dict[str, _Start]:
     path = run.path / ESTIMATE_NAME
+    hint = f"{command('rm', path)}   # the next pilot writes it anew"
     try:
-        starts = json.loads(path.read_bytes())["starts"]
-        for start in starts.values():
-            float(start["seconds"])
+        return read_json(path, _Estimate, error=StoreError, hint=hint).starts
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(
-            f"{path}: is not what a pilot has written: {error}", hint=f"rm {path}   # the next pilot writes it anew"
-        ) from None
-    return dict(starts)

@@ -14,7 +14,7 @@ from magicseg.estimate.forecast import Forecast, forecast
 from magicseg.estimate.measured import Measured, measured
 from magicseg.estimate.warnings import estimate_warnings
 from magicseg.execute.pool import default_shards_per_job, default_workers
-from magicseg.launch.efficiency import bytes_of, memory_to_ask
+from magicseg.launch.efficiency import memory_to_ask
 from magicseg.launch.grouping import median_seconds, most_tasks, shards_per_task
 from magicseg.launch.profile import Profile
 from magicseg.launch.slurm import SiteLimits
@@ -93,7 +93,7 @@ def _stage(
     if resources:  # what an allocation is charged for: the devices that a task holds, used or not
         # A site may give GPUs that the profile does not ask for: then the shards of a job tell.
         on_gpu = resources.asks_gpu or (on_gpu and known.fitting)
-        devices = max(resources.gpus_held, 1) if on_gpu else resources.cpus
+        devices = max(resources.gpus_per_node, 1) if on_gpu else resources.cpus
 
     def group(shards: int) -> int:
         if profile is None:
@@ -155,7 +155,7 @@ def _stage(
         },
         "memory": {
             "peak": known.peak_memory,
-            "asked": bytes_of(resources.memory) if resources else None,
+            "asked": resources.memory_bytes if resources else None,
             "suggested": memory_to_ask(known.peak_memory),
         },
         "peak_gpu_memory": known.peak_gpu_memory or None,

@@ -54,7 +54,7 @@ def _misfits(entry: Mapping[str, Any], profile: Profile) -> list[str]:
             "--shards-per-task"
         )
     memory = entry["memory"]
-    if memory["peak"] > memory["asked"]:
+    if memory["asked"] is not None and memory["peak"] > memory["asked"]:
         found.append(
             f"{stage}: {memory['peak'] / 2**30:.2f} GiB of memory were used, but the profile asks for "
             f"{memory['asked'] / 2**30:.2f}: {setting}.memory={memory['suggested']}"

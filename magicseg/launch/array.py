@@ -1,25 +1,24 @@
-"""Job arrays through submitit: the script, the pickled calls, sbatch.
+"""Job arrays through submitit: the script and the pickled calls.
 
-submitit's own waiting, results and requeueing are not used: nothing stays alive after a submission, completion is
-read from the ledger, and the job script itself goes back into the queue (`magicseg.launch.script`).
+submitit's own submitting, waiting, results and requeueing are not used: it takes any text for ``sbatch``'s answer,
+nothing stays alive after a submission, completion is read from the ledger, and the job script itself goes back into
+the queue (`magicseg.launch.script`).
 """
 
 import contextlib
-import io
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmExecutor
 
 import magicseg
 from magicseg.launch.container import container_lines
 from magicseg.launch.profile import Profile
 from magicseg.launch.script import interpreter, sbatch_options, setup_lines, task_teardown
-from magicseg.launch.slurm import SlurmError, clean_environment
+from magicseg.launch.slurm import SlurmError, cancel, submit_script
 from magicseg.launch.task import run_task
 from magicseg.run.directory import Run
 from magicseg.run.ranges import format_ranges
@@ -76,23 +75,36 @@ def array_script(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
 
 
 def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> str:
-    """Submit one array. Returns: its number. Raises: SlurmError with sbatch's complaint."""
-    executor = _executor(run, stage, profile, spec, folder)
-    calls: list[dict[str, Any]] = [
-        {
-            "run": str(run.path),
-            "stage": stage,
-            "shards": format_ranges(shards),
-            "version": magicseg.__version__,
-            "delay": profile.stagger_seconds * offset if offset < spec.parallel else 0.0,
-            "shares": spec.shares,
-        }
+    """Submit one array. Returns: its number.
+
+    Raises: SlurmError with sbatch's complaint; OSError if its files cannot be written, and then it is not queued.
+    """
+    calls = [
+        DelayedSubmission(
+            run_task,
+            run=str(run.path),
+            stage=stage,
+            shards=format_ranges(shards),
+            version=magicseg.__version__,
+            delay=profile.stagger_seconds * offset if offset < spec.parallel else 0.0,
+            shares=spec.shares,
+        )
         for offset, shards in enumerate(spec.tasks)
     ]
-    try:
-        # submitit prints sbatch's complaint besides raising it.
-        with clean_environment(), contextlib.redirect_stderr(io.StringIO()), executor.batch():
-            jobs = [executor.submit(run_task, **arguments) for arguments in calls]
-    except (FailedSubmissionError, FailedJobError) as error:
-        raise SlurmError.refused("sbatch", str(error)) from None
-    return str(jobs[0].job_id).partition("_")[0]
+    script = folder / f".submission_file_{spec.name}.sh"
+    script.write_text(array_script(run, stage, profile, spec, folder), encoding="utf-8")
+    pickles = [folder / f"{spec.name}_{index}.pkl" for index in range(len(calls))]
+    for call, pickle in zip(calls, pickles, strict=True):
+        call.set_timeout(profile.resources(stage).minutes, max_num_timeout=3)
+        call.dump(pickle)
+    job = submit_script(script, spec.name)
+    try:  # submitit's process in a job waits for a minute for a file of this name
+        for index, pickle in enumerate(pickles):
+            label = job if len(pickles) == 1 else f"{job}_{index}"
+            pickle.rename(folder / f"{label}_submitted.pkl")
+        script.rename(folder / f"{job}_submission.sh")
+    except OSError:
+        with contextlib.suppress(SlurmError):
+            cancel([job])
+        raise
+    return job

@@ -74,9 +74,15 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
     states: dict[tuple[str, int | None], TaskState] = {}
     asked = False
     names = [name for one in open_ for name in one.names]
+    recorded = {array.name: array.job for one in open_ for array in one.arrays if array.job is not None}
+
+    def own(found: Iterable[TaskState]) -> Iterable[TaskState]:
+        """Leave out the jobs of a run that was at this path before: they have the same names."""
+        return (state for state in found if recorded.get(state.name, state.job) == state.job)
+
     if installed("squeue"):
         try:
-            states = _newest(queue(names))
+            states = _newest(own(queue(names)))
             asked = True
         except SlurmError as error:
             warnings.append(f"the queue could not be asked: {error.message}")
@@ -88,7 +94,7 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
             since = min(one.created for one in forgotten)
             old = accounting([name for one in forgotten for name in one.names], since)
             # The queue has answered: what it does not know is not active, whatever the accounting missed.
-            states = _newest(state for state in old if not state.active) | states
+            states = _newest(state for state in own(old) if not state.active) | states
         except SlurmError:
             pass  # a site without accounting: the ledger has to do
     tasks = [task for one in known for task in _tasks(one, states, committed, done)]

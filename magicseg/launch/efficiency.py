@@ -18,7 +18,6 @@ from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.status import evaluated, trained
 
-_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _TARGET_SECONDS = 1800.0
 _HEADROOM = 1.25
 
@@ -88,7 +87,7 @@ def _of_job(run: Run, latest: Submission, used: Mapping[str, Account] | None) ->
             "tasks": 1,
             "longest_task_seconds": account.elapsed if account else None,
             **_shares(found),
-            "asked": _asked(latest) | {"nodes": int(latest.resources["nodes"])},
+            "asked": _asked(latest) | {"nodes": latest.asked_resources().nodes},
             "peak_memory": peak,
             "suggested": {
                 "memory": memory_to_ask(peak) if peak else None,
@@ -111,8 +110,8 @@ def _shares(known: Sequence[Account]) -> dict[str, float | None]:
 
 
 def _asked(latest: Submission) -> dict[str, Any]:
-    resources = latest.resources
-    return {"memory": bytes_of(str(resources["memory"])), "time": resources["time"], "cpus": int(resources["cpus"])}
+    asked = latest.asked_resources()
+    return {"memory": asked.memory_bytes, "time": asked.time, "cpus": asked.cpus}
 
 
 def _minutes_to_ask(seconds: float, start: float) -> int:
@@ -122,11 +121,6 @@ def _minutes_to_ask(seconds: float, start: float) -> int:
 def memory_to_ask(peak: int) -> str:
     """What to ask for where ``peak`` bytes were used, as profiles have it: with some room, in whole gibibytes."""
     return f"{math.ceil(peak * _HEADROOM / 2**30)}G"
-
-
-def bytes_of(text: str) -> int:
-    """A size as profiles have it, ``16G``; without a letter it is in mebibytes, as Slurm has it."""
-    return int(text[:-1]) * _UNITS[text[-1]] if text[-1] in _UNITS else int(text) * 2**20
 
 
 def efficiency_lines(report: Sequence[dict[str, Any]], run: Run) -> list[str]:
@@ -163,7 +157,8 @@ def _used_lines(entry: dict[str, Any]) -> list[str]:
     ]
     memory = f"{peak / 2**30:.2f} GiB" if peak else "not known"
     gpu = entry.get("peak_gpu_memory")
-    held = [f"memory: {memory} of {asked['memory'] / 2**30:.2f} asked"]
+    of_asked = f" of {asked['memory'] / 2**30:.2f} asked" if asked["memory"] else ""
+    held = [f"memory: {memory}{of_asked}"]
     held += [f"GPU memory: {gpu / 2**30:.2f} GiB"] if gpu else []
     return [
         f"  time: {entry['longest_task_seconds']:.0f} s at most, of {asked['time']} asked",

@@ -9,19 +9,27 @@ The map says where to look, never what is done: that the ledger alone says.
 import contextlib
 import datetime
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from magicseg.errors import DamageError, RunError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from magicseg.core.documents import read_json
+from magicseg.core.text import command
+from magicseg.errors import DamageError, RunError, StoreError
+from magicseg.launch.profile import Resources
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors, to_json, write_atomic
 from magicseg.run.ranges import parse_ranges
 
 _FILE = "submission.json"
+_MOST_SHARDS = 1_000_000  # of one submission, where the plan has fewer
+_SPAN = "[0-9]{1,9}(-[0-9]{1,9})?"
+_Ranges = Annotated[str, Field(pattern=f"^({_SPAN}(,{_SPAN})*)?$")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +99,15 @@ class Submission:
         """The log of a task, by Slurm's name of it."""
         return self.folder / f"{label}_0_log.out"
 
+    def asked_resources(self) -> Resources:
+        """What its jobs asked for. Raises: DamageError if the record says nothing that a job could ask for."""
+        try:
+            return Resources.model_validate(dict(self.resources))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, ("resources", *first["loc"])))
+            raise _damaged(self.folder, f"{where}: {first['msg']}") from None
+
     def write(self) -> None:
         """Keep the record."""
         data = {key: value for key, value in vars(self).items() if key != "folder"}
@@ -107,6 +124,105 @@ class Submission:
         return changed
 
 
+class _StoredArray(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: str = Field(pattern="^[A-Za-z0-9_.-]{1,200}$")
+    first: int = Field(ge=0)
+    count: int = Field(ge=1)
+    job: str | None
+
+
+class _Asked(BaseModel):
+    """What a follow-up job submits again; empty in other records."""
+
+    model_config = ConfigDict(extra="forbid")
+    stage: str = ""
+    profile: str = ""
+    shards_per_task: int | None = None
+    overrides: list[str] = []
+    submissions: list[int] = []
+    resubmit: int = 0
+
+
+class _Stored(BaseModel):
+    """A record as it lies in ``submission.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+    run: str
+    number: int = Field(ge=1)
+    stage: Literal["describe", "generate", "mask", "train", "evaluate", "follow-up"]
+    created: str = Field(pattern="^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}$")
+    version: str
+    tasks: list[_Ranges]
+    arrays: list[_StoredArray]
+    profile: str
+    resources: dict[str, Any]
+    parent: int | None = None
+    asked: _Asked = _Asked()
+    ended: dict[str, _Ranges] = {}
+
+
+def read_submission(folder: Path, *, most_shards: int) -> Submission:
+    """Return the record in ``folder``.
+
+    Args: most_shards: shards that its tasks may name together.
+    Raises: FileNotFoundError if there is none; DamageError if it is not one.
+    """
+    path = folder / _FILE
+    stored = read_json(path, _Stored, error=DamageError, hint=_way_out(folder))
+    tasks = len(stored.tasks)
+    _refuse_ranges(folder, stored.tasks, most_shards, "shards")
+    _refuse_ranges(folder, stored.ended.values(), tasks, "tasks that ended")
+    if any(array.first + array.count > tasks for array in stored.arrays):
+        raise _damaged(folder, f"it names tasks beyond the {tasks} that it has")
+    return Submission(
+        folder=folder,
+        run=stored.run,
+        number=stored.number,
+        stage=stored.stage,
+        created=stored.created,
+        version=stored.version,
+        profile=stored.profile,
+        resources=stored.resources,
+        parent=stored.parent,
+        asked=stored.asked.model_dump(exclude_unset=True),
+        ended=stored.ended,
+        tasks=tuple(stored.tasks),
+        arrays=tuple(
+            ArrayJob(
+                name=array.name,
+                first=array.first,
+                count=array.count,
+                # Older versions took a site's banner for the number. The queue knows the job by its name.
+                job=array.job if array.job and re.fullmatch("[0-9]{1,18}", array.job) else None,
+            )
+            for array in stored.arrays
+        ),
+    )
+
+
+def _refuse_ranges(folder: Path, texts: Iterable[str], most: int, what: str) -> None:
+    """Raise DamageError if ranges such as ``0-3,7`` run backwards or hold more than ``most`` numbers in all.
+
+    They are counted before anybody makes a list of them.
+    """
+    total = 0
+    for span in (span for text in texts for span in text.split(",") if span):
+        low, _, high = span.partition("-")
+        count = int(high or low) - int(low) + 1
+        total += count
+        if count < 1 or total > most:
+            raise _damaged(folder, f"{span!r}: runs backwards, or makes more than {most:,} {what}")
+
+
+def _damaged(folder: Path, reason: str) -> DamageError:
+    return DamageError(f"{folder / _FILE}: is not the record of a submission: {reason}", hint=_way_out(folder))
+
+
+def _way_out(folder: Path) -> str:
+    return f"if none of its jobs is in the queue: {command('rm', '-r', folder)}"
+
+
 def jobs_folder(run: Run) -> Path:
     """Where a run's jobs are."""
     return run.path / "jobs"
@@ -119,8 +235,7 @@ def now() -> str:
 
 def next_number(run: Run) -> int:
     """The number of the next submission."""
-    folder = jobs_folder(run)
-    return max((_number(path) for path in folder.iterdir()), default=0) + 1 if folder.is_dir() else 1
+    return max(map(_number, _entries(jobs_folder(run))), default=0) + 1
 
 
 def make_folder(record: Submission) -> None:
@@ -129,10 +244,22 @@ def make_folder(record: Submission) -> None:
         record.folder.mkdir(parents=True)
 
 
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:  # to take it for empty would submit everything twice
+        raise StoreError(
+            f"{folder}: cannot be listed: {error.strerror or error}",
+            hint=f"{command('chmod', '-R', 'u+rwX', folder)}   # or ask its owner",
+        ) from error
+
+
 def _number(folder: Path) -> int:
     """A submission's number, of its folder's name; 0 for other folders."""
-    number = folder.name.partition("-")[0]
-    return int(number) if number.isascii() and number.isdigit() else 0
+    match = re.fullmatch(r"([0-9]{1,9})-.*", folder.name, re.DOTALL)
+    return int(match[1]) if match else 0
 
 
 def job_name(run: Run, stage: str, number: int, position: int) -> str:
@@ -142,22 +269,14 @@ def job_name(run: Run, stage: str, number: int, position: int) -> str:
 
 
 def submissions(run: Run) -> list[Submission]:
-    """All submissions of a run, oldest first. Raises: DamageError for a record that cannot be read."""
-    folder = jobs_folder(run)
-    if not folder.is_dir():
-        return []
+    """Return a run's submissions, oldest first.
+
+    Raises: DamageError naming a record that cannot be read; StoreError if the folder of jobs cannot be listed.
+    """
     found = []
-    for path in sorted(folder.glob(f"[0-9]*-*/{_FILE}"), key=lambda path: _number(path.parent)):
-        try:
-            data = json.loads(path.read_bytes())
-            data["tasks"] = tuple(map(str, data["tasks"]))
-            data["arrays"] = tuple(ArrayJob(**array) for array in data["arrays"])
-            found.append(Submission(folder=path.parent, **data))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DamageError(
-                f"{path}: is not the record of a submission: {error}",
-                hint=f"if none of its jobs is in the queue: rm -r {path.parent}",
-            ) from error
+    for folder in sorted(filter(_number, _entries(jobs_folder(run))), key=_number):
+        with contextlib.suppress(FileNotFoundError):  # a `submit` that was killed before it wrote anything
+            found.append(read_submission(folder, most_shards=max(run.plan.shards, _MOST_SHARDS)))
     return found
 
 

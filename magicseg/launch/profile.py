@@ -7,11 +7,26 @@ profile.resources("train").nodes
 import difflib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from magicseg.launch.values import Bind, Line, Module, Operand, ShellLine, Size, TimeLimit, Word, minutes_of
+from magicseg.core.secrets import secret_name, secret_value
+from magicseg.core.text import printable
+from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS
+from magicseg.launch.gpus import gpus_per_node
+from magicseg.launch.values import (
+    Bind,
+    Line,
+    Module,
+    Operand,
+    ShellLine,
+    Size,
+    TimeLimit,
+    Word,
+    bytes_of,
+    minutes_of,
+)
 from magicseg.run.fingerprint import STAGES
 from magicseg.settings import Settings
 
@@ -29,6 +44,8 @@ _RESERVED_NAMES = """
     mem-per-cpu mem-per-gpu nodes no-requeue ntasks ntasks-per-gpu ntasks-per-node open-mode output parsable partition
     qos requeue signal tasks-per-node test-only time uid usage version wait wrap"""
 _RESERVED = frozenset(_RESERVED_NAMES.split())
+_MEMORY = ("memory", "memory_per_cpu", "memory_per_gpu")
+Count = Annotated[int, Field(ge=0)]
 
 
 class Resources(Settings):
@@ -40,9 +57,11 @@ class Resources(Settings):
     constraint: Word | None = None
     exclude: Word | None = Field(None, description="nodes not to use")
     gres: Word | None = Field(None, description="generic resources; for plain GPUs `gpus` is enough")
-    gpus: int = Field(0, ge=0, description="GPUs per node")
+    gpus: Count | Word = Field(0, union_mode="left_to_right", description="GPUs per node: 4, or with a type a100:4")
     cpus: int = Field(1, ge=1, description="CPUs per task; for training, per node")
-    memory: Size = Field("4G", description="per node")
+    memory: Size | None = Field("4G", description="per node; null: what the site gives")
+    memory_per_cpu: Size | None = Field(None, description="instead of `memory`")
+    memory_per_gpu: Size | None = Field(None, description="instead of `memory`")
     time: TimeLimit = Field("1:00:00", description="the time limit, as Slurm writes it")
     exclusive: bool = Field(False, description="whole nodes")
     nodes: int = Field(1, ge=1, description="of training")
@@ -53,6 +72,18 @@ class Resources(Settings):
         default_factory=dict, description="further sbatch options by their long names: {reservation: spring}"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _slurms_spelling(cls, data: Any) -> Any:
+        return _spelled(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if sum(getattr(self, name) is not None for name in _MEMORY) > 1:
+            raise ValueError(f"only one of {', '.join(_MEMORY)} can be asked for")
+        self.gpus_per_node  # noqa: B018 - raises ValueError
+        return self
+
     @field_validator("extra")
     @classmethod
     def _long_options(cls, extra: dict[str, str | bool]) -> dict[str, str | bool]:
@@ -60,7 +91,7 @@ class Resources(Settings):
             if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
                 raise ValueError(f"{name!r} is not a long sbatch option without its dashes")
             # sbatch takes abbreviations: --outpu is --output. But --gpus is an option, too.
-            if name != "gpus" and any(own.startswith(name) for own in _RESERVED):
+            if name not in GPU_OPTIONS and any(own.startswith(name) for own in _RESERVED):
                 raise ValueError(f"{name} is set by magicseg or has a key of its own")
         return extra
 
@@ -70,21 +101,45 @@ class Resources(Settings):
         return minutes_of(self.time)
 
     @property
-    def asks_gpu(self) -> bool:
-        """Whether GPUs are among it."""
-        return self.gpus > 0 or "gpu" in (self.gres or "")
+    def gpus_per_node(self) -> int:
+        """How many GPUs a node is asked for, in whatever way Slurm takes it."""
+        return gpus_per_node(self.gpus, self.gres, self.extra, self.nodes)
 
     @property
-    def gpus_held(self) -> int:
-        """How many GPUs a task gets, by ``gpus`` or by ``gres`` as "gpu:4" or "gpu:a100:2,gpu:v100:1"."""
-        items = [item.split(":") for item in re.sub(r"\(.*?\)", "", self.gres or "").split(",")]
-        counts = [int(parts[-1]) if parts[-1].isdecimal() else 1 for parts in items if parts[0] == "gpu"]
-        return max(self.gpus, sum(counts), int(self.asks_gpu))
+    def asks_gpu(self) -> bool:
+        """Whether GPUs are among it."""
+        return self.gpus_per_node > 0
 
     @property
     def processes_per_node(self) -> int:
         """Training processes on each node."""
-        return self.processes or self.gpus or 1
+        return self.processes or self.gpus_per_node or 1
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory of a node that is asked for, in bytes; None if the site decides."""
+        if self.memory_per_cpu is not None:
+            return bytes_of(self.memory_per_cpu) * self.cpus
+        if self.memory_per_gpu is not None:
+            return bytes_of(self.memory_per_gpu) * self.gpus_per_node or None
+        return None if self.memory is None else bytes_of(self.memory)
+
+
+def _spelled(data: "Mapping[Any, Any]") -> dict[Any, Any]:
+    """Return resources with Slurm's own names of GPU options, such as ``gpus_per_task``, where they belong.
+
+    Where memory is asked for per CPU or GPU, the default per node does not hold.
+    """
+    found = dict(data)
+    for key in data:
+        name = str(key).replace("_", "-")
+        if name == "gpus-per-node":
+            found["gpus"] = found.pop(key)
+        elif name in GPU_OPTIONS and name != "gpus":
+            found["extra"] = {**(found.get("extra") or {}), name: found.pop(key)}
+    if any(found.get(name) is not None for name in _MEMORY[1:]):
+        found.setdefault("memory", None)
+    return found
 
 
 class ContainerSettings(Settings):
@@ -154,8 +209,11 @@ class Profile(Resources):
             _variable(name)
             if re.search("[\n\r\0\ud800-\udfff]", value):
                 raise ValueError(f"{name} must be one line of text")
-            if re.search(r"TOKEN(?!IZER)|SECRET|PASSW|API_?KEY", name, re.IGNORECASE):
+            if secret_name(name):
                 raise ValueError(f"{name} looks secret and would lie in a job file: name it in pass_environment")
+            if secret_value(value):
+                raise ValueError(f"{name} holds a password or a key, which would lie in a job file: name it in "
+                                 "pass_environment")  # fmt: skip
         return environment
 
     @field_validator("pass_environment")
@@ -172,7 +230,8 @@ class Profile(Resources):
                 first = error.errors(include_url=False)[0]
                 key = key_of(first["loc"])
                 message = first["msg"].removeprefix("Value error, ")
-                raise ValueError(f"stages.{stage}.{key}: {message} (got {first['input']!r})") from None
+                got = shown_input(first["loc"], first["input"])
+                raise ValueError(f"stages.{stage}{f'.{key}' if key else ''}: {message}{got}") from None
         return self
 
     def resources(self, stage: str) -> Resources:
@@ -180,15 +239,18 @@ class Profile(Resources):
         common = {name: getattr(self, name) for name in Resources.model_fields}
         if stage == FOLLOW_UP:  # a few seconds of one CPU, unless the site wants it elsewhere
             small = {"gpus": 0, "gres": None, "cpus": 1, "memory": "1G", "time": "10:00", "exclusive": False}
-            common |= small | {"nodes": 1, "processes": None}
-        own: Mapping[str, Any] = self.stages.get(stage, {})  # type: ignore[call-overload]
-        unknown = sorted(own.keys() - common.keys())
+            common |= small | {"nodes": 1, "processes": None, "memory_per_cpu": None, "memory_per_gpu": None}
+            common["extra"] = {name: value for name, value in self.extra.items() if name not in GPU_OPTIONS}
+        own = _spelled(self.stages.get(stage, {}))  # type: ignore[call-overload]
+        if any(own.get(name) is not None for name in _MEMORY):  # a stage's own way of asking replaces the common one
+            common |= dict.fromkeys(_MEMORY)
+        unknown = sorted(map(str, own.keys() - common.keys()))
         if unknown:
             near = difflib.get_close_matches(unknown[0], common, n=1)
             raise ValueError(
                 f"stages.{stage}.{unknown[0]} is not a key{f'; did you mean {near[0]}?' if near else ''}"
             )
-        return Resources.model_validate(common | dict(own))
+        return Resources.model_validate(common | own)
 
     def signal_before(self, stage: str) -> int:
         """Seconds before the time limit at which tasks are told to stop: never more than a quarter of it."""
@@ -199,6 +261,13 @@ def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"{name!r} is not the name of a variable")
     return name
+
+
+def shown_input(location: "Sequence[int | str]", value: object) -> str:
+    """Return `` (got VALUE)`` for an error's message; nothing for groups of values and where secrets may be."""
+    if not location or location[0] in {"environment", "setup", "extra"} or isinstance(value, dict | list | tuple):
+        return ""
+    return f" (got {printable(repr(value), 100)})"
 
 
 def key_of(location: "Sequence[int | str]") -> str:

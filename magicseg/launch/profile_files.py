@@ -8,23 +8,24 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from magicseg.core.documents import parse_yaml, read_bytes
+from magicseg.core.text import printable
 from magicseg.errors import ConfigError
-from magicseg.launch.profile import ContainerSettings, Profile, key_of
+from magicseg.launch.profile import ContainerSettings, Profile, key_of, shown_input
 
 _OVERRIDE = "slurm."
+_MOST_BYTES = 1 << 20  # of a profile
 
 
-class _Loader(yaml.SafeLoader):
-    """Numbers stay text until the settings say what they are: in YAML 1.1, 4:00:00 is the number 14400."""
+_HINT = "quote values with ': ' or ' #' in them"
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[-1] in {"bool", "null", "merge"}]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+_ENVIRONMENT_HINT = (
+    "take it out of the profile, export it in your shell, and name it: pass_environment: [NAME]   "
+    "# or leave that at `all`"
+)
 
 
 def _shipped() -> Traversable:
@@ -54,19 +55,18 @@ def load_profile(reference: str, overrides: Sequence[str] = ()) -> Profile:
     if re.fullmatch(r"[\w-]+", reference):
         text = profile_text(reference)
     else:
+        hint = f"profiles: {', '.join(profile_names())}; or the path of a file, PATH.yaml"
         try:
-            text = Path(reference).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{reference}: is not a profile that can be read: {error}",
-                hint=f"profiles: {', '.join(profile_names())}; or the path of a file, PATH.yaml",
-            ) from None
-    data = _parse(text, reference)
-    if not isinstance(data, dict):
-        raise ConfigError(f"{reference}: holds {type(data).__name__}, not a mapping of settings")
+            data = read_bytes(Path(reference), limit=_MOST_BYTES, error=ConfigError, hint=hint)
+            text = data.decode("utf-8-sig")
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{reference}: is not a profile that can be read: {error}", hint=hint) from None
+    values = _parse(text, reference)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{reference}: holds {type(values).__name__}, not a mapping of settings")
     for override in overrides:
-        _apply(data, override)
-    return validate_profile(data, reference)
+        _apply(values, override)
+    return validate_profile(values, reference)
 
 
 def validate_profile(data: Mapping[str, Any], source: str) -> Profile:
@@ -78,10 +78,8 @@ def validate_profile(data: Mapping[str, Any], source: str) -> Profile:
 
 
 def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(f"{source}: is not YAML: {error}", hint="quote values with ': ' or ' #' in them") from None
+    """YAML in which numbers stay text until the settings say what they are: an account may be called 0123."""
+    return parse_yaml(text, source=source, hint=_HINT, numbers=False)
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
@@ -111,7 +109,8 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
         near = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         return ConfigError(f"{source}: {key} is not a key of a profile", hint=hint)
-    message = first["msg"].removeprefix("Value error, ")
+    message = printable(first["msg"].removeprefix("Value error, "), 500)
     where = f"{source}: {key}" if key else source
-    got = f" (got {first['input']!r})" if key else ""
-    return ConfigError(f"{where}: {message}{got}", hint="docs/cluster.md lists a profile's keys")
+    got = shown_input(first["loc"], first["input"])
+    hint = _ENVIRONMENT_HINT if "pass_environment" in message else "docs/cluster.md lists a profile's keys"
+    return ConfigError(f"{where}: {message}{got}", hint=hint)

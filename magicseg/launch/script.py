@@ -61,6 +61,8 @@ def resource_options(resources: Resources, stage: str) -> dict[str, str | int | 
         "gpus-per-node": resources.gpus or None,
         "cpus-per-task": resources.cpus,
         "mem": resources.memory,
+        "mem-per-cpu": resources.memory_per_cpu,
+        "mem-per-gpu": resources.memory_per_gpu,
         "exclusive": True if resources.exclusive else None,
         "nodes": resources.nodes if stage == "train" else 1,
         "ntasks-per-node": 1,

@@ -1,14 +1,18 @@
-"""Talking to Slurm: its commands, their environment, and what they print. One call each, never one per task."""
+"""Talking to Slurm: its commands, their environment, and what they print. One call each, never one per task.
 
-import contextlib
+Sites wrap Slurm's commands in scripts that print a banner. Of what a command prints, only the lines count that hold
+what was asked for: a job's number alone on its line, a table's row with our mark or with the name of one of the jobs.
+"""
+
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from magicseg.core.text import printable
 from magicseg.errors import MagicsegError, RunError
 from magicseg.run.ranges import parse_ranges
 
@@ -16,6 +20,7 @@ _TIMEOUT_SECONDS = 120
 # Variables that a job, or a user's shell, may hold and that would change what these commands do.
 _LEAKING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SUBMITIT)_")
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}  # where the cluster is
+_MARK = "magicseg"  # the first column of what squeue prints
 _PENDING = "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT"
 _RUNNING = "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED"
 # Slurm's many words in the few that a reader needs; all others mean that it failed.
@@ -32,8 +37,12 @@ class SlurmError(MagicsegError):
 
     @classmethod
     def refused(cls, command: str, words: str) -> "SlurmError":
-        """What ``command`` complained of, with a remedy where one is known."""
-        words = words.removeprefix(f"{command}: error: ")
+        """What ``command`` complained of, with a remedy where one is known.
+
+        Lines that do not begin with ``command`` are left out, unless none does: they are a banner.
+        """
+        own = [line for line in words.splitlines() if line.startswith(f"{command}: ")]
+        words = printable("\n".join(own) or words, allowed="\n").removeprefix(f"{command}: error: ")
         kind = SlurmSilence if _SILENT.search(words) else cls
         return kind(f"{command}: {words}", hint=_remedy(words))
 
@@ -79,19 +88,6 @@ def slurm_environment() -> dict[str, str]:
     """This process's environment for a Slurm command: nothing of a job that we may be inside of."""
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or not _LEAKING.match(name)}
     return kept | {"SLURM_BITSTR_LEN": "0"}  # else squeue shortens lists of tasks
-
-
-@contextlib.contextmanager
-def clean_environment() -> Iterator[None]:
-    """Give this process that environment while a library that starts Slurm's commands is at work."""
-    before, clean = dict(os.environ), slurm_environment()
-    os.environ.clear()
-    os.environ.update(clean)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def installed(command: str = "sbatch") -> bool:
@@ -169,9 +165,37 @@ class SiteLimits:
         return cls(max_array_size=number("MaxArraySize", 1001), max_job_count=number("MaxJobCount", 10_000))
 
 
-def submit_script(script: Path, options: Sequence[str] = ()) -> str:
-    """Submit a script. Returns: the job's number. Raises: SlurmError."""
-    return call(["sbatch", "--parsable", *options, str(script)]).strip().split(";")[0]
+def submit_script(script: Path, name: str) -> str:
+    """Submit a script. Returns: the job's number.
+
+    Args: name: the job's name, by which the queue is asked if ``sbatch`` prints no number, or several.
+    Raises: SlurmError if ``sbatch`` refuses; SlurmSilence if nobody knows whether it took the job.
+    """
+    printed = call(["sbatch", "--parsable", str(script)])
+    numbers = job_numbers_in(printed)
+    if len(numbers) != 1:
+        numbers = {state.job for state in queue([name]) if state.active}
+    if len(numbers) != 1:
+        shown = printable(printed.strip(), 200) or "nothing"
+        raise SlurmSilence(
+            f"sbatch printed no job number, and the queue has {len(numbers) or 'no'} jobs called {name}; "
+            f"it printed: {shown}",
+            hint=f"squeue --me --name={name}   # did it take the job? Submitting again takes only what is missing",
+        )
+    return numbers.pop()
+
+
+def job_numbers_in(printed: str) -> set[str]:
+    """The job numbers in what ``sbatch --parsable`` printed: lines of ``NUMBER`` or ``NUMBER;CLUSTER`` and no more.
+
+    A wrapper may drop the option; then it is the lines of ``Submitted batch job NUMBER``.
+    """
+    lines = [line.strip() for line in printed.splitlines()]
+    for pattern in (r"([1-9]\d*)(?:;[\w.-]+)?", r"Submitted batch job ([1-9]\d*)(?: on cluster [\w.-]+)?"):
+        found = {match[1] for line in lines if (match := re.fullmatch(pattern, line, re.ASCII))}
+        if found:
+            return found
+    return set()
 
 
 def cancel(jobs: Sequence[str]) -> None:
@@ -184,11 +208,16 @@ def queue(names: Sequence[str]) -> list[TaskState]:
     """All tasks of the jobs with these names that the controller still knows, ended ones too, in one call."""
     if not names:
         return []
-    format_ = "|".join(("%F", "%K", "%T", "%N", "%M", "%L", "%j", "%r"))
-    text = call(["squeue", "--noheader", "--states=all", f"--name={','.join(names)}", f"--format={format_}"])
+    format_ = "|".join((_MARK, "%F", "%K", "%T", "%N", "%M", "%L", "%j", "%r"))
+    text = call(["squeue", "--states=all", f"--name={','.join(names)}", f"--format={format_}"])
+    marked = [line for line in text.splitlines() if line.startswith(f"{_MARK}|")]
+    if not marked:  # no header: something else than squeue has answered, and the queue may not be empty
+        raise SlurmError(
+            f"squeue printed {printable(text.strip(), 200)!r}, which is not understood", hint="try again later"
+        )
     states: list[TaskState] = []
-    for line in text.splitlines():
-        job, indices, state, nodes, elapsed, left, name, reason = _fields("squeue", line, 8)
+    for line in marked[1:]:
+        job, indices, state, nodes, elapsed, left, name, reason = _fields("squeue", line.partition("|")[2], 8)
         common = TaskState(
             job=job,
             index=None,
@@ -217,6 +246,8 @@ def accounting(names: Sequence[str], since: str) -> list[TaskState]:
     )
     states: list[TaskState] = []
     for line in text.splitlines():
+        if not any(name in line for name in names):
+            continue  # the header, or a banner
         label, state, nodes, elapsed, name, code = _fields("sacct", line, 6)
         job, _, indices = label.partition("_")
         common = TaskState(
@@ -232,10 +263,24 @@ def accounting(names: Sequence[str], since: str) -> list[TaskState]:
     return states
 
 
+def release() -> str:
+    """The version of Slurm's commands, ``slurm 24.05.1``."""
+    lines = call(["sbatch", "--version"]).splitlines()
+    return next((line for line in lines if re.match(r"slurm\S* \d", line)), "slurm of an unknown version")
+
+
+def partitions() -> list[str]:
+    """The partitions by name, state, time limit and number of nodes, one string each."""
+    lines = call(["sinfo", "--noheader", f"--format={_MARK}|%P %a %l %D"]).splitlines()
+    return [" ".join(line.partition("|")[2].split()) for line in lines if line.startswith(f"{_MARK}|")]
+
+
 def _fields(command: str, line: str, count: int) -> list[str]:
     fields = line.split("|", count - 1)
-    if len(fields) != count:
-        raise SlurmError(f"{command} printed {line!r}, which is not understood", hint="try again later")
+    if len(fields) != count or not re.match(r"[1-9][0-9]*(_|$)", fields[0]):
+        raise SlurmError(
+            f"{command} printed {printable(line, 200)!r}, which is not understood", hint="try again later"
+        )
     return fields
 
 

@@ -8,12 +8,13 @@ What is to be submitted is planned in `magicseg.launch.planning`.
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from magicseg.errors import ConfigError
+from magicseg.core.text import command
+from magicseg.errors import ConfigError, MagicsegError
 from magicseg.launch.container import admitted
 from magicseg.launch.housekeeping import take_back_claims, tidy
 from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
@@ -36,6 +37,7 @@ from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training import follow_up_script, training_script
 from magicseg.run.directory import Run
+from magicseg.run.files import storage_errors
 from magicseg.run.fingerprint import STAGES
 
 
@@ -70,7 +72,12 @@ def submit(run: Run, request: Request) -> Submitted:
         with admitted(run, profile, new=request.new_image, queued=queued):
             take_back_claims(state)
             tidy(state)
-            new, lines = _walk(state, profile, limits, request, partial(_enqueue, run, profile))
+            known = {one.number for one in submissions(run)}
+            try:
+                new, lines = _walk(state, profile, limits, request, partial(_enqueue, run, profile))
+            except MagicsegError as error:
+                _name_queued(run, request, error, [one for one in submissions(run) if one.number not in known])
+                raise
     stages = stages_of(request)
     numbers = {task.submission.number for stage in stages for task in state.board.active(stage)}
     there = [one for one in submissions(run) if one.number in numbers]
@@ -82,6 +89,21 @@ def submit(run: Run, request: Request) -> Submitted:
     else:
         lines.append(f"nothing to submit: {request.stage} is done; look: magicseg status {run.path}")
     return Submitted(lines=lines, submissions=new, waiting=[*there, *followers])
+
+
+def _name_queued(run: Run, request: Request, error: MagicsegError, begun: Sequence[Submission]) -> None:
+    """Add to an error that ended a submission what of it is in the queue, and how to go on."""
+    queued = [
+        f"{array.name} ({f'job {array.job}' if array.job else 'perhaps: its number is not known'})"
+        for one in begun
+        for array in one.arrays
+    ]
+    if not queued:
+        return
+    error.message += f"; in the queue by then: {', '.join(queued)}"
+    rest = command("magicseg", "submit", request.stage, run.path)
+    all_out = command("magicseg", "cancel", run.path)
+    error.hint = f"{error.hint + '; ' if error.hint else ''}{rest} submits the rest; {all_out} takes these back"
 
 
 def dry_run(run: Run, request: Request) -> str:
@@ -165,16 +187,17 @@ def _enqueue(run: Run, profile: Profile, record: Submission, dependency: str | N
 
     make_folder(record)
     record.write()
-    if record.stage in {"train", FOLLOW_UP}:
-        ((name, text),) = _scripts(run, profile, record, dependency)
-        return _keep(record, lambda _: _submit_text(record.folder / name, text))
-    specs = array_specs(record, profile, dependency)
-    return _keep(record, lambda position: submit_array(run, record.stage, profile, specs[position], record.folder))
+    with storage_errors(record.folder, command("magicseg", "submit", record.stage, run.path)):
+        if record.stage in {"train", FOLLOW_UP}:
+            ((name, text),) = _scripts(run, profile, record, dependency)
+            return _keep(record, lambda _: _submit_text(record.folder / name, text, record.names[0]))
+        specs = array_specs(record, profile, dependency)
+        return _keep(record, lambda at: submit_array(run, record.stage, profile, specs[at], record.folder))
 
 
-def _submit_text(path: Path, text: str) -> str:
+def _submit_text(path: Path, text: str, name: str) -> str:
     path.write_text(text, encoding="utf-8")
-    return submit_script(path)
+    return submit_script(path, name)
 
 
 def _keep(record: Submission, send: Callable[[int], str]) -> Submission:

@@ -6,6 +6,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from magicseg.core.secrets import assigned_secret, secret_value
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
 
 def _one_line(text: str) -> str:
     if not text or not text.isprintable() or text != text.strip():
@@ -26,8 +30,23 @@ def _module(text: str) -> str:
 
 
 def _size(text: str) -> str:
-    if not re.fullmatch(r"[1-9]\d*[KMGT]?", text, re.ASCII):
+    if not re.fullmatch(r"[1-9]\d{0,15}[KMGT]?", text, re.ASCII):
         raise ValueError("is a number with K, M, G or T behind it: 16G")
+    return text
+
+
+def bytes_of(text: str) -> int:
+    """Return a size in bytes: ``16G``; without a letter it is in mebibytes, as Slurm has it."""
+    return int(text[:-1]) * _UNITS[text[-1]] if text[-1] in _UNITS else int(text) * 2**20
+
+
+def public(text: str) -> str:
+    """Return ``text``, which will lie in a job script. Raises ValueError if it holds a secret."""
+    name = assigned_secret(text)
+    if name is not None:
+        raise ValueError(f"{name} looks secret and would lie in a job file: name it in pass_environment")
+    if secret_value(text):
+        raise ValueError("holds a password or a key, and would lie in a job file: name it in pass_environment")
     return text
 
 
@@ -36,7 +55,7 @@ def _shell_line(text: str) -> str:
         raise ValueError("must not begin with '#': sbatch would take #SBATCH and #PBS for its own")
     if text.endswith("\\"):
         raise ValueError("must not end with a backslash, which would swallow the next line")
-    return text
+    return public(text)
 
 
 def _bind(text: str) -> str:
@@ -75,7 +94,7 @@ def _operand(text: str) -> str:
 
 
 Word = Annotated[str, AfterValidator(_word)]
-Line = Annotated[str, AfterValidator(_one_line)]
+Line = Annotated[str, AfterValidator(_one_line), AfterValidator(public)]
 Module = Annotated[str, AfterValidator(_module)]
 Size = Annotated[str, AfterValidator(_size)]
 ShellLine = Annotated[str, AfterValidator(_shell_line)]

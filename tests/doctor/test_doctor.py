@@ -101,8 +101,8 @@ def test_a_machine_without_slurm_and_containers_is_no_failure(tools):
 def test_slurm_is_asked_for_version_partitions_and_accounting(tools):
     for name in ("squeue", "scontrol", "scancel", "sacct"):
         tools(name, "exit 0")
-    tools("sbatch", "echo slurm 24.05.1")
-    tools("sinfo", "echo 'gpu* up 1-00:00:00 12'")
+    tools("sbatch", "echo Welcome to the cluster; echo slurm 24.05.1")
+    tools("sinfo", "echo Welcome to the cluster; echo 'magicseg|gpu* up 1-00:00:00 12'")
     check = machine.slurm()
     assert check.status is Status.OK
     assert check.seen == "slurm 24.05.1; partitions (name, state, time limit, nodes): gpu* up 1-00:00:00 12"

@@ -25,6 +25,7 @@ done
 {answer}
 """
 _ANSWER = "if [ -e {name}.says ]; then cat {name}.says; fi"
+_SQUEUE = "echo 'magicseg|ARRAY_JOB_ID|ARRAY_TASK_ID|STATE|NODELIST|TIME|TIME_LEFT|NAME|REASON'"
 _SBATCH = """number=$((100 + count))
 case "$*" in
   *--parsable*) echo "$number" ;;
@@ -48,6 +49,10 @@ class StandIns:
         self.path.mkdir(parents=True)
         for name in COMMANDS:
             answer = _SBATCH if name == "sbatch" else _ANSWER.format(name=name)
+            if name == "squeue":
+                answer = f"if [ -e squeue.instead ]; then cat squeue.instead; exit; fi\n{_SQUEUE}\n{answer}"
+            if name == "sbatch":
+                answer = f"if [ -e banner ]; then cat banner; fi\n{answer}"
             script = self.path / name
             script.write_text(_SCRIPT.format(folder=self.folder, name=name, answer=answer))
             script.chmod(0o755)
@@ -56,6 +61,14 @@ class StandIns:
     def says(self, name: str, text: str) -> None:
         """What a command prints from now on."""
         (self.folder / f"{name}.says").write_text(text)
+
+    def says_instead(self, text: str) -> None:
+        """What ``squeue`` prints in place of any table."""
+        (self.folder / "squeue.instead").write_text(text)
+
+    def has_banner(self, text: str) -> None:
+        """What the site's ``sbatch`` prints before the job's number."""
+        (self.folder / "banner").write_text(text)
 
     def fails(self, name: str, words: str, *, call: int | None = None) -> None:
         """Have a command fail with these words: always, or at its call of this number, counted from 1."""
@@ -90,7 +103,7 @@ def queued(array: ArrayJob | str, indices: str, state: str, *, job: str = "101",
     """A line of ``squeue``, in the format that is asked for."""
     name = array if isinstance(array, str) else array.name
     nodes, elapsed = ("n1", "1:05") if state == "RUNNING" else ("", "0:00")
-    return "|".join((job, indices, state, nodes, elapsed, "58:55", name, reason)) + "\n"
+    return "|".join(("magicseg", job, indices, state, nodes, elapsed, "58:55", name, reason)) + "\n"
 
 
 def accounted(array: ArrayJob, label: str, state: str, *, code: str = "0:0") -> str:

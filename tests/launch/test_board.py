@@ -193,10 +193,13 @@ def test_a_queue_that_cannot_be_asked_is_a_warning_for_status_and_a_refusal_for_
     assert len(submissions(fresh)) == 2
 
 
-@pytest.mark.parametrize("words", ["under maintenance until noon", "101|0-5,...|101|PENDING||0:00|1:00|NAME|None"])
+@pytest.mark.parametrize(
+    "words",
+    ["under maintenance until noon", "magicseg|HEADER\nmagicseg|101|0-5,...|101|PENDING||0:00|1:00|NAME|None"],
+)
 def test_a_squeue_that_is_not_understood_is_a_warning_not_a_crash_nor_an_empty_queue(fresh, slurm, words):
     made = record(fresh, "describe", SIX)
-    slurm.says("squeue", words.replace("NAME", made.names[0]) + "\n")
+    slurm.says_instead(words.replace("NAME", made.names[0]) + "\n")
     board = board_of(fresh)
     assert not board.asked
     assert "not understood" in board.warnings[0]

@@ -9,9 +9,10 @@ from stand_ins import record
 from tiny_runs import do
 
 from magicseg.launch.accounts import Account, parse_accounts
-from magicseg.launch.efficiency import bytes_of, efficiency, efficiency_lines
+from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.grouping import contiguous_groups
 from magicseg.launch.profile_files import load_profile
+from magicseg.launch.values import bytes_of
 
 GIB = 2**30
 

@@ -1,5 +1,6 @@
 """The job map: what was submitted is written down, whatever becomes of a submission half-way."""
 
+import errno
 import json
 import os
 
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from stand_ins import accounted, claim, queued, record
 from tiny_runs import do
 
-from magicseg.errors import ConfigError, DamageError, RunError
+from magicseg.errors import ConfigError, DamageError, RunError, StoreError
 from magicseg.launch.board import board_of
 from magicseg.launch.follow_up import follow_up, left_undone
-from magicseg.launch.jobs import ArrayJob, Submission, next_number, submissions, submitting
+from magicseg.launch.jobs import ArrayJob, Submission, job_name, next_number, submissions, submitting
 from magicseg.launch.planning import Request
 from magicseg.launch.slurm import SlurmError, SlurmSilence
 from magicseg.launch.submit import submit
@@ -29,11 +30,14 @@ def records(draw):
     tasks = draw(st.lists(shards, min_size=1, max_size=5))
     count = draw(st.integers(1, len(tasks)))
     jobs = draw(st.lists(st.none() | st.integers(1, 10**9).map(str), min_size=count, max_size=count))
-    arrays = tuple(ArrayJob(name=draw(line), first=n, count=1, job=job) for n, job in enumerate(jobs))
+    arrays = tuple(
+        ArrayJob(name=draw(st.from_regex("[a-z0-9-]+", fullmatch=True)), first=n, count=1, job=job)
+        for n, job in enumerate(jobs)
+    )
     return {
         "number": draw(st.integers(1, 9999)),
         "stage": draw(st.sampled_from(["describe", "train", "follow-up"])),
-        "created": draw(line),
+        "created": draw(st.datetimes()).isoformat(timespec="seconds"),
         "run": draw(line),
         "version": draw(line),
         "tasks": tuple(tasks),
@@ -41,8 +45,11 @@ def records(draw):
         "profile": draw(line),
         "resources": draw(st.dictionaries(line, values | st.dictionaries(line, line, max_size=2), max_size=3)),
         "parent": draw(st.none() | st.integers(1, 99)),
-        "asked": draw(st.dictionaries(line, st.lists(line, max_size=2), max_size=3)),
-        "ended": draw(st.dictionaries(st.sampled_from(["failed", "completed"]), shards, max_size=2)),
+        "asked": draw(
+            st.just({})
+            | st.fixed_dictionaries({"profile": line, "overrides": st.lists(line), "resubmit": st.just(1)})
+        ),
+        "ended": draw(st.sampled_from([{}, {"COMPLETED": format_ranges(range(len(tasks)))}])),
     }
 
 
@@ -177,13 +184,68 @@ def test_a_stage_that_is_refused_leaves_the_stages_before_it_in_the_queue(fresh,
     with pytest.raises(SlurmError) as caught:
         submit(fresh, Request(stage="all", profile="gpu"))
     assert "slurm.gpus" in caught.value.hint
-    assert [one.stage for one in submissions(fresh)] == ["describe", "generate"]
+    made = submissions(fresh)
+    assert [one.stage for one in made] == ["describe", "generate"]
+    queued_by_then = f"in the queue by then: {made[0].names[0]} (job 101), {made[1].names[0]} (job 102)"
+    assert caught.value.message.endswith(queued_by_then)
+    assert f"magicseg submit all {fresh.path} submits the rest" in caught.value.hint
+    assert f"magicseg cancel {fresh.path}" in caught.value.hint
 
 
-def test_an_sbatch_that_answers_without_a_number_is_told(fresh, slurm):
+def test_an_array_that_is_refused_names_the_arrays_before_it_that_are_in_the_queue(fresh, slurm):
+    slurm.fails("sbatch", "sbatch: error: Job violates accounting/QOS policy", call=2)
+    with pytest.raises(SlurmError) as caught:
+        submit(fresh, Request(stage="describe", profile="cpu", shards_per_task=1, overrides=("slurm.array_size=3",)))
+    assert caught.value.message.endswith(f"in the queue by then: {submissions(fresh)[0].names[0]} (job 101)")
+
+
+BANNER = """-----------------------------------------------------------------
+          Welcome to the Example Cluster, since 2019
+-----------------------------------------------------------------
+--> Verifying valid submit host (login4)...OK
+Your last job 4711 has ended.
+"""
+
+
+def test_a_banner_before_the_job_number_is_no_part_of_it(fresh, slurm):
+    slurm.has_banner(BANNER)
+    made = submit(fresh, Request(stage="all", profile="cpu", shards_per_task=2)).submissions
+    assert [one.jobs for one in made] == [["101"], ["102"], ["103"], ["104"], ["105"], ["106"]]
+    assert submissions(fresh) == made
+    script = (made[3].folder / "train.sbatch").read_text()
+    assert "--dependency=afterok:103\n" in script
+    assert (made[0].folder / "101_2_submitted.pkl").exists()
+
+
+def test_a_job_whose_number_was_not_printed_is_found_in_the_queue_by_its_name(fresh, slurm):
     (slurm.path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
-    with pytest.raises(SlurmError, match="welcome"):
+    name = job_name(fresh, "describe", 1, 0)
+    ended = queued(name, "N/A", "CANCELLED", job="50")
+    slurm.says("squeue", ended + queued(name, "N/A", "PENDING", job="77"))
+    (made,) = submit(fresh, Request(stage="describe", profile="cpu")).submissions
+    assert made.jobs == ["77"]
+
+
+def test_an_sbatch_that_answers_without_a_number_is_told_and_the_job_is_looked_for_by_its_name(fresh, slurm):
+    (slurm.path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
+    with pytest.raises(SlurmSilence, match="welcome") as caught:
         submit(fresh, Request(stage="describe", profile="cpu"))
+    (made,) = submissions(fresh)
+    assert f"squeue --me --name={made.names[0]}" in caught.value.hint
+    assert f"{made.names[0]} (perhaps: its number is not known)" in caught.value.message
+    slurm.says("squeue", queued(made.names[0], "0-5", "RUNNING", job="77"))
+    assert [task.label for task in board_of(fresh).active()] == [f"77_{index}" for index in range(6)]
+
+
+def test_files_that_cannot_be_written_after_sbatch_took_the_job_take_it_back(fresh, slurm, monkeypatch):
+    def full(self, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    monkeypatch.setattr("pathlib.Path.rename", full)
+    with pytest.raises(StoreError, match="No space left"):
+        submit(fresh, Request(stage="describe", profile="cpu"))
+    assert slurm.calls("scancel") == ["--quiet 101"]
+    assert submissions(fresh) == []
 
 
 def test_of_two_submits_at_once_one_is_refused(fresh, slurm):

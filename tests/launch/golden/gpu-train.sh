@@ -21,7 +21,7 @@ python=(/PYTHON)
 processes=4
 restarts=3
 requeues=10
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$SLURMD_NODENAME # this script runs on the first node
 port=$((10000 + SLURM_JOB_ID % 20000)) # torchrun's own 29500 is often taken
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SRUN_CPUS_PER_TASK > processes ? SRUN_CPUS_PER_TASK / processes : 1))}"
 # Else ranks that torchrun starts again cannot find each other.
