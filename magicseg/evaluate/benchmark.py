@@ -31,7 +31,7 @@ from magicseg.evaluate.counts import (
 from magicseg.evaluate.counts import (
     RECIPE as SCORES_RECIPE,
 )
-from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, Threshold, class_numbers, image_logits, threshold_of
+from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, Threshold, label_image, threshold_of
 from magicseg.evaluate.parts import PART, Part, cut, evenly, join, part_path, read_part, write_part
 from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.truth import DataSet, open_data_set
@@ -203,8 +203,8 @@ class _Worker:
                     loaded.close()
                     return
                 image, truth = next(loaded)
-                logits = image_logits(self.head, image, protocol, str(self.data.image_paths[self.data.place[name]]))
-                numbers = class_numbers(self.head, logits, protocol, self.threshold)
+                path = str(self.data.image_paths[self.data.place[name]])
+                numbers = label_image(self.head, image, protocol, self.threshold, path)
                 counting.append(self.pool.submit(self._count, image, truth, numbers))
                 done += 1
                 if self.progress is not None:

@@ -1,6 +1,6 @@
 """From a head's logits to class numbers, by a benchmark's rule for background."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from magicseg.errors import DataError
 from magicseg.evaluate.protocol import Protocol
-from magicseg.evaluate.sliding import slide
+from magicseg.evaluate.sliding import logit_stripes
 from magicseg.labels import BACKGROUND
 
 if TYPE_CHECKING:
@@ -43,12 +43,25 @@ def threshold_of(protocol: Protocol, given: Threshold | None) -> Threshold | Non
     return given or Threshold(value=protocol.background.threshold, origin="default")
 
 
-def image_logits(head: "Head", image: NDArray[np.uint8], protocol: Protocol, name: str) -> "Tensor":
-    """Logits of every query at every pixel of an image, float32 (Q, H, W), by the protocol's resize and window.
+def label_image(
+    head: "Head", image: NDArray[np.uint8], protocol: Protocol, threshold: Threshold | None, name: str
+) -> NDArray[np.uint16]:
+    """Return the class number of every pixel of an image, uint16 (H, W). See `image_logits` and `class_numbers`."""
+    stripes = image_logits(head, image, protocol, name)
+    return np.concatenate([class_numbers(head, logits, protocol, threshold) for _, logits in stripes])
 
-    ``head.prepare(protocol.queries)`` comes first. Raises: DataError where a pixel's largest is not finite.
+
+def image_logits(
+    head: "Head", image: NDArray[np.uint8], protocol: Protocol, name: str
+) -> Iterator[tuple[slice, "Tensor"]]:
+    """Yield the logits of all queries by the protocol's resize and window, some rows of the image at a time.
+
+    ``head.prepare(protocol.queries)`` comes first.
+
+    Yields: the rows, and their logits, float32 (Q, rows, W).
+    Raises: DataError where a pixel's largest is not finite.
     """
-    logits = slide(
+    for rows, logits in logit_stripes(
         head.logits,
         image,
         short_side=protocol.short_side,
@@ -57,11 +70,11 @@ def image_logits(head: "Head", image: NDArray[np.uint8], protocol: Protocol, nam
         stride_px=protocol.stride,
         batch_size=WINDOWS_AT_ONCE,
         multiple=head.stride,
-    )
-    # NaN wins in a maximum, and one number per pixel is quickly looked through.
-    if not bool(logits.amax(dim=0).isfinite().all()):
-        raise DataError(f"{name}: the scores of {head.name} are not finite", hint="are its weights damaged?")
-    return logits
+    ):
+        # NaN wins in a maximum, and one number per pixel is quickly looked through.
+        if not bool(logits.amax(dim=0).isfinite().all()):
+            raise DataError(f"{name}: the scores of {head.name} are not finite", hint="are its weights damaged?")
+        yield rows, logits
 
 
 def best_objects(head: "Head", logits: "Tensor", protocol: Protocol) -> tuple["Tensor", "Tensor"]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from magicseg.errors import ConfigError
 from magicseg.evaluate.segmenter_head import TextHead
-from magicseg.model.decoder import upsample_logits
 from magicseg.model.dense import DenseVariant, dense_last_block
 from magicseg.model.open_clip_encoder import OpenClipEncoder
 from magicseg.model.segmenter import Segmenter
@@ -42,7 +41,7 @@ class DenseClipHead(TextHead):
         height, width = crops.shape[-2:]
         similar = self._scale * self._features(crops.to(self.text.device)) @ self.text.T
         shape = (len(crops), len(self.text), height // self.stride, width // self.stride)
-        return upsample_logits(similar.float().transpose(1, 2).reshape(shape), (height, width))
+        return similar.float().transpose(1, 2).reshape(shape)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.softmax(dim=-3)

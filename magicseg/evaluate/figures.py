@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.errors import BackendError
-from magicseg.evaluate.deciding import Threshold, class_numbers, image_logits
+from magicseg.evaluate.deciding import Threshold, label_image
 from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.truth import DataSet, open_data_set
 from magicseg.labels import BACKGROUND, IGNORE
@@ -74,8 +74,7 @@ def _example(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]:
     """Image, ground truth and prediction, ignored pixels as IGNORE in both."""
     image, truth = data.pair(name)
-    logits = image_logits(head, image, data.protocol, name)
-    numbers = class_numbers(head, logits, data.protocol, threshold)
+    numbers = label_image(head, image, data.protocol, threshold, name)
     ignored = truth == data.protocol.ignore_value
     return image, np.where(ignored, IGNORE, truth).astype(np.uint16), numbers
 

@@ -43,7 +43,8 @@ class Head(Protocol):
         """Raw scores, which the sliding window averages.
 
         Args: crops: uint8 (B, 3, h, w), RGB, on the CPU; h and w are multiples of ``stride``.
-        Returns: float32 (B, K, h, w), on any device.
+        Returns: float32 (B, K, rows, columns), on any device. A grid coarser than (h, w), such as the patches', is
+            interpolated to it: give the coarse one, which needs little memory.
         """
         ...
 

@@ -26,6 +26,7 @@ from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.evaluate.sweep import Sweep
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.miniature.heldout import heldout_scene
+from magicseg.model.decoder import upsample_logits
 from magicseg.model.segmenter import Segmenter, untrained_like
 
 OTHER_SCENES = 1 << 62
@@ -129,7 +130,9 @@ def predict(head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, th
 def _best(head: Head, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Every pixel's best score and the place of its class: (B, H, W)."""
     with torch.inference_mode():
-        scores, places = head.scores(head.logits(torch.from_numpy(images).permute(0, 3, 1, 2))).max(dim=1)
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
+        logits = upsample_logits(head.logits(pixels), (images.shape[1], images.shape[2]))
+        scores, places = head.scores(logits).max(dim=1)
     return scores.float().cpu().numpy(), places.cpu().numpy()
 
 

@@ -23,7 +23,6 @@ from torch import Tensor
 from magicseg.errors import DataError
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.labels.vocabulary import name_key
-from magicseg.model.decoder import upsample_logits
 from magicseg.train.data import Samples
 
 RECIPE = 1  # goes up whenever the same samples give another bank
@@ -161,7 +160,7 @@ class MemoryBankHead:
         ]
         height, width = crops.shape[-2:]
         shape = (len(crops), len(closer), height // self.stride, width // self.stride)
-        return upsample_logits(torch.stack(closer, dim=1).reshape(shape), (height, width))
+        return torch.stack(closer, dim=1).reshape(shape)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from magicseg.backends import ClassMap, Image
 from magicseg.errors import BackendError, DataError
@@ -96,12 +97,12 @@ def predict_pictures(
         asked = [(label.name, *label.synonyms) for label in vocabulary.labels]
 
         def label(image: Image) -> tuple[ClassMap, Mapping[str, Any]]:
-            found = model.segment(image, asked, threshold=threshold, window=window)
+            found = model.segment(image, asked, threshold=threshold, window=window, scores=False)
             mask = found.labels.astype(np.uint16)
             return mask, {
                 "width": image.shape[1],
                 "height": image.shape[0],
-                "areas": _areas(mask, found.scores, vocabulary),
+                "areas": _areas(mask, found.best, vocabulary),
             }
 
         return label
@@ -125,7 +126,7 @@ def predict_pictures(
     )
 
 
-def _areas(mask: ClassMap, scores: Any, vocabulary: Vocabulary) -> dict[str, dict[str, float]]:
+def _areas(mask: ClassMap, best: NDArray[np.float32], vocabulary: Vocabulary) -> dict[str, dict[str, float]]:
     areas = {}
     for label in vocabulary.labels:
         where = mask == label.id
@@ -134,6 +135,6 @@ def _areas(mask: ClassMap, scores: Any, vocabulary: Vocabulary) -> dict[str, dic
             areas[label.name] = {
                 "pixels": count,
                 "share": round(count / mask.size, 6),
-                "mean_score": round(float(scores[label.id - 1][where].mean()), 4),
+                "mean_score": round(float(best[where].mean()), 4),
             }
     return areas

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magicseg.model.segmenter import Segmenter, SegmenterOutput
+from magicseg.model.segmenter import Segmenter
 
 
 class TextHead:
@@ -42,8 +42,7 @@ class SegmenterHead(TextHead):
 
     @torch.inference_mode()
     def logits(self, crops: Tensor) -> Tensor:
-        output: SegmenterOutput = self._model(crops.to(self.text.device), self.text)
-        return output.logits
+        return self._model.patch_logits(crops.to(self.text.device), self.text)
 
     def scores(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()

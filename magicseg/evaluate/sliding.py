@@ -1,13 +1,19 @@
-"""Any image through a model of one input size: resize, overlapping windows, averaged logits, the image's own size.
+"""Sliding-window inference: resize, overlapping windows, averaged logits, the image's own size.
 
-    logits = slide(head.logits, image, short_side=512, window=512, stride_px=426, batch_size=4, multiple=head.stride)
+    for rows, logits in logit_stripes(head.logits, image, short_side=512, window=512, stride_px=426, batch_size=4,
+                                      multiple=head.stride):
+        labels[rows] = logits.argmax(dim=0)
 
 The rules are those of mmsegmentation 1.x, by which the field's numbers are computed: its ``Resize`` with
 ``scale=(2048, 512), keep_ratio=True``, its ``slide_inference``, and its bilinear resize of the logits (not of the
 label map) back to the image's own size.
+
+Logits at full size are made for a stripe of rows at a time. Memory is bounded by the labels and the window, whatever
+the size of the image.
 """
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,9 +23,22 @@ from torch import Tensor
 
 LONG_SIDE = 2048
 
+WHOLE_VALUES = 1 << 26
+"""Logits of an image (labels x pixels) up to which all rows are made at once, float32: 256 MiB."""
+
+STRIPE_VALUES = 1 << 24
+"""Logits in a stripe of a larger image, float32: 64 MiB."""
+
+_SMALL_WINDOW = 1 << 20  # logits of a window that are cheap to make again for the next stripe
+
+HeadLogits = Callable[[Tensor], Tensor]
+"""Crops uint8 (B, 3, h, w) on the CPU to logits float (B, K, rows, columns), on any device: by pixel, or on a coarser
+grid, which is brought to (h, w) by bilinear interpolation.
+"""
+
 
 def slide(
-    head_logits: Callable[[Tensor], Tensor],
+    head_logits: HeadLogits,
     image: NDArray[np.uint8],
     *,
     short_side: int | None,
@@ -29,14 +48,41 @@ def slide(
     multiple: int,
     long_side: int = LONG_SIDE,
 ) -> Tensor:
-    """Logits of every pixel of one image.
+    """Return the logits of every pixel of an image, float32 (K, H, W): the stripes of `logit_stripes` together."""
+    stripes = logit_stripes(
+        head_logits,
+        image,
+        short_side=short_side,
+        window=window,
+        stride_px=stride_px,
+        batch_size=batch_size,
+        multiple=multiple,
+        long_side=long_side,
+    )
+    return torch.cat([logits for _, logits in stripes], dim=1)
 
-    The image is resized (`resized_size`), padded (`padded_size`) and cut into windows (`window_places`); a pixel's
-    logit is the mean over the windows that hold it. Batches hold windows of this one image, in a fixed order, so
-    that what else is scored, where and in what order changes no bit.
+
+def logit_stripes(
+    head_logits: HeadLogits,
+    image: NDArray[np.uint8],
+    *,
+    short_side: int | None,
+    window: int | None,
+    stride_px: int,
+    batch_size: int,
+    multiple: int,
+    long_side: int = LONG_SIDE,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the logits of an image, some rows at a time, from the top to the bottom.
+
+    The image is resized (`resized_size`), padded (`padded_size`) and cut into windows (`window_places`). A pixel's
+    logit is the mean over the windows that hold it. Batches hold windows of this one image, in a fixed order, so the
+    bits do not depend on other images, their order or the process.
+
+    An image with at most `WHOLE_VALUES` logits is one stripe. Stripes of a larger one have about `STRIPE_VALUES`
+    logits, and differ from the whole by rounding at most: see `bilinear_rows`.
 
     Args:
-        head_logits: uint8 (B, 3, h, w) on the CPU -> float (B, K, h, w).
         image: uint8 (H, W, 3), RGB.
         short_side: pixels of the shorter side after resizing, where ``long_side`` allows; None: as it is.
         window: side of the windows, pixels, a multiple of ``multiple``; None: the whole image at once.
@@ -45,7 +91,7 @@ def slide(
         multiple: sides of what ``head_logits`` gets are multiples of this.
         long_side: the longer side's limit after resizing, pixels.
 
-    Returns: float32 (K, H, W), on the device of what ``head_logits`` returns.
+    Yields: the rows, and their logits, float32 (K, rows, W), on the device of what ``head_logits`` returns.
     Raises: ValueError for a window that is no multiple, or a stride that leaves gaps.
     """
     if window is not None and window % multiple:
@@ -60,25 +106,119 @@ def slide(
     # Repeating the border's pixels makes no edge that a model could take for an object's.
     rows = torch.arange(padded[0]).clamp_(max=size[0] - 1)
     columns = torch.arange(padded[1]).clamp_(max=size[1] - 1)
-    pixels = pixels[:, rows][:, :, columns]
+    if padded != size:
+        pixels = pixels[:, rows][:, :, columns]
+    shape = (min(padded[0], window or padded[0]), min(padded[1], window or padded[1]))
+    windows = _Windows(head_logits, pixels, list(window_places(padded, shape, stride_px)), shape, batch_size)
 
-    height, width = (side if window is None else min(side, window) for side in padded)
-    places = list(window_places(padded, (height, width), stride_px))
-    total: Tensor | None = None
-    counts = torch.zeros(padded)
-    for start in range(0, len(places), batch_size):
-        batch = places[start : start + batch_size]
-        crops = torch.stack([pixels[:, y : y + height, x : x + width] for y, x in batch])
-        for (y, x), logits in zip(batch, head_logits(crops).float(), strict=True):
-            if total is None:
-                total = logits.new_zeros((len(logits), *padded))
-            total[:, y : y + height, x : x + width] += logits
-            counts[y : y + height, x : x + width] += 1
-    assert total is not None  # there is a window in every image
-    mean = total.div_(counts.to(total.device))[:, : size[0], : size[1]]
-    if size == own_size:
-        return mean
-    return F.interpolate(mean[None], size=own_size, mode="bilinear", align_corners=False)[0]
+    widest = max(own_size[1], padded[1])
+    whole = windows.classes * max(own_size[0], padded[0]) * widest <= WHOLE_VALUES
+    step = own_size[0] if whole else max(1, STRIPE_VALUES // (windows.classes * widest))
+    for top in range(0, own_size[0], step):
+        bottom = min(top + step, own_size[0])
+        if size == own_size:
+            yield slice(top, bottom), windows.mean(top, bottom, whole=whole)[:, :, : size[1]]
+            continue
+        first, last = (0, size[0]) if whole else _rows_needed(size[0], own_size[0], top, bottom)
+        mean = windows.mean(first, last, whole=whole)[:, :, : size[1]]
+        if whole:
+            yield slice(top, bottom), _bilinear(mean, own_size)
+        else:
+            yield slice(top, bottom), _between_rows(mean, size[0], own_size, top, bottom)
+
+
+class _Windows:
+    """The windows of one image. Each goes through the model when its rows are needed, and is forgotten after them."""
+
+    def __init__(
+        self,
+        head_logits: HeadLogits,
+        pixels: Tensor,
+        places: Sequence[tuple[int, int]],
+        shape: tuple[int, int],
+        batch_size: int,
+    ) -> None:
+        self._head_logits, self._pixels, self._places = head_logits, pixels, places
+        self._shape, self._batch_size = shape, batch_size
+        self._started = 0
+        self._made: deque[tuple[int, int, Tensor]] = deque()
+        self._next_batch()
+        self.classes = len(self._made[0][2])
+
+    def mean(self, top: int, bottom: int, *, whole: bool) -> Tensor:
+        """Return the mean over the windows, float32 (K, bottom - top, W). ``top`` must not go back."""
+        height, width = self._shape
+        while self._started < len(self._places) and self._places[self._started][0] < bottom:
+            self._next_batch()
+        while self._made[0][0] + height <= top:
+            self._made.popleft()
+        across = self._pixels.shape[-1]
+        total = self._made[0][2].new_zeros((self.classes, bottom - top, across))
+        counts = torch.zeros(bottom - top, across)
+        whole = whole or self.classes * height * width <= _SMALL_WINDOW
+        for y, x, logits in self._made:
+            if y >= bottom:
+                break
+            low, high = max(top, y), min(bottom, y + height)
+            part = bilinear_rows(logits, self._shape, low - y, high - y, whole=whole)
+            total[:, low - top : high - top, x : x + width] += part
+            counts[low - top : high - top, x : x + width] += 1
+        return total.div_(counts.to(total.device))
+
+    def _next_batch(self) -> None:
+        height, width = self._shape
+        batch = self._places[self._started : self._started + self._batch_size]
+        crops = torch.stack([self._pixels[:, y : y + height, x : x + width] for y, x in batch])
+        for (y, x), logits in zip(batch, self._head_logits(crops).float(), strict=True):
+            self._made.append((y, x, logits))
+        self._started += len(batch)
+
+
+def bilinear_rows(values: Tensor, size: tuple[int, int], top: int, bottom: int, *, whole: bool) -> Tensor:
+    """Return some rows of values (K, h, w) brought to ``size`` by bilinear interpolation: (K, bottom - top, W).
+
+    Args: whole: interpolate all rows by ``F.interpolate`` and cut these out. Otherwise only these are made, by the
+    same formula, in the order of operations of torch's CPU kernel; the last bits may differ.
+    """
+    if tuple(values.shape[1:]) == size:
+        return values[:, top:bottom]
+    if whole:
+        return _bilinear(values, size)[:, top:bottom]
+    first, last = _rows_needed(values.shape[1], size[0], top, bottom)
+    return _between_rows(values[:, first:last], values.shape[1], size, top, bottom)
+
+
+def _between_rows(values: Tensor, height: int, size: tuple[int, int], top: int, bottom: int) -> Tensor:
+    """Interpolate rows ``top`` to ``bottom`` of ``size`` from the rows of `_rows_needed`, of ``height`` in all."""
+    upper, lower, weight = _row_weights(height, size[0], top, bottom)
+    first = int(upper[0])
+    upper, lower = (rows.sub(first).to(values.device) for rows in (upper, lower))
+    weight = weight.to(values.device)[:, None]
+    wide = _bilinear(values, (values.shape[1], size[1]))
+    return (wide[:, lower] * weight).addcmul_(wide[:, upper], 1 - weight)
+
+
+def _rows_needed(height: int, new_height: int, top: int, bottom: int) -> tuple[int, int]:
+    """Return the range of rows, of ``height``, between which the rows ``top`` to ``bottom`` of ``new_height`` lie."""
+    upper, lower, _ = _row_weights(height, new_height, top, bottom)
+    return int(upper[0]), int(lower[-1]) + 1
+
+
+def _row_weights(height: int, new_height: int, top: int, bottom: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each new row's upper and lower neighbour, int64, and the lower one's weight, float32.
+
+    The weights are rounded as torch's CPU kernel rounds them: the scale to float32, the centre once.
+    """
+    scale = np.float64(np.float32(height) / np.float32(new_height))
+    centre = np.maximum(((np.arange(top, bottom) + 0.5) * scale - 0.5).astype(np.float32), 0)
+    upper = np.minimum(centre.astype(np.int64), height - 1)
+    lower = np.minimum(upper + 1, height - 1)
+    weight = np.clip(centre - upper.astype(np.float32), 0, 1)
+    return torch.from_numpy(upper), torch.from_numpy(lower), torch.from_numpy(weight)
+
+
+def _bilinear(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(values[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 def resized_size(size: tuple[int, int], *, short_side: int | None, long_side: int = LONG_SIDE) -> tuple[int, int]:

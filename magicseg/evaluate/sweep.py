@@ -132,9 +132,9 @@ def sweep_threshold(
     with torch.inference_mode():
         for done, name in enumerate(names, start=1):
             image, truth = data.pair(name)
-            logits = image_logits(head, image, protocol, str(data.image_paths[data.place[name]]))
-            score, place = best_objects(head, logits, protocol)
-            counts.add(truth, score.float().cpu().numpy(), place.cpu().numpy(), protocol.ignore_value)
+            for rows, logits in image_logits(head, image, protocol, str(data.image_paths[data.place[name]])):
+                score, place = best_objects(head, logits, protocol)
+                counts.add(truth[rows], score.float().cpu().numpy(), place.cpu().numpy(), protocol.ignore_value)
             if progress is not None:
                 progress(done, len(names))
     return _chosen(counts, data, names)

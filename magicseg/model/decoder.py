@@ -123,6 +123,8 @@ def upsample_logits(logits_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear upsampling of mask logits to the image.
 
     Args: logits_BKhw: float, raw scores on the patch grid. size: (height, width) in pixels.
-    Returns: float (B, K, height, width).
+    Returns: float (B, K, height, width); the very logits if they have this size.
     """
+    if tuple(logits_BKhw.shape[-2:]) == tuple(size):
+        return logits_BKhw
     return F.interpolate(logits_BKhw, size=size, mode="bilinear", align_corners=False)

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from magicseg.errors import DataError
-from magicseg.evaluate.sliding import slide
-from magicseg.model.segmenter import Segmenter, SegmenterOutput, load_segmenter
+from magicseg.evaluate.sliding import logit_stripes
+from magicseg.model.segmenter import Segmenter, load_segmenter
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -31,10 +31,13 @@ class Segmentation:
     """One image's result, at its own size.
 
     ``labels``: int32 (H, W): 0 where no class reaches the threshold, i where the i-th of the names (from 1) scores
-    highest. ``scores``: float32 (K, H, W), each class's probability by itself (a sigmoid: they need not sum to 1).
+    highest. ``best``: float32 (H, W), the highest score of a pixel, below the threshold too. ``scores``: float32
+    (K, H, W), each class's probability by itself (a sigmoid: they need not sum to 1); empty, (0, H, W), where they
+    were not asked for.
     """
 
     labels: NDArray[np.int32]
+    best: NDArray[np.float32]
     scores: NDArray[np.float32]
 
 
@@ -59,6 +62,7 @@ class OpenVocabularyModel:
         window: int | None = ...,
         stride: int | None = ...,
         short_side: int | None = ...,
+        scores: bool = ...,
     ) -> Segmentation: ...
 
     @overload
@@ -71,6 +75,7 @@ class OpenVocabularyModel:
         window: int | None = ...,
         stride: int | None = ...,
         short_side: int | None = ...,
+        scores: bool = ...,
     ) -> list[Segmentation]: ...
 
     def segment(
@@ -82,6 +87,7 @@ class OpenVocabularyModel:
         window: int | None = None,
         stride: int | None = None,
         short_side: int | None = None,
+        scores: bool = True,
     ) -> Segmentation | list[Segmentation]:
         """Segment one image or a sequence of images.
 
@@ -93,6 +99,8 @@ class OpenVocabularyModel:
             window: side of overlapping windows, pixels after resizing; None: the whole image at once.
             stride: pixels from one window to the next; None: 5/6 of a window.
             short_side: resize the image so that its shorter side has so many pixels; None: as it is.
+            scores: return the scores of all classes, 4 bytes for each label and pixel: 7 GB for 150 labels and 12
+                megapixels. Without them memory is bounded by the labels and the window.
 
         Returns: a `Segmentation`, or a list of them for a sequence.
         Raises: DataError for images and labels that are none of these.
@@ -108,8 +116,10 @@ class OpenVocabularyModel:
                 self._classes = classes
             text = self._texts
             if isinstance(images, np.ndarray | Image.Image):
-                return self._segment(_pixels(images), text, threshold, window, stride, short_side)
-            return [self._segment(_pixels(image), text, threshold, window, stride, short_side) for image in images]
+                return self._segment(_pixels(images), text, threshold, window, stride, short_side, scores)
+            return [
+                self._segment(_pixels(image), text, threshold, window, stride, short_side, scores) for image in images
+            ]
 
     def _segment(
         self,
@@ -119,13 +129,16 @@ class OpenVocabularyModel:
         window: int | None,
         stride: int | None,
         short_side: int | None,
+        with_scores: bool,
     ) -> Segmentation:
         def logits(crops: Tensor) -> Tensor:
-            output: SegmenterOutput = self.segmenter(crops.to(self._device), text)
-            return output.logits
+            return self.segmenter.patch_logits(crops.to(self._device), text)
 
+        size = image.shape[:2]
+        labels, best = np.empty(size, np.int32), np.empty(size, np.float32)
+        scores = np.empty((len(text) if with_scores else 0, *size), np.float32)
         try:
-            whole = slide(
+            for rows, found in logit_stripes(
                 logits,
                 image,
                 short_side=short_side,
@@ -133,13 +146,16 @@ class OpenVocabularyModel:
                 stride_px=stride or max(1, (window or 0) * 5 // 6),
                 batch_size=_WINDOWS,
                 multiple=self.segmenter.stride,
-            )
+            ):
+                probabilities = found.sigmoid()
+                highest, places = probabilities.max(dim=0)
+                labels[rows] = torch.where(highest < threshold, 0, places + 1).cpu().numpy()
+                best[rows] = highest.cpu().numpy()
+                if with_scores:
+                    scores[:, rows] = probabilities.cpu().numpy()
         except ValueError as error:
             raise DataError(str(error)) from error
-        scores = whole.sigmoid()
-        best, places = scores.max(dim=0)
-        labels = torch.where(best < threshold, 0, places + 1)
-        return Segmentation(labels=labels.cpu().numpy().astype(np.int32), scores=scores.cpu().numpy())
+        return Segmentation(labels=labels, best=best, scores=scores)
 
 
 def load_model(path: str | Path, *, device: str = "cpu") -> OpenVocabularyModel:

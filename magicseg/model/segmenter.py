@@ -201,10 +201,23 @@ class Segmenter(nn.Module):
             return tuple(self._upsampled(each, size) for each in self.decoder.every_layer(cls, patches, text))
         return self._upsampled(self.decoder(cls, patches, text), size)
 
+    def patch_logits(self, images: Tensor, text: Tensor) -> Tensor:
+        """Return the mask logits on the patch grid, float32 (B, K, h, w): `forward`'s before they are upsampled.
+
+        Args: images: uint8 (B, 3, H, W). text: (K, D).
+        """
+        cls, patches = self.encode_images(images)
+        logits = self.decoder(cls, patches, text.expand(len(cls), -1, -1))
+        return self._on_grid(logits, (images.shape[-2], images.shape[-1]))
+
     def _upsampled(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """(B, K, h * w) -> float32 (B, K, height, width)."""
+        return upsample_logits(self._on_grid(logits, size), size)
+
+    def _on_grid(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """(B, K, h * w) -> float32 (B, K, h, w). Args: size: of the images, pixels."""
         stride = self.encoder.stride
-        return upsample_logits(logits.float().reshape(*logits.shape[:2], size[0] // stride, size[1] // stride), size)
+        return logits.float().reshape(*logits.shape[:2], size[0] // stride, size[1] // stride)
 
     def forward(self, images: Tensor, text: Tensor) -> SegmenterOutput:
         """Args: images: uint8 (B, 3, H, W), RGB, sides multiples of the stride. text: (K, D) or (B, K, D)."""

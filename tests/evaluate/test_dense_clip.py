@@ -7,6 +7,7 @@ from tiny_clip import build
 
 from magicseg.errors import ConfigError
 from magicseg.evaluate.dense_clip import DenseClipHead, bank_features
+from magicseg.model.decoder import upsample_logits
 from magicseg.model.dense import DENSE_VARIANTS, dense_last_block
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.settings import ModelSettings
@@ -27,7 +28,7 @@ def test_logits_are_clips_cosines_at_its_temperature(variant, tmp_path):
     model = segmenter("open_clip", tmp_path)
     head = DenseClipHead(model, "sha256:0", variant)
     head.prepare([["cat", "kitten"], ["dog"], ["sky"]])
-    logits = head.logits(IMAGES)
+    logits = upsample_logits(head.logits(IMAGES), IMAGES.shape[-2:])
     assert (logits.shape, logits.dtype) == ((2, 3, 24, 40), torch.float32)
     visual = model.encoder.clip.visual
     with torch.no_grad():

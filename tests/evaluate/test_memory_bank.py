@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from magicseg.errors import DataError
 from magicseg.evaluate.memory_bank import MemoryBankHead, build_bank
 from magicseg.labels import BACKGROUND, IGNORE, Label, Vocabulary
+from magicseg.model.decoder import upsample_logits
 
 SIDE, STRIDE = 16, 4
 COLOURS = {0: (128, 128, 128), 1: (255, 0, 0), 2: (0, 255, 0)}
@@ -54,7 +55,7 @@ def picture():
 def test_a_pixel_gets_the_class_whose_prototype_is_nearest_and_none_where_the_background_is():
     head = make()
     head.prepare([["green"], ["red"]])
-    scores = head.scores(head.logits(picture()))[0]
+    scores = head.scores(upsample_logits(head.logits(picture()), (SIDE, SIDE)))[0]
     assert scores.shape == (2, SIDE, SIDE)
     assert (scores[:, :4] < 0.5 + 1e-6).all()
     assert (scores[0, 12:, :4] > 0.99).all()
@@ -78,7 +79,7 @@ def test_classes_are_found_by_any_of_their_names_and_unknown_ones_are_told():
     head = make()
     head.prepare([["vermilion", "Crimson"], ["yellow"], ["blue"]])
     assert head.lacking == ("yellow", "blue")  # no sample shows blue
-    logits = head.logits(picture())
+    logits = upsample_logits(head.logits(picture()), (SIDE, SIDE))
     assert (logits[:, 1:] < -1000).all()
     assert (logits[0, 0, 12:, 12:] > 5).all()
 

@@ -1,13 +1,17 @@
 """The sliding window against a naive one, and the rules of mmsegmentation that it follows."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magicseg.evaluate.sliding import padded_size, resized_size, slide, window_places
+from magicseg.evaluate import sliding
+from magicseg.evaluate.sliding import bilinear_rows, logit_stripes, padded_size, resized_size, slide, window_places
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.settings import EncoderSettings, ModelSettings
 
@@ -166,3 +170,146 @@ def test_windows_that_no_model_could_take_are_refused():
         slide(by_neighbourhood, image, window=10, stride_px=4, multiple=4, **arguments)
     with pytest.raises(ValueError, match="gaps"):
         slide(by_neighbourhood, image, window=8, stride_px=9, multiple=4, **arguments)
+
+
+def grid_of(step):
+    """A head on a coarse grid: three means over ``step`` x ``step`` pixels, in place of patches."""
+
+    def logits(crops):
+        return F.avg_pool2d(crops.float(), step) / 25
+
+    return logits
+
+
+def whole_image(logits_of, image, window, stride, multiple, short_side, batch_size):
+    """All logits at full size at once: what `logit_stripes` has to give a part of at a time."""
+    own = image.shape[:2]
+    size = resized_size(own, short_side=short_side)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)
+    if size != own:
+        pixels = F.interpolate(pixels[None].float(), size=size, mode="bilinear")[0].round().to(torch.uint8)
+    tall, wide = padded_size(size, window=window, multiple=multiple)
+    pixels = pixels[:, torch.arange(tall).clamp(max=size[0] - 1)][:, :, torch.arange(wide).clamp(max=size[1] - 1)]
+    shape = (min(tall, window or tall), min(wide, window or wide))
+    places = list(window_places((tall, wide), shape, stride))
+    total, counts = 0, torch.zeros(tall, wide)
+    for start in range(0, len(places), batch_size):
+        batch = places[start : start + batch_size]
+        crops = torch.stack([pixels[:, y : y + shape[0], x : x + shape[1]] for y, x in batch])
+        upsampled = F.interpolate(logits_of(crops), size=shape, mode="bilinear")
+        for (y, x), logits in zip(batch, upsampled, strict=True):
+            if start == 0 and (y, x) == places[0]:
+                total = torch.zeros(len(logits), tall, wide)
+            total[:, y : y + shape[0], x : x + shape[1]] += logits
+            counts[y : y + shape[0], x : x + shape[1]] += 1
+    mean = (total / counts)[:, : size[0], : size[1]]
+    return mean if size == own else F.interpolate(mean[None], size=own, mode="bilinear")[0]
+
+
+def in_stripes(*arguments, values, **options):
+    """The logits, and how many rows each stripe has."""
+    before = sliding.WHOLE_VALUES, sliding.STRIPE_VALUES, sliding._SMALL_WINDOW
+    sliding.WHOLE_VALUES, sliding.STRIPE_VALUES, sliding._SMALL_WINDOW = 0, values, 0
+    try:
+        stripes = list(logit_stripes(*arguments, **options))
+    finally:
+        sliding.WHOLE_VALUES, sliding.STRIPE_VALUES, sliding._SMALL_WINDOW = before
+    rows = [row for place, logits in stripes for row in range(place.start, place.stop)]
+    assert rows == list(range(arguments[1].shape[0]))
+    assert all(logits.shape[1] == place.stop - place.start for place, logits in stripes)
+    return torch.cat([logits for _, logits in stripes], dim=1)
+
+
+IMAGES = [(40, 41), (9, 33), (61, 50), (1, 7)]
+WAYS = [  # window, stride, short side, the head's grid, windows at a time
+    (None, 1, None, 8, 1),
+    (None, 1, 30, 4, 1),
+    (16, 11, None, 1, 4),
+    (16, 16, None, 8, 3),
+    (24, 13, 45, 4, 2),
+    (8, 7, 16, 2, 5),
+]
+
+
+@pytest.mark.parametrize(("window", "stride", "short_side", "step", "batch"), WAYS)
+@pytest.mark.parametrize("size", IMAGES)
+def test_an_image_in_one_stripe_has_the_bits_of_the_whole_image(size, window, stride, short_side, step, batch):
+    options = {"short_side": short_side, "window": window, "stride_px": stride, "batch_size": batch, "multiple": 8}
+    ours = slide(grid_of(step), picture(size), **options)
+    assert torch.equal(ours, whole_image(grid_of(step), picture(size), window, stride, 8, short_side, batch))
+
+
+@pytest.mark.parametrize("values", [1, 700])
+@pytest.mark.parametrize(("window", "stride", "short_side", "step", "batch"), WAYS)
+@pytest.mark.parametrize("size", IMAGES)
+def test_stripes_differ_from_the_whole_by_rounding_at_most(size, window, stride, short_side, step, batch, values):
+    options = {"short_side": short_side, "window": window, "stride_px": stride, "batch_size": batch, "multiple": 8}
+    whole = slide(grid_of(step), picture(size), **options)
+    ours = in_stripes(grid_of(step), picture(size), values=values, **options)
+    torch.testing.assert_close(ours, whole, rtol=1e-6, atol=2e-6)
+    if step == 1 and short_side is None:  # nothing is interpolated
+        assert torch.equal(ours, whole)
+    assert torch.equal(ours.argmax(0), whole.argmax(0))
+
+
+@pytest.mark.parametrize("options", [{"window": None}, {"window": 32}, {"window": 32, "short_side": 40}])
+def test_a_models_labels_are_the_same_in_stripes(options):
+    model = build_segmenter(
+        ModelSettings(
+            encoder=EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16),
+            decoder_layers=1,
+            decoder_width=16,
+            decoder_heads=2,
+        ),
+        seed=0,
+    ).eval()
+    arguments = {"short_side": None, "stride_px": 24, "batch_size": 3, "multiple": model.stride, **options}
+    with torch.inference_mode():
+        text = model.encode_classes([f"class {number}" for number in range(40)])
+        for seed, size in enumerate([(97, 130), (150, 61), (64, 64)]):
+            image = picture(size, seed)
+            whole = slide(lambda crops: model.patch_logits(crops, text), image, **arguments)
+            upsampled = slide(lambda crops: model(crops, text).logits, image, **arguments)
+            ours = in_stripes(lambda crops: model.patch_logits(crops, text), image, values=9000, **arguments)
+            assert torch.equal(whole, upsampled)
+            assert torch.equal(ours.argmax(0), whole.argmax(0))
+            assert torch.equal(ours.amax(0) < -1, whole.amax(0) < -1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SIZES, SIZES, st.integers(5, 70), st.integers(1, 5))
+def test_rows_are_interpolated_as_torch_does(size, new_size, rows, classes):
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=(classes, *size)).astype(np.float32))
+    expected = F.interpolate(values[None], size=new_size, mode="bilinear")[0]
+    for top in range(0, new_size[0], rows):
+        bottom = min(top + rows, new_size[0])
+        ours = bilinear_rows(values, new_size, top, bottom, whole=False)
+        torch.testing.assert_close(ours, expected[:, top:bottom], rtol=1e-6, atol=1e-6)
+
+
+def test_memory_grows_with_labels_and_window_and_not_with_the_image():
+    """150 labels at 900 x 600 pixels are 309 MiB of logits: at full size they would be there twice at least."""
+    code = """
+import sys
+import numpy as np, torch
+from magicseg.evaluate import sliding
+
+def peak():
+    return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+def head(crops):
+    return torch.zeros(len(crops), 150, crops.shape[2] // 16, crops.shape[3] // 16)
+
+torch.set_num_threads(1)
+sliding.WHOLE_VALUES, sliding.STRIPE_VALUES = 1 << 21, 1 << 20
+for window, short_side in ((None, None), (256, 500)):
+    before = peak()
+    for rows, logits in sliding.logit_stripes(
+        head, np.zeros((600, 900, 3), np.uint8), short_side=short_side, window=window, stride_px=200,
+        batch_size=4, multiple=16,
+    ):
+        logits.argmax(0)
+    print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert max(map(float, done.stdout.split())) < 100
