@@ -38,10 +38,11 @@ def predict(
     from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.mask.labelling import LabelledPicture
     from magicseg.mask.pictures import labels_of
+    from magicseg.run.attempts import forget_attempts
 
     vocabulary = labels_of(labels)
     pictures = pictures_of(paths, out, lines=sys.stdin if "-" in paths else ())
-    with on_signals(StopFlag()) as stop, progress("predict", len(pictures), "images") as show:
+    with on_signals(StopFlag(), then=forget_attempts) as stop, progress("predict", len(pictures), "images") as show:
 
         def report(done: LabelledPicture) -> None:
             show(1, "")

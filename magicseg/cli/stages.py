@@ -132,9 +132,10 @@ def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "
     from magicseg.mask.labelling import LabelledPicture
     from magicseg.mask.photographs import mask_photographs
     from magicseg.mask.pictures import photographs_in
+    from magicseg.run.attempts import forget_attempts
 
     total = len(photographs_in(images, out))
-    with on_signals(StopFlag()) as stop, progress("mask", total, "images") as show:
+    with on_signals(StopFlag(), then=forget_attempts) as stop, progress("mask", total, "images") as show:
 
         def report(done: LabelledPicture) -> None:
             show(1, "")

@@ -121,6 +121,7 @@ def predict_pictures(
         },
         make_labeller,
         classes=len(vocabulary),
+        relief="give fewer labels, or --window 512" if window is None else "give fewer labels, or a smaller --window",
         report=report,
         should_stop=should_stop,
     )

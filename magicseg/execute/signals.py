@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -38,11 +38,16 @@ def on_signals(
     numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM),
     *,
     second_acts: bool = True,
+    then: Callable[[], None] = lambda: None,
 ) -> Iterator[StopFlag]:
-    """Let signals set ``flag``; the second one of a kind acts as usual, or is as harmless as the first."""
+    """Let signals set ``flag``; the second one of a kind acts as usual, or is as harmless as the first.
+
+    Args: then: called in the handler of every signal.
+    """
 
     def note(number: int, _frame: object) -> None:
         flag.signal = number
+        then()
         if second_acts:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 

@@ -4,6 +4,7 @@ OUT/FILE.png            class ids per pixel, with a palette (more than 254 class
 OUT/overlays/FILE.jpg   the class map over the picture
 OUT/RECORD.jsonl        first all that decides a class map; then one line per picture: its SHA-256, and what was
                         found, or why nothing
+OUT/attempts/           the pictures that are being worked on, see `magicseg.run.attempts`
 """
 
 import contextlib
@@ -20,11 +21,15 @@ from PIL import UnidentifiedImageError
 from magicseg.backends import ClassMap, Image, Rejection
 from magicseg.errors import DataError, MagicsegError
 from magicseg.mask.pictures import class_png, overlay_jpeg, read_pixels
+from magicseg.run.attempts import Attempts, told
 from magicseg.run.files import storage_errors, write_atomic
 from magicseg.run.fingerprint import changed_keys
 
 Labeller = Callable[[Image], tuple[ClassMap, Mapping[str, Any]] | Rejection]
 """A picture, uint8 (H, W, 3), to its class map and what there is to tell of it; or why it has none."""
+
+Made = tuple[tuple[bytes | None, bytes | None], dict[str, Any]]
+"""A picture's class map and overlay as files, and its entry in the record."""
 
 _NO_FILES = (None, None)
 
@@ -46,18 +51,25 @@ def label_pictures(
     make_labeller: Callable[[], Labeller],
     *,
     classes: int,
+    relief: str,
     report: Callable[[LabelledPicture], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[LabelledPicture]:
     """Label every picture whose content OUT has no line for; a line is written after its files.
 
+    A picture on which an earlier process died is not tried again, but recorded as failed.
+
     Args: pictures: files by their names in OUT. record: the name of the record. head: all that decides a class map,
-    as plain data. make_labeller: called once, if anything is to be done. classes: the greatest id.
+    as plain data. make_labeller: called once, if anything is to be done. classes: the greatest id. relief: what
+    makes a picture need less memory, in the imperative.
     Returns: what became of all of them, now or in earlier calls, as far as it got.
     Raises: DataError if OUT holds class maps of another head; StoreError; what a labeller raises of its own.
     """
     found: list[LabelledPicture] = []
-    with storage_errors(out, "type the same again, or choose another folder: --out FOLDER"):
+    with (
+        storage_errors(out, "type the same again, or choose another folder: --out FOLDER"),
+        Attempts(out) as attempts,
+    ):
         before = _read_record(out / record, head)
         labeller = None
         for name, path in pictures.items():
@@ -67,8 +79,13 @@ def label_pictures(
             if digest and name in before and before[name].entry.get("sha256") == digest:
                 found.append(before[name])
                 continue
-            labeller = labeller or make_labeller()
-            files, entry = _one(content, labeller, classes)
+            if digest and (left := attempts.killed(name, digest)) is not None:
+                made: Made = _NO_FILES, _failure("killed", told(left))
+            else:
+                labeller = labeller or make_labeller()
+                with attempts.on(name, digest or ""):
+                    made = _one(content, labeller, classes, relief)
+            files, entry = made
             for target, file in zip((out / f"{name}.png", out / "overlays" / f"{name}.jpg"), files, strict=True):
                 if file is None:
                     target.unlink(missing_ok=True)  # of a picture that was replaced
@@ -92,9 +109,7 @@ def _content(path: Path) -> tuple[bytes | OSError, str | None]:
     return content, hashlib.sha256(content).hexdigest()
 
 
-def _one(
-    content: bytes | OSError, labeller: Labeller, classes: int
-) -> tuple[tuple[bytes | None, bytes | None], dict[str, Any]]:
+def _one(content: bytes | OSError, labeller: Labeller, classes: int, relief: str) -> Made:
     """A picture's class map and overlay as files, if it gets them; and what to write down of it."""
     try:
         if isinstance(content, OSError):
@@ -112,7 +127,9 @@ def _one(
         files = class_png(mask, classes), overlay_jpeg(image, mask)
     except Exception as error:  # foreign code: what it raises of one picture is written down
         if _lacks_memory(error):
-            return _NO_FILES, _failure("out-of-memory", _told(error))
+            size = f"{image.shape[1]} x {image.shape[0]} pixels"
+            detail = f"{size} with {classes} labels do not fit into memory: {relief} ({_told(error)})"
+            return _NO_FILES, _failure("out-of-memory", detail)
         if isinstance(error, MagicsegError):
             raise
         return _NO_FILES, _failure("error", _told(error))

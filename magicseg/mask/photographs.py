@@ -125,6 +125,7 @@ def mask_photographs(
         _deciding(vocabulary, settings),
         make_labeller,
         classes=len(vocabulary),
+        relief="give fewer labels, or a smaller copy of the image",
         report=report,
         should_stop=should_stop,
     )

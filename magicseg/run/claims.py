@@ -89,21 +89,23 @@ def release(path: Path, token: str) -> None:
         path.unlink(missing_ok=True)
 
 
+def owner() -> dict[str, Any]:
+    """Return this process as `is_live` finds it again: number, start, boot and namespace, host, Slurm job."""
+    process = psutil.Process()
+    return {
+        "pid": process.pid,
+        "started": process.create_time(),
+        "namespace": _namespace(),
+        "host": socket.gethostname(),
+        "job": job_label(),
+        "restarts": _restarts(),
+    }
+
+
 def try_claim(path: Path) -> Claim | None:
     """Claim a shard; None if somebody alive has it. A stale claim is taken over."""
-    process = psutil.Process()
     token = os.urandom(8).hex()
-    content = to_json(
-        {
-            "token": token,
-            "pid": process.pid,
-            "started": process.create_time(),
-            "namespace": _namespace(),
-            "host": socket.gethostname(),
-            "job": job_label(),
-            "restarts": _restarts(),
-        }
-    )
+    content = to_json({"token": token, **owner()})
     if _create(path, content):
         return Claim(path, token, threading.Event())
     if is_live(path):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -162,3 +163,52 @@ def test_a_gpu_is_used_where_there_is_one(photos, model, tmp_path, monkeypatch):
     code, _ = run(photos / "a.png", "--model", model, "--labels", "cat", "--out", tmp_path / "out")
     assert code == 0
     assert asked == ["cuda:0"]
+
+
+@pytest.mark.parametrize(
+    ("error", "window", "told"),
+    [
+        (MemoryError(), (), "--window 512"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+            (),
+            "can't alloc",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory."), ("--window", 8), "a smaller --window"),
+    ],
+)
+def test_an_image_without_memory_is_told_with_its_size_and_does_not_end_the_others(
+    error, window, told, photos, model, tmp_path, monkeypatch
+):
+    from magicseg.model.open_vocabulary import OpenVocabularyModel
+
+    honest = OpenVocabularyModel.segment
+
+    def segment(self, image, *arguments, **options):
+        if image.shape[0] == 24:
+            raise error
+        return honest(self, image, *arguments, **options)
+
+    monkeypatch.setattr(OpenVocabularyModel, "segment", segment)
+    raised, _ = run(photos, "--model", model, "--labels", "cat, dog", "--out", tmp_path / "out", *window)
+    assert (raised.exit_code, "1 images failed, such as a.png" in raised.message) == (1, True)
+    assert (tmp_path / "out" / "below" / "b.jpg.png").exists()
+    _, *lines = map(json.loads, (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
+    (entry,) = [line for line in lines if line["status"] == "failed"]
+    assert entry["reason"] == "out-of-memory"
+    assert "30 x 24 pixels with 2 labels do not fit into memory" in entry["detail"]
+    assert told in entry["detail"]
+
+
+def test_what_is_recorded_of_an_image_is_what_all_its_scores_say(photos, model, tmp_path):
+    run(photos, "--model", model, "--labels", "cat, dog", "--out", tmp_path / "out", "--threshold", 0.1)
+    _, *lines = map(json.loads, (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
+    (entry,) = [line for line in lines if line["image"] == "a.png"]
+    found = load_model(model).segment(np.asarray(Image.open(photos / "a.png")), ["cat", "dog"], threshold=0.1)
+    assert np.array_equal(found.best, found.scores.max(axis=0))
+    for place, name in enumerate(["cat", "dog"]):
+        where = found.labels == place + 1
+        told = entry["areas"].get(name, {"pixels": 0})
+        assert told["pixels"] == where.sum()
+        if where.any():
+            assert told["mean_score"] == round(float(found.scores[place][where].mean()), 4)

@@ -138,3 +138,14 @@ def test_every_public_name_of_the_model_package_is_there():
     assert all(getattr(magicseg.model, name) is not None for name in magicseg.model.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = magicseg.model.nothing
+
+
+def test_scores_may_be_left_out_and_change_nothing_else(model):
+    image = photograph(33, 47)
+    full, short = (
+        model.segment(image, NAMES, threshold=0.2, window=16, scores=with_scores) for with_scores in (True, False)
+    )
+    assert np.array_equal(full.labels, short.labels)
+    assert np.array_equal(full.best, short.best)
+    assert np.array_equal(full.best, full.scores.max(axis=0))
+    assert short.scores.shape == (0, 33, 47)

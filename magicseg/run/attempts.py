@@ -1,0 +1,112 @@
+"""Attempts: what a process is working on, written down before the work.
+
+    with Attempts(folder) as attempts:
+        if (left := attempts.killed(name, key)) is None:
+            with attempts.on(name, key):
+                ...
+
+The out-of-memory killer leaves no message. An attempt that outlives its process names the item which that process
+worked on, so that the next one does not die of it too. A process that ends in any other way removes its attempt; one
+that is asked to stop does so at once (`forget_attempts`), since it may be killed soon after.
+
+FOLDER/attempts/PID-TOKEN.json   the process, as in a claim (`magicseg.run.claims`), and its item
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from typing_extensions import TypedDict
+
+from magicseg.core.documents import read_json
+from magicseg.core.text import command
+from magicseg.errors import DataError
+from magicseg.run.claims import HEARTBEAT_SECONDS, is_live, owner
+from magicseg.run.files import write_atomic
+
+_BYTES = 1 << 16
+_OPEN: set[Path] = set()
+
+
+class _Stored(TypedDict):
+    """What is read of an attempt. ``item``: the digest of the item's name and key."""
+
+    item: str
+
+
+class Attempts:
+    """The attempts in a folder. As a context manager, it keeps this process's own attempt alive."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the attempts whose processes are dead. Files that are no attempts are left alone."""
+        self._folder = folder / "attempts"
+        self._path = self._folder / f"{os.getpid()}-{os.urandom(8).hex()}.json"
+        self._ended = threading.Event()
+        self._left: dict[str, Path] = {}
+        for path in sorted(self._folder.glob("*.json")):
+            with contextlib.suppress(FileNotFoundError, DataError):
+                item = read_json(path, _Stored, limit=_BYTES)["item"]
+                if not is_live(path):
+                    self._left[item] = path
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._beat, name="attempt", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        with contextlib.suppress(OSError):
+            self._folder.rmdir()  # if it is empty
+
+    def killed(self, name: str, key: str) -> Path | None:
+        """Return the attempt of a process that died while it worked on an item; None if there is none.
+
+        Args: key: what decides the work beside the item's name. Attempts with another key do not count.
+        """
+        return self._left.get(_digest(name, key))
+
+    @contextlib.contextmanager
+    def on(self, name: str, key: str) -> Iterator[None]:
+        """Write down the item while the block runs."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        shown = name.encode(errors="backslashreplace").decode()
+        content = {**owner(), "image": shown, "item": _digest(name, key)}
+        _OPEN.add(self._path)
+        try:
+            write_atomic(self._path, json.dumps(content).encode())
+            yield
+        finally:
+            _OPEN.discard(self._path)
+            self._path.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+
+
+def forget_attempts() -> None:
+    """Remove this process's attempts: it is asked to stop."""
+    for path in tuple(_OPEN):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def told(attempt: Path) -> str:
+    """Say why an item is skipped, and how to try it again."""
+    return (
+        "an earlier process died while it worked on this image, probably for lack of memory; to try it again: "
+        + command("rm", attempt)
+    )
+
+
+def _digest(name: str, key: str) -> str:
+    return hashlib.sha256(b"\0".join((os.fsencode(name), key.encode()))).hexdigest()
