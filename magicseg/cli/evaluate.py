@@ -10,6 +10,7 @@ import typer
 from magicseg.cli.output import JsonOption, note, print_json, progress
 
 if TYPE_CHECKING:
+    from magicseg.evaluate.deciding import ImageFailed
     from magicseg.evaluate.settings import EvaluateSettings
     from magicseg.evaluate.target import Target
 
@@ -52,6 +53,7 @@ def evaluate(
     from magicseg.evaluate.suite import Suite
     from magicseg.evaluate.target import Target
     from magicseg.execute.signals import STOP_SIGNALS, StopFlag, on_signals
+    from magicseg.run.attempts import forget_attempts
     from magicseg.train.distributed import EVALUATION, World, joined
 
     given = {
@@ -65,7 +67,8 @@ def evaluate(
     opened = Target.of(target, out=out)
     settings = _settings(opened, given)
     found: list[dict[str, Any]] = []
-    with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched) as stop:
+    failed: list[ImageFailed] = []
+    with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched, then=forget_attempts) as stop:
         suite = Suite.of(opened, settings, device=_device(world))
         share = f", share 1 of {world.size}" if world.size > 1 else ""
         with joined(world, patience=EVALUATION), _Bars(share) as bars:
@@ -74,19 +77,24 @@ def evaluate(
                 report=lambda text: note(f"evaluate: {text}") if world.leads else None,
                 progress=bars.show if world.leads else _nothing,
                 stop=stop,
+                failed=failed.append,
             )
-        if world.leads and world.size > 1:  # all shares are done now; who was the last to finish does not matter
+        # All shares are done now; who was the last to finish does not matter.
+        if world.leads and world.size > 1 and not failed:
             found = list(suite.evaluate(part=(world.rank, world.size), stop=stop))
         if stop() and len(found) < len(set(settings.benchmarks)):
             raise IncompleteError(f"{target}: evaluation was interrupted", hint="the same command goes on from there")
-    if not world.leads:
-        return
-    if as_json:
-        if found:
-            print_json(found[0] if len(settings.benchmarks) == 1 else found)
-        return
-    for results in found:
-        _tell(results, suite.path_of(results["benchmark"]))
+    if world.leads:
+        if as_json:
+            if found:
+                print_json(found[0] if len(settings.benchmarks) == 1 else found)
+        else:
+            for results in found:
+                _tell(results, suite.path_of(results["benchmark"]))
+    if failed:
+        for failure in failed[1:]:
+            note(f"evaluate: {failure.message}")
+        raise failed[0]
 
 
 def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":

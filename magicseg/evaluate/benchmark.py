@@ -31,10 +31,11 @@ from magicseg.evaluate.counts import (
 from magicseg.evaluate.counts import (
     RECIPE as SCORES_RECIPE,
 )
-from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, Threshold, label_image, threshold_of
+from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, ImageFailed, Threshold, label_image, threshold_of
 from magicseg.evaluate.parts import PART, Part, cut, evenly, join, part_path, read_part, write_part
 from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.truth import DataSet, open_data_set
+from magicseg.run.attempts import Attempts, told
 from magicseg.run.files import storage_errors, to_json, write_atomic
 from magicseg.run.versions import library_versions
 
@@ -53,12 +54,16 @@ Loaded = tuple[NDArray[np.uint8], NDArray[np.uint16]]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How far a benchmark is: ``done`` of ``parts``; ``results`` when all are done, else None."""
+    """How far a benchmark is: ``done`` of ``parts``; ``results`` when all are done, else None.
+
+    ``failed``: why images could not be scored. Their parts are not done; no image is ever left out of results.
+    """
 
     folder: Path
     done: int
     parts: int
     results: dict[str, Any] | None
+    failed: tuple[ImageFailed, ...] = ()
 
 
 def evaluate_benchmark(
@@ -88,6 +93,9 @@ def evaluate_benchmark(
         provenance: what else the results are to remember, as JSON values.
         progress: called with images done and all images of this process's share.
         stop: asked before every image; True leaves what is not committed undone.
+
+    An image without memory, or on which an earlier process died (`magicseg.run.attempts`), leaves its part undone;
+    the other parts are done.
 
     Raises: DataError that names a missing or damaged file; no image is ever left out. ConfigError, StoreError.
     """
@@ -128,19 +136,28 @@ def evaluate_benchmark(
             return read_part(part_path(folder, number), identity=identity, names=parts[number], classes=classes)
 
         open_parts = [number for number in range(index, len(parts), count) if committed(number) is None]
-        if open_parts:
-            head.prepare(protocol.queries)
-            with torch.inference_mode(), ThreadPoolExecutor(max(1, readers)) as pool:
-                worker = _Worker(head, data, used, pool, max(1, readers), stop or (lambda: False), progress)
-                for number, made in worker.run({number: parts[number] for number in open_parts}, identity):
-                    write_part(part_path(folder, number), made)
+        failed: list[ImageFailed] = []
+        with Attempts(folder) as attempts:
+            for name in [name for number in open_parts for name in parts[number]]:
+                if (left := attempts.killed(name, identity)) is not None:
+                    failed.append(ImageFailed(f"{data.image_paths[data.place[name]]}: {told(left)}"))
+                    open_parts = [number for number in open_parts if name not in parts[number]]
+            if open_parts:
+                head.prepare(protocol.queries)
+                with torch.inference_mode(), ThreadPoolExecutor(max(1, readers)) as pool:
+                    worker = _Worker(
+                        head, data, used, pool, max(1, readers), stop or (lambda: False), progress, attempts
+                    )
+                    for number, made in worker.run({number: parts[number] for number in open_parts}, identity):
+                        write_part(part_path(folder, number), made)
+                    failed += worker.failed
         found = [committed(number) for number in range(len(parts))]
         whole = [item for item in found if item is not None]
         results = None
         if len(whole) == len(parts):
             results = _results(head, data, used, whole, identity, names, dict(provenance or {}))
             write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
-    return Outcome(folder=folder, done=len(whole), parts=len(parts), results=results)
+    return Outcome(folder=folder, done=len(whole), parts=len(parts), results=results, failed=tuple(failed))
 
 
 def results_folder(out_dir: Path, protocol: Protocol, head: str, *, limit: int | None = None) -> Path:
@@ -184,12 +201,15 @@ class _Worker:
         ahead: int,
         stop: Callable[[], bool],
         progress: Progress | None,
+        attempts: Attempts,
     ) -> None:
+        self.failed: list[ImageFailed] = []
+        self.attempts = attempts
         self.head, self.data, self.threshold = head, data, threshold
         self.pool, self.ahead, self.stop, self.progress = pool, ahead, stop, progress
 
     def run(self, parts: Mapping[int, Sequence[str]], identity: str) -> Iterator[tuple[int, Part]]:
-        """The parts, one after the other, as they are done; fewer where asked to stop."""
+        """The parts, one after the other, as they are done; fewer where asked to stop, or images failed."""
         protocol = self.data.protocol
         classes = len(protocol.classes)
         total = sum(map(len, parts.values()))
@@ -202,14 +222,20 @@ class _Worker:
                 if self.stop():
                     loaded.close()
                     return
-                image, truth = next(loaded)
                 path = str(self.data.image_paths[self.data.place[name]])
-                numbers = label_image(self.head, image, protocol, self.threshold, path)
-                counting.append(self.pool.submit(self._count, image, truth, numbers))
+                try:
+                    with self.attempts.on(name, identity):
+                        image, truth = next(loaded)
+                        numbers = label_image(self.head, image, protocol, self.threshold, path)
+                    counting.append(self.pool.submit(self._count, image, truth, numbers))
+                except ImageFailed as failure:
+                    self.failed.append(failure)
                 done += 1
                 if self.progress is not None:
                     self.progress(done, total)
             counted = [future.result() for future in counting]
+            if len(counted) < len(names):
+                continue
             yield (
                 number,
                 Part.of(

@@ -1,5 +1,6 @@
 """From a head's logits to class numbers, by a benchmark's rule for background."""
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.errors import DataError
+from magicseg.errors import DataError, IncompleteError
 from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.sliding import logit_stripes
 from magicseg.labels import BACKGROUND
@@ -43,12 +44,35 @@ def threshold_of(protocol: Protocol, given: Threshold | None) -> Threshold | Non
     return given or Threshold(value=protocol.background.threshold, origin="default")
 
 
+class ImageFailed(IncompleteError):
+    """An image cannot be scored: there is no memory for it, or an earlier process died of it."""
+
+
+@contextlib.contextmanager
+def memory_errors(head: "Head", size: tuple[int, ...], protocol: Protocol, name: str) -> Iterator[None]:
+    """Turn a lack of memory into an `ImageFailed` that names the image. Args: size: the image's shape."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from magicseg.devices import first_line, free_cached_memory, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        free_cached_memory()
+        raise ImageFailed(
+            f"{name}: {size[1]} x {size[0]} pixels with {len(protocol.queries)} labels do not fit into memory "
+            f"({head.name}: {first_line(error)})",
+            hint="evaluate on a machine with more memory, or with a protocol file that has a smaller window",
+        ) from error
+
+
 def label_image(
     head: "Head", image: NDArray[np.uint8], protocol: Protocol, threshold: Threshold | None, name: str
 ) -> NDArray[np.uint16]:
     """Return the class number of every pixel of an image, uint16 (H, W). See `image_logits` and `class_numbers`."""
-    stripes = image_logits(head, image, protocol, name)
-    return np.concatenate([class_numbers(head, logits, protocol, threshold) for _, logits in stripes])
+    with memory_errors(head, image.shape, protocol, name):
+        stripes = image_logits(head, image, protocol, name)
+        return np.concatenate([class_numbers(head, logits, protocol, threshold) for _, logits in stripes])
 
 
 def image_logits(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from magicseg.errors import BackendError, ConfigError, StoreError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
 from magicseg.evaluate.counts import CONVENTIONS, RECIPE
-from magicseg.evaluate.deciding import Threshold
+from magicseg.evaluate.deciding import ImageFailed, Threshold
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
 from magicseg.evaluate.target import Target
@@ -86,11 +86,12 @@ class Suite:
         report: Report = lambda text: None,
         progress: Progress = lambda title, done, total: None,
         stop: Callable[[], bool] = lambda: False,
+        failed: Callable[[ImageFailed], None] = lambda failure: None,
     ) -> Iterator[dict[str, Any]]:
         """Do what is not done of this process's share, and give the results of each benchmark that is whole then.
 
         Args: part: (index, count): the share. report: told what was chosen, such as thresholds. stop: asked before
-            every image.
+            every image. failed: told of every image that could not be scored; its benchmark gets no results.
         Raises: what `evaluate_benchmark` and `sweep_threshold` raise; BackendError without torch.
         """
         if MINIATURE in self.settings.benchmarks and part[0] == 0 and not stop():
@@ -99,13 +100,24 @@ class Suite:
             if stop():
                 return
             results: dict[str, dict[str, Any]] = {}
+            failing: set[str] = set()
             # Twice: what another process had not finished of the first head may be there behind the last one, and of
             # all processes the last to finish has to see everything.
             for report_once in (report, _silent):
                 for head in self._heads:
-                    if head.name in results or stop():
+                    if head.name in results or head.name in failing or stop():
                         continue
-                    outcome = self._scored(head, data, part=part, report=report_once, progress=progress, stop=stop)
+                    try:
+                        outcome = self._scored(
+                            head, data, part=part, report=report_once, progress=progress, stop=stop
+                        )
+                    except ImageFailed as failure:  # of the threshold's images
+                        failing.add(head.name)
+                        failed(failure)
+                        continue
+                    for each in outcome.failed:
+                        failing.add(head.name)
+                        failed(each)
                     if outcome.results is not None:
                         results[head.name] = outcome.results
             if len(results) == len(self._heads):

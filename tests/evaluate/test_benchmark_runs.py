@@ -1,6 +1,9 @@
 """Whole evaluations: known answers, resuming, sharing out, damage, and what the results say."""
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -182,6 +185,102 @@ def test_what_is_committed_is_not_computed_again(voc, tmp_path):
     again = ColourHead()
     assert evaluate_benchmark(again, protocol, voc, tmp_path / "out").results == outcome.results
     assert again.prepared == 0
+
+
+class Choking(ColourHead):
+    """Lacks memory for some images, known by their first crops."""
+
+    def __init__(self, error, images):
+        super().__init__()
+        self.error, self.images = error, list(images)
+
+    def logits(self, crops):
+        pixels = crops.numpy()
+        for image in self.images:
+            if any(np.array_equal(crop, image) for crop in pixels):
+                raise self.error
+        return super().logits(crops)
+
+
+def first_window(data, name):
+    """The first crop of an image that a head sees."""
+    seen = []
+
+    def note(crops):
+        seen.extend(crops.numpy())
+        return torch.zeros(len(crops), 1, *crops.shape[2:])
+
+    slide(note, data.pair(name)[0], short_side=16, window=16, stride_px=12, batch_size=4, multiple=4)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("9 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        torch.OutOfMemoryError("CUDA"),
+    ],
+)
+def test_images_without_memory_are_named_and_the_other_parts_done(voc, tmp_path, error):
+    protocol = small("voc21")
+    data = open_data_set(protocol, voc)
+    large = [data.names[3], data.names[5]]
+    head = Choking(error, [first_window(data, name) for name in large])
+    outcome = evaluate_benchmark(head, protocol, voc, tmp_path / "out")
+    assert (outcome.done, outcome.parts, outcome.results) == (2, 3, None)
+    assert [name in failure.message for name, failure in zip(large, outcome.failed, strict=True)] == [True, True]
+    assert "36 x 24 pixels with 20 labels do not fit into memory" in outcome.failed[0].message
+    again = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+    assert without_time(again.results) == without_time(
+        evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "whole").results
+    )
+
+
+def test_an_image_that_killed_an_evaluation_is_skipped_by_name_until_its_attempt_is_removed(voc, tmp_path):
+    protocol = small("voc21")
+    data = open_data_set(protocol, voc)
+    code = (
+        "import os, signal, sys; from pathlib import Path; import numpy as np\n"
+        "from benchmark_data import ColourHead; from magicseg.evaluate.benchmark import evaluate_benchmark\n"
+        "from magicseg.evaluate.protocol import Protocol\n"
+        "calls = []\n"
+        "class Killed(ColourHead):\n"
+        "    def logits(self, crops):\n"
+        "        calls.append(1)\n"
+        "        if len(calls) == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().logits(crops)\n"
+        "protocol = Protocol.model_validate_json(sys.argv[1])\n"
+        "evaluate_benchmark(Killed(), protocol, Path(sys.argv[2]), Path(sys.argv[3]))"
+    )
+    words = [sys.executable, "-c", code, protocol.model_dump_json(), str(voc), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    assert subprocess.run(words, check=False, env=environment).returncode == -signal.SIGKILL
+    for _ in range(2):
+        outcome = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+        assert (outcome.done, outcome.parts, outcome.results) == (2, 3, None)  # parts of 16: the second is left
+        (failure,) = outcome.failed
+        assert data.names[19] in failure.message
+    subprocess.run(shlex.split(failure.message.partition("try it again: ")[2]), check=True)
+    results = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out").results
+    whole = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "whole").results
+    assert without_time(results) == without_time(whole)
+
+
+@pytest.mark.parametrize("values", [900, 5000])
+def test_images_in_stripes_of_rows_count_the_same(voc, tmp_path, monkeypatch, values):
+    class Untied(ColourHead):
+        """Colours are whole numbers: many pixels are as near to one class as another."""
+
+        def logits(self, crops):
+            return super().logits(crops) + torch.arange(20).sin()[:, None, None] / 7
+
+    protocol = small("voc21")
+    whole = evaluate_benchmark(Untied(), protocol, voc, tmp_path / "whole", threshold=GIVEN)
+    monkeypatch.setattr("magicseg.evaluate.sliding.WHOLE_VALUES", 0)
+    monkeypatch.setattr("magicseg.evaluate.sliding.STRIPE_VALUES", values)
+    stripes = evaluate_benchmark(Untied(), protocol, voc, tmp_path / "stripes", threshold=GIVEN)
+    assert without_time(stripes.results) == without_time(whole.results)
 
 
 def test_damaged_parts_are_made_again(voc, tmp_path):
