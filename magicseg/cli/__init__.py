@@ -24,6 +24,7 @@ from magicseg.cli import (
 )
 from magicseg.cli.output import report_error
 from magicseg.collector import relax
+from magicseg.core.safe_path import forget_present_folder
 from magicseg.errors import MagicsegError
 
 app = typer.Typer(
@@ -69,6 +70,7 @@ app.command("import", rich_help_panel="The data set")(data.import_)
 
 def main() -> None:
     """The ``magicseg`` command."""
+    forget_present_folder()
     relax()
     try:
         app()

@@ -74,7 +74,9 @@ def submit(
     ] = False,
 ) -> None:
     """Submit what is not done to Slurm: job arrays for the stages, torchrun on several nodes for training."""
+    from magicseg.launch.environment import site_overrides
     from magicseg.launch.planning import Request
+    from magicseg.launch.profile_files import load_profile
     from magicseg.launch.submit import dry_run as show_scripts
     from magicseg.launch.submit import submit as submit_request
     from magicseg.run.directory import Run
@@ -87,10 +89,14 @@ def submit(
         overrides.append(f"slurm.evaluation_tasks={tasks}")
     if resubmit is not None:
         overrides.append(f"slurm.resubmit={resubmit}")
+    reference = _profile(profile, opened)
+    from_environment, told = site_overrides(load_profile(reference, overrides))
+    for line in told:
+        note(line)
     request = Request(
         stage=stage.value,
-        profile=_profile(profile, opened),
-        overrides=tuple(overrides),
+        profile=reference,
+        overrides=(*from_environment, *overrides),
         shards_per_task=shards_per_task,
         force=force,
         new_image=new_image,

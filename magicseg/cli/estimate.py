@@ -50,12 +50,15 @@ def estimate(
     """
     from magicseg.errors import IncompleteError
     from magicseg.estimate.of_run import estimate as measure
+    from magicseg.launch.environment import site_overrides
     from magicseg.launch.profile_files import load_profile
     from magicseg.run.directory import Run
 
     opened = Run.open(run)
     reference = profile_reference(profile, opened)
     site = load_profile(reference) if reference else None
+    if reference and site:
+        site = load_profile(reference, site_overrides(site)[0])
     if pilot:
         _pilot(opened, pilot, site, reference)
     report = measure(opened, site, parallel=parallel, reference=reference)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 from magicseg.doctor.check import ask
 from magicseg.errors import ContainerError
 
@@ -141,7 +142,7 @@ def inside(runtime: Runtime, variables: Mapping[str, str]) -> dict[str, str]:
     """This process's environment without `FOREIGN`, with variables for inside of the image: they win over its own."""
     prefix = f"{runtime.name.upper()}ENV_"
     own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    return {**own, **{prefix + name: value for name, value in variables.items()}}
+    return {**own, **{prefix + name: value for name, value in {SAFE_PATH: "1", **variables}.items()}}
 
 
 def call(

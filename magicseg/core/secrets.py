@@ -1,12 +1,12 @@
 """What looks like a password, a token or a key: it is refused where it would be written into a file of a run."""
 
 import re
+from collections.abc import Collection
 
 # Names by which programs take secrets. TOKENIZERS_PARALLELISM and the like are none.
 _NAME = re.compile(
-    r"(^|_)(KEY|PAT|PWD)(_|$)|_KEY|API_?KEY|TOKEN(?!IZ)|SECRET|PASS(WORD|WD|PHRASE)|CREDENTIAL", re.IGNORECASE
+    r"(^|_)(KEY|PAT)(_|$)|_KEY|API_?KEY|TOKEN(?!IZ)|SECRET|PASS(WORD|WD|PHRASE)|CREDENTIAL", re.IGNORECASE
 )
-_HARMLESS = {"PWD", "OLDPWD"}
 # A password in an address, and keys that can be told by how they begin.
 _VALUE = re.compile(
     r"\b[A-Za-z][\w+.-]*://[^/\s@]*:[^/\s@]+@"
@@ -19,7 +19,7 @@ _ASSIGNMENT = re.compile(r"(?<![\w-])(?:--)?([A-Za-z_][\w-]*)=([\"']?[^\s;&|]*)"
 
 def secret_name(name: str) -> bool:
     """Return whether a variable or a setting of this name usually holds a secret."""
-    return name.upper() not in _HARMLESS and _NAME.search(name.replace("-", "_")) is not None
+    return _NAME.search(name.replace("-", "_")) is not None
 
 
 def secret_value(text: str) -> bool:
@@ -27,13 +27,15 @@ def secret_value(text: str) -> bool:
     return _VALUE.search(text) is not None
 
 
-def assigned_secret(text: str) -> str | None:
+def assigned_secret(text: str, names: Collection[str] = ()) -> str | None:
     """Return the name that a line of shell or an option gives a secret to, as in ``export HF_TOKEN=abc``, or None.
 
     A value that is read when the line runs, as ``$(cat FILE)`` or ``$NAME``, is no secret in the line.
+
+    Args: names: names of secrets besides those that look like one.
     """
     for name, value in _ASSIGNMENT.findall(text):
         bare = value.strip("\"'")
-        if secret_name(name) and bare and not bare.startswith(("$", "`")):
+        if (name in names or secret_name(name)) and bare and not bare.startswith(("$", "`")):
             return str(name)
     return None

@@ -71,7 +71,7 @@ def pilot_command(run: Run, profile: Profile, stage: str, reference: str | None)
         for name, value in options.items()
         if value not in {None, False}
     ]
-    program = [*interpreter(profile, stage, run.path), "-m", "magicseg"] if profile.container else ["magicseg"]
+    program = [*interpreter(profile, stage, run.path), "-P", "-m", "magicseg"] if profile.container else ["magicseg"]
     named = ["--profile", reference] if reference else []
     return shlex.join(["srun", *words, *program, "estimate", str(run.path), "--pilot", "1", *named])
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
+from magicseg.core.safe_path import VARIABLE as SAFE_PATH
+
 SOCKET_FOLDER = 70  # bytes of a folder's path that leave room for a socket's name, of 107 for both
 # Slurm warns of the time limit with SIGUSR1 or SIGUSR2, as the job script says.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -69,10 +71,12 @@ def _shorten_socket_names() -> None:
 
 
 def fork_server(preload: Sequence[str] = ()) -> ForkServerContext:
-    """The fork server, running; its processes begin with `STOP_SIGNALS` blocked.
+    """The fork server, running; its processes begin with `STOP_SIGNALS` blocked, and import nothing from the
+    present folder.
 
     Args: preload: modules that it imports for them, if it is started here.
     """
+    os.environ[SAFE_PATH] = "1"
     _shorten_socket_names()
     context = multiprocessing.get_context("forkserver")
     if preload:

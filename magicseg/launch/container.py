@@ -9,6 +9,7 @@ from pathlib import Path
 import magicseg
 from magicseg.container.image import VERSION_LABEL, identify, labels, refuse_unsigned, verification
 from magicseg.container.runtime import FOREIGN, find_runtime
+from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 from magicseg.errors import ContainerError, PlanMismatch
 from magicseg.launch.jobs import submissions
 from magicseg.launch.profile import ContainerSettings, Profile
@@ -105,7 +106,7 @@ def container_lines(profile: Profile) -> list[str]:
         )
     # The only names that win over what an image sets for itself.
     prefix = "SINGULARITYENV_" if "singularity" in Path(box.executable).name else "APPTAINERENV_"
-    inside = {VARIABLE: image.digest}
+    inside = {VARIABLE: image.digest, SAFE_PATH: "1"}
     if box.cache:
         lines.append(f"mkdir -p -- {shlex.quote(box.cache)}")
         inside |= {name: box.cache + folder for name, folder in _CACHES.items()}

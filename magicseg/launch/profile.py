@@ -9,9 +9,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from magicseg.core.secrets import secret_name, secret_value
+from magicseg.core.secrets import assigned_secret, secret_name, secret_value
 from magicseg.core.text import printable
 from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS
 from magicseg.launch.gpus import gpus_per_node
@@ -76,6 +76,13 @@ class Resources(Settings):
     @classmethod
     def _slurms_spelling(cls, data: Any) -> Any:
         return _spelled(data) if isinstance(data, dict) else data
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and info.field_name != "exclusive":
+            raise ValueError("must be a string or a number, not a truth value")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -266,6 +273,8 @@ def _variable(name: str) -> str:
 def shown_input(location: "Sequence[int | str]", value: object) -> str:
     """Return `` (got VALUE)`` for an error's message; nothing for groups of values and where secrets may be."""
     if not location or location[0] in {"environment", "setup", "extra"} or isinstance(value, dict | list | tuple):
+        return ""
+    if assigned_secret(str(value)) or secret_value(str(value)):
         return ""
     return f" (got {printable(repr(value), 100)})"
 

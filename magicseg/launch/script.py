@@ -7,10 +7,16 @@ import shlex
 import sys
 from pathlib import Path
 
+from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 from magicseg.errors import ConfigError
 from magicseg.launch.profile import Profile, Resources
 from magicseg.launch.task import STOPPED
 
+_NAMED_PATHS = (
+    'if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too',
+    """  PYTHONPATH=$(tr : '\\n' <<<"$PYTHONPATH" | grep -vx '\\.\\{0,1\\}' | paste -sd :)""",
+    "fi",
+)
 _MINIMAL = ("HOME", "LANG", "PATH", "USER")  # what a job cannot do without
 _DEATHS = 2  # a killed worker goes back into the queue this often; then it is its shard's fault
 
@@ -84,6 +90,9 @@ def setup_lines(profile: Profile) -> list[str]:
         *(f"module load {shlex.quote(name)}" for name in profile.modules),
         *profile.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment.items())),
+        "# Python imports nothing from the folder in which the job was submitted.",
+        f"export {SAFE_PATH}=1",
+        *_NAMED_PATHS,
         "# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
         "unset SLURM_EXPORT_ENV",

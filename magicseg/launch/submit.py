@@ -16,6 +16,7 @@ from pathlib import Path
 from magicseg.core.text import command
 from magicseg.errors import ConfigError, MagicsegError
 from magicseg.launch.container import admitted
+from magicseg.launch.environment import refuse_named_secrets
 from magicseg.launch.housekeeping import take_back_claims, tidy
 from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
 from magicseg.launch.planning import (
@@ -60,6 +61,7 @@ def submit(run: Run, request: Request) -> Submitted:
     taken by then is in the job map), ContainerError for an image that cannot be used, RunError, PlanMismatch.
     """
     profile = load_profile(request.profile, request.overrides)
+    refuse_named_secrets(run.config, profile)
     with submitting(run):
         state = State.of(run)
         limits = SiteLimits.ask()
@@ -113,6 +115,7 @@ def dry_run(run: Run, request: Request) -> str:
     answers, the limits are Slurm's own defaults.
     """
     profile = load_profile(request.profile, request.overrides)
+    refuse_named_secrets(run.config, profile)
     try:
         limits = SiteLimits.ask() if installed("scontrol") else SiteLimits.usual()
     except SlurmError:  # it is installed, and answers nobody here

@@ -90,7 +90,7 @@ def _time(text: str) -> str:
 def _operand(text: str) -> str:
     if _one_line(text).startswith("-"):
         raise ValueError("must not begin with a dash, which would make it an option")
-    return text
+    return public(text)
 
 
 Word = Annotated[str, AfterValidator(_word)]

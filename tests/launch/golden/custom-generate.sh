@@ -33,6 +33,11 @@ source /opt/site/setup.sh
 ulimit -n 4096
 export GREETING='it'"'"'s "here" & $HOME; `id`'
 export OMP_NUM_THREADS=4
+# Python imports nothing from the folder in which the job was submitted.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+  PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
+fi
 # srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
@@ -57,6 +62,7 @@ fi
 mkdir -p -- /big/caches
 export APPTAINERENV_HF_HOME=/big/caches/huggingface
 export APPTAINERENV_MAGICSEG_IMAGE=sha256:abababababababababababababababababababababababababababababababab
+export APPTAINERENV_PYTHONSAFEPATH=1
 export APPTAINERENV_TORCH_HOME=/big/caches/torch
 export APPTAINERENV_TRITON_CACHE_DIR=/big/caches/triton
 export APPTAINERENV_XDG_CACHE_HOME=/big/caches

@@ -13,6 +13,11 @@
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
+# Python imports nothing from the folder in which the job was submitted.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+  PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
+fi
 # srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV

@@ -17,6 +17,11 @@
 #SBATCH --time=120
 
 # setup
+# Python imports nothing from the folder in which the job was submitted.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+  PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
+fi
 # srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
@@ -45,6 +50,11 @@ exit "$code"
 #SBATCH --partition=preemptible
 #SBATCH --signal=USR2@120
 #SBATCH --time=10
+# Python imports nothing from the folder in which the job was submitted.
+export PYTHONSAFEPATH=1
+if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+  PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
+fi
 # srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
