@@ -7,7 +7,7 @@ import typer
 
 from magicseg.cli.estimate import profile_reference
 from magicseg.cli.output import JsonOption, RunArgument, note, print_json
-from magicseg.errors import ConfigError
+from magicseg.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
     from magicseg.launch.board import Board
@@ -75,7 +75,7 @@ def submit(
 ) -> None:
     """Submit what is not done to Slurm: job arrays for the stages, torchrun on several nodes for training."""
     from magicseg.launch.environment import site_overrides
-    from magicseg.launch.planning import Request
+    from magicseg.launch.planning import Request, State, refuse_unfetched
     from magicseg.launch.profile_files import load_profile
     from magicseg.launch.submit import dry_run as show_scripts
     from magicseg.launch.submit import submit as submit_request
@@ -104,7 +104,12 @@ def submit(
     for line in _estimate_lines(opened, request):
         note(line)
     if dry_run:
-        typer.echo(show_scripts(opened, request), nl=False)
+        text = show_scripts(opened, request)
+        try:
+            refuse_unfetched(State.of(opened), request)
+        except BackendError as error:
+            note(f"before it is submitted: {error.message}: {error.hint}")
+        typer.echo(text, nl=False)
         return
     done = submit_request(opened, request)
     for line in done.lines:

@@ -80,7 +80,7 @@ def build(
         binds=tuple(bind or ()),
         replace=force,
     )
-    words = prepare(wanted, executable, note)
+    words = prepare(wanted, executable, note, dry_run=dry_run)
     if dry_run:
         typer.echo(f"cd {shlex.quote(str(wanted.checkout))} && {shlex.join(words)}")
         return
@@ -188,10 +188,10 @@ def _start(
 ) -> None:
     """Become the command, so that signals and exit codes are its own."""
     from magicseg.container.image import identify, refuse_unsigned
-    from magicseg.container.runtime import command, find_runtime, inside, start_flags
+    from magicseg.container.runtime import command, find_runtime, inside, named_runtime, start_flags
     from magicseg.run.image import VARIABLE
 
-    runtime = find_runtime(executable)
+    runtime = named_runtime(executable) if dry_run else find_runtime(executable)
     found = identify(image)
     if verify is not None:
         refuse_unsigned(runtime, image, verify)

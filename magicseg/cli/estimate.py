@@ -126,7 +126,7 @@ def _table(report: dict[str, Any]) -> "Table":
     """A column for each stage: what was measured, then what is left of it, then the whole of it."""
     from rich.table import Table
 
-    from magicseg.estimate.text import between, duration, hours_text, size
+    from magicseg.estimate.text import between, duration, hours_text, size, tasks_text
 
     stages = report["stages"]
     table = Table("", *(entry["stage"] for entry in stages), title=report["run"], title_justify="left")
@@ -148,7 +148,7 @@ def _table(report: dict[str, Any]) -> "Table":
         table.add_section()
         parts = [entry[part] for entry in stages]
         table.add_row(f"{title}: shards", *(str(one["shards"]) for one in parts))
-        table.add_row("tasks", *(f"{one['tasks']} of {one['shards_per_task']}" for one in parts))
+        table.add_row("tasks", *(tasks_text(one["tasks"], one["shards_per_task"]) for one in parts))
         for unit in sorted({entry["unit"] for entry in stages}):
             table.add_row(
                 f"{unit}-hours",

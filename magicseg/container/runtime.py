@@ -78,6 +78,18 @@ def find_runtime(executable: str | None = None) -> Runtime:
     )
 
 
+def named_runtime(executable: str | None = None) -> Runtime:
+    """Return `find_runtime`'s, or, where there is none, Apptainer by its name: for commands that are only shown."""
+    try:
+        return find_runtime(executable)
+    except ContainerError:
+        name = executable or NAMES[0]
+        kind = "singularity" if "singularity" in Path(name).name else "apptainer"
+        return Runtime(
+            name, kind, _PACKS if kind == "apptainer" else OLDEST[kind], "not on this machine; as for a new one"
+        )
+
+
 def privileges() -> tuple[bool, bool]:
     """Whether this process is root, and whether it has root's usual capabilities (some machines keep one back)."""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", _STATUS.read_text(), re.MULTILINE)

@@ -64,8 +64,15 @@ def between(texts: Iterable[str]) -> str:
 
 
 def hours_text(hours: float) -> str:
-    """Three figures of it, also where it is little."""
+    """Three figures of it; of less than a thousandth, that it is less."""
+    if 0 < hours < 0.001:
+        return "<0.001"
     return f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
+
+
+def tasks_text(tasks: int, shards: int) -> str:
+    """``3, of 2 shards each``; the last task may have fewer."""
+    return f"{tasks}, of {shards} shard{'s' if shards > 1 else ''} each" if tasks else "0"
 
 
 def duration(seconds: float) -> str:

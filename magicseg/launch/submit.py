@@ -70,6 +70,7 @@ def submit(run: Run, request: Request) -> Submitted:
                 f"{run.path}: it is not known what is in the queue: {'; '.join(state.board.warnings)}",
                 hint="try again later, or, if you know that none of its jobs is, add --force",
             )
+        refuse_unfetched(state, request)
         queued = [] if request.force else [task.label for stage in JOBS for task in state.board.active(stage)]
         with admitted(run, profile, new=request.new_image, queued=queued):
             take_back_claims(state)
@@ -111,8 +112,8 @@ def _name_queued(run: Run, request: Request, error: MagicsegError, begun: Sequen
 def dry_run(run: Run, request: Request) -> str:
     """The scripts that `submit` would submit, each under the ``sbatch`` command that it would use.
 
-    Dependencies name jobs by their names, since there are no numbers yet. Where there is no Slurm, or none that
-    answers, the limits are Slurm's own defaults.
+    Weights need not be fetched yet. Dependencies name jobs by their names, since there are no numbers yet. Where
+    there is no Slurm, or none that answers, the limits are Slurm's own defaults.
     """
     profile = load_profile(request.profile, request.overrides)
     refuse_named_secrets(run.config, profile)
@@ -142,7 +143,6 @@ def _walk(
 
     Returns: the records as ``enqueue`` gave them back, and lines for the user.
     """
-    refuse_unfetched(state, request)
     run = state.run
     new: dict[str, Submission] = {}
     lines: list[str] = []

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -24,8 +25,8 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
     ``shards.running`` counts live claims; ``failed`` those whose last attempt failed and that nobody is at.
     ``samples.dropped`` counts this stage's own drops by reason; what an earlier stage dropped is not counted again.
     ``train.near_duplicates`` is how many samples the finished training left out; None before, and for older models.
-    ``rate`` is samples a second over the last quarter of an hour and ``eta_seconds`` what is left at that rate; both
-    are None where nothing was committed lately.
+    ``rate`` is samples a second while work was going on, in the last quarter of an hour, and ``eta_seconds`` what is
+    left at that rate; both are None where nothing was committed lately.
 
     Args: all_stages: the commits, if they are at hand.
     """
@@ -92,16 +93,19 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
 
 
 def _rate(records: Collection[CommitRecord]) -> float | None:
+    """Samples a second, over the time in which at least one shard was being made; pauses do not count."""
     now = datetime.datetime.now(datetime.UTC)
-    recent = []
+    samples, spans = 0, []
     for record in records:
         age = (now - datetime.datetime.fromisoformat(record.finished)).total_seconds()
         if record.imported_from is None and age < _RATE_SECONDS:
-            recent.append((age + record.seconds, record.samples))
-    if not recent:
-        return None
-    span = max(max(age for age, _ in recent), 1.0)
-    return round(sum(samples for _, samples in recent) / span, 3)
+            samples += record.samples
+            spans.append((-age - record.seconds, -age))
+    busy, until = 0.0, -math.inf
+    for start, end in sorted(spans):
+        busy += max(end - max(start, until), 0.0)
+        until = max(until, end)
+    return round(samples / busy, 3) if busy > 0 else None
 
 
 def trained(run: Run) -> bool:

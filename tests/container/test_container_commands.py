@@ -212,6 +212,15 @@ def test_without_any_runtime_the_remedy_is_named(tmp_path, monkeypatch):
     assert "load the site's module" in caught.value.hint
 
 
+def test_a_dry_run_of_a_build_needs_no_runtime_on_this_machine(command, tmp_path):
+    command.environment["PATH"] = str(tmp_path / "empty")
+    shown = command("container", "build", "a.sif", "--dry-run")
+    assert shown.code == 0, shown.err
+    assert "apptainer build " in shown.out
+    assert "apptainer: not on this machine" in shown.err
+    assert command("container", "build", "a.sif").code == 2
+
+
 def test_no_space_for_the_build_names_the_variable_to_set(command, small_disk):
     command.environment["APPTAINER_TMPDIR"] = str(small_disk)
     result = command("container", "build", "--dry-run")

@@ -19,7 +19,7 @@ def test_without_anything_done_it_says_what_to_type_and_that_works(magicseg, fre
         f"pilot: {stage} shard 0, 16 samples" for stage in STAGES
     ]
     each = default_shards_per_job(5, default_workers())
-    tasks = f"{math.ceil(5 / each)} of {each}"
+    tasks = f"{math.ceil(5 / each)}, of {each} shard{'s' if each > 1 else ''} each"
     for words in ("describe", "CPU-hours", "wall time", "start of a task", tasks, "left: ", "the whole plan: "):
         assert words in shown.out
     assert "not included: training" in shown.out

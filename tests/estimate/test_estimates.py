@@ -9,7 +9,7 @@ from tiny_runs import change, do
 from magicseg.errors import PlanMismatch
 from magicseg.estimate.measured import pilot
 from magicseg.estimate.of_run import estimate
-from magicseg.estimate.text import duration, hours_text, size, summary_lines
+from magicseg.estimate.text import duration, hours_text, size, summary_lines, tasks_text
 from magicseg.execute.signals import StopFlag
 from magicseg.launch.profile import Profile
 from magicseg.launch.profile_files import load_profile
@@ -188,7 +188,9 @@ def test_other_hardware_than_asked_for_is_warned_of_with_what_to_type(one_done):
 def test_in_a_container_the_pilot_is_too(one_done):
     profile = load_profile("gpu", ["slurm.container.image=/images/magicseg.sif"])
     (warning,) = estimate(one_done, profile)["warnings"]
-    assert f"apptainer exec --nv --bind {one_done.path} /images/magicseg.sif python3 -m magicseg estimate" in warning
+    assert (
+        f"apptainer exec --nv --bind {one_done.path} /images/magicseg.sif python3 -P -m magicseg estimate" in warning
+    )
 
 
 def test_memory_and_time_that_do_not_fit_are_warned_of_with_values_that_do(one_done):
@@ -255,3 +257,7 @@ def test_numbers_are_short():
         "10,000 TB",
     ]
     assert [hours_text(value) for value in (0.00123, 12.345, 12_345.6)] == ["0.00123", "12.3", "12,346"]
+    assert [hours_text(value) for value in (6e-6, 0.0)] == ["<0.001", "0"]
+    assert [tasks_text(*each) for each in ((3, 1), (3, 2), (0, 2))] == [
+        "3, of 1 shard each", "3, of 2 shards each", "0",
+    ]  # fmt: skip

@@ -61,20 +61,36 @@ def test_a_mistake_gets_exit_code_2_a_sentence_and_a_hint(here, slurm, fresh, ar
     assert listing(fresh.path) == files
 
 
-@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
-def test_weights_that_are_not_fetched_are_refused_before_anything_is_in_the_queue(here, slurm, tmp_path, dry_run):
+def test_weights_that_are_not_fetched_are_refused_before_anything_is_in_the_queue(here, slurm, tmp_path):
     run = make_run(
         tmp_path / "run",
         "generate.backend=diffusers",
         f"generate.options={{model: org/model, revision: '{'a' * 40}'}}",
     )
+    told = f"generate.options.model: org/model at {'a' * 40} is not fetched"
     for stage in ("all", "generate"):
-        result = here("submit", stage, run.path, "--profile", "cpu", *dry_run)
+        result = here("submit", stage, run.path, "--profile", "cpu")
         assert result.code == 2
-        assert f"generate.options.model: org/model at {'a' * 40} is not fetched" in result.err
+        assert told in result.err
         assert f"magicseg fetch {run.path}" in hint_of(result)
     assert slurm.calls("sbatch") == []
-    assert here("submit", "describe", run.path, "--profile", "cpu", *dry_run).code == 0, "this stage needs none"
+    shown = here("submit", "all", run.path, "--profile", "cpu", "--dry-run")
+    assert shown.code == 0
+    assert f"before it is submitted: {told}" in shown.err
+    assert shown.out.count("### sbatch") == 6
+    assert here("submit", "describe", run.path, "--profile", "cpu").code == 0, "this stage needs none"
+
+
+def test_sbatch_variables_are_taken_or_told_and_a_follow_up_job_asks_for_the_same(here, slurm, fresh, monkeypatch):
+    monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
+    result = here("submit", "describe", fresh.path, "--profile", "cpu", "--resubmit", "1")
+    assert result.code == 0
+    assert "SBATCH_ACCOUNT (account)" in result.err
+    assert "not used: SBATCH_TIMELIMIT" in result.err
+    made, after = submissions(fresh)
+    assert "--account=lab\n" in (made.folder / "101_submission.sh").read_text()
+    assert 'slurm.account="lab"' in after.asked["overrides"]
 
 
 @pytest.mark.parametrize(

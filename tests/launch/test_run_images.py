@@ -184,6 +184,7 @@ def test_a_job_names_digest_and_caches_for_the_inside_only(site, tmp_path):
     assert done.stdout.splitlines() == [
         f"APPTAINERENV_HF_HOME={tmp_path}/big-caches/huggingface",
         f"APPTAINERENV_MAGICSEG_IMAGE={identify(tmp_path / 'first.sif').digest}",
+        "APPTAINERENV_PYTHONSAFEPATH=1",
         f"APPTAINERENV_TORCH_HOME={tmp_path}/big-caches/torch",
         f"APPTAINERENV_TRITON_CACHE_DIR={tmp_path}/big-caches/triton",
         f"APPTAINERENV_XDG_CACHE_HOME={tmp_path}/big-caches",

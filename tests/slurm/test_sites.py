@@ -287,3 +287,44 @@ def test_a_lost_worker_of_another_job_is_not_waited_for(on_plain, plain, tmp_pat
     assert "busy" not in log
     do(run, "generate", "mask")
     assert len(run.ledger("describe").commits()) == 21
+
+
+BANNER = """#!/bin/bash
+echo "----------------------------------"
+echo "  Welcome to cluster 7, since 2019"
+echo "----------------------------------"
+exec {sbatch} "$@"
+"""
+
+
+def test_a_whole_run_through_an_sbatch_that_prints_a_banner(plain, tmp_path, faulty):
+    sbatch = shutil.which("sbatch", path=plain.environment["PATH"])
+    wrapper = tmp_path / "bin/sbatch"
+    wrapper.parent.mkdir()
+    wrapper.write_text(BANNER.format(sbatch=sbatch))
+    wrapper.chmod(0o755)
+    site = commands(plain, tmp_path, PLUGINS)
+    site.environment["PATH"] = f"{wrapper.parent}:{site.environment['PATH']}"
+    run = make_run(tmp_path / "run", *SMALL)
+    first = site("submit", "all", run.path, "--profile", "cpu", "--shards-per-task", 7)
+    assert first.code == 0, first.err
+    made = submissions(run)
+    assert [len(one.jobs) for one in made] == [1] * 6
+    assert all(job.isdigit() for one in made for job in one.jobs)
+    again = site("submit", "all", run.path, "--profile", "cpu")
+    assert "nothing to submit: the rest is in the queue" in again.err
+    cancelled = site("cancel", run.path)
+    assert cancelled.code == 0
+    waiting = [one.jobs[0] for one in made[3:]]  # the first ones may have ended by now
+    assert all(job in cancelled.err for job in waiting)
+    wait_until(lambda: plain.queued() == [], 60)
+    # Sbatch refuses training: what came before it is named, and is not submitted twice.
+    half = site("submit", "all", run.path, "--profile", "cpu", "--set", "slurm.stages.train.nodes=99")
+    assert half.code == 2
+    by_then = submissions(run)[6:]
+    assert by_then[-1].stage == "mask"
+    assert all(one.names[0] in half.err for one in by_then)
+    rest = site.patiently("submit", "all", run.path, "--profile", "cpu", "--wait")
+    assert rest.code == 0, rest.err
+    assert (run.path / "results/miniature.json").exists()
+    assert [one.stage for one in submissions(run)[6 + len(by_then) :]] == ["train", "evaluate", "follow-up"]

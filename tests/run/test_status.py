@@ -1,0 +1,59 @@
+"""The rate of a stage, and what is left at that rate."""
+
+import datetime
+import json
+
+import pytest
+from tiny_runs import do
+
+from magicseg.run.ledger import CommitRecord
+from magicseg.run.status import run_status
+
+NOW = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
+
+
+@pytest.fixture
+def rate_of(fresh, monkeypatch):
+    """The rate of the first stage, by when its shards ended (seconds ago) and how long they took."""
+    do(fresh, "describe")
+    commits = list(fresh.ledger("describe").commits().values())
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return NOW
+
+    monkeypatch.setattr("magicseg.run.status.datetime.datetime", Clock)
+
+    def rate(*shards):
+        chosen = {
+            number: CommitRecord(
+                **vars(record)
+                | {"finished": (NOW - datetime.timedelta(seconds=ago)).isoformat(), "seconds": seconds, "samples": 16}
+            )
+            for number, (record, (ago, seconds)) in enumerate(zip(commits, shards, strict=False))
+        }
+        state = run_status(fresh, {"describe": chosen, "generate": {}, "mask": {}})["stages"]["describe"]
+        return state["rate"], state["eta_seconds"]
+
+    return rate
+
+
+def test_pauses_and_the_time_since_the_last_shard_do_not_slow_the_rate(rate_of):
+    assert rate_of((600, 2)) == (8.0, 10.0)
+    assert rate_of((600, 2), (30, 2)) == (8.0, 8.0)
+
+
+def test_shards_that_were_made_at_the_same_time_add_up(rate_of):
+    assert rate_of((10, 2), (10, 2)) == (16.0, 4.0)
+    assert rate_of((10, 4), (8, 4)) == (round(32 / 6, 3), round(64 / round(32 / 6, 3), 1))
+
+
+def test_without_recent_work_there_is_no_rate(rate_of):
+    assert rate_of() == (None, None)
+    assert rate_of((1000, 2)) == (None, None)
+
+
+def test_a_rate_is_a_number_for_programs(fresh):
+    do(fresh, "describe", shards=[0])
+    assert json.dumps(run_status(fresh), allow_nan=False)
