@@ -44,7 +44,8 @@ def train(run: RunArgument) -> None:
                 show(step - last, text)
                 last = step
 
-            result = train_run(opened, world=world, progress=report, stop=stop)
+            tell = note if world.leads else lambda text: None
+            result = train_run(opened, world=world, progress=report, stop=stop, tell=tell)
     if result.status != "finished":
         message = f"{run}: training was interrupted after step {result.step} of {steps}"
         if not world.launched:

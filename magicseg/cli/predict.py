@@ -27,6 +27,10 @@ def predict(
         int | None,
         typer.Option("--window", min=1, metavar="PIXELS", help="sliding window (default: the whole picture at once)"),
     ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option("--max-pixels", min=1, metavar="N", help="leave larger images out (default: 200000000)"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
 ) -> None:
     """Label every pixel of your own pictures with a trained model: index PNGs, overlays, areas.
@@ -39,15 +43,16 @@ def predict(
     from magicseg.mask.labelling import LabelledPicture
     from magicseg.mask.pictures import labels_of
     from magicseg.run.attempts import forget_attempts
+    from magicseg.vision.images import MAX_PIXELS
 
     vocabulary = labels_of(labels)
-    pictures = pictures_of(paths, out, lines=sys.stdin if "-" in paths else ())
+    pictures = pictures_of(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)
     with on_signals(StopFlag(), then=forget_attempts) as stop, progress("predict", len(pictures), "images") as show:
 
         def report(done: LabelledPicture) -> None:
             show(1, "")
-            if not done.labelled:
-                note(f"{done.name}: {done.entry['reason']}: {done.entry['detail']}")
+            if done.remark:
+                note(f"{done.name}: {done.remark}")
 
         found = predict_pictures(
             pictures,
@@ -56,6 +61,7 @@ def predict(
             out,
             threshold=threshold,
             window=window,
+            max_pixels=max_pixels or MAX_PIXELS,
             report=report,
             should_stop=stop,
         )

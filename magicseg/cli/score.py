@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def score(
     benchmark: Annotated[str, typer.Option(help="Benchmark, such as voc21.")],
     data: Annotated[Path, typer.Option(help="Data set in its own layout, such as VOCdevkit/VOC2012.")],
-    predictions: Annotated[Path, typer.Option(help="Folder of index PNGs, one NAME.png per image.")],
+    predictions: Annotated[Path, typer.Option(help="Folder of index PNGs, NAME.png or NAME.jpg.png.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score predicted class maps on a benchmark."""

@@ -62,6 +62,10 @@ def mask(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FOLDER", help="where the photographs' masks go")
     ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option("--max-pixels", min=1, metavar="N", help="leave larger photographs out (default: 200000000)"),
+    ] = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
@@ -73,7 +77,14 @@ def mask(
     if images is None:
         if run is None:
             raise ConfigError("mask needs a run, or photographs", hint="magicseg mask RUN, or --images FOLDER")
-        given = {"--labels": labels, "--out": out, "--preset": preset, "--config": config, "--set": set_}
+        given = {
+            "--labels": labels,
+            "--out": out,
+            "--max-pixels": max_pixels,
+            "--preset": preset,
+            "--config": config,
+            "--set": set_,
+        }
         alone = next((name for name, value in given.items() if value), None)
         if alone:
             raise ConfigError(f"{alone} goes with --images", hint=f"magicseg mask {run}")
@@ -87,7 +98,7 @@ def mask(
             )
     if out is None or (labels is None and run is None):
         raise ConfigError("--images needs --labels and --out", hint="--labels 'cat, dog' --out FOLDER")
-    _mask_photographs(images, _labels(run, labels), out, _mask_settings(run, preset, config, set_))
+    _mask_photographs(images, _labels(run, labels), out, _mask_settings(run, preset, config, set_), max_pixels)
 
 
 def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
@@ -126,23 +137,28 @@ def _mask_settings(
     return settings
 
 
-def _mask_photographs(images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings") -> None:
+def _mask_photographs(
+    images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings", max_pixels: int | None
+) -> None:
     from magicseg.errors import IncompleteError
     from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.mask.labelling import LabelledPicture
     from magicseg.mask.photographs import mask_photographs
-    from magicseg.mask.pictures import photographs_in
     from magicseg.run.attempts import forget_attempts
+    from magicseg.vision.folders import images_in
+    from magicseg.vision.images import MAX_PIXELS
 
-    total = len(photographs_in(images, out))
+    total = len(images_in(images, out, tell=note))
     with on_signals(StopFlag(), then=forget_attempts) as stop, progress("mask", total, "images") as show:
 
         def report(done: LabelledPicture) -> None:
             show(1, "")
-            if not done.labelled:
-                note(f"{done.name}: {done.entry['reason']}: {done.entry['detail']}")
+            if done.remark:
+                note(f"{done.name}: {done.remark}")
 
-        found = mask_photographs(images, labels, settings, out, report=report, should_stop=stop)
+        found = mask_photographs(
+            images, labels, settings, out, max_pixels=max_pixels or MAX_PIXELS, report=report, should_stop=stop
+        )
     masked = sum(one.labelled for one in found)
     note(f"{out}: masks of {masked} of {total} images; what was found: {out}/masks.jsonl")
     failed = [one.name for one in found if one.entry["status"] == "failed"]

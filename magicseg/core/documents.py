@@ -40,9 +40,14 @@ def read_bytes(
         # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise error(f"{path}: is not a regular file", hint=hint)
-            data = file.read(limit + 1)
+            # A call of `read` allocates all that it is asked for; a file may grow, and those of /proc have no size.
+            step = min(limit, max(status.st_size, 1 << 16)) + 1
+            data = file.read(step)
+            while len(data) <= limit and (more := file.read(min(step, limit + 1 - len(data)))):
+                data += more
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as fault:

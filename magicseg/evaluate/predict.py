@@ -16,19 +16,26 @@ from magicseg.backends import ClassMap, Image
 from magicseg.errors import BackendError, DataError
 from magicseg.labels import Vocabulary
 from magicseg.mask.labelling import LabelledPicture, Labeller, label_pictures
-from magicseg.mask.pictures import ENDINGS, photographs_in
 from magicseg.model.card import read_card
 from magicseg.train.distributed import ALONE
+from magicseg.vision.folders import ENDINGS, images_in, is_system_name
+from magicseg.vision.images import MAX_PIXELS
 
 RECORD = "predictions.jsonl"
-RECIPE = 2  # goes up whenever the same picture gives a model other pixels
+RECIPE = 3  # goes up whenever the same picture gives a model other pixels
 
 
-def pictures_of(paths: Sequence[str], out: Path, *, lines: Iterable[str] = ()) -> dict[str, Path]:
+def pictures_of(
+    paths: Sequence[str],
+    out: Path,
+    *,
+    lines: Iterable[str] = (),
+    tell: Callable[[str], None] = lambda text: None,
+) -> dict[str, Path]:
     """The pictures that are meant, by the names that their results get in OUT.
 
     Args: paths: files; folders, whose pictures at any depth keep their relative names; patterns such as
-    ``"photos/*.jpg"``; or ``-`` for one path a line in ``lines``.
+    ``"photos/*.jpg"``; or ``-`` for one path a line in ``lines``. tell: called with what is skipped in folders.
     Raises: DataError for what is not there, or two pictures of one name.
     """
     found: dict[str, Path] = {}
@@ -52,18 +59,24 @@ def pictures_of(paths: Sequence[str], out: Path, *, lines: Iterable[str] = ()) -
         for one in asked:
             path = Path(one)
             if path.is_dir():
-                for name in photographs_in(path, out):
+                for name in images_in(path, out, tell=tell):
                     add(name, path / name)
             elif path.exists():
                 add(path.name, path)
             else:
                 matches = sorted(Path(match) for match in glob.glob(one, recursive=True))
-                pictures = [match for match in matches if match.suffix.lower() in ENDINGS and match.is_file()]
+                pictures = [match for match in matches if _is_image(match, Path(one))]
                 if not pictures:
                     raise DataError(f"{one}: there is no such picture or folder, and no pictures match it")
                 for match in pictures:
                     add(match.name, match)
     return found
+
+
+def _is_image(match: Path, pattern: Path) -> bool:
+    """Return whether a file that matches a pattern is an image, and not what a system left there."""
+    found = set(match.parts) - set(pattern.parts)
+    return match.suffix.lower() in ENDINGS and not any(map(is_system_name, found)) and match.is_file()
 
 
 def predict_pictures(
@@ -74,6 +87,7 @@ def predict_pictures(
     *,
     threshold: float,
     window: int | None,
+    max_pixels: int = MAX_PIXELS,
     report: Callable[[LabelledPicture], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[LabelledPicture]:
@@ -122,6 +136,7 @@ def predict_pictures(
         make_labeller,
         classes=len(vocabulary),
         relief="give fewer labels, or --window 512" if window is None else "give fewer labels, or a smaller --window",
+        max_pixels=max_pixels,
         report=report,
         should_stop=should_stop,
     )

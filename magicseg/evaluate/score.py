@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.errors import DataError
-from magicseg.evaluate.index_png import read_index_png
 from magicseg.evaluate.metrics import Scores, confusion_matrix
 from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.truth import DataSet, open_data_set, require, size_text, spans
 from magicseg.labels import BACKGROUND
+from magicseg.vision.index_maps import read_index_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,10 @@ class ScoreResult:
 def score(protocol: Protocol, data_dir: Path, predictions_dir: Path) -> ScoreResult:
     """Score the predictions of all images in the benchmark's split.
 
-    A prediction is a PNG ``NAME.png`` of the label's size that holds, as palette index or grey value, the numbers
-    that the label files use (for a file of instances: the vocabulary's, 0 for background). Every pixel that counts
-    needs a class: what the label files ignore is allowed only where the label ignores too.
+    A prediction is a PNG of the label's size, ``NAME.png``, or named after the image as ``magicseg predict`` does
+    (``NAME.jpg.png``). It holds, as palette index or grey value, the numbers that the label files use (for a file of
+    instances: the vocabulary's, 0 for background). Every pixel that counts needs a class: what the label files ignore
+    is allowed only where the label ignores too.
 
     Raises: DataError that names the file that is missing, damaged, of the wrong size or out of range.
     """
@@ -42,7 +43,7 @@ def score(protocol: Protocol, data_dir: Path, predictions_dir: Path) -> ScoreRes
         if not folder.is_dir():
             raise DataError(f"{folder}: there is no such folder", hint=f"give the folder of {what}")
     data = open_data_set(protocol, data_dir, with_images=False)
-    predictions = [predictions_dir / f"{name}.png" for name in data.names]
+    predictions = [_prediction(predictions_dir, name, protocol) for name in data.names]
     require(predictions, f"every image of {protocol.name} in {data_dir} needs a prediction NAME.png")
 
     classes = len(protocol.classes)
@@ -54,10 +55,22 @@ def score(protocol: Protocol, data_dir: Path, predictions_dir: Path) -> ScoreRes
     )
 
 
+def _prediction(folder: Path, name: str, protocol: Protocol) -> Path:
+    """Return the file of an image's prediction. Raises: DataError if there is one by either name."""
+    short = folder / f"{name}.png"
+    endings = dict.fromkeys(images.rpartition("{name}")[2] for images in protocol.images)
+    there = [path for path in (short, *(folder / f"{name}{ending}.png" for ending in endings)) if path.is_file()]
+    if len(there) > 1:
+        raise DataError(
+            f"{folder}: {there[0].name} and {there[1].name} are both predictions of {name}", hint="remove one of them"
+        )
+    return there[0] if there else short
+
+
 def _count(data: DataSet, name: str, path: Path) -> NDArray[np.int64]:
     """The confusion matrix of one image."""
     protocol = data.protocol
-    truth, values = data.truth(name), read_index_png(path)
+    truth, values = data.truth(name), read_index_map(path)
     if truth.shape != values.shape:
         raise DataError(
             f"{path}: the prediction is {size_text(values)} pixels, its label {size_text(truth)}",

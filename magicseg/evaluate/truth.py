@@ -1,7 +1,6 @@
 """Reading benchmarks in their official layouts: images, and ground truth in the numbers of the vocabulary."""
 
 import hashlib
-import io
 import struct
 import warnings
 import zlib
@@ -12,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from magicseg.errors import DataError
-from magicseg.evaluate.index_png import read_index_png
+from magicseg.evaluate.instances import InstanceFile, read_instances
 from magicseg.evaluate.protocol import Labels, Protocol
 from magicseg.labels import BACKGROUND
+from magicseg.vision.folders import files_below
+from magicseg.vision.images import read_image
+from magicseg.vision.index_maps import read_index_map
 
 _SHOWN = 5
 _NO_CLASS = -1
@@ -28,7 +29,8 @@ _TABLE = 1 << 16
 class DataSet:
     """One split of one benchmark on disk; all its files are there (`open_data_set` looked).
 
-    ``label_paths`` are one per image, or all the same file.
+    ``label_paths`` are one per image, or all the same file. ``upright``: images are read as their EXIF orientation
+    turns them, since the labels are drawn so; else as stored.
     """
 
     protocol: Protocol
@@ -38,6 +40,7 @@ class DataSet:
     label_paths: tuple[Path, ...]
     layout: Labels
     instances: Callable[[str], NDArray[np.uint16]] | None = None
+    upright: bool = False
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -50,15 +53,8 @@ class DataSet:
         return Meaning(self.layout, self.protocol)
 
     def image(self, name: str) -> NDArray[np.uint8]:
-        """The image, uint8 (H, W, 3), RGB; stored orientation, as annotators saw the pixels. Raises: DataError."""
-        path = self.image_paths[self.place[name]]
-        try:
-            with Image.open(io.BytesIO(path.read_bytes()), formats=["JPEG", "PNG"]) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{path}: this image cannot be read: {error}", hint="is it complete? unpack it again"
-            ) from error
+        """Return the image, uint8 (H, W, 3), RGB. Raises: DataError."""
+        return read_image(self.image_paths[self.place[name]], upright=self.upright)
 
     def truth(self, name: str) -> NDArray[np.uint16]:
         """The ground truth, uint16 (H, W): vocabulary numbers, or the protocol's ``ignore_value``.
@@ -137,7 +133,7 @@ def data_folder(protocol: Protocol, data: Path) -> Path:
 
 
 def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True) -> DataSet:
-    """Find the split's images and labels, and that none is missing. No image is opened.
+    """Find the split's images and labels, and that none is missing. No image is decoded.
 
     Raises: DataError that says which files are missing, how many, and where they come from.
     """
@@ -147,10 +143,8 @@ def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True)
         )
     layout = _layout_there(protocol, folder)
     images = _kind_there(protocol, folder)
-    instances: Callable[[str], NDArray[np.uint16]] | None = None
+    index: InstanceFile | None = None
     if "{name}" not in layout.path:
-        from magicseg.evaluate.instances import read_instances
-
         path = folder / _filled(layout.path, protocol, None)
         index = read_instances(path, protocol.labels)
         names = read_list_of(protocol, folder) if protocol.split_lists else list(index.names)
@@ -158,7 +152,6 @@ def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True)
         if unknown:
             raise DataError(f"{path}: there is no image {unknown[0]} in it ({len(unknown)} of {len(names)} are not)")
         label_paths = [path] * len(names)
-        instances = index.truth
     else:
         names = (
             read_list_of(protocol, folder) if protocol.split_lists else _names_of(protocol, folder, images, layout)
@@ -169,6 +162,7 @@ def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True)
     require(list(dict.fromkeys(label_paths)), where)
     if with_images:
         require(image_paths, where)
+    upright = with_images and index is not None and index.drawn_upright(names, image_paths)
     return DataSet(
         protocol=protocol,
         folder=folder,
@@ -176,7 +170,8 @@ def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True)
         image_paths=tuple(image_paths),
         label_paths=tuple(label_paths),
         layout=layout,
-        instances=instances,
+        instances=index.truth if index is not None else None,
+        upright=upright,
     )
 
 
@@ -206,7 +201,7 @@ def read_list(path: Path, *, hint: str) -> list[str]:
 def read_labels(path: Path) -> NDArray[np.integer]:
     """The numbers in a label file, integers (H, W): a PNG, or a MATLAB file's ``LabelMap``. Raises: DataError."""
     if path.suffix != ".mat":
-        return read_index_png(path)
+        return read_index_map(path)
     from scipy.io import loadmat
     from scipy.io.matlab import MatReadError
 
@@ -275,9 +270,12 @@ def _found(folder: Path, pattern: str) -> list[str]:
     before, _, after = pattern.partition("{name}")
     start, _, stem = before.rpartition("/")
     top = folder / start
-    files = (path.relative_to(top).as_posix() for path in top.rglob("*" + Path(after).suffix) if path.is_file())
+    if not top.is_dir():
+        return []
     return sorted(
-        item[len(stem) : len(item) - len(after)] for item in files if item.startswith(stem) and item.endswith(after)
+        item[len(stem) : len(item) - len(after)]
+        for item in files_below(top)
+        if item.startswith(stem) and item.endswith(after)
     )
 
 

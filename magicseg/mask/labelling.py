@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import UnidentifiedImageError
-
 from magicseg.backends import ClassMap, Image, Rejection
 from magicseg.errors import DataError, MagicsegError
-from magicseg.mask.pictures import class_png, overlay_jpeg, read_pixels
+from magicseg.mask.pictures import class_png, overlay_jpeg
 from magicseg.run.attempts import Attempts, told
 from magicseg.run.files import storage_errors, write_atomic
 from magicseg.run.fingerprint import changed_keys
+from magicseg.vision.images import MAX_PIXELS, ImageTooLarge, UnreadableImage, decode_image, image_bytes
 
 Labeller = Callable[[Image], tuple[ClassMap, Mapping[str, Any]] | Rejection]
 """A picture, uint8 (H, W, 3), to its class map and what there is to tell of it; or why it has none."""
@@ -42,6 +41,14 @@ class LabelledPicture:
     labelled: bool
     entry: Mapping[str, Any]
 
+    @property
+    def remark(self) -> str | None:
+        """What a user should know of it: why it has no class map, or that only its first page was read."""
+        if not self.labelled:
+            return f"{self.entry['reason']}: {self.entry['detail']}"
+        skipped = self.entry.get("skipped_pages", 0)
+        return f"only its first page was read; {skipped} more were skipped" if skipped else None
+
 
 def label_pictures(
     pictures: Mapping[str, Path],
@@ -52,6 +59,7 @@ def label_pictures(
     *,
     classes: int,
     relief: str,
+    max_pixels: int = MAX_PIXELS,
     report: Callable[[LabelledPicture], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[LabelledPicture]:
@@ -61,7 +69,7 @@ def label_pictures(
 
     Args: pictures: files by their names in OUT. record: the name of the record. head: all that decides a class map,
     as plain data. make_labeller: called once, if anything is to be done. classes: the greatest id. relief: what
-    makes a picture need less memory, in the imperative.
+    makes a picture need less memory, in the imperative. max_pixels: larger pictures are not decoded.
     Returns: what became of all of them, now or in earlier calls, as far as it got.
     Raises: DataError if OUT holds class maps of another head; StoreError; what a labeller raises of its own.
     """
@@ -84,7 +92,7 @@ def label_pictures(
             else:
                 labeller = labeller or make_labeller()
                 with attempts.on(name, digest or ""):
-                    made = _one(content, labeller, classes, relief)
+                    made = _one(content, labeller, classes, relief, max_pixels)
             files, entry = made
             for target, file in zip((out / f"{name}.png", out / "overlays" / f"{name}.jpg"), files, strict=True):
                 if file is None:
@@ -100,25 +108,28 @@ def label_pictures(
     return found
 
 
-def _content(path: Path) -> tuple[bytes | OSError, str | None]:
+def _content(path: Path) -> tuple[bytes | UnreadableImage, str | None]:
     """A file's content, or why there is none, and its SHA-256."""
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = image_bytes(path)
+    except UnreadableImage as error:
         return error, None
     return content, hashlib.sha256(content).hexdigest()
 
 
-def _one(content: bytes | OSError, labeller: Labeller, classes: int, relief: str) -> Made:
+def _one(content: bytes | UnreadableImage, labeller: Labeller, classes: int, relief: str, max_pixels: int) -> Made:
     """A picture's class map and overlay as files, if it gets them; and what to write down of it."""
     try:
-        if isinstance(content, OSError):
+        if isinstance(content, UnreadableImage):
             raise content
-        image = read_pixels(content)
-    except UnidentifiedImageError:  # whose text names an object
-        return _NO_FILES, _failure("unreadable", "no image of a known format")
-    except Exception as error:  # parsers of damaged files raise whatever they like
-        return _NO_FILES, _failure("unreadable", _told(error))
+        decoded = decode_image(content, upright=True, max_pixels=max_pixels)
+        image = decoded.pixels
+    except ImageTooLarge as error:
+        return _NO_FILES, _failure("too-large", f"{error.message} (--max-pixels)")
+    except UnreadableImage as error:
+        return _NO_FILES, _failure("unreadable", error.message)
+    except MemoryError as error:
+        return _NO_FILES, _failure("out-of-memory", _told(error))
     try:
         answer = labeller(image)
         if isinstance(answer, Rejection):
@@ -133,7 +144,8 @@ def _one(content: bytes | OSError, labeller: Labeller, classes: int, relief: str
         if isinstance(error, MagicsegError):
             raise
         return _NO_FILES, _failure("error", _told(error))
-    return files, {"status": "kept", **told}
+    skipped = {"skipped_pages": decoded.pages - 1} if decoded.pages > 1 else {}
+    return files, {"status": "kept", **told, **skipped}
 
 
 def _failure(reason: str, detail: str) -> dict[str, Any]:

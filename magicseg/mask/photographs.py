@@ -19,14 +19,15 @@ from magicseg.config import MaskSettings
 from magicseg.errors import BackendError, MagicsegError
 from magicseg.labels import Vocabulary
 from magicseg.mask.labelling import LabelledPicture, Labeller, label_pictures
-from magicseg.mask.pictures import photographs_in
 from magicseg.settings import Settings
+from magicseg.vision.folders import images_in
+from magicseg.vision.images import MAX_PIXELS
 from magicseg.weights import Weights
 from magicseg.weights.cache import seen_cache, snapshot
 from magicseg.weights.digest import path_identity
 
 RECORD = "masks.jsonl"
-RECIPE = 1  # goes up whenever the same photograph gives a masker other pixels
+RECIPE = 2  # goes up whenever the same photograph gives a masker other pixels
 
 
 def refuse_uncached(settings: MaskSettings, hint: str) -> None:
@@ -98,6 +99,7 @@ def mask_photographs(
     settings: MaskSettings,
     out: Path,
     *,
+    max_pixels: int = MAX_PIXELS,
     report: Callable[[LabelledPicture], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[LabelledPicture]:
@@ -119,13 +121,14 @@ def mask_photographs(
         return label
 
     return label_pictures(
-        {name: folder / name for name in photographs_in(folder, out)},
+        {name: folder / name for name in images_in(folder, out)},
         out,
         RECORD,
         _deciding(vocabulary, settings),
         make_labeller,
         classes=len(vocabulary),
         relief="give fewer labels, or a smaller copy of the image",
+        max_pixels=max_pixels,
         report=report,
         should_stop=should_stop,
     )

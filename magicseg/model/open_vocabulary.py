@@ -19,6 +19,7 @@ from torch import Tensor
 from magicseg.errors import DataError
 from magicseg.evaluate.sliding import logit_stripes
 from magicseg.model.segmenter import Segmenter, load_segmenter
+from magicseg.vision.images import rgb_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -92,8 +93,9 @@ class OpenVocabularyModel:
         """Segment one image or a sequence of images.
 
         Args:
-            images: uint8 arrays (H, W, 3), RGB, (H, W, 1) or (H, W), grey, or (H, W, 4), RGBA; or PIL images, which
-                are turned upright if their EXIF data say so. Transparency is laid on white. Sizes may differ.
+            images: uint8 arrays (H, W, 3), RGB, (H, W, 1) or (H, W), grey, or (H, W, 4), RGBA; or PIL images of
+                any mode, which are turned upright if their EXIF data say so. Transparency is laid on white, grey of
+                more than 8 bits is stretched from black to white. Sizes may differ.
             labels: the names to look for, K different ones; with synonyms as a list, name first: ["sofa", "couch"].
             threshold: of the scores, below which a pixel is background.
             window: side of overlapping windows, pixels after resizing; None: the whole image at once.
@@ -205,8 +207,7 @@ def _pixels(image: "NDArray[np.uint8] | PILImage") -> NDArray[np.uint8]:
         image = ImageOps.exif_transpose(image)
     else:
         raise DataError(f"an image is a {type(image).__name__}, not an array or a PIL image")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+    try:
+        return np.array(rgb_pixels(image))
+    except ValueError as error:
+        raise DataError(f"an image of mode {image.mode} cannot be used: {error}") from error

@@ -232,8 +232,11 @@ class Dataset:
         values = self.read(name, start, stop)
         if values.ndim > 1:
             return values
-        decoded = [decode_jpeg(stream) if stream else None for stream in values]
         height, width = self.array("mask/mask").shape[1:]
+        try:
+            decoded = [decode_jpeg(stream, width) if stream else None for stream in values]
+        except (OSError, ValueError) as error:
+            raise self._damaged(f"{name}, samples {start} to {stop - 1}", error) from error
         empty = np.zeros((height, width, 3), np.uint8)
         return np.stack([image if image is not None else empty for image in decoded])
 

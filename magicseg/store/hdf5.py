@@ -30,6 +30,7 @@ from magicseg.run.ranges import format_ranges
 from magicseg.run.versions import library_versions
 from magicseg.store.dataset import ARRAYS
 from magicseg.store.digest import logical_digest
+from magicseg.store.images import check_jpeg
 from magicseg.weights.manifest import Manifest
 
 FORMAT = 1
@@ -252,6 +253,9 @@ def _read_stage(file: h5py.File, run: Run, shard: int, stage: str) -> dict[str, 
             if content.dtype == object:
                 streams = np.empty(len(content), dtype=object)
                 streams[:] = [array.tobytes() for array in content]
+                for stream in streams:
+                    if stream:
+                        check_jpeg(stream, run.config.generate.size)
                 content = streams
             values[name] = content
     return values

@@ -45,7 +45,7 @@ class SampleFiles:
         if google_crc32c.value(stream) != int.from_bytes(checksum, "little"):
             raise self._damaged(name, index, "checksum differs")
         try:
-            return decode_jpeg(stream[_HEADER:])
+            return decode_jpeg(stream[_HEADER:], size)
         except (OSError, ValueError) as error:
             raise self._damaged(name, index, error) from error
 

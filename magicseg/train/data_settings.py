@@ -5,6 +5,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
+from magicseg.labels import vocabulary_names
 from magicseg.settings import Settings
 
 SELF = "self"
@@ -17,6 +18,11 @@ class SourceSettings(Settings):
     voc: str | None = Field(None, description="a folder with JPEGImages, SegmentationClass and ImageSets")
     coco: str | None = Field(None, description="a folder with annotations/instances_SPLIT.json and SPLIT/")
     split: str | None = Field(None, description="of a folder: train, val, train2017, ...")
+    labels: str | None = Field(
+        None,
+        description="of a voc folder: the vocabulary that its ids are of, a shipped name or a .txt or .yaml list; "
+        "null: the run's, if all ids fit",
+    )
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="its share of samples, relatively")
 
     @model_validator(mode="after")
@@ -25,16 +31,20 @@ class SourceSettings(Settings):
             raise ValueError("a source has exactly one of run, voc and coco")
         if (self.run is None) != (self.split is not None):
             raise ValueError("a folder (voc, coco) needs a split, a run has none")
+        if self.labels is not None and self.voc is None:
+            raise ValueError("labels go with voc: runs and COCO's annotations have names of their own")
         return self
 
     def absolute(self) -> Self:
-        """The same with an absolute path."""
+        """The same with absolute paths."""
         paths = {kind: getattr(self, kind) for kind in ("run", "voc", "coco")}
         found = {
             kind: str(Path(path).expanduser().absolute())
             for kind, path in paths.items()
             if path is not None and path != SELF
         }
+        if self.labels is not None and self.labels not in vocabulary_names():
+            found["labels"] = str(Path(self.labels).expanduser().absolute())
         return self.model_copy(update=found)
 
 

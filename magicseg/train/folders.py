@@ -1,57 +1,54 @@
 """Photographs with labels as training data: folders in the layouts of PASCAL VOC and COCO.
 
 VOC: JPEGImages/NAME.jpg, SegmentationClass/NAME.png (or SegmentationClassAug, where it has all of the split),
-ImageSets/Segmentation/SPLIT.txt. COCO: SPLIT/FILE and annotations/instances_SPLIT.json. Images are read as they are
-stored, whatever their EXIF orientation says: the labels are drawn on the stored pixels. There is no counterfactual.
+ImageSets/Segmentation/SPLIT.txt. COCO: SPLIT/FILE and annotations/instances_SPLIT.json. There is no counterfactual.
+
+Images are read as they are stored, whatever their EXIF orientation says: labels are drawn on the stored pixels. Where
+COCO's annotations are drawn on turned images, images are turned (`magicseg.vision.coco.drawn_upright`).
 """
 
 import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
-from magicseg.errors import DataError
-from magicseg.evaluate.index_png import read_index_png
+from magicseg.core.documents import read_bytes
+from magicseg.core.text import first_acting, printable
+from magicseg.errors import DataError, LabelError
 from magicseg.labels import BACKGROUND, IGNORE, Label, Vocabulary, load_vocabulary
 from magicseg.labels.vocabulary import name_key
 from magicseg.run.files import to_json
+from magicseg.vision.coco import CocoImage, draw, drawn_upright, read_coco
+from magicseg.vision.folders import ENDINGS, files_below, is_system_name
+from magicseg.vision.images import read_image, read_size
+from magicseg.vision.index_maps import read_index_map
 
 _VOC_IGNORE = 255
 _SHOWN = 5
+_READERS = 8
 
 Pairs = tuple[list[NDArray[np.uint8]], None, list[NDArray[np.uint16]]]
 
 
-def read_photograph(path: Path) -> NDArray[np.uint8]:
-    """An image file as uint8 (height, width, 3), RGB; grey becomes three equal channels.
-
-    Raises: DataError naming a file that is missing, cut short or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{path}: this image cannot be read: {error}", hint="is it complete? copy it anew from the data set"
-        ) from error
-
-
 @dataclass(frozen=True)
 class _Folder(ABC):
-    """What both layouts share: samples are numbered in the order of the split's list, each a shard of its own."""
+    """What both layouts share: samples are numbered in the order of the split's list, each a shard of its own.
+
+    ``upright``: images are turned as their EXIF orientation says.
+    """
 
     path: Path
     split: str
     vocabulary: Vocabulary = field(repr=False)
     names: tuple[str, ...] = field(repr=False)
+    upright: bool = False
 
     shard_size: ClassVar[int] = 1
     allowed: ClassVar[None] = None
@@ -66,8 +63,8 @@ class _Folder(ABC):
         """Side of the images where all are square and alike, else None; from the files' headers."""
         sizes: set[tuple[int, int]] = set()
         for name in self.names:
-            with Image.open(self.image_path(name)) as image:
-                sizes.add(image.size)
+            stored = read_size(self.image_path(name))
+            sizes.add((stored.width, stored.height))
             if len(sizes) > 1:
                 return None
         width, height = sizes.pop()
@@ -86,7 +83,7 @@ class _Folder(ABC):
 
         Raises: DataError naming the file that cannot be read or does not fit.
         """
-        images = [read_photograph(self.image_path(self.names[index])) for index in indices]
+        images = [read_image(self.image_path(self.names[index]), upright=self.upright) for index in indices]
         masks = [self.mask(int(index), image.shape[:2]) for index, image in zip(indices, images, strict=True)]
         return images, None, masks
 
@@ -94,9 +91,8 @@ class _Folder(ABC):
         """Ids of each image's labels, (images, most), 0 where it has fewer. Reads every label file."""
         found = []
         for index, name in enumerate(self.names):
-            with Image.open(self.image_path(name)) as image:
-                width, height = image.size
-            ids = np.unique(self.mask(index, (height, width)))
+            stored = read_size(self.image_path(name))
+            ids = np.unique(self.mask(index, (stored.height, stored.width)))
             found.append(ids[(ids != BACKGROUND) & (ids != IGNORE)])
         return padded(found)
 
@@ -121,43 +117,35 @@ def _listing(paths: Iterable[Path]) -> str:
 
 @dataclass(frozen=True)
 class VocFolder(_Folder):
-    """PASCAL VOC's layout. Label files hold 0 for background, 1 to 20, and 255 for what is ignored.
+    """PASCAL VOC's layout. Label files hold 0 for background, the ids of ``vocabulary``, and 255 for what is ignored.
 
     ``label_folder``: SegmentationClassAug (with the labels of SBD) where it has all of the split, else
-    SegmentationClass.
+    SegmentationClass. ``images``: file names by name, where they are not NAME.jpg.
     """
 
     label_folder: str = "SegmentationClass"
+    images: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def open(cls, path: Path, split: str) -> Self:
+    def open(cls, path: Path, split: str, vocabulary: Vocabulary) -> Self:
         """Read the split's list and look whether all its files are there.
 
+        Args: vocabulary: what the numbers in the label files mean; the layout does not say it.
         Raises: DataError naming what is missing.
         """
         list_path = path / "ImageSets" / "Segmentation" / f"{split}.txt"
-        try:
-            names = tuple(list_path.read_text(encoding="utf-8").split())
-        except (OSError, UnicodeDecodeError) as error:
-            lists = sorted(each.stem for each in list_path.parent.glob("*.txt"))
-            raise DataError(
-                f"{list_path}: the list of images cannot be read: {error}",
-                hint=f"splits here: {', '.join(lists)}" if lists else "give the folder VOCdevkit/VOC2012",
-            ) from error
-        if not names:
-            raise DataError(f"{list_path}: the list names no image")
-        if len(set(names)) < len(names):
-            raise DataError(f"{list_path}: the list has images twice")
+        names = _read_names(list_path)
         augmented = all((path / "SegmentationClassAug" / f"{name}.png").is_file() for name in names)
         label_folder = "SegmentationClassAug" if augmented else "SegmentationClass"
-        folder = cls(path, split, load_vocabulary("voc20"), names, label_folder)
+        images = _other_endings(path / "JPEGImages", names)
+        folder = cls(path, split, vocabulary, names, label_folder=label_folder, images=images)
         _require([folder.image_path(name) for name in names], list_path)
         _require([folder.label_path(name) for name in names], list_path)
         return folder
 
     def image_path(self, name: str) -> Path:
         """Where an image lies."""
-        return self.path / "JPEGImages" / f"{name}.jpg"
+        return self.path / "JPEGImages" / self.images.get(name, f"{name}.jpg")
 
     def label_path(self, name: str) -> Path:
         """Where its label file lies."""
@@ -166,22 +154,35 @@ class VocFolder(_Folder):
     def mask(self, index: int, size: tuple[int, int]) -> NDArray[np.uint16]:
         """Ids of `vocabulary`, 0 for background, IGNORE: uint16 of ``size`` (height, width)."""
         path = self.label_path(self.names[index])
-        values = read_index_png(path).astype(np.uint16)
-        if values.shape != size:
-            raise DataError(f"{path}: the labels are {_size(values.shape)} pixels, the image {_size(size)}")
+        values = read_index_map(path, size=size).astype(np.uint16)
         values[values == _VOC_IGNORE] = IGNORE
         unknown = values[(values > len(self.vocabulary)) & (values != IGNORE)]
         if unknown.size:
-            raise DataError(f"{path}: holds {unknown[0]}, which is no class of PASCAL VOC")
+            raise DataError(
+                f"{path}: holds {unknown[0]}, which is no id of the vocabulary {self.vocabulary.name} "
+                f"(1 to {len(self.vocabulary)})",
+                hint="name the source's vocabulary in the order of its ids: {voc: ..., split: ..., labels: FILE}",
+            )
         return values
 
+    def check_ids(self) -> None:
+        """Decode all label files. Raises: DataError that names one with an id that the vocabulary lacks."""
+
+        def check(index: int) -> None:
+            stored = read_size(self.label_path(self.names[index]))
+            self.mask(index, (stored.height, stored.width))
+
+        with ThreadPoolExecutor(_READERS) as pool:
+            deque(pool.map(check, range(len(self.names))), maxlen=0)
+
     def identity(self) -> dict[str, Any]:
-        """Names, SHA-256 of all label files, names and sizes of the images."""
+        """Names, SHA-256 of all label files, names and sizes of the images; the labels where they are not VOC's."""
         labels = hashlib.sha256()
         for name in self.names:
             labels.update(hashlib.sha256(self.label_path(name).read_bytes()).digest())
         images = _listing(self.image_path(name) for name in self.names)
-        return {"layout": "voc", "split": self.split, "labels": labels.hexdigest(), "images": images}
+        classes = {} if is_vocs(self.vocabulary) else {"classes": list(self.vocabulary.names)}
+        return {"layout": "voc", "split": self.split, "labels": labels.hexdigest(), "images": images, **classes}
 
 
 @dataclass(frozen=True)
@@ -192,58 +193,37 @@ class CocoFolder(_Folder):
     a small one stays visible on a large one: the order in which detectron2's visualiser draws them.
     """
 
-    # Each image's annotations as JSON text: compact, and quick to hand to a reading process.
-    annotations: tuple[bytes, ...] = field(default=(), repr=False)
+    annotated: tuple[CocoImage, ...] = field(default=(), repr=False)
     digest: str = ""
 
     @classmethod
     def open(cls, path: Path, split: str) -> Self:
-        """Read the instances and look whether all images are there.
+        """Read the instances and look whether all images are there, and of the size that was annotated.
 
         Raises: DataError naming what is missing or malformed.
         """
         file = path / "annotations" / f"instances_{split}.json"
         try:
-            content = file.read_bytes()
-            document = json.loads(content)
-            categories = sorted(document["categories"], key=lambda category: int(category["id"]))
-            ids = {category["id"]: place for place, category in enumerate(categories, start=1)}
-            images = sorted(document["images"], key=lambda image: int(image["id"]))
-            drawn: defaultdict[int, list[Mapping[str, Any]]] = defaultdict(list)
-            for annotation in document["annotations"]:
-                drawn[annotation["image_id"]].append(
-                    {
-                        "id": annotation["id"],
-                        "label": ids[annotation["category_id"]],
-                        "crowd": bool(annotation.get("iscrowd", 0)),
-                        "area": annotation["area"],
-                        "segmentation": annotation["segmentation"],
-                    }
-                )
-            known = load_vocabulary("coco80")
-            by_key = {name_key(label.name): label.synonyms for label in known.labels}
+            content = read_coco(file)
+            known = {name_key(label.name): label.synonyms for label in load_vocabulary("coco80").labels}
             labels = tuple(
-                Label(id=place, name=category["name"], synonyms=by_key.get(name_key(category["name"]), ()))
-                for place, category in enumerate(categories, start=1)
+                Label(id=place, name=name, synonyms=known.get(name_key(name), ()))
+                for place, name in enumerate(content.categories, start=1)
             )
-            names = tuple(str(image["file_name"]) for image in images)
-            annotations = tuple(json.dumps(drawn[image["id"]]).encode() for image in images)
-        except OSError as error:
+            vocabulary = Vocabulary(name=f"coco-{split}", labels=labels, source=str(file))
+        except FileNotFoundError as error:
             there = sorted(each.stem.removeprefix("instances_") for each in file.parent.glob("instances_*.json"))
             raise DataError(
-                f"{file}: the annotations cannot be read: {error.strerror or error}",
+                f"{file}: there is no such file of annotations",
                 hint=f"splits here: {', '.join(there)}" if there else "give the folder with annotations/ in it",
             ) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DataError(
-                f"{file}: these are no COCO instances: {type(error).__name__}: {error}", hint="is it complete?"
-            ) from error
-        if not names:
-            raise DataError(f"{file}: there is no image in it")
-        vocabulary = Vocabulary(name=f"coco-{split}", labels=labels, source=str(file))
-        folder = cls(path, split, vocabulary, names, annotations, hashlib.sha256(content).hexdigest())
-        _require([folder.image_path(name) for name in names], file)
-        return folder
+        except LabelError as error:
+            raise DataError(f"{file}: {error}", hint=error.hint or "categories need names that differ") from error
+        names = tuple(image.file_name for image in content.images)
+        folder = cls(path, split, vocabulary, names, annotated=content.images, digest=content.digest)
+        paths = [folder.image_path(name) for name in names]
+        _require(paths, file)
+        return replace(folder, upright=drawn_upright(content, content.images, paths))
 
     def image_path(self, name: str) -> Path:
         """Where an image lies."""
@@ -251,41 +231,77 @@ class CocoFolder(_Folder):
 
     def mask(self, index: int, size: tuple[int, int]) -> NDArray[np.uint16]:
         """Ids of `vocabulary`, 0 for background, IGNORE: uint16 of ``size`` (height, width)."""
-        mask = np.full(size, BACKGROUND, np.uint16)
-        drawn = json.loads(self.annotations[index])
-        for each in sorted(drawn, key=lambda each: (not each["crowd"], -each["area"], each["id"])):
-            inside = self._inside(each, size, self.names[index])
-            mask[inside] = IGNORE if each["crowd"] else each["label"]
-        return mask
-
-    def _inside(self, annotation: Mapping[str, Any], size: tuple[int, int], name: str) -> NDArray[np.bool_]:
-        from pycocotools import mask as coco
-
-        height, width = size
-        shape = annotation["segmentation"]
-        what = f"{self.path / 'annotations'}/instances_{self.split}.json: annotation {annotation['id']} of {name}"
-        if isinstance(shape, Mapping) and list(shape.get("size", [])) != [height, width]:
+        image = self.annotated[index]
+        if size != (image.height, image.width):
             raise DataError(
-                f"{what} is drawn on {shape.get('size')} (height, width), the image has {[height, width]}"
+                f"{self.image_path(image.file_name)}: the image is {size[1]} x {size[0]} pixels, its annotations "
+                f"{image.width} x {image.height}",
+                hint="it has changed since training began; copy it again",
             )
-        try:
-            if isinstance(shape, Mapping):
-                rle = coco.frPyObjects(shape, height, width) if isinstance(shape["counts"], list) else shape
-            else:
-                rle = coco.merge(coco.frPyObjects(shape, height, width))
-            return np.asarray(coco.decode(rle), bool)
-        except Exception as error:  # the library raises bare Exception
-            raise DataError(f"{what} cannot be drawn: {error}") from error
+        mask = np.full(size, BACKGROUND, np.uint16)
+        for each in sorted(image.instances(), key=lambda each: (not each["crowd"], -each["area"], each["id"])):
+            mask[draw(each["segmentation"], *size)] = IGNORE if each["crowd"] else each["category"]
+        return mask
 
     def labels(self) -> NDArray[np.uint16]:
         """Ids of each image's labels, (images, most), 0 where it has fewer. Crowds do not count."""
-        each = (json.loads(text) for text in self.annotations)
-        return padded(np.unique([one["label"] for one in row if not one["crowd"]]).astype(np.uint16) for row in each)
+        return padded(
+            np.unique([each["category"] for each in image.instances() if not each["crowd"]]).astype(np.uint16)
+            for image in self.annotated
+        )
 
     def identity(self) -> dict[str, Any]:
         """SHA-256 of the annotation file, names and sizes of the images."""
         images = _listing(self.image_path(name) for name in self.names)
-        return {"layout": "coco", "split": self.split, "labels": self.digest, "images": images}
+        turned = {"upright": True} if self.upright else {}
+        return {"layout": "coco", "split": self.split, "labels": self.digest, "images": images, **turned}
+
+
+def is_vocs(vocabulary: Vocabulary) -> bool:
+    """Return whether a vocabulary has the labels of PASCAL VOC in VOC's order."""
+    return list(map(name_key, vocabulary.names)) == list(map(name_key, load_vocabulary("voc20").names))
+
+
+def _read_names(path: Path) -> tuple[str, ...]:
+    """Return the images' names in a split's list. Raises: DataError."""
+    try:
+        names = tuple(read_bytes(path).decode().split())
+    except (FileNotFoundError, DataError, UnicodeDecodeError) as error:
+        lists = sorted(each.stem for each in path.parent.glob("*.txt") if not is_system_name(each.name))
+        raise DataError(
+            f"{path}: the list of images cannot be read: {error}",
+            hint=f"splits here: {', '.join(lists)}" if lists else "give the folder VOCdevkit/VOC2012",
+        ) from error
+    if not names:
+        raise DataError(f"{path}: the list names no image")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: the list has images twice")
+    for name in names:
+        if first_acting(name) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{path}: {printable(name, 100)!r} is not the name of an image in this data set")
+    return names
+
+
+def _other_endings(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the file names of images that are not NAME.jpg but NAME.JPG, NAME.png, ..., by name.
+
+    Raises: DataError for a name that several such files have.
+    """
+    there: dict[str, list[str]] = {}
+    found = {}
+    for name in names:
+        if (folder / f"{name}.jpg").is_file():
+            continue
+        if not there and folder.is_dir():
+            for file in files_below(folder):
+                if Path(file).suffix.lower() in ENDINGS:
+                    there.setdefault(str(Path(file).with_suffix("")), []).append(file)
+        files = there.get(name, [])
+        if len(files) > 1:
+            raise DataError(f"{folder}: {', '.join(sorted(files))} are all images of the name {name}")
+        if files:
+            found[name] = files[0]
+    return found
 
 
 def _require(paths: list[Path], listed_in: Path) -> None:
@@ -297,7 +313,3 @@ def _require(paths: list[Path], listed_in: Path) -> None:
             f"{', '.join(map(str, missing[:_SHOWN]))}{more}",
             hint="is the data set complete? or choose another split",
         )
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]}"

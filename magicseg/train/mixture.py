@@ -5,7 +5,8 @@ mixed.samples, mixed.vocabulary, mixed.fingerprint
 """
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +14,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.errors import ConfigError
-from magicseg.labels import IGNORE, Label, Vocabulary
+from magicseg.errors import ConfigError, DataError
+from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary
 from magicseg.labels.vocabulary import name_key, split_qualifier
 from magicseg.run.directory import Run
 from magicseg.run.files import to_json
 from magicseg.store.kept import KeptSamples
 from magicseg.train.data_settings import SELF, SourceSettings
-from magicseg.train.folders import CocoFolder, VocFolder
+from magicseg.train.folders import CocoFolder, VocFolder, is_vocs
 from magicseg.train.staging import staged
 
 if TYPE_CHECKING:
     from magicseg.train.data import Mixture, Read, Samples
+
+_VOC_NAME = re.compile(r"20\d\d_\d{6}")  # how PASCAL VOC names its images
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,11 @@ class Renamed:
         return images, counterfactuals, [self.table[mask] for mask in masks]
 
 
-def open_sources(run: Run, *, stage: bool = True) -> Sources:
+def open_sources(run: Run, *, stage: bool = True, tell: Callable[[str], None] = lambda text: None) -> Sources:
     """Everything that a run's training reads.
 
     Args: stage: copy to the node's own disk where the settings say so; not needed for the fingerprint alone.
+    tell: called with what was assumed of a source.
     Raises: IncompleteError where a run's data are not whole; DataError naming what a folder lacks; ConfigError for
         sources that cannot be mixed; StoreError when there is no room to stage.
     """
@@ -95,7 +100,7 @@ def open_sources(run: Run, *, stage: bool = True) -> Sources:
         kept = _kept(run, run, stage=stage)
         counts = {"samples": len(kept.indices), "near_duplicates": kept.near_duplicates}
         return Sources(Mixture.of(kept), run.vocabulary, run.fingerprints["mask"].digest, counts)
-    opened = [_open(source, run, stage=stage) for source in settings.sources]
+    opened = [_open(source, run, stage=stage, tell=tell) for source in settings.sources]
     vocabulary, tables = union([run.vocabulary, *(names for _, names, _ in opened)])
     allowed = np.zeros((len(opened), len(vocabulary)), bool)
     samples: list[Samples] = []
@@ -121,7 +126,9 @@ def _kept(run: Run, trained: Run, *, stage: bool) -> KeptSamples:
     return kept if folder is None or not stage else staged(kept, folder, key=run.fingerprints["mask"].digest)
 
 
-def _open(source: SourceSettings, run: Run, *, stage: bool) -> "tuple[Samples, Vocabulary, dict[str, Any]]":
+def _open(
+    source: SourceSettings, run: Run, *, stage: bool, tell: Callable[[str], None]
+) -> "tuple[Samples, Vocabulary, dict[str, Any]]":
     if source.run is not None:
         other = run if source.run == SELF else Run.open(Path(source.run))
         return (
@@ -131,11 +138,48 @@ def _open(source: SourceSettings, run: Run, *, stage: bool) -> "tuple[Samples, V
         )
     assert source.split is not None
     if source.voc is not None:
-        voc = VocFolder.open(Path(source.voc), source.split)
+        voc = _voc(source, run, tell)
         return voc, voc.vocabulary, voc.identity()
     assert source.coco is not None
     coco = CocoFolder.open(Path(source.coco), source.split)
     return coco, coco.vocabulary, coco.identity()
+
+
+def _voc(source: SourceSettings, run: Run, tell: Callable[[str], None]) -> VocFolder:
+    """Open a folder in VOC's layout under the vocabulary that it names, else under the run's if all ids fit.
+
+    Raises: DataError if they do not, or if the images are those of PASCAL VOC, whose ids are not the run's.
+    """
+    assert source.voc is not None
+    assert source.split is not None
+    path = Path(source.voc)
+    if source.labels is not None:
+        return VocFolder.open(path, source.split, load_vocabulary(source.labels))
+    folder = VocFolder.open(path, source.split, run.vocabulary)
+    if is_vocs(run.vocabulary):
+        return folder
+    example = (
+        f"{{voc: {path}, split: {source.split}, labels: LIST}}   # LIST: voc20, or a file of labels by their ids"
+    )
+    if all(map(_VOC_NAME.fullmatch, folder.names)):
+        raise DataError(
+            f"{path}: the images are named like those of PASCAL VOC, but the run's labels are not VOC's; "
+            "name the labels of this source",
+            hint=example,
+        )
+    try:
+        folder.check_ids()
+    except DataError as error:
+        raise DataError(
+            f"{error.message}; the source names no labels, so the run's are tried", hint=example
+        ) from error
+    tell(f"{path}: no labels named; ids 1 to {len(run.vocabulary)} are taken as the run's: {_shown(run.vocabulary)}")
+    return folder
+
+
+def _shown(vocabulary: Vocabulary) -> str:
+    names = vocabulary.names
+    return ", ".join(names) if len(names) <= _SHOWN else f"{', '.join(names[:_SHOWN])}, ..."
 
 
 def union(vocabularies: Sequence[Vocabulary]) -> tuple[Vocabulary, list[NDArray[np.uint16]]]:

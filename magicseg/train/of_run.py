@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 
 
 def train_run(
-    run: Run, *, world: World, progress: Callable[[int, str], None], stop: Callable[[], bool]
+    run: Run,
+    *,
+    world: World,
+    progress: Callable[[int, str], None],
+    stop: Callable[[], bool],
+    tell: Callable[[str], None] = lambda text: None,
 ) -> "TrainResult":
     """Train on the run's samples or its sources, or go on from the newest checkpoint.
 
     A finished training is left alone.
 
     Args: progress: told the step and a text about it. stop: asked in every step.
+    tell: called with what was assumed of the sources.
     Raises: ConfigError if it is to be evaluated meanwhile and there is nothing to do it on; BackendError without
     torch; what `magicseg.train.mixture.open_sources` and `train` raise.
     """
@@ -49,7 +55,9 @@ def train_run(
             )
     nothing: dict[str, float] = {}
     patience = EVALUATION if run.config.train.evaluate_every else TIMEOUT
-    sources = open_sources(run)  # before the processes join: staging may take longer than they wait for each other
+    sources = open_sources(
+        run, tell=tell
+    )  # before the processes join: staging may take longer than they wait for each other
     with (
         joined(world, patience=patience),
         storage_errors(run.path, command("magicseg", "train", run.path)),

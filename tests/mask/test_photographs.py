@@ -16,7 +16,8 @@ from magicseg.config import load_config
 from magicseg.errors import BackendError, DataError
 from magicseg.labels import IGNORE
 from magicseg.mask.photographs import mask_photographs
-from magicseg.mask.pictures import class_png, labels_of, photographs_in
+from magicseg.mask.pictures import class_png, labels_of
+from magicseg.vision.folders import images_in
 from magicseg.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("faulty")
@@ -279,11 +280,11 @@ def test_masks_inside_the_photographs_folder_are_not_photographs(tmp_path):
     photograph(tmp_path / "mine" / "masks2" / "b.png", 1)
     for _ in range(2):
         assert list(masked(tmp_path, out="mine/masks")) == ["a.png", "masks2/b.png"]
-    assert photographs_in(tmp_path / "mine", tmp_path / "mine" / "masks") == ["a.png", "masks2/b.png"]
+    assert images_in(tmp_path / "mine", tmp_path / "mine" / "masks") == ["a.png", "masks2/b.png"]
     (tmp_path / "link").symlink_to(tmp_path / "mine")
-    assert photographs_in(tmp_path / "mine", tmp_path / "link" / "masks") == ["a.png", "masks2/b.png"]
+    assert images_in(tmp_path / "mine", tmp_path / "link" / "masks") == ["a.png", "masks2/b.png"]
     with pytest.raises(DataError, match="the photographs lie in it"):
-        photographs_in(tmp_path / "mine" / "masks2", tmp_path / "mine")
+        images_in(tmp_path / "mine" / "masks2", tmp_path / "mine")
 
 
 def test_grey_of_many_bits_keeps_its_contrast(tmp_path, monkeypatch):

@@ -85,7 +85,7 @@ def test_jpeg_images_are_close_to_lossless_ones(finished_run, jpeg_run):
     close = jpeg_run.store.read_images("generate/image", 0, 96).astype(int)
     assert jpeg_run.store.is_jpeg("generate/image")
     assert np.abs(exact - close).mean() < 4
-    assert decode_jpeg(jpeg_run.store.read("generate/image", 5, 6)[0]).shape == (32, 32, 3)
+    assert decode_jpeg(jpeg_run.store.read("generate/image", 5, 6)[0], 32).shape == (32, 32, 3)
 
 
 def test_a_shard_of_a_size_that_does_not_fit_is_refused(fresh):

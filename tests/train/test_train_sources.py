@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from magicseg.config import load_config
 from magicseg.errors import ConfigError, DataError, IncompleteError
-from magicseg.labels import IGNORE, Label, Vocabulary
+from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary
 from magicseg.run import Run
 from magicseg.train.data import SampleDataset, order_of
 from magicseg.train.data_settings import SourceSettings
@@ -20,6 +20,8 @@ from magicseg.train.distributed import ALONE
 from magicseg.train.folders import CocoFolder, VocFolder
 from magicseg.train.mixture import open_sources, union
 from magicseg.train.of_run import train_run
+
+VOC = load_vocabulary("voc20")
 
 
 def named(*names, title="names"):
@@ -102,7 +104,7 @@ def coco(tmp_path):
 
 
 def test_voc_labels_are_those_of_the_files(real_data):
-    folder = VocFolder.open(real_data / "VOCdevkit/VOC2012", "val")
+    folder = VocFolder.open(real_data / "VOCdevkit/VOC2012", "val", VOC)
     assert len(folder.indices) == 120
     images, others, masks = folder.read(np.array([3, 0]))
     assert others is None
@@ -117,12 +119,12 @@ def test_voc_labels_are_those_of_the_files(real_data):
 
 
 def test_the_augmented_label_files_are_used_where_they_are(voc):
-    plain = VocFolder.open(voc, "val")
+    plain = VocFolder.open(voc, "val", VOC)
     (voc / "SegmentationClassAug").mkdir()
     for name in plain.names:
         shape = np.array(Image.open(voc / f"SegmentationClass/{name}.png")).shape
         Image.fromarray(np.full(shape, 5, np.uint8)).save(voc / f"SegmentationClassAug/{name}.png")
-    again = VocFolder.open(voc, "val")
+    again = VocFolder.open(voc, "val", VOC)
     assert np.unique(again.read(np.array([0]))[2][0]).tolist() == [5]
     assert again.identity() != plain.identity()
 
@@ -194,7 +196,7 @@ def test_a_run_and_folders_are_mixed_by_weight_under_one_vocabulary(finished_run
     run = with_sources(
         finished_run,
         {"run": "self", "weight": 2},
-        {"voc": str(voc), "split": "val"},
+        {"voc": str(voc), "split": "val", "labels": "voc20"},
         {"coco": str(coco), "split": "val2017", "weight": 0.5},
     )
     sources = open_sources(run)
@@ -232,13 +234,18 @@ def test_balance_takes_labels_from_the_plan_and_the_annotations(finished_run, co
 
 def test_the_fingerprint_follows_annotations_images_and_weights(finished_run, voc):
     def fingerprint(**source):
-        return open_sources(with_sources(finished_run, {"voc": str(voc), "split": "val", **source})).fingerprint
+        return open_sources(
+            with_sources(finished_run, {"voc": str(voc), "split": "val", "labels": "voc20", **source})
+        ).fingerprint
 
     before = fingerprint()
     assert fingerprint() == before
     assert fingerprint(weight=2) != before
     moved = voc.rename(voc.with_name("elsewhere"))
-    assert open_sources(with_sources(finished_run, {"voc": str(moved), "split": "val"})).fingerprint == before
+    assert (
+        open_sources(with_sources(finished_run, {"voc": str(moved), "split": "val", "labels": "voc20"})).fingerprint
+        == before
+    )
     moved.rename(voc)
     label = sorted((voc / "SegmentationClass").iterdir())[0]
     values = np.array(Image.open(label))
@@ -248,7 +255,7 @@ def test_the_fingerprint_follows_annotations_images_and_weights(finished_run, vo
 
 
 def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
-    folder = VocFolder.open(voc, "val")
+    folder = VocFolder.open(voc, "val", VOC)
     image, label = folder.image_path(folder.names[0]), folder.label_path(folder.names[0])
     whole = image.read_bytes()
     image.write_bytes(whole[: len(whole) // 2])
@@ -268,33 +275,35 @@ def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
         folder.read(np.array([0]))
     image.unlink()
     with pytest.raises(DataError, match=f"1 of 6 files in this list are missing: {image}"):
-        VocFolder.open(voc, "val")
+        VocFolder.open(voc, "val", VOC)
     with pytest.raises(DataError, match=r"train\.txt: the list of images cannot be read") as caught:
-        VocFolder.open(voc, "train")
+        VocFolder.open(voc, "train", VOC)
     assert caught.value.hint == "splits here: val"
 
     file = coco / "annotations/instances_val2017.json"
     good = json.loads(file.read_text())
     for change, message in (
-        ({"size": [31, 40], "counts": [0]}, r"annotation 1 of a\.jpg is drawn on \[31, 40\]"),
-        ([[1, 2]], r"annotation 1 of a\.jpg cannot be drawn"),
-        ({"size": [30, 40], "counts": None}, r"annotation 1 of a\.jpg cannot be drawn"),
+        ({"size": [31, 40], "counts": [0]}, r"annotation 1 of a\.jpg: it is drawn on \[31, 40\]"),
+        ([[1, 2]], r"annotation 1 of a\.jpg: a polygon of it has 2 numbers"),
+        ({"size": [30, 40], "counts": None}, r"annotation 1 of a\.jpg: its run lengths cannot be read"),
     ):
         good["annotations"][0]["segmentation"] = change
         file.write_text(json.dumps(good))
         with pytest.raises(DataError, match=message):
-            CocoFolder.open(coco, "val2017").read(np.array([0]))
+            CocoFolder.open(coco, "val2017")
     for text in ("{", "[]", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}'):
         file.write_text(text)
-        with pytest.raises(DataError, match=f"{file}: these are no COCO instances"):
+        with pytest.raises(DataError, match=f"{file}: th(is is not JSON|ese are no COCO instances)"):
             CocoFolder.open(coco, "val2017")
-    with pytest.raises(DataError, match=r"instances_train2017\.json: the annotations cannot be read") as caught:
+    with pytest.raises(DataError, match=r"instances_train2017\.json: there is no such file") as caught:
         CocoFolder.open(coco, "train2017")
     assert caught.value.hint == "splits here: val2017"
 
 
 def test_a_damaged_photograph_stops_training_with_its_name(finished_run, voc):
-    run = with_sources(finished_run, {"voc": str(voc), "split": "val"}, loader_workers=1, batch_size=6, steps=2)
+    run = with_sources(
+        finished_run, {"voc": str(voc), "split": "val", "labels": "voc20"}, loader_workers=1, batch_size=6, steps=2
+    )
     broken = sorted((voc / "JPEGImages").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(DataError, match=f"^{broken}: this image cannot be read"):
@@ -304,7 +313,10 @@ def test_a_damaged_photograph_stops_training_with_its_name(finished_run, voc):
 def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fresh, voc):
     with pytest.raises(IncompleteError, match="not done"):
         open_sources(with_sources(fresh, {"run": "self"}))
-    assert len(open_sources(with_sources(fresh, {"voc": str(voc), "split": "val"})).samples.sources) == 1
+    assert (
+        len(open_sources(with_sources(fresh, {"voc": str(voc), "split": "val", "labels": "voc20"})).samples.sources)
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -314,6 +326,7 @@ def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fr
         ("{run: self, voc: x, split: val}", "exactly one"),
         ("{voc: x}", "needs a split"),
         ("{run: self, split: val}", "a run has none"),
+        ("{coco: x, split: val, labels: voc20}", "labels go with voc"),
         ("{run: self, weight: 0}", "greater than 0"),
     ],
 )
@@ -324,13 +337,93 @@ def test_a_source_that_makes_no_sense_is_refused(source, message):
 
 def test_paths_of_sources_are_kept_absolute_so_that_any_folder_will_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    overrides = ["train.sources=[{run: self}, {voc: photos, split: val}]"]
+    (tmp_path / "mine.txt").write_text("crack")
+    sources = "{run: self}, {voc: photos, split: val, labels: mine.txt}, {voc: photos, split: val, labels: voc20}"
+    overrides = [f"train.sources=[{sources}]"]
     run = Run.create(tmp_path / "run", load_config(preset="painted", overrides=overrides))
-    assert [source.run or source.voc for source in run.config.train.sources] == ["self", str(tmp_path / "photos")]
+    assert [source.run or source.voc for source in run.config.train.sources] == ["self"] + [
+        str(tmp_path / "photos")
+    ] * 2
+    assert [source.labels for source in run.config.train.sources] == [None, str(tmp_path / "mine.txt"), "voc20"]
+
+
+def folder_in_vocs_layout(folder, *, ids, names=("a0", "a1"), ending=".jpg", labels=()):
+    """Images of 20 x 16 pixels whose label files hold these ids side by side."""
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (folder / part).mkdir(parents=True)
+    values = np.resize(np.array(ids, np.uint8), (16, 20))
+    for name in names:
+        Image.new("RGB", (20, 16), "red").save(folder / "JPEGImages" / f"{name}{ending}")
+        Image.fromarray(values).save(folder / "SegmentationClass" / f"{name}.png")
+    (folder / "ImageSets/Segmentation/train.txt").write_text("\n".join(names))
+    if labels:
+        (folder / "labels.txt").write_text("\n".join(labels))
+    return folder
+
+
+def test_ids_of_a_source_that_names_no_labels_are_the_runs_and_that_is_said(fresh, tmp_path):
+    folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1, len(fresh.vocabulary), 255])
+    told = []
+    sources = open_sources(with_sources(fresh, {"voc": str(folder), "split": "train"}), tell=told.append)
+    assert sources.vocabulary.names == fresh.vocabulary.names
+    assert set(np.unique(sources.samples.sources[0].read(np.array([0]))[2])) == {0, 1, len(fresh.vocabulary), IGNORE}
+    assert len(told) == 1
+    assert fresh.vocabulary.names[0] in told[0]
+
+
+def test_ids_that_the_run_has_no_label_for_are_refused_with_what_to_write(fresh, tmp_path):
+    folder = folder_in_vocs_layout(tmp_path / "mine", ids=[len(fresh.vocabulary) + 1])
+    with pytest.raises(DataError, match=rf"a0\.png: holds {len(fresh.vocabulary) + 1}, which is no id") as caught:
+        open_sources(with_sources(fresh, {"voc": str(folder), "split": "train"}))
+    assert "labels: LIST" in caught.value.hint
+
+
+def test_the_ids_of_a_source_are_those_of_the_labels_that_it_names(fresh, tmp_path):
+    folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1, 2], labels=("crack", "rust"))
+    named_labels = {"voc": str(folder), "split": "train", "labels": str(folder / "labels.txt")}
+    sources = open_sources(with_sources(fresh, named_labels))
+    assert sources.vocabulary.names == (*fresh.vocabulary.names, "crack", "rust")
+    first = len(fresh.vocabulary) + 1
+    assert set(np.unique(sources.samples.sources[0].read(np.array([0]))[2])) == {0, first, first + 1}
+    (folder / "labels.txt").write_text("rust\ncrack")
+    assert open_sources(with_sources(fresh, named_labels)).fingerprint != sources.fingerprint
+
+
+def test_pascal_voc_itself_is_not_taken_for_the_labels_of_another_run(fresh, tmp_path):
+    folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1], names=("2007_000032", "2011_003271"))
+    with pytest.raises(DataError, match="named like those of PASCAL VOC") as caught:
+        open_sources(with_sources(fresh, {"voc": str(folder), "split": "train"}))
+    assert "voc20" in caught.value.hint
+
+
+def test_a_run_with_vocs_labels_needs_no_labels_at_its_source_and_keeps_its_fingerprint(tmp_path, voc):
+    overrides = ["labels.vocabulary=voc20", "plan.samples=4", "plan.shard_size=4", "describe.backend=template"]
+    run = Run.create(tmp_path / "run", load_config(preset="painted", overrides=overrides))
+    told = []
+    sources = open_sources(with_sources(run, {"voc": str(voc), "split": "val"}), tell=told.append)
+    assert not told
+    assert sources.vocabulary.names == VOC.names
+    assert set(sources.provenance["sources"][0]) == {"layout", "split", "labels", "images", "weight", "samples"}
+    labelled = open_sources(with_sources(run, {"voc": str(voc), "split": "val", "labels": "voc20"}))
+    assert labelled.fingerprint == sources.fingerprint
+
+
+@pytest.mark.parametrize("ending", [".JPG", ".jpeg", ".png", ".tif", ".webp"])
+def test_images_in_vocs_layout_may_have_other_endings(tmp_path, ending):
+    folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1], ending=ending)
+    images = VocFolder.open(folder, "train", named("cat")).read(np.array([0, 1]))[0]
+    assert [image.shape for image in images] == [(16, 20, 3)] * 2
+
+
+def test_two_images_of_one_name_are_refused(tmp_path):
+    folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1], ending=".png")
+    Image.new("RGB", (20, 16)).save(folder / "JPEGImages/a0.webp")
+    with pytest.raises(DataError, match=r"a0\.png, a0\.webp are all images of the name a0"):
+        VocFolder.open(folder, "train", named("cat"))
 
 
 def test_without_a_crop_photographs_are_refused(finished_run, voc):
-    run = with_sources(finished_run, {"voc": str(voc), "split": "val"}, crop=None)
+    run = with_sources(finished_run, {"voc": str(voc), "split": "val", "labels": "voc20"}, crop=None)
     with pytest.raises(ConfigError, match=r"train\.crop is null"):
         SampleDataset(open_sources(run).samples, run.config.train, seed=0)
 
