@@ -158,12 +158,11 @@ def _told(error: Exception) -> str:
 
 def _lacks_memory(error: Exception) -> bool:
     """Whether a picture was too large. Such errors of models are known where torch is: it is not imported here."""
-    devices = sys.modules.get("magicseg.devices")
-    if devices is None or isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    if isinstance(error, MagicsegError):
-        return isinstance(error, devices.OutOfMemory)
-    return bool(devices.is_out_of_memory(error))
+    from magicseg.devices import OutOfMemory, is_out_of_memory
+
+    return isinstance(error, OutOfMemory) if isinstance(error, MagicsegError) else is_out_of_memory(error)
 
 
 def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledPicture]:
