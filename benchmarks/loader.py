@@ -40,8 +40,9 @@ from magicseg.train.augment import (
     draw_distortion,
     mirror,
 )
-from magicseg.train.data import Batch, training_batches
+from magicseg.train.data import Batch
 from magicseg.train.data_settings import DataSettings
+from magicseg.train.readers import training_batches
 
 
 class FolderDataset(Dataset[Batch]):

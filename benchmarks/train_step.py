@@ -28,9 +28,9 @@ from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.store.kept import KeptSamples
-from magicseg.train.data import training_batches
 from magicseg.train.loop import TrainProgress, train
 from magicseg.train.optim import build_optimizer
+from magicseg.train.readers import training_batches
 from magicseg.train.step import LossTerms
 
 Clocks = tuple[float, float]  # seconds of wall time, of CPU time

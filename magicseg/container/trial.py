@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from typing import Any
 import magicseg
 from magicseg.container.runtime import Flag, Runtime, call, command, inside
 from magicseg.doctor.check import Check, Status, ask, attempt
+from magicseg.doctor.machine import default_need, shared_memory
 from magicseg.errors import ContainerError
 
 LIBRARIES = (
@@ -43,6 +45,11 @@ import json, torch
 names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 print(json.dumps({"names": names, "for_gpus": bool(torch.version.cuda or torch.version.hip)}))
 """
+_SHARED = """
+import json
+from magicseg.train.shared_memory import free_bytes
+print(json.dumps(free_bytes() or 0))
+"""
 _LISTENER = """
 import signal, sys, time
 for number in map(int, sys.argv[1:]):
@@ -50,6 +57,7 @@ for number in map(int, sys.argv[1:]):
 print("ready", flush=True)
 time.sleep(60)
 """
+_START_SECONDS = 120.0
 _FORWARDING_SECONDS = 1.0  # what comes in the first moment, the runtime does not pass on yet
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the end, and Slurm's warning before it
 
@@ -107,6 +115,7 @@ def _checks(trial: Trial) -> Iterator[tuple[Check, float]]:
         "exit codes": exit_codes,
         "signals": signals,
         "binds": binds,
+        "shared memory": shared_memory_inside,
         "miniature, offline": miniature,
         "files left": files_left,
         "torchrun, two processes": torchrun,
@@ -204,7 +213,8 @@ def signals(trial: Trial) -> Check:
         ) as process:
             try:
                 assert process.stdout is not None
-                process.stdout.readline()
+                if select.select([process.stdout], [], [], _START_SECONDS)[0]:
+                    process.stdout.readline()
                 time.sleep(_FORWARDING_SECONDS)
                 process.send_signal(number)
                 code = process.wait(30)
@@ -231,6 +241,11 @@ def binds(trial: Trial) -> Check:
     if written.returncode == 0 or (given / "other").exists():
         return Check("", Status.FAILED, "a folder that was bound read-only was written to")
     return Check("", Status.OK, "bound elsewhere, and read-only")
+
+
+def shared_memory_inside(trial: Trial) -> Check:
+    """Whether the image's shared memory takes the batches of a training with the default settings."""
+    return shared_memory(default_need(), free=int(trial.json("python3", "-c", _SHARED)))
 
 
 def miniature(trial: Trial) -> Check:

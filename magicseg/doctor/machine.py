@@ -18,6 +18,8 @@ from magicseg.doctor.check import Check, Status, ask, attempt, gigabytes
 from magicseg.execute.signals import SOCKET_FOLDER
 from magicseg.launch.slurm import SlurmError, call, installed, partitions, release
 from magicseg.run.files import lacking
+from magicseg.train.settings import TrainSettings
+from magicseg.train.shared_memory import FOLDER, enlarge_hint, free_bytes, mebibytes, needed_bytes
 from magicseg.weights.cache import hub_cache, seen_cache
 from magicseg.weights.hub import is_offline
 
@@ -44,6 +46,7 @@ def machine_checks(place: Path) -> Iterator[Check]:
     yield attempt("disk", lambda: disk(place))
     yield quota(place)
     yield attempt("temporary files", temporary_files)
+    yield attempt("shared memory", lambda: shared_memory(default_need()))
     yield attempt("Slurm", slurm)
     yield container()
 
@@ -195,6 +198,31 @@ def temporary_files() -> Check:
             "temporary files", Status.WARNING, f"{seen}: little", "export TMPDIR=DIRECTORY   # on a larger disk"
         )
     return Check("temporary files", Status.OK, seen)
+
+
+def default_need() -> int:
+    """Return the bytes of shared memory that one training process needs with the default settings."""
+    train = TrainSettings()
+    return needed_bytes(batch_size=train.batch_size, side=train.crop, readers=train.loader_workers)
+
+
+def shared_memory(needed: int, free: int | None = None) -> Check:
+    """Compare the free shared memory with what the batches of one training process need.
+
+    Args: needed: bytes. free: bytes; None: this machine's.
+    """
+    free = free_bytes() if free is None else free
+    seen = f"{FOLDER}, {mebibytes(free or 0)} free; batches of one training process need {mebibytes(needed)}"
+    if free is None:
+        seen = f"there is no {FOLDER}; batches of one training process need {mebibytes(needed)}"
+    if needed > (free or 0):
+        return Check(
+            "shared memory",
+            Status.WARNING,
+            f"{seen}: what does not fit goes through pipes, which is slower",
+            enlarge_hint(needed),
+        )
+    return Check("shared memory", Status.OK, seen)
 
 
 def slurm() -> Check:

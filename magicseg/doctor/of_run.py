@@ -3,15 +3,18 @@
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 
 from magicseg.backends import libraries_of
 from magicseg.doctor.check import Check, Status, ask, attempt, gigabytes
+from magicseg.doctor.machine import shared_memory
 from magicseg.launch.profile_files import load_profile
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES, chosen_backend, stage_settings, stage_weights
 from magicseg.run.ledger import CommitRecord
+from magicseg.train.shared_memory import needed_bytes
 
 _IMPORT_SECONDS = 180.0
 
@@ -30,6 +33,7 @@ def run_checks(run: Run) -> Iterator[Check]:
         yield from weights(run, stage, needed=work.status is not Status.OK)
     if settings.status is not Status.FAILED:
         yield from weights(run, "train", needed=False)
+        yield attempt("train: shared memory", lambda: shared_memory_of(run))
     if settings.status is not Status.FAILED:
         yield attempt("room for the rest", lambda: room(run))
 
@@ -50,6 +54,14 @@ def profile(run: Run) -> Check:
     found = load_profile(reference)
     image = found.container.image if found.container else None
     return Check("profile", Status.OK, f"{reference}{f', image {image}' if image else ''}")
+
+
+def shared_memory_of(run: Run) -> Check:
+    """Whether shared memory takes the batches of one of the run's training processes."""
+    train = run.config.train
+    side = train.crop or (None if train.sources else run.config.generate.size)
+    needed = needed_bytes(batch_size=train.batch_size, side=side, readers=train.loader_workers)
+    return replace(shared_memory(needed), name="train: shared memory")
 
 
 def backend(run: Run, stage: str) -> Check:

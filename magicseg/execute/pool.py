@@ -20,7 +20,7 @@ from pathlib import Path
 from magicseg.collector import relax
 from magicseg.errors import BackendError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.job import ShardEvent, run_shards
-from magicseg.execute.signals import StopFlag, fork_server
+from magicseg.execute.signals import StopFlag, cannot_start, fork_server, start_process
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -29,6 +29,7 @@ from magicseg.run.ledger import CommitRecord, Ledger
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
 _BUSY_POLL_SECONDS = 2.0
 _STOP_GRACE_SECONDS = 30.0
+_KILL_SECONDS = 10.0
 _RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, BackendError, MagicsegError)}
 
 
@@ -113,9 +114,12 @@ def run_stage(
     def start_jobs() -> None:
         while queue and len(jobs) < workers:
             todo = queue.popleft()
-            receive, send = context.Pipe(duplex=False)
+            try:
+                receive, send = context.Pipe(duplex=False)
+            except OSError as error:
+                raise cannot_start(error) from error
             process = context.Process(target=_work, args=(run.path, stage, todo, send), name=f"{stage}-worker")
-            process.start()
+            start_process(process, stop)
             send.close()
             jobs[process.sentinel] = _Job(process, receive, deque(todo))
 
@@ -150,6 +154,8 @@ def run_stage(
                 elif time.monotonic() - stopping_since > _STOP_GRACE_SECONDS:
                     for job in jobs.values():
                         job.process.kill()
+                    if time.monotonic() - stopping_since > _STOP_GRACE_SECONDS + _KILL_SECONDS:
+                        break  # a worker that waits for a dead disk cannot even be killed
             else:
                 start_jobs()
             if not jobs:
@@ -178,7 +184,7 @@ def run_stage(
     finally:
         for job in jobs.values():
             job.process.kill()
-            job.process.join()
+            job.process.join(_KILL_SECONDS)
     if fatal:
         raise fatal
     committed = ledger.commits()

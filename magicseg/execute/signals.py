@@ -6,8 +6,10 @@ still finished, and tells its workers; so these come from a fork server in which
 
 import atexit
 import contextlib
+import errno
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -15,12 +17,21 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
+
+from magicseg.errors import IncompleteError
+from magicseg.execute.waiting import bounded
 
 from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 
 SOCKET_FOLDER = 70  # bytes of a folder's path that leave room for a socket's name, of 107 for both
+_START_SECONDS = 600.0  # the fork server imports its modules first, maybe from a slow disk
 # Slurm warns of the time limit with SIGUSR1 or SIGUSR2, as the job script says.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+_SPARE_FILES = 8  # that the start of a process opens, and more
+OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
 
 @dataclass
@@ -88,3 +99,40 @@ def fork_server(preload: Sequence[str] = ()) -> ForkServerContext:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
+
+
+def start_process(process: BaseProcess, stop: StopFlag) -> None:
+    """Start a process of the fork server.
+
+    Raises: IncompleteError if the fork server gives none in time, or is gone, or a stop is asked for meanwhile.
+    """
+
+    def look(waited: float) -> None:
+        if stop() or waited > _START_SECONDS:
+            why = "interrupted" if stop() else f"not within {_START_SECONDS:.0f} s"
+            raise IncompleteError(f"no process can be started: {why}", hint="the same command goes on")
+
+    if open_files() - len(os.listdir("/proc/self/fd")) < _SPARE_FILES:  # else the fork server would die of it
+        raise cannot_start(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    try:
+        bounded(process.start, look)
+    except (OSError, EOFError) as error:
+        raise cannot_start(error) from error
+
+
+def cannot_start(error: OSError | EOFError) -> IncompleteError:
+    """The error for a process that could not be started."""
+    if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
+        return IncompleteError(
+            f"no process can be started: {error.strerror}, of {open_files()} allowed",
+            hint="raise the limit with: ulimit -n 4096; or start fewer processes: --workers 2",
+        )
+    what = "the fork server is gone" if isinstance(error, EOFError | ConnectionError) else str(error)
+    return IncompleteError(
+        f"no process can be started: {what}", hint="look whether memory or processes ran out: free -g; ulimit -u"
+    )
+
+
+def open_files() -> int:
+    """Return how many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]

@@ -73,4 +73,5 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
             process.wait(_STOP_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_GRACE_SECONDS)

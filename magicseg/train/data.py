@@ -1,27 +1,21 @@
 """Samples in batches: read, augmented, stacked.
 
 Which sample comes when is in `magicseg.train.order`, what is done to it in `magicseg.train.augment`, where samples
-come from in `magicseg.train.mixture`.
+come from in `magicseg.train.mixture`, the processes that read in `magicseg.train.readers`.
 """
 
-import multiprocessing
-import os
-import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing.util import Finalize
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from magicseg.errors import ConfigError, MagicsegError
-from magicseg.execute.signals import fork_server
+from magicseg.errors import ConfigError
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.store.kept import Images, Masks
 from magicseg.train.augment import (
@@ -34,9 +28,7 @@ from magicseg.train.augment import (
     mirror,
 )
 from magicseg.train.data_settings import DataSettings
-from magicseg.train.distributed import ALONE, World
 from magicseg.train.order import MixedOrder, Pick, SampleOrder, Steps, repeat_factors
-from magicseg.train.packing import Packed, pack, unpack
 
 __all__ = [
     "Batch",
@@ -48,9 +40,7 @@ __all__ = [
     "Samples",
     "Steps",
     "input_size",
-    "load_batches",
     "order_of",
-    "training_batches",
 ]
 
 Read = tuple[Images, Images | None, Masks]
@@ -281,108 +271,3 @@ class _Reader:
                 self._cache.popitem(last=False)
             self._cache[shard] = members, self._samples.read(members)
         return self._cache[shard]
-
-
-def training_batches(
-    samples: Samples | Mixture,
-    settings: DataSettings,
-    *,
-    batch_size: int,
-    start: int,
-    stop: int,
-    seed: int,
-    world: World = ALONE,
-    pin_memory: bool = False,
-) -> Iterator[Batch]:
-    """This process's part of the batches of the steps ``start`` up to, not including, ``stop``.
-
-    Args: batch_size: of all processes together.
-    Raises: ConfigError, see `input_size`; DataError or DamageError, naming the file, for what cannot be read.
-    """
-    steps = Steps(
-        order_of(samples, settings, seed=seed),
-        batch_size=batch_size,
-        start=start,
-        stop=stop,
-        rank=world.rank,
-        world=world.size,
-    )
-    dataset = SampleDataset(samples, settings, seed=seed)
-    return load_batches(dataset, steps, workers=settings.loader_workers, pin_memory=pin_memory)
-
-
-def load_batches(dataset: SampleDataset, steps: Steps, *, workers: int, pin_memory: bool = False) -> Iterator[Batch]:
-    """The batches of ``steps``, in order, read by ``workers`` processes (0: by this one).
-
-    The processes come from a fork server: a store's threads do not survive a plain fork. They end with their
-    reader, which may still need a batch when a signal to the whole process group has asked it to stop.
-
-    Raises: DataError or DamageError, naming the file, when its batch is asked for.
-    """
-    loader = DataLoader(
-        _Sent(dataset) if workers else dataset,
-        batch_sampler=steps,
-        collate_fn=cast("Any", _as_is),  # what __getitems__ returns is a batch already
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-        pin_memory=pin_memory,
-        worker_init_fn=_begin_reading,
-        generator=torch.Generator(),  # else the loader draws from, and so moves, the global one
-    )
-    if not workers:
-        return iter(loader)
-    fork_server()
-    batches = iter(loader)
-    # When a fault ends this process, its traceback still holds ``batches``. At exit, multiprocessing would ask the
-    # readers to terminate, which they do not hear, and wait for them: what has a priority, it does before.
-    Finalize(batches, _kill, args=(cast("Any", batches)._workers,), exitpriority=1)
-    return _received(batches)
-
-
-def _kill(readers: Sequence[multiprocessing.Process]) -> None:
-    for reader in readers:
-        reader.kill()
-
-
-class _Sent(Dataset[Packed | MagicsegError]):
-    """Batches packed; and our own errors as they are: the loader would put a traceback into their message."""
-
-    def __init__(self, dataset: SampleDataset) -> None:
-        self._dataset = dataset
-
-    def __getitems__(self, picks: Sequence[Pick]) -> Packed | MagicsegError:
-        try:
-            return pack(self._dataset.__getitems__(picks))
-        except MagicsegError as error:
-            return error
-
-
-def _received(batches: Iterator[Packed | MagicsegError]) -> Iterator[Batch]:
-    for batch in batches:
-        if isinstance(batch, MagicsegError):
-            raise batch
-        yield Batch(*unpack(batch))
-
-
-def _begin_reading(worker: int) -> None:
-    cv2.setNumThreads(1)  # the readers are many already
-    _end_with_reader(worker)
-
-
-def _end_with_reader(_worker: int) -> None:
-    """Have a reading process end when the process it reads for is killed.
-
-    torch looks at the parent in the sense of the operating system: the fork server, which waits for its children.
-    """
-    reader = multiprocessing.parent_process()
-    assert reader is not None
-
-    def watch() -> None:
-        reader.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _as_is(batch: object) -> object:
-    return batch

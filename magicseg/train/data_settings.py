@@ -51,7 +51,9 @@ class SourceSettings(Settings):
 class DataSettings(Settings):
     """The settings in ``NEUTRAL`` change neither weights nor curve, or count in the data's own fingerprint."""
 
-    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"loader_workers", "loader_cache_mib", "stage_to", "sources"})
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset(
+        {"loader_workers", "loader_cache_mib", "loader_timeout", "stage_to", "sources"}
+    )
 
     sources: tuple[SourceSettings, ...] = Field(
         default=(), description="what is trained on, mixed by weight; empty: the run's own samples"
@@ -85,6 +87,9 @@ class DataSettings(Settings):
     shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
     loader_workers: int = Field(default=2, ge=0, description="reading processes; 0: the trainer itself")
     loader_cache_mib: int = Field(default=512, ge=0, description="memory per reader for whole shards")
+    loader_timeout: float = Field(
+        default=600.0, gt=0, allow_inf_nan=False, description="seconds that training waits for a batch of its readers"
+    )
     stage_to: str | None = Field(
         None, description="a folder on the node's own disk that the samples are copied to; $VARIABLES are expanded"
     )

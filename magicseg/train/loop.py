@@ -32,11 +32,12 @@ from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
 from magicseg.model.settings import deciding_settings
 from magicseg.run.claims import STALE_SECONDS, holder, try_claim
 from magicseg.train.checkpoints import check_identity, gather, shared_checkpoint, write_checkpoint
-from magicseg.train.data import Mixture, Samples, input_size, training_batches
+from magicseg.train.data import Mixture, Samples, input_size
 from magicseg.train.distributed import ALONE, World, from_first
 from magicseg.train.late import Late, Outcome
 from magicseg.train.log import Log
 from magicseg.train.optim import learning_rate, set_learning_rate
+from magicseg.train.readers import ReadersLost, training_batches
 from magicseg.train.settings import TrainSettings
 from magicseg.train.sharding import is_sharded, whole
 from magicseg.train.step import Stepper
@@ -106,6 +107,7 @@ def train(
         ConfigError: the images do not fit the encoder, or the batch cannot be dealt out evenly.
         DataError: masks hold classes that the vocabulary lacks.
         BackendError: a library for the log is missing, or the model cannot be compiled.
+        ReadersLost: a reading process is gone or stuck.
         StoreError, DataError: something cannot be written or read.
     """
     started = time.perf_counter()
@@ -125,11 +127,12 @@ def train(
             world=world,
             evaluate=evaluate,
             progress=progress,
+            stop=stop,
         )
         if training.log is not None:
             stack.callback(training.log.close)
         stack.enter_context(_own_random_numbers(training.device))
-        training.run(stop)
+        training.run()
         model_dir, digest = out_dir / "model", None
         finished = training.done == settings.steps
         if finished:
@@ -162,9 +165,11 @@ class _Training:
         world: World,
         evaluate: Evaluate | None,
         progress: Callable[[TrainProgress], None] | None,
+        stop: Callable[[], bool] | None,
     ) -> None:
         self.settings, self.device, self.world = settings, device, world
         self._folder = out_dir / "checkpoints"
+        self._stop = stop
         self._evaluate = evaluate
         self._progress = progress
         self.identity = {
@@ -208,11 +213,27 @@ class _Training:
             seed=seed,
             world=world,
             pin_memory=device.type == "cuda",
+            should_stop=stop,
         )
 
-    def run(self, stop: Callable[[], bool] | None) -> None:
-        """All steps that are left, or those until somebody wants to stop."""
-        settings, late = self.settings, Late()
+    def run(self) -> None:
+        """Train all steps that are left, or those until somebody wants to stop.
+
+        Raises: ReadersLost, after a checkpoint if this process trains alone: peers would wait for it.
+        """
+        late = Late()
+        try:
+            self._run(late)
+        except ReadersLost:
+            now = late.flush()
+            if now is not None:
+                self._tell(now)
+                if self.world.size == 1:
+                    self._save()
+            raise
+
+    def _run(self, late: Late) -> None:
+        settings, stop = self.settings, self._stop
         for batch in self._batches:
             rate = learning_rate(self.done, settings)
             set_learning_rate(self.stepper.optimizer, rate)

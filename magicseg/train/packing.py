@@ -3,7 +3,9 @@
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _ALIGNED = 64  # bytes
@@ -12,24 +14,37 @@ Part = tuple[torch.dtype, tuple[int, ...]]
 
 
 class Packed(NamedTuple):
-    """``data``: uint8, all tensors' bytes, each from a multiple of 64 bytes on; ``parts``: their types and shapes."""
+    """``data``: uint8, all tensors' bytes, each from a multiple of 64 bytes on; ``parts``: their types and shapes.
 
-    data: Tensor
+    A tensor lies in shared memory, and only its handle is sent. An array is sent itself, through a pipe.
+    """
+
+    data: Tensor | NDArray[np.uint8]
     parts: tuple[Part, ...]
+
+    def pin_memory(self) -> "Packed":
+        """Return a copy in pinned memory: torch's loader calls it."""
+        return Packed(torch.as_tensor(self.data).pin_memory(), self.parts)
 
 
 def pack(batch: tuple[Tensor, ...]) -> Packed:
-    """Copies the tensors of a batch."""
+    """Copy the tensors of a batch into shared memory, or into an array if shared memory has no room."""
     parts = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in batch)
-    data = torch.empty(_places(parts)[-1], dtype=torch.uint8)
-    for into, tensor in zip(_views(data, parts), batch, strict=True):
+    size = _places(parts)[-1]
+    data: Tensor | NDArray[np.uint8]
+    try:
+        # Reserves the room, or raises.
+        data = torch.empty(size, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
+    except (RuntimeError, OSError):
+        data = np.empty(size, np.uint8)
+    for into, tensor in zip(_views(torch.as_tensor(data), parts), batch, strict=True):
         into.copy_(tensor)
     return Packed(data, parts)
 
 
 def unpack(packed: Packed) -> list[Tensor]:
     """The tensors again, as views of ``data``."""
-    return _views(packed.data, packed.parts)
+    return _views(torch.as_tensor(packed.data), packed.parts)
 
 
 def _views(data: Tensor, parts: tuple[Part, ...]) -> list[Tensor]:

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
@@ -27,6 +28,8 @@ from magicseg.store.kept import KeptSamples
 
 ARRAYS = ("generate/image", "generate/counterfactual", "mask/mask")
 _log = logging.getLogger(__name__)
+_LOCK_SECONDS = 2 * 3600.0  # longer than a copy takes
+_LOCK_POLL_SECONDS = 0.5
 _UNSET = "free some space, choose another disk, or read from where the data are: train.stage_to: null"
 
 
@@ -48,7 +51,7 @@ def staged(samples: KeptSamples, stage_to: str, *, key: str) -> KeptSamples:
     with storage_errors(folder, "train again, or read from where the data are: train.stage_to: null"):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("a") as lock:
-            if _locked(lock):
+            if _locked(lock, folder):
                 _sweep(folder)
             missing = {name: size for name, size in sizes.items() if not _is_there(folder / name, size)}
             _check_space(folder, missing)
@@ -78,15 +81,25 @@ def _needed(samples: KeptSamples) -> dict[str, int]:
     return sizes
 
 
-def _locked(lock: IO[str]) -> bool:
+def _locked(lock: IO[str], folder: Path) -> bool:
     """Wait for the lock and take it; False where the disk has no locks. Processes then may copy the same file, each
-    under a name of its own."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    except OSError as error:
-        _log.warning("%s: cannot be locked (%s): processes of this node may copy a file twice", lock.name, error)
-        return False
-    return True
+    under a name of its own. Raises: StoreError if another process holds it for too long."""
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise StoreError(
+                    f"{folder}: another process has been copying samples for {_LOCK_SECONDS / 3600:.0f} h",
+                    hint=f"is it stuck? fuser {lock.name}; or read without a copy: train.stage_to: null",
+                ) from None
+            time.sleep(_LOCK_POLL_SECONDS)
+        except OSError as error:
+            _log.warning("%s: cannot be locked (%s): processes of this node may copy a file twice", lock.name, error)
+            return False
+        else:
+            return True
 
 
 def _is_there(path: Path, size: int) -> bool:

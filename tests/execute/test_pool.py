@@ -1,7 +1,11 @@
 """The pool of worker processes: deaths, pieces, two commands at once."""
 
+import resource
+import subprocess
+import sys
+
 import pytest
-from tiny_runs import TINY
+from tiny_runs import TINY, make_run
 
 from magicseg.run import Run
 from magicseg.store.digest import logical_digest
@@ -71,3 +75,20 @@ def test_a_back_end_that_cannot_start_is_told_once(magicseg, tmp_path):
 
 def _sets(*more):
     return [word for pair in (*TINY, *more) for word in ("--set", pair)]
+
+
+def test_too_few_open_files_are_told_in_one_sentence(magicseg, tmp_path):
+    run = make_run(tmp_path / "run", "plan.shard_size=4")
+    ended = subprocess.run(
+        [sys.executable, "-m", "magicseg", "describe", str(run.path), "--workers", "24"],
+        env=magicseg.environment,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "error: no process can be started: Too many open files, of 48 allowed" in ended.stderr
+    assert "ulimit -n" in ended.stderr

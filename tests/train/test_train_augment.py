@@ -14,9 +14,10 @@ from magicseg.errors import ConfigError
 from magicseg.labels import IGNORE
 from magicseg.train import augment
 from magicseg.train.augment import Crop, choose_crop, cut_image, cut_mask, distort, draw_distortion
-from magicseg.train.data import Mixture, Pick, SampleDataset, input_size, load_batches, order_of
+from magicseg.train.data import Mixture, Pick, SampleDataset, input_size, order_of
 from magicseg.train.data_settings import DataSettings
 from magicseg.train.order import Steps
+from magicseg.train.readers import load_batches
 
 STEP = 20  # between the colours of neighbouring ids
 

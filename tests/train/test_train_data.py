@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.errors import DataError
-from magicseg.train.data import Pick, SampleDataset, SampleOrder, Steps, load_batches
+from magicseg.train.data import Pick, SampleDataset, SampleOrder, Steps
 from magicseg.train.data_settings import DataSettings
+from magicseg.train.readers import load_batches
 
 
 def plain(**changes):
@@ -192,8 +193,9 @@ def test_a_data_set_travels_to_a_loader_process(squares):
 FAULT = """
 import numpy as np
 from coloured_squares import Squares
-from magicseg.train.data import SampleDataset, SampleOrder, Steps, load_batches
+from magicseg.train.data import SampleDataset, SampleOrder, Steps
 from magicseg.train.data_settings import DataSettings
+from magicseg.train.readers import load_batches
 
 def train():
     samples = Squares(np.arange(16))

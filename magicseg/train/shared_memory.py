@@ -1,0 +1,47 @@
+"""Shared memory for batches on their way from reading processes to training. Imports no torch.
+
+A reading process that finds no room in shared memory sends its batch through a pipe instead, which is slower.
+"""
+
+import os
+from pathlib import Path
+
+FOLDER = Path("/dev/shm")  # where torch and the C library make shared memory
+PREFETCHED = 2  # batches per reading process
+_HELD = 2  # batches that training itself holds: the present one and the one before
+_PIXEL_BYTES = 3 + 3 + 4  # image, counterfactual, mask
+_COMMON_SIDE = 512  # pixels, where images differ and no crop is set
+
+
+def needed_bytes(*, batch_size: int, side: int | None, readers: int) -> int:
+    """Return the bytes of shared memory that one training process fills with batches.
+
+    Args: batch_size: images per step of this process. side: of the square images, pixels; None: not known.
+    """
+    if readers == 0:
+        return 0
+    batch = batch_size * (side or _COMMON_SIDE) ** 2 * _PIXEL_BYTES
+    return batch * (readers * PREFETCHED + _HELD)
+
+
+def free_bytes() -> int | None:
+    """Return the free bytes of shared memory; None if there is none on this machine."""
+    try:
+        state = os.statvfs(FOLDER)
+    except OSError:
+        return None
+    return state.f_bavail * state.f_frsize
+
+
+def mebibytes(size: int) -> str:
+    """A size in bytes, for people."""
+    return f"{size / 2**20:.0f} MiB"
+
+
+def enlarge_hint(needed: int) -> str:
+    """What to type for more shared memory."""
+    size = -(-needed // 2**30)
+    return (
+        f"docker run --shm-size={size}g, or mount -o remount,size={size}G {FOLDER}; "
+        "apptainer shares the host's unless it is started with --contain; or lower train.loader_workers"
+    )
