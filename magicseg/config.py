@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_origin
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -50,8 +50,16 @@ class StoreSettings(Settings):
 class StageSettings(Settings):
     """What the array stages share."""
 
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"one_reason_at_most"})
+
     backend: str = Field(description="an installed back end's name")
     batch_size: int = Field(16, ge=1, description="samples in one call of the back end; part of the fingerprint")
+    one_reason_at_most: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="share of samples with one reason of drops, or with a fallback; above it the stage stops",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="the back end's own settings")
 
 

@@ -58,3 +58,7 @@ class IncompleteError(MagicsegError):
     """Some of the work failed, was interrupted or is missing."""
 
     exit_code = 1
+
+
+class LimitReached(IncompleteError):
+    """One reason took a larger share of a stage's samples than the settings allow: the stage stops."""

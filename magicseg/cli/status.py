@@ -55,7 +55,8 @@ def _page(state: dict[str, Any]) -> "Group":
     stages = Table("stage", "done", "failed", "running", "pending", "kept", "dropped", title=state["run"])
     for name, stage in state["stages"].items():
         shards, samples = stage["shards"], stage["samples"]
-        reasons = ", ".join(f"{reason} {count}" for reason, count in samples["dropped"].items())
+        seen = samples["kept"] + sum(samples["dropped"].values())
+        reasons = ", ".join(f"{reason} {count} ({count / seen:.0%})" for reason, count in samples["dropped"].items())
         stages.add_row(
             name,
             f"{shards['committed']}/{shards['total']}",
@@ -71,6 +72,7 @@ def _page(state: dict[str, Any]) -> "Group":
             for name, stage in state["stages"].items()
             if stage["eta_seconds"]
         ),
+        *(Text(line) for name, stage in state["stages"].items() for line in _fallbacks(name, stage["samples"])),
         Text(f"train: {train['step']} of {train['steps']} steps{_ending(train)}"),
         *(Text(f"{name}: mIoU {miou:.4f}") for name, miou in state["results"].items()),
     ]
@@ -89,6 +91,14 @@ def _page(state: dict[str, Any]) -> "Group":
         parts += [Text(f"  shard {shard}: {why}") for shard, why in list(stage["failures"].items())[:5]]
     parts += [Text(f"warning: {warning}") for warning in state["warnings"]]
     return Group(*parts)
+
+
+def _fallbacks(name: str, samples: dict[str, Any]) -> list[str]:
+    count = sum(samples["fallbacks"].values())
+    if not count:
+        return []
+    reasons = ", ".join(f"{reason} {number}" for reason, number in samples["fallbacks"].items())
+    return [f"{name}: the template wrote {count} captions ({count / samples['kept']:.0%}): {reasons}"]
 
 
 def _ending(train: dict[str, Any]) -> str:

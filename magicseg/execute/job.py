@@ -3,15 +3,24 @@
 This is what a local worker process and a task of a Slurm array both run.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from magicseg.core.text import command
-from magicseg.errors import BackendError, DamageError, IncompleteError, MagicsegError, PlanMismatch, StoreError
+from magicseg.errors import (
+    BackendError,
+    DamageError,
+    IncompleteError,
+    LimitReached,
+    MagicsegError,
+    PlanMismatch,
+    StoreError,
+)
 from magicseg.execute.shard import Stopped, execute_shard, load_backend
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
 from magicseg.run.files import storage_errors
+from magicseg.run.shares import Shares, refuse_one_reason
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,21 @@ class ShardEvent:
     outcome: str
     samples: int = 0
     detail: str = ""
+
+
+class _Tally:
+    """What became of a stage's samples: those committed before this job, and this job's."""
+
+    def __init__(self, run: Run, stage: str) -> None:
+        self._run, self._stage = run, stage
+        commits = run.ledger(stage).commits()
+        self._shares, self._left = Shares.of(commits.values()), run.plan.shards - len(commits)
+
+    def check(self, kept: int, dropped: Mapping[str, int], fallbacks: Mapping[str, int]) -> None:
+        """Count one more shard. Raises: LimitReached."""
+        self._shares.add(kept, dropped, fallbacks)
+        self._left -= 1
+        refuse_one_reason(self._run, self._stage, self._shares, is_all=self._left <= 0)
 
 
 def _never() -> bool:
@@ -40,13 +64,15 @@ def run_shards(
     """Do those of ``shards`` that are not committed; report each.
 
     A shard that fails is noted in the ledger and does not stop the others. Storage that refuses, settings that
-    do not fit, and a back end that can do no more (a dead endpoint) stop the job.
-    Raises: StoreError, PlanMismatch, BackendError.
+    do not fit, a back end that can do no more (a dead endpoint), and one reason for nearly all samples
+    (`magicseg.run.shares`) stop the job.
+    Raises: StoreError, PlanMismatch, BackendError, LimitReached.
     """
     ledger = run.ledger(stage)
     with storage_errors(run.path, command("magicseg", stage, run.path)):
         ledger.create()
         backend = None
+        tally = _Tally(run, stage)
         for shard in shards:
             if should_stop():
                 report(ShardEvent(shard, "abandoned"))
@@ -65,10 +91,13 @@ def run_shards(
                 backend = backend or load_backend(run, stage)
                 report(ShardEvent(shard, "started"))
                 try:
-                    record = execute_shard(run, stage, shard, backend, should_stop)
+                    record = execute_shard(run, stage, shard, backend, should_stop, tally.check)
                 except Stopped:
                     report(ShardEvent(shard, "abandoned"))
                     return
+                except LimitReached as error:
+                    ledger.fail(shard, type(error).__name__, error.message)
+                    raise
                 except IncompleteError as error:
                     report(ShardEvent(shard, "blocked", detail=error.message))
                 except MagicsegError as error:

@@ -18,19 +18,20 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from magicseg.collector import relax
-from magicseg.errors import BackendError, IncompleteError, MagicsegError, PlanMismatch, StoreError
+from magicseg.errors import BackendError, IncompleteError, LimitReached, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.execute.signals import StopFlag, cannot_start, fork_server, start_process
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord, Ledger
+from magicseg.run.shares import Shares, refuse_one_reason
 
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
 _BUSY_POLL_SECONDS = 2.0
 _STOP_GRACE_SECONDS = 30.0
 _KILL_SECONDS = 10.0
-_RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, BackendError, MagicsegError)}
+_RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, BackendError, LimitReached, MagicsegError)}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def run_stage(
     """Do all of a stage's shards (or ``shards``) that are not committed; return when nothing more can be done.
 
     Args: workers: processes at a time. shards_per_job: shards in one process's life.
-    Raises: StoreError, PlanMismatch, BackendError: what stops the stage as a whole.
+    Raises: StoreError, PlanMismatch, BackendError, LimitReached: what stops the stage as a whole.
     """
     stop = stop or StopFlag()
     ledger = run.ledger(stage)
@@ -189,6 +190,8 @@ def run_stage(
         raise fatal
     committed = ledger.commits()
     _compact(ledger, committed)
+    if len(committed) == run.plan.shards:  # each worker counts its own shards only, and a small run has few
+        refuse_one_reason(run, stage, Shares.of(committed.values()), is_all=True)
     missing = tuple(shard for shard in wanted if shard not in committed)
     return Outcome(missing, {s: why for s, why in failures.items() if s in set(missing)}, interrupted=stop())
 

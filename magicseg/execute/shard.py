@@ -5,6 +5,7 @@ import resource
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -22,6 +23,7 @@ from magicseg.run.files import storage_errors, to_json
 from magicseg.run.fingerprint import STAGES, chosen_backend, stage_settings
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
+from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
 
 
@@ -69,9 +71,12 @@ def execute_shard(
     shard: int,
     backend: Any,
     should_stop: Callable[[], bool],
+    check: Callable[[int, Mapping[str, int], Mapping[str, int]], None] = lambda kept, dropped, fallbacks: None,
 ) -> CommitRecord:
     """Do and commit one shard.
 
+    Args: check: called with the number of kept samples, the drops and the fallbacks by reason, before anything is
+    written; raises to prevent the commit.
     Raises: Stopped when asked to; ShardFailed if every sample of it failed; StoreError if storage refuses;
     IncompleteError if the stage before has not done this shard.
     """
@@ -95,20 +100,22 @@ def execute_shard(
                 else:
                     notes[request.index] = answer.quality
                     packed[request.index] = packer.submit(code.packed, run, answer)
+    dropped = Counter(note.reason for note in notes.values() if isinstance(note, Rejection))
+    fallbacks = Counter(
+        reason for note in notes.values() if not isinstance(note, Rejection) and (reason := fallback_in(note))
+    )
+    check(len(packed), dropped, fallbacks)
     _refuse_total_failure(stage, shard, notes)
     values = code.arrays(run, samples, {index: future.result() for index, future in packed.items()})
     values[f"{stage}/quality"] = _quality(samples, notes)
     files = run.store.write_shard(shard, samples, values)
-    dropped: dict[str, int] = {}
-    for answer in notes.values():
-        if isinstance(answer, Rejection):
-            dropped[answer.reason] = dropped.get(answer.reason, 0) + 1
     record = CommitRecord(
         shard=shard,
         fingerprint=run.fingerprints[stage].digest,
         samples=len(samples),
         kept=format_ranges(index - samples.start for index in packed),
-        dropped=dropped,
+        dropped=dict(dropped),
+        fallbacks=dict(fallbacks),
         files=files,
         seconds=round(time.monotonic() - began, 4),
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

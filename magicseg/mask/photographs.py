@@ -87,7 +87,7 @@ def _deciding(vocabulary: Vocabulary, settings: MaskSettings) -> dict[str, Any]:
     }
     return {
         "labels": {str(label.id): label.name for label in vocabulary.labels},
-        "mask": effective.model_dump(mode="json"),
+        "mask": effective.model_dump(mode="json", exclude=set(effective.NEUTRAL)),
         "recipes": {"photographs": RECIPE, **backend.identity(options), **identity_in(options)},
         "weights": weights,
     }

@@ -76,7 +76,9 @@ def stage_fingerprints(config: Config, plan_fingerprint: str, manifest: Manifest
         settings = stage_settings(config, stage)
         backend, options = chosen_backend(settings, stage)
         inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
-        for key, value in settings.model_dump(mode="json", exclude={"options", "validity"}).items():
+        for key, value in settings.model_dump(
+            mode="json", exclude={"options", "validity", *settings.NEUTRAL}
+        ).items():
             inputs[f"{stage}.{key}"] = value
         inputs |= _deciding(options, f"{stage}.options")
         for key, value in {**backend.identity(options), **identity_in(options)}.items():

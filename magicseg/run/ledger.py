@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from magicseg.run.ranges import parse_ranges
 class CommitRecord:
     """What a committed shard is. ``files`` maps a path inside the store to its SHA-256 and size in bytes.
 
-    ``kept`` are offsets inside the shard, as ranges; ``dropped`` counts this stage's own drops by reason.
+    ``kept`` are offsets inside the shard, as ranges; ``dropped`` counts this stage's own drops by reason,
+    ``fallbacks`` its kept samples that a fallback made, by reason.
     ``seconds`` is wall time, ``peak_memory`` bytes of resident memory of the worker, ``peak_gpu_memory`` those on
     its GPU. ``job`` is the Slurm task, ``123_4``, if there was one.
     """
@@ -46,6 +47,7 @@ class CommitRecord:
     versions: dict[str, str]
     imported_from: str | None = None
     peak_gpu_memory: int = 0
+    fallbacks: dict[str, int] = field(default_factory=dict)
 
     def kept_offsets(self) -> list[int]:
         """Offsets of the kept samples inside the shard."""

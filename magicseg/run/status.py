@@ -10,6 +10,7 @@ from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
+from magicseg.run.shares import WARNING_SHARE, Shares
 
 _RATE_SECONDS = 900.0  # what was committed in the last quarter of an hour tells the rate
 
@@ -24,6 +25,8 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
 
     ``shards.running`` counts live claims; ``failed`` those whose last attempt failed and that nobody is at.
     ``samples.dropped`` counts this stage's own drops by reason; what an earlier stage dropped is not counted again.
+    ``samples.fallbacks`` counts kept samples that a fallback made, by reason;
+    ``warnings`` names shares above a third.
     ``train.near_duplicates`` is how many samples the finished training left out; None before, and for older models.
     ``rate`` is samples a second while work was going on, in the last quarter of an hour, and ``eta_seconds`` what is
     left at that rate; both are None where nothing was committed lately.
@@ -40,10 +43,7 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
         running = {shard for shard in open_claims if is_live(ledger.claim_path(shard))}
         failures = {shard: why for shard, why in ledger.failures().items() if shard not in commits}
         failed = failures.keys() - running
-        dropped: dict[str, int] = {}
-        for record in commits.values():
-            for reason, count in record.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+        shares = Shares.of(commits.values())
         rate = _rate(commits.values())
         left = run.plan.samples - sum(record.samples for record in commits.values())
         reasons: dict[str, int] = {}
@@ -60,7 +60,8 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
             },
             "samples": {
                 "kept": sum(record.kept_count for record in commits.values()),
-                "dropped": dict(sorted(dropped.items())),
+                "dropped": dict(sorted(shares.dropped.items())),
+                "fallbacks": dict(sorted(shares.fallbacks.items())),
             },
             "seconds": round(sum(record.seconds for record in commits.values()), 3),
             "bytes": sum(size for record in commits.values() for _, size in record.files.values()),
@@ -69,6 +70,7 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
             "failure_reasons": dict(sorted(reasons.items())),
             "failures": {str(shard): failures[shard] for shard in sorted(failed)[:20]},
         }
+        warnings += [f"{stage}: {told}" for told in shares.above(WARNING_SHARE)]
         stale = sum(record.fingerprint != run.fingerprints[stage].digest for record in commits.values())
         if stale:
             warnings.append(

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from magicseg.run.files import TEMPORARY, storage_errors
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
+from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
 from magicseg.store.dataset import ARRAYS
 from magicseg.store.digest import logical_digest
@@ -281,5 +283,6 @@ def _import_shard(run: Run, shard: int, stage: str, values: dict[str, Any] | Non
         job="",
         versions=library_versions(),
         imported_from=origin,
+        fallbacks=dict(Counter(filter(None, map(fallback_in, entries)))),
     )
     run.ledger(stage).commit(record, run.fingerprints[stage])

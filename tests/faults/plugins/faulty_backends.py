@@ -73,6 +73,11 @@ class FaultyCaptioner(_Faulty):
             caption=answer.caption, counterfactual=answer.counterfactual, quality={"score": np.float32(1)}
         ),
         "reject": lambda answer: Rejection(reason="disliked", detail="as told"),
+        "template": lambda answer: Description(
+            caption=answer.caption,
+            counterfactual=answer.counterfactual,
+            quality={"source": "template", "rejected": "cut-off,no-json"},
+        ),
     }
 
     def describe(self, requests):
