@@ -19,10 +19,9 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 
+from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 from magicseg.errors import IncompleteError
 from magicseg.execute.waiting import bounded
-
-from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 
 SOCKET_FOLDER = 70  # bytes of a folder's path that leave room for a socket's name, of 107 for both
 _START_SECONDS = 600.0  # the fork server imports its modules first, maybe from a slow disk

@@ -65,7 +65,9 @@ class CommitRecord:
 
 def _record_bytes(record: CommitRecord) -> bytes:
     """A record as one line of JSON that carries its own checksum."""
-    data = vars(record)
+    data = dict(vars(record))
+    if not data["fallbacks"]:
+        del data["fallbacks"]  # so that versions without fallbacks read it
     return to_json(data | {"checksum": hashlib.sha256(to_json(data)).hexdigest()})
 
 
