@@ -9,14 +9,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from magicseg.core.documents import parse_yaml, read_text, to_yaml
+from magicseg.core.layers import Assignment, NotAGroup, assignments, lay_over
+from magicseg.core.text import printable
 from magicseg.errors import ConfigError
 from magicseg.evaluate.settings import EvaluateSettings
 from magicseg.generate.settings import ImageQualitySettings, ValiditySettings
 from magicseg.settings import Settings
 from magicseg.train.settings import TrainSettings
+
+_NUMBER = "write a number, without quotes: 16, 0.5 or 1e-5"
+_HINTS = {"bool_type": "write true or false", "int_type": _NUMBER, "float_type": _NUMBER, "finite_number": _NUMBER}
 
 
 class LabelSettings(Settings):
@@ -102,7 +107,7 @@ class Config(Settings):
 
     def to_yaml(self) -> str:
         """The configuration with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return to_yaml(self.model_dump(mode="json"))
 
 
 def preset_names() -> list[str]:
@@ -120,23 +125,32 @@ def json_schema() -> str:
 
 
 def load_config(*, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A preset, then a file's values over it, then ``key.path=value`` overrides.
+    """A preset, then a file's values over it, then ``key.path=value`` overrides: see `magicseg.core.layers`.
 
     Raises: ConfigError naming the key, with the nearest valid one for an unknown key.
     """
-    data: dict[str, Any] = {}
+    written: dict[str, Any] = {}
     if file is not None:
-        data = _read_yaml(file)
-    preset = preset or data.get("preset")
+        written = _read(file)
+    preset = preset or written.get("preset")
+    data: dict[str, Any] = {}
     if preset is not None:
         names = preset_names()
         if preset not in names:
-            raise ConfigError(f"there is no preset {preset!r}", hint=f"presets: {', '.join(names)}")
+            where = f"{file}: preset: " if file and preset == written.get("preset") else ""
+            raise ConfigError(
+                f"{where}there is no preset {printable(repr(preset), 200)}", hint=f"presets: {', '.join(names)}"
+            )
         text = files("magicseg.presets").joinpath(f"{preset}.yaml").read_text(encoding="utf-8")
-        data = _merged(_parse(text), data) | {"preset": preset}
-    for override in overrides:
-        _apply_override(data, override)
-    return validate_config(data, source=str(file) if file else "the settings")
+        data = _parse(text, f"{preset}.yaml")
+        written = written | {"preset": preset}
+    source = str(file) if file else "the settings"
+    try:
+        lay_over(data, assignments(written))
+    except NotAGroup as error:
+        raise ConfigError(f"{source}: {error} is a value, not a group of settings") from None
+    _apply_overrides(data, overrides)
+    return validate_config(data, source=source)
 
 
 def validate_config(data: Mapping[str, Any], *, source: str) -> Config:
@@ -147,25 +161,21 @@ def validate_config(data: Mapping[str, Any], *, source: str) -> Config:
         raise _explain(error, source) from None
 
 
-def _parse(text: str) -> Any:
-    """Plain data of the caller's own. A run's file is opened often and takes 10 ms, a copy of what was in it less."""
-    return copy.deepcopy(_parsed(text))
-
-
 @lru_cache(maxsize=8)
-def _parsed(text: str) -> Any:
-    return yaml.safe_load(text)
+def _parsed(text: str, source: str) -> Any:
+    return parse_yaml(text, source=source)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _parse(text: str, source: str) -> Any:
+    """Plain data of the caller's own. A run's file is opened often and takes 10 ms, a copy of what was in it less."""
+    return copy.deepcopy(_parsed(text, source))
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        data = _parse(path.read_text(encoding="utf-8"))
+        data = _parse(read_text(path), str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: holds {type(data).__name__}, not a mapping of settings")
     return data
@@ -173,43 +183,28 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def read_config(path: Path) -> Config:
     """A run's own, complete configuration file."""
-    return validate_config(_read_yaml(path), source=str(path))
+    return validate_config(_read(path), source=str(path))
 
 
-def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    result = dict(base)
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), dict):
-            result[key] = _merged({} if _begins_anew(key, result[key], value) else result[key], value)
-        else:
-            result[key] = value
-    return result
-
-
-def _begins_anew(key: str, group: Mapping[str, Any], over: Mapping[str, Any]) -> bool:
-    """Whether what lies over a group of settings names another encoder, which has other settings."""
-    return key == "encoder" and "name" in over and group.get("name") not in {None, over["name"]}
-
-
-def _apply_override(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise ConfigError(f"--set {override!r} is not of the form key.path=value", hint="--set plan.samples=256")
+def _apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    layer: list[Assignment] = []
+    texts: dict[tuple[Any, ...], str] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(
+                f"--set {printable(override, 200)!r} is not of the form key.path=value", hint="--set plan.samples=256"
+            )
+        shown = f"--set {printable(override, 200)!r}"
+        value = parse_yaml(text, source=shown)
+        for assignment in assignments(value, tuple(key.strip().split("."))):
+            layer.append(assignment)
+            texts[assignment[0]] = shown
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--set {override!r}: the value is not YAML: {error}") from None
-    parts = key.strip().split(".")
-    node = data
-    for depth, part in enumerate(parts[:-1]):
-        child = node.setdefault(part, {})
-        if not isinstance(child, dict):
-            where = ".".join(parts[: depth + 1])
-            raise ConfigError(f"--set {override!r}: {where} is a value, not a group of settings")
-        node = child
-    if len(parts) > 1 and _begins_anew(parts[-2], node, {parts[-1]: value}):
-        node.clear()
-    node[parts[-1]] = value
+        lay_over(data, layer)
+    except NotAGroup as error:
+        shown = next(text for path, text in texts.items() if ".".join(map(str, path)).startswith(f"{error}."))
+        raise ConfigError(f"{shown}: {error} is a value, not a group of settings") from None
 
 
 def _explain(error: ValidationError, source: str) -> ConfigError:
@@ -230,7 +225,8 @@ def _explain(error: ValidationError, source: str) -> ConfigError:
     if first["type"] == "missing":
         return ConfigError(f"{source}: {key} is missing", hint="start from a preset: --preset miniature")
     message = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{source}: {key}: {message} (got {first['input']!r})", hint="magicseg schema")
+    got = printable(repr(first["input"]), 200)
+    return ConfigError(f"{source}: {key}: {message} (got {got})", hint=_HINTS.get(first["type"], "magicseg schema"))
 
 
 def _models_of(annotation: Any) -> list[type[BaseModel]]:

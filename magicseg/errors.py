@@ -4,6 +4,8 @@ Exit codes of the command line: 0 all of it is done; 1 some work failed, is miss
 2 a user's mistake (this module's errors, unless the class says otherwise).
 """
 
+from magicseg.core.text import indented, printable
+
 
 class MagicsegError(Exception):
     """Base of all errors meant for the user: what is wrong and where, and the next thing to type."""
@@ -14,6 +16,11 @@ class MagicsegError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+    def lines(self) -> list[str]:
+        """Return what is shown: ``error: ...``, perhaps with indented further lines, and ``hint:  ...`` if any."""
+        shown = [f"error: {indented(self.message, ' ' * 7)}"]
+        return [*shown, f"hint:  {printable(self.hint)}"] if self.hint else shown
 
 
 class ConfigError(MagicsegError, ValueError):

@@ -4,7 +4,11 @@ Heavy libraries are imported inside the commands that need them, so that ``magic
 node needs no torch.
 """
 
+import errno
+import os
 import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -23,9 +27,14 @@ from magicseg.cli import (
     status,
 )
 from magicseg.cli.output import report_error
+from magicseg.cli.streams import Streams
 from magicseg.collector import relax
 from magicseg.core.safe_path import forget_present_folder
-from magicseg.errors import MagicsegError
+from magicseg.errors import DataError, MagicsegError, RunError, StoreError
+
+_CD = "the folder in which this was typed is gone: cd to another one"
+# What a path that was typed can have wrong, wherever it is used.
+_ABOUT_NAMES = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.EISDIR})
 
 app = typer.Typer(
     name="magicseg",
@@ -68,12 +77,73 @@ app.command(rich_help_panel="The data set")(data.export)
 app.command("import", rich_help_panel="The data set")(data.import_)
 
 
+def _show_version(shown: bool) -> None:
+    if shown:
+        from magicseg import __version__
+
+        typer.echo(f"magicseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """The ``magicseg`` command."""
     forget_present_folder()
     relax()
+    streams = Streams()
+    try:
+        code = _exit_code()
+        sys.stdout.flush()
+    except OSError as error:
+        fault = _fault_of(error, streams)
+        if fault is None:
+            raise
+        if error.errno != errno.EPIPE:  # whoever read the results has seen enough
+            report_error(fault)
+        code = fault.exit_code
+    sys.exit(code)
+
+
+def _exit_code() -> int | str | None:
     try:
         app()
     except MagicsegError as error:
+        if _is_folder_gone():
+            error.hint = _CD
         report_error(error)
-        sys.exit(error.exit_code)
+        return error.exit_code
+    except SystemExit as end:  # click's own end of every command
+        return end.code
+    return 0
+
+
+def _is_folder_gone() -> bool:
+    try:
+        Path.cwd()
+    except OSError:
+        return True
+    return False
+
+
+def _fault_of(error: OSError, streams: Streams) -> MagicsegError | None:
+    """What an error of the operating system says about where and how the command was typed; None if it does not."""
+    if error is streams.lost:
+        return StoreError(
+            f"the results cannot be written to standard output: {error.strerror}",
+            hint="free some space where they go",
+        )
+    if _is_folder_gone():
+        return RunError(f"{error}", hint=_CD)
+    if error.filename is not None and error.errno in _ABOUT_NAMES:
+        return DataError(
+            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="check the path and its permissions"
+        )
+    return None

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicseg.cli.estimate import profile_reference
-from magicseg.cli.output import JsonOption, RunArgument, note, print_json
+from magicseg.cli.output import JsonOption, RunArgument, log_text, note, print_json, print_line
+from magicseg.core.text import command
 from magicseg.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
@@ -166,12 +167,12 @@ def _wait(run: "Run", stage: str, done: "Submitted") -> None:
     try:
         wait_for(run, stage, [*done.waiting, *done.submissions], show)
     except KeyboardInterrupt:
-        note(f"the jobs go on; look: magicseg status {run.path}")
+        note(f"the jobs go on; look: {command('magicseg', 'status', run.path)}")
         raise typer.Exit(130) from None
     if done.submissions or done.waiting:
         for line in efficiency_lines(measure(run, None if stage == SubmitStage.ALL else stage), run):
             note(line)
-    note(f"done; look: magicseg status {run.path}")
+    note(f"done; look: {command('magicseg', 'status', run.path)}")
 
 
 def profile(
@@ -209,21 +210,22 @@ def logs(
             return any(one.label == chosen.label for one in board_of(opened).active())
 
         for text in grow(path, is_active):
-            typer.echo(text, nl=False)
+            typer.echo(log_text(text), nl=False)
         return
     if shard is not None or task is not None:
         _, path = found[-1]
         note(f"{path}")
-        typer.echo(path.read_text(encoding="utf-8", errors="replace"), nl=False)
+        typer.echo(log_text(path.read_text(encoding="utf-8", errors="replace")), nl=False)
         return
     for one, path in found:
         state = one.state.state.lower() if one.state else one.kind
         if failed:
-            typer.echo(f"== {one.submission.stage} {one.label} {state}  {path}")
-            typer.echo("\n".join(last_lines(path, 20)))
+            print_line(f"== {one.submission.stage} {one.label} {state}  {path}")
+            for line in last_lines(path, 20):
+                print_line(line)
         else:
             last = "".join(last_lines(path, 1))
-            typer.echo(f"{one.submission.stage:<9} {one.label:<10} {state:<10} {last[:100]}")
+            print_line(f"{one.submission.stage:<9} {one.label:<10} {state:<10} {last[:100]}")
 
 
 def cancel(run: RunArgument, stage: StageArgument = None) -> None:
@@ -249,7 +251,8 @@ def cancel(run: RunArgument, stage: StageArgument = None) -> None:
     if not jobs:
         note("nothing of it is in the queue")
         return
-    note(f"cancelled: {', '.join(jobs)} ({len(chosen)} tasks); again: magicseg submit {stage or 'all'} {run}")
+    again = command("magicseg", "submit", stage or "all", run)
+    note(f"cancelled: {', '.join(jobs)} ({len(chosen)} tasks); again: {again}")
 
 
 def efficiency(
@@ -268,7 +271,7 @@ def efficiency(
         print_json(report)
         return
     for line in efficiency_lines(report, opened):
-        typer.echo(line)
+        print_line(line)
 
 
 def follow_up(
@@ -280,4 +283,4 @@ def follow_up(
 
     lines, _ = report_and_submit(Run.open(run), number)
     for line in lines:
-        typer.echo(line)
+        print_line(line)

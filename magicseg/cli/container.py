@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicseg.cli.output import JsonOption, note, print_json
+from magicseg.cli.output import JsonOption, note, plain_console, print_json, print_line
+from magicseg.core.text import command
 from magicseg.errors import ContainerError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def build(
         typer.echo(f"cd {shlex.quote(str(wanted.checkout))} && {shlex.join(words)}")
         return
     run_build(wanted, words)
-    note(f"next: magicseg container test {image}")
+    note(f"next: {command('magicseg', 'container', 'test', image)}")
 
 
 @app.command("test")
@@ -122,17 +123,15 @@ def try_(
         ]
         print_json({"image": str(image.absolute()), "digest": found.digest, "failed": failed, "checks": rows})
         raise typer.Exit(int(failed > 0))
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("", "what", "s", "seen")
     for one, seconds in zip(checks, times, strict=True):
-        table.add_row(Text(one.status), one.name, f"{seconds:.1f}", Text(one.seen))
-    Console().print(table)
+        table.add_row(one.status, one.name, f"{seconds:.1f}", one.seen)
+    plain_console().print(table)
     for one in checks:
         if one.remedy:
-            typer.echo(f"{one.status}: {one.name}: {one.remedy}")
+            print_line(f"{one.status}: {one.name}: {one.remedy}")
     typer.echo(f"{failed} of {len(checks)} checks failed" if failed else f"{len(checks)} checks, none failed")
     raise typer.Exit(int(failed > 0))
 
@@ -161,7 +160,7 @@ def exec_(
 ) -> None:
     """Do any command in the image: magicseg container exec IMAGE python3 -c 'import torch'."""
     if not context.args:
-        raise ContainerError("exec needs a command", hint=f"magicseg container exec {image} python3")
+        raise ContainerError("exec needs a command", hint=command("magicseg", "container", "exec", image, "python3"))
     _start("exec", image, context.args, bind, verify, executable, dry_run)
 
 
@@ -216,7 +215,8 @@ def inspect(image: ImageArgument, executable: ExecutableOption = None, json_: Js
     if json_:
         print_json(found)
         return
-    typer.echo(f"{found['image']}\n{found['digest']}  {found['bytes'] / 1e6:.0f} MB")
+    print_line(found["image"])
+    print_line(f"{found['digest']}  {found['bytes'] / 1e6:.0f} MB")
     for name, value in found["labels"].items():
-        typer.echo(f"{name}: {value}")
-    typer.echo(" ".join(f"{name}={version}" for name, version in found["versions"].items()))
+        print_line(f"{name}: {value}")
+    print_line(" ".join(f"{name}={version}" for name, version in found["versions"].items()))

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from magicseg.cli.output import RunArgument, note, progress
+from magicseg.cli.output import RunArgument, note, print_line, progress
+from magicseg.core.text import command
 
 
 class ExportFormat(enum.StrEnum):
@@ -24,7 +25,7 @@ def verify(run: RunArgument) -> None:
     if findings.leftovers:
         note(f"{len(findings.leftovers)} leftovers of interrupted work (harmless; repair removes them)")
     refuse_damage(Run.open(run), findings)
-    typer.echo(f"{run}: sound, {findings.checked_files} files, {findings.checked_bytes / 1e6:.1f} MB checked")
+    print_line(f"{run}: sound, {findings.checked_files} files, {findings.checked_bytes / 1e6:.1f} MB checked")
 
 
 def repair(run: RunArgument) -> None:
@@ -36,8 +37,8 @@ def repair(run: RunArgument) -> None:
     opened = Run.open(run)
     done = repair_run(opened, inspect(opened))
     for line in done:
-        typer.echo(line)
-    note(f"next: magicseg run {run}" if done else f"{run}: sound, nothing to repair")
+        print_line(line)
+    note(f"next: {command('magicseg', 'run', run)}" if done else f"{run}: sound, nothing to repair")
 
 
 def digest(run: RunArgument) -> None:
@@ -60,7 +61,7 @@ def export(
     opened = Run.open(run)
     with progress("export", opened.plan.shards, "shards") as show:
         export_hdf5(opened, out, lambda shard: show(1, ""))
-    typer.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB as {format_.value}")
+    print_line(f"{out}: {out.stat().st_size / 1e6:.1f} MB as {format_.value}")
 
 
 def import_(
@@ -71,4 +72,4 @@ def import_(
     from magicseg.store.hdf5 import import_hdf5
 
     run = import_hdf5(file, into)
-    typer.echo(f"{run.path}: {run.plan.samples} samples")
+    print_line(f"{run.path}: {run.plan.samples} samples")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from magicseg.cli.output import JsonOption, print_json
+from magicseg.cli.output import JsonOption, plain_console, print_json, print_line
 
 _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "failed": "red"}
 
@@ -32,16 +32,15 @@ def doctor(
             }
         )
         raise typer.Exit(int(failed > 0))
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table("", "what", "seen")
     for check in checks:
-        table.add_row(Text(check.status, style=_COLOURS[check.status]), check.name, Text(check.seen))
-    Console().print(table)
+        table.add_row(Text(check.status, style=_COLOURS[check.status]), check.name, check.seen)
+    plain_console().print(table)
     for check in checks:
         if check.remedy:  # below the table, where a command is not broken into lines
-            typer.echo(f"{check.status}: {check.name}: {check.remedy}")
+            print_line(f"{check.status}: {check.name}: {check.remedy}")
     typer.echo(f"{failed} of {len(checks)} checks failed" if failed else f"{len(checks)} checks, none failed")
     raise typer.Exit(int(failed > 0))

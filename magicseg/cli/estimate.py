@@ -2,12 +2,13 @@
 
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from magicseg.cli.output import JsonOption, RunArgument, note, print_json
+from magicseg.cli.output import JsonOption, RunArgument, note, plain_console, print_json
+from magicseg.core.paths import absolute
+from magicseg.core.text import command
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +25,7 @@ def profile_reference(option: str | None, run: "Run") -> str | None:
     reference = option or run.config.slurm.profile or os.environ.get("MAGICSEG_PROFILE")
     if not reference:
         return None
-    return reference if re.fullmatch(r"[\w-]+", reference) else str(Path(reference).absolute())
+    return reference if re.fullmatch(r"[\w-]+", reference) else absolute(reference)
 
 
 def estimate(
@@ -65,7 +66,7 @@ def estimate(
     if report["unmeasured"] and not report["stages"]:
         raise IncompleteError(
             f"{opened.path}: nothing is done yet that an estimate could rest on",
-            hint=f"magicseg estimate {run} --pilot 1",
+            hint=command("magicseg", "estimate", run, "--pilot", 1),
         )
     if json_:
         print_json(report)
@@ -80,8 +81,8 @@ def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | Non
     from magicseg.run.claims import job_label
 
     if site and site.resources("generate").asks_gpu and not job_label():
-        command = pilot_command(run, site, "generate", reference)
-        note(f"pilot: on this machine; on a node as the profile has it: {command}")
+        there = pilot_command(run, site, "generate", reference)
+        note(f"pilot: on this machine; on a node as the profile has it: {there}")
 
     def report(stage: str, event: "ShardEvent") -> None:
         if event.outcome == "committed":
@@ -98,9 +99,6 @@ def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | Non
 
 
 def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
     from magicseg.estimate.text import basis, totals, training_line
 
     if not report["stages"]:
@@ -113,13 +111,16 @@ def _show(report: dict[str, Any]) -> None:
         basis(report["stages"]),
         training_line(report),
         report["counted"],
-        *(f"{stage}: no estimate yet: magicseg estimate {report['run']} --pilot 1" for stage in report["unmeasured"]),
+        *(
+            f"{stage}: no estimate yet: {command('magicseg', 'estimate', report['run'], '--pilot', 1)}"
+            for stage in report["unmeasured"]
+        ),
         *(f"warning: {text}" for text in report["warnings"]),
     ]
-    console = Console()
+    console = plain_console()
     console.print(_table(report))
     for line in lines:
-        console.print(Text(line))
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _table(report: dict[str, Any]) -> "Table":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from magicseg.cli.output import JsonOption, note, print_json, progress
+from magicseg.cli.output import JsonOption, note, plain_console, print_json, progress
 
 if TYPE_CHECKING:
     from magicseg.evaluate.deciding import ImageFailed
@@ -196,7 +196,6 @@ def compare(
     if as_json:
         print_json([asdict(row) for row in rows])
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"{measure} [95 % interval over images]", title_justify="left")
@@ -204,7 +203,7 @@ def compare(
         table.add_column(title, justify="left" if title in {"benchmark", "head"} else "right", overflow="fold")
     for row in rows:
         table.add_row(row.benchmark, row.head, *(cell_text(cell, measure) for cell in row.cells))
-    Console().print(table)
+    plain_console().print(table)
     for row in rows:
         for line in row.notes:
             note(f"{row.benchmark}, {row.head}: {line}")

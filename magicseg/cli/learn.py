@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicseg.cli.output import RunArgument, note, progress
+from magicseg.core.text import command
 from magicseg.errors import IncompleteError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def train(run: RunArgument) -> None:
     if result.status != "finished":
         message = f"{run}: training was interrupted after step {result.step} of {steps}"
         if not world.launched:
-            raise IncompleteError(message, hint=f"magicseg train {run}")
+            raise IncompleteError(message, hint=command("magicseg", "train", run))
         if world.leads:  # no error: torchrun would start over at once
             note(f"train: {message}")
     elif world.leads:

@@ -2,36 +2,68 @@
 
 import contextlib
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from magicseg.core.text import indented, printable
 from magicseg.errors import MagicsegError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the run's directory", show_default=False)]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 _LINE_SECONDS = 5.0
+# What JSON leaves in its strings: see `magicseg.core.text`.
+_ACTING_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def report_error(error: MagicsegError) -> None:
     """One sentence on what is wrong, one on what to type next, on standard error."""
-    typer.secho(f"error: {error.message}", fg="red", err=True)
-    if error.hint:
-        typer.echo(f"hint:  {error.hint}", err=True)
+    message, *hint = error.lines()
+    typer.secho(message, fg="red", err=True)
+    for line in hint:
+        typer.echo(line, err=True)
 
 
 def print_json(value: Any) -> None:
-    """Plain JSON on standard output."""
-    typer.echo(json.dumps(value, indent=1, ensure_ascii=False))
+    """Plain JSON on standard output; what a terminal would act on is written as escapes."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    typer.echo(_ACTING_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def print_line(text: str) -> None:
+    """A line of results on standard output; what a terminal would act on is written as escapes."""
+    typer.echo(printable(text))
+
+
+def log_text(text: str) -> str:
+    """A part of a log as it is shown: its lines and tabs, and escapes for what else a terminal would act on."""
+    return printable(text, len(text), allowed="\n\r\t")
 
 
 def note(text: str) -> None:
     """A line about what happens, on standard error: standard output is for results."""
-    typer.echo(text, err=True)
+    typer.echo(indented(text, "  "), err=True)
+
+
+def plain_console(*, stderr: bool = False) -> "Console":
+    """A console that shows texts as they are: no markup, and escapes for what a terminal would act on."""
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            options |= {"markup": False, "emoji": False}
+            return super().render_str(printable(text, allowed="\n"), **options)
+
+    return PlainConsole(stderr=stderr)
 
 
 @contextlib.contextmanager
@@ -41,26 +73,25 @@ def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Calla
     Yields: a function to call with the number of units done since the last call, and a text to show behind.
     """
     if sys.stderr.isatty():
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (
-            TextColumn("{task.description:<9}"),
+            TextColumn("{task.description:<9}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[rate]}", markup=False),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
         )
         began, new = time.monotonic(), 0
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(title, total=total, completed=done, rate="", text="")
+        with Progress(*columns, console=plain_console(stderr=True)) as bar:
+            task = bar.add_task(printable(title), total=total, completed=done, rate="", text="")
 
             def show(count: int, text: str) -> None:
                 nonlocal new
                 new += count
                 rate = new / max(time.monotonic() - began, 1e-6)
-                bar.update(task, advance=count, rate=f"{rate:.1f} {unit}/s", text=text)
+                bar.update(task, advance=count, rate=f"{rate:.1f} {unit}/s", text=printable(text))
 
             yield show
         return

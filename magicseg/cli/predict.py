@@ -40,8 +40,8 @@ def predict(
     from magicseg.errors import IncompleteError
     from magicseg.evaluate.predict import RECORD, pictures_of, predict_pictures
     from magicseg.execute.signals import StopFlag, on_signals
+    from magicseg.labels import labels_of
     from magicseg.mask.labelling import LabelledPicture
-    from magicseg.mask.pictures import labels_of
     from magicseg.run.attempts import forget_attempts
     from magicseg.vision.images import MAX_PIXELS
 

@@ -44,7 +44,7 @@ def init(
         note(f"{run}: this disk has no {' and no '.join(absent)}; other ways are used there")
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")
     by_name = any(weights.by_name for stage in WEIGHTED for weights in stage_weights(made.config, stage))
-    note(f"next: magicseg {'fetch' if by_name else 'run'} {run}")
+    note(f"next: {command('magicseg', 'fetch' if by_name else 'run', run)}")
 
 
 def fetch(
@@ -118,7 +118,8 @@ def _train_and_evaluate(run: Path) -> None:
     if Run.open(run).config.evaluate.has_data:
         evaluate.evaluate(run)
     else:
-        note(f"evaluate: left out, since evaluate.data is not set; or: magicseg evaluate {run} --data DIR")
+        by_hand = command("magicseg", "evaluate", run)
+        note(f"evaluate: left out, since evaluate.data is not set; or: {by_hand} --data DIR")
 
 
 def reset(

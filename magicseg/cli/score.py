@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicseg.cli.output import plain_console
+
 if TYPE_CHECKING:
     from magicseg.evaluate.score import ScoreResult
 
@@ -29,7 +31,6 @@ def score(
 
 
 def _print_table(result: "ScoreResult") -> None:
-    from rich.console import Console
     from rich.table import Table
 
     scores = result.scores
@@ -44,7 +45,7 @@ def _print_table(result: "ScoreResult") -> None:
     table.add_row("mean IoU, classes in ground truth", _percent(scores.miou_over_classes_in_ground_truth))
     table.add_row("pixel accuracy", _percent(scores.pixel_accuracy))
     table.add_row("mean accuracy", _percent(scores.mean_accuracy))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _percent(value: float | None) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from magicseg.cli.output import RunArgument, note, progress
 from magicseg.cli.runs import ConfigOption, PresetOption, SetOption
+from magicseg.core.text import command
 from magicseg.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def mask(
         }
         alone = next((name for name, value in given.items() if value), None)
         if alone:
-            raise ConfigError(f"{alone} goes with --images", hint=f"magicseg mask {run}")
+            raise ConfigError(f"{alone} goes with --images", hint=command("magicseg", "mask", run))
         run_one(run, "mask", workers, shards_per_job, shards)
         return
     for name, value in {"--workers": workers, "--shards": shards, "--shards-per-job": shards_per_job}.items():
@@ -102,7 +103,7 @@ def mask(
 
 
 def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
-    from magicseg.mask.pictures import labels_of
+    from magicseg.labels import labels_of
     from magicseg.run.directory import Run
 
     if labels is not None:

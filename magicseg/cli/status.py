@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from magicseg.cli.output import JsonOption, RunArgument, print_json
+from magicseg.cli.output import JsonOption, RunArgument, plain_console, print_json
+from magicseg.core.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Group
+    from rich.text import Text
 
 _WATCH_SECONDS = 5.0
 
@@ -19,8 +21,6 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every few seconds while work goes on")] = False,
 ) -> None:
     """Show how far a run is: stages, shards, jobs, failures and their reasons."""
-    from rich.console import Console
-
     from magicseg.launch.status import cluster_status
     from magicseg.run.directory import Run
 
@@ -28,7 +28,7 @@ def status(
     if json_:
         print_json(cluster_status(opened))
         return
-    console = Console()
+    console = plain_console()
     state = cluster_status(opened)
     if not watch:
         console.print(_page(state))
@@ -50,7 +50,6 @@ def _at_work(state: dict[str, Any]) -> bool:
 def _page(state: dict[str, Any]) -> "Group":
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
     stages = Table("stage", "done", "failed", "running", "pending", "kept", "dropped", title=state["run"])
     for name, stage in state["stages"].items():
@@ -68,13 +67,13 @@ def _page(state: dict[str, Any]) -> "Group":
     parts: list[Any] = [
         stages,
         *(
-            Text(f"{name}: {stage['rate']:.1f} samples/s, {_duration(stage['eta_seconds'])} left")
+            _line(f"{name}: {stage['rate']:.1f} samples/s, {_duration(stage['eta_seconds'])} left")
             for name, stage in state["stages"].items()
             if stage["eta_seconds"]
         ),
-        *(Text(line) for name, stage in state["stages"].items() for line in _fallbacks(name, stage["samples"])),
-        Text(f"train: {train['step']} of {train['steps']} steps{_ending(train)}"),
-        *(Text(f"{name}: mIoU {miou:.4f}") for name, miou in state["results"].items()),
+        *(_line(line) for name, stage in state["stages"].items() for line in _fallbacks(name, stage["samples"])),
+        _line(f"train: {train['step']} of {train['steps']} steps{_ending(train)}"),
+        *(_line(f"{name}: mIoU {miou:.4f}") for name, miou in state["results"].items()),
     ]
     jobs = [job for job in state["jobs"] if _worth_showing(job, state)]
     if jobs:
@@ -83,13 +82,13 @@ def _page(state: dict[str, Any]) -> "Group":
         parts.append(_tasks_table(state["tasks"]))
     waiting = ", ".join(f"{reason} {count}" for reason, count in state["waiting_for"].items())
     if waiting:
-        parts.append(Text(f"waiting tasks, by Slurm's reason: {waiting}"))
+        parts.append(_line(f"waiting tasks, by Slurm's reason: {waiting}"))
     for name, stage in state["stages"].items():
         if stage["failure_reasons"]:
             counts = ", ".join(f"{reason} {count}" for reason, count in stage["failure_reasons"].items())
-            parts.append(Text(f"{name}, failed shards by reason: {counts}"))
-        parts += [Text(f"  shard {shard}: {why}") for shard, why in list(stage["failures"].items())[:5]]
-    parts += [Text(f"warning: {warning}") for warning in state["warnings"]]
+            parts.append(_line(f"{name}, failed shards by reason: {counts}"))
+        parts += [_line(f"  shard {shard}: {why}") for shard, why in list(stage["failures"].items())[:5]]
+    parts += [_line(f"warning: {warning}") for warning in state["warnings"]]
     return Group(*parts)
 
 
@@ -99,6 +98,12 @@ def _fallbacks(name: str, samples: dict[str, Any]) -> list[str]:
         return []
     reasons = ", ".join(f"{reason} {number}" for reason, number in samples["fallbacks"].items())
     return [f"{name}: the template wrote {count} captions ({count / samples['kept']:.0%}): {reasons}"]
+
+
+def _line(text: str) -> "Text":
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def _ending(train: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magicseg.container.runtime import Runtime, call, command
+from magicseg.core.text import command as typed
 from magicseg.errors import ContainerError
 from magicseg.run.files import write_atomic
 
@@ -108,13 +109,13 @@ def refuse_unsigned(runtime: Runtime, path: Path, key: Path) -> None:
     if not key.is_file():
         raise ContainerError(
             f"{key}: there is no such key file",
-            hint=f"the signer makes it: openssl pkey -in private.pem -pubout -out {key}",
+            hint=f"the signer makes it: openssl pkey -in private.pem -pubout -out {typed(key)}",
         )
     done = call(verification(runtime.path, str(path), str(key)))
     if done.returncode:
         raise ContainerError(
             f"{path}: is not an image that was signed with {key}: {_last_line(done.stderr)}",
-            hint=f"do not use it; get it again; what it holds: {runtime.name} sif list {path}",
+            hint=f"do not use it; get it again; what it holds: {typed(runtime.name, 'sif', 'list', path)}",
         )
 
 

@@ -133,14 +133,18 @@ def parse_yaml(
     return value
 
 
-def read_yaml(path: Path, *, error: type[MagicsegError] = ConfigError, hint: str | None = None) -> Any:
-    """Return a YAML file's plain data: `read_bytes`, then `parse_yaml`, with the errors of both."""
+def read_text(path: Path, *, error: type[MagicsegError] = ConfigError, hint: str | None = None) -> str:
+    """Return a file's text, without its byte order mark: `read_bytes`, with its errors; ``error`` if not UTF-8."""
     data = read_bytes(path, error=error, hint=hint)
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
         raise error(f"{path}: is not UTF-8 text: {fault}", hint=hint) from None
-    return parse_yaml(text, source=path, error=error, hint=hint)
+
+
+def read_yaml(path: Path, *, error: type[MagicsegError] = ConfigError, hint: str | None = None) -> Any:
+    """Return a YAML file's plain data: `read_text`, then `parse_yaml`, with the errors of both."""
+    return parse_yaml(read_text(path, error=error, hint=hint), source=path, error=error, hint=hint)
 
 
 def to_yaml(value: Any) -> str:

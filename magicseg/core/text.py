@@ -38,6 +38,14 @@ def printable(text: str, limit: int = SHOWN, *, allowed: str = "") -> str:
     return "".join(_escaped(each) if acts(each) and each not in allowed else each for each in cut)
 
 
+def indented(text: str, indent: str, limit: int = SHOWN) -> str:
+    """Return text of several lines, each of them `printable`, all but the first behind ``indent``.
+
+    So no line of a foreign text begins where a line of magicseg's own would.
+    """
+    return f"\n{indent}".join(printable(line, limit) for line in text.split("\n"))
+
+
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from magicseg.core.text import command
+
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
     """What ``submit`` says before it queues: a few lines. Empty if there is nothing left to estimate."""
@@ -14,7 +16,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {basis(left)}")
     if report["unmeasured"]:
         what = f" for {', '.join(report['unmeasured'])}" if left else ""
-        lines.append(f"no estimate yet{what}: magicseg estimate {report['run']} --pilot 1")
+        lines.append(f"no estimate yet{what}: {command('magicseg', 'estimate', report['run'], '--pilot', '1')}")
     return [*lines, *(f"warning: {text}" for text in report["warnings"])]
 
 

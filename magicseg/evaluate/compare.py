@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magicseg.core.text import command
 from magicseg.errors import DataError
 
 
@@ -56,7 +57,7 @@ def _results_in(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
         for head, scores in content.get("baselines", {}).items():
             found[name, head] = scores
     if not found:
-        raise DataError(f"{path}: there are no results", hint=f"magicseg evaluate {path}")
+        raise DataError(f"{path}: there are no results", hint=command("magicseg", "evaluate", path))
     return found
 
 

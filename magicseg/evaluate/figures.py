@@ -156,11 +156,13 @@ def _pictures(
 
 def _figure(width: float, height: float) -> "Figure":
     try:
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError as error:
         raise BackendError(
             f"figures need matplotlib: {error}", hint="install the model libraries: pip install 'magicseg[models]'"
         ) from error
+    rcParams["text.parse_math"] = False  # names of classes and images are no formulas
     return Figure(figsize=(width, height), layout="constrained")
 
 

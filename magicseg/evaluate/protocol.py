@@ -4,36 +4,49 @@ Only what is declared is here: `magicseg.evaluate.truth` reads the files, `magic
 """
 
 import hashlib
+import os
+import re
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
+from magicseg.core.documents import parse_yaml, read_text
+from magicseg.core.text import printable
 from magicseg.errors import ConfigError, LabelError
+from magicseg.evaluate.settings import is_protocol_file
 from magicseg.labels import BACKGROUND, Vocabulary, load_vocabulary
 from magicseg.run.files import to_json
 from magicseg.settings import Settings
 
+_HINT = "see docs/benchmarks.md"
+_GREATEST_VALUE = 65_535  # of 16 bits, the most that an index map has
+_SPAN = re.compile(r" *(\d{1,9}) *- *(\d{1,20}) *", re.ASCII)
+
 
 def _spans(value: Any) -> Any:
-    """Whole numbers and spans of them, ``[0-10, 12, 13-24]``, written out."""
+    """Whole numbers and spans of them, ``[0-10, 12, 13-24]``, written out. Raises ValueError for too many."""
     if not isinstance(value, list):
         return value
     found: list[Any] = []
     for item in value:
-        first, dash, last = str(item).partition("-")
-        if dash and first.strip().isdigit() and last.strip().isdigit():
-            found.extend(range(int(first), int(last) + 1))
-        else:
+        span = _SPAN.fullmatch(item) if isinstance(item, str) else None
+        if span is None:
             found.append(item)
+            continue
+        first, last = int(span[1]), int(span[2])
+        if not first <= last <= _GREATEST_VALUE:
+            raise ValueError(f"{item!r} is not a span of numbers up to {_GREATEST_VALUE}, the smaller one first")
+        found.extend(range(first, last + 1))
+        if len(found) > _GREATEST_VALUE:
+            raise ValueError(f"there are more than {_GREATEST_VALUE} numbers")
     return tuple(found)
 
 
-Values = Annotated[tuple[int, ...], BeforeValidator(_spans)]
+Values = Annotated[tuple[Annotated[int, Field(ge=0, le=_GREATEST_VALUE)], ...], BeforeValidator(_spans)]
 
 
 class Labels(Settings):
@@ -191,14 +204,12 @@ def load_protocol(name: str) -> Protocol:
 
     Raises: ConfigError for an unknown one, naming those there are, or for what a file has wrong.
     """
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name).expanduser()
+    if is_protocol_file(name):
+        path = Path(os.path.expanduser(name))
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{path}: the protocol cannot be read: {error}", hint="see docs/benchmarks.md"
-            ) from error
+            text = read_text(path, hint=_HINT)
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: there is no such protocol", hint=_HINT) from None
         return _parse(text, str(path), path.parent)
     known = protocol_names()
     if name not in known:
@@ -212,15 +223,15 @@ def load_protocol(name: str) -> Protocol:
 
 
 def _parse(text: str, where: str, folder: Path | None) -> Protocol:
+    data = parse_yaml(text, source=where, hint=_HINT)
     try:
-        protocol = Protocol.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: this is not YAML: {error}", hint="see docs/benchmarks.md") from error
+        protocol = Protocol.model_validate(data)
     except ValidationError as error:
         # A misspelt key before the one that is missing for it.
-        first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
         place = ".".join(map(str, first["loc"])) or "the protocol"
-        raise ConfigError(f"{where}: {place}: {first['msg']}", hint="keys: docs/benchmarks.md") from error
+        reason = printable(first["msg"].removeprefix("Value error, "), 300)
+        raise ConfigError(f"{where}: {printable(place, 100)}: {reason}", hint="keys: docs/benchmarks.md") from error
     protocol._folder = folder
     try:
         labels = protocol.labels

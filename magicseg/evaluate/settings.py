@@ -1,10 +1,10 @@
 """Settings of evaluation."""
 
-from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
+from magicseg.core.paths import absolute
 from magicseg.settings import Settings
 
 Baseline = Literal["vanilla", "maskclip", "sclip", "clearclip", "memory-bank"]
@@ -14,8 +14,9 @@ MINIATURE = "miniature"
 """The benchmark of painted scenes; it needs no data."""
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())  # jobs start elsewhere
+def is_protocol_file(name: str) -> bool:
+    """Whether a benchmark is named by the path of a protocol file, and not by a shipped protocol's name."""
+    return name.lower().endswith((".yaml", ".yml"))
 
 
 class EvaluateSettings(Settings):
@@ -24,7 +25,7 @@ class EvaluateSettings(Settings):
     benchmarks: tuple[str, ...] = Field(
         (MINIATURE,), min_length=1, description="names of shipped protocols, or paths of protocol files"
     )
-    data: Annotated[str, AfterValidator(_absolute)] | None = Field(
+    data: Annotated[str, AfterValidator(absolute)] | None = Field(
         None, description="folder of the benchmarks' data sets, or of the one there is"
     )
     baselines: tuple[Baseline, ...] = Field((), description="what is scored beside the model, by the same protocols")

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magicseg.core.text import command
 from magicseg.errors import BackendError, ConfigError, StoreError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
 from magicseg.evaluate.counts import CONVENTIONS, RECIPE
@@ -256,7 +257,7 @@ class Suite:
             self._write(path, {"value": swept.value, "details": dict(swept.details)}, exclusive=True)
             chosen = _read_threshold(path)
         if chosen is None:
-            raise StoreError(f"{path}: is damaged", hint=f"rm {path}, then evaluate again")
+            raise StoreError(f"{path}: is damaged", hint=f"{command('rm', path)}, then evaluate again")
         report(
             f"{title}: background below {chosen.value:g}, chosen on {chosen.details['images']} images of the split "
             f"{chosen.details['split']!r}"

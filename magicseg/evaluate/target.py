@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magicseg.core.text import command
 from magicseg.errors import DataError, IncompleteError
 from magicseg.model.card import read_card
 from magicseg.run.directory import Run
@@ -55,12 +56,15 @@ class Target:
     def _of_run(cls, run: Run, results: Path) -> "Target":
         folder = run.path / "model"
         if not (folder / "model.json").exists():
-            raise IncompleteError(f"{run.path}: there is no trained model yet", hint=f"magicseg train {run.path}")
+            raise IncompleteError(
+                f"{run.path}: there is no trained model yet", hint=command("magicseg", "train", run.path)
+            )
         card = read_card(folder)
         training = card["provenance"].get("training", {})
         if _is_of_other_data(card, run):
             raise DataError(
-                f"{folder}: was trained on other data than this run's", hint=f"magicseg reset train {run.path}"
+                f"{folder}: was trained on other data than this run's",
+                hint=command("magicseg", "reset", "train", run.path),
             )
         provenance = {
             "config": hashlib.sha256(to_json(run.config.model_dump(mode="json"))).hexdigest(),

@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from magicseg.collector import relax
+from magicseg.core.text import command
 from magicseg.errors import BackendError, IncompleteError, LimitReached, MagicsegError, PlanMismatch, StoreError
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.execute.signals import StopFlag, cannot_start, fork_server, start_process
@@ -251,7 +252,7 @@ def missing_message(run: Run, stage: str, outcome: Outcome) -> IncompleteError:
         lines.append(f"  shard {shard}: {why}")
     # If an earlier stage has to come first, that is what to type.
     first = next(name for name in STAGES if name == stage or outcome.missing_in(run.ledger(name).commits()))
-    return IncompleteError("\n".join(lines), hint=f"magicseg {first} {run.path}")
+    return IncompleteError("\n".join(lines), hint=command("magicseg", first, run.path))
 
 
 def default_workers() -> int:

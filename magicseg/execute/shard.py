@@ -155,7 +155,7 @@ def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int
     if record is None:
         raise IncompleteError(
             f"shard {shard} of {stage} needs {above}, which has not done it",
-            hint=f"magicseg {above} {run.path}",
+            hint=command("magicseg", above, run.path),
         )
     run.refuse_stale(above, {shard: record})
     return [samples.start + offset for offset in record.kept_offsets()]

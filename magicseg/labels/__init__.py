@@ -1,6 +1,6 @@
 """Labels: vocabularies of classes (shipped or a user's file), surface forms of labels, prompt templates."""
 
-from magicseg.labels.reading import load_vocabulary, vocabulary_names
+from magicseg.labels.reading import is_label_file, labels_of, load_vocabulary, vocabulary_names
 from magicseg.labels.templates import load_templates
 from magicseg.labels.vocabulary import BACKGROUND, IGNORE, Label, Vocabulary
 
@@ -9,6 +9,8 @@ __all__ = [
     "IGNORE",
     "Label",
     "Vocabulary",
+    "is_label_file",
+    "labels_of",
     "load_templates",
     "load_vocabulary",
     "vocabulary_names",

@@ -7,22 +7,28 @@ lines, or mappings with ``name`` and ``synonyms``; or it is a mapping with ``lab
 a name.
 """
 
+import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
+from magicseg.core.documents import read_bytes
+from magicseg.core.text import first_acting, printable
 from magicseg.errors import LabelError
 from magicseg.labels.vocabulary import MAX_LABELS, Label, Vocabulary, name_key, split_qualifier
 
-MAX_NAME = 200
+MAX_NAME = 200  # characters
+MAX_SYNONYMS = 1000  # of one label
+MAX_NAMES = 500_000  # labels and synonyms of a list
+MAX_BYTES = 16 << 20
 SUFFIXES = (".txt", ".yaml", ".yml")
 
 # Name of the vocabulary: (data file, whether its background counts as a class).
@@ -40,10 +46,12 @@ _SHIPPED = {
     "miniature": ("miniature", False),
 }
 
-_COMMA = re.compile(r",(?![^()]*\))")
+_MARKS = re.compile(r"[,()]")
+# A path from the root, the home or the present folder; or an ending behind a dot and without a space.
+_FILE = re.compile(r"[/~\\]|\.{1,2}[/\\]|.*[^.\s]\.[A-Za-z][A-Za-z0-9]{1,4}$")
 _JOINERS = "\u200c\u200d"  # part of the spelling of some languages
 _MAX_DEPTH = 8  # a mapping of a list of mappings of lists has 4
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def vocabulary_names() -> tuple[str, ...]:
@@ -58,24 +66,62 @@ def load_vocabulary(ref: str, *, base: Path | None = None) -> Vocabulary:
     """
     if ref in _SHIPPED:
         return _load_shipped(ref)
-    path = Path(ref).expanduser()
+    path = Path(os.path.expanduser(ref))
     if path.suffix.lower() not in SUFFIXES:
-        nearest = get_close_matches(ref.lower(), _SHIPPED, n=1)
+        nearest = like_shipped(ref) or next(iter(get_close_matches(ref.lower(), _SHIPPED, n=1)), None)
         raise LabelError(
-            f"there is no vocabulary {ref!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
+            f"there is no vocabulary {printable(ref, MAX_NAME)!r}"
+            + (f"; did you mean {nearest!r}?" if nearest else ""),
             hint=f"shipped: {', '.join(_SHIPPED)}; or give the path of a file ({', '.join(SUFFIXES)})",
         )
     if base is not None:
         path = base / path
+    hint = f"shipped vocabularies need no file: {', '.join(_SHIPPED)}"
     try:
-        content = path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise LabelError(
-            f"{path}: the label list cannot be read: {reason}",
-            hint=f"shipped vocabularies need no file: {', '.join(_SHIPPED)}",
-        ) from error
+        content = read_bytes(path, limit=MAX_BYTES, error=LabelError, hint=hint)
+    except FileNotFoundError:
+        raise LabelError(f"{path}: the label list cannot be read: No such file", hint=hint) from None
     return _parse(content, path=str(path), name=path.stem, source=ref)
+
+
+def is_label_file(ref: str) -> bool:
+    """Return whether ``ref`` is the path of a label list, by its ending."""
+    return ref not in _SHIPPED and Path(ref).suffix.lower() in SUFFIXES
+
+
+def like_shipped(ref: str) -> str | None:
+    """Return the shipped vocabulary that ``ref`` spells in another case or with other hyphens, or None."""
+    return {_squeezed(name): name for name in _SHIPPED}.get(_squeezed(ref))
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()
+
+
+def labels_of(text: str) -> Vocabulary:
+    """Labels as they are typed: a shipped vocabulary's name, the path of a list, or names with commas between.
+
+    Raises: LabelError, also if a name looks like a file or a vocabulary that it is not.
+    """
+    if text in _SHIPPED or is_label_file(text):
+        return load_vocabulary(text)
+    lists = _Lists(path="labels", source="")
+    names = [name for name in map(str.strip, _parts(text)) if name]
+    for place, name in enumerate(names, start=1):
+        known = name if name in _SHIPPED else like_shipped(name)
+        if known and (len(names) > 1 or name != known):
+            alone = f"it is given alone: --labels {known}" if len(names) > 1 else f"--labels {known}"
+            raise LabelError(f"{name!r} is the vocabulary {known!r}, not a label", hint=alone)
+        if _FILE.match(name):
+            raise LabelError(
+                f"{printable(name, MAX_NAME)!r} looks like a file, not a label",
+                hint=f"a label list ends in {', '.join(SUFFIXES)}, and such a list may hold any name",
+            )
+        lists.add(name, [], place)
+    if not lists.labels:
+        raise LabelError("there are no labels", hint="--labels 'cat, dog', voc20, or a .txt or .yaml file")
+    # A qualifier, "bow (weapon)", is part of what is asked for.
+    return Vocabulary(name="typed", labels=tuple(replace(label, qualifier=None) for label in lists.labels))
 
 
 @cache
@@ -114,12 +160,16 @@ class _Lists:
     labels: list[Label] = field(default_factory=list)
     background: list[str] = field(default_factory=list)
     lines: dict[str, int] = field(default_factory=dict)
+    names: int = 0
 
     def fail(self, line: int, message: str, hint: str | None = None) -> NoReturn:
-        raise LabelError(f"{self.path}:{line}: {message}", hint=hint)
+        raise LabelError(f"{self.path}:{line}: {printable(message, 600)}", hint=hint)
 
     def clean(self, raw: str, line: int, what: str) -> str:
         """A name in normal form: composed letters, single spaces."""
+        self.names += 1  # YAML's aliases can multiply what a file of any size holds
+        if self.names > MAX_NAMES:
+            self.fail(line, f"there are more than {MAX_NAMES} labels and synonyms", "split the list")
         for character in raw.strip(" \t"):
             if _is_control(character):
                 self.fail(line, f"{what} has the control character {_code(character)}", "remove it")
@@ -147,6 +197,12 @@ class _Lists:
         if len(self.labels) == MAX_LABELS:
             self.fail(line, f"there are more than {MAX_LABELS} labels", "pixels hold 16 bits; split the list")
         self.lines[key] = line
+        if len(raw_synonyms) > MAX_SYNONYMS:
+            self.fail(
+                line,
+                f"label {name!r} has {len(raw_synonyms)} synonyms; at most {MAX_SYNONYMS} are allowed",
+                "write one label per line",
+            )
         synonyms = {key: name}
         for raw, synonym_line in raw_synonyms:
             synonym = self.clean(raw, synonym_line, f"a synonym of {name!r}")
@@ -194,8 +250,20 @@ def _read_lines(text: str, lists: _Lists) -> None:
 
 
 def _add_row(row: str, line: int, lists: _Lists) -> None:
-    name, *synonyms = _COMMA.split(row)
+    name, *synonyms = _parts(row)
     lists.add(name, [(synonym, line) for synonym in synonyms], line)
+
+
+def _parts(row: str) -> list[str]:
+    """Split at commas, but not at those behind which a parenthesis closes before another one opens."""
+    ends, closes = [len(row)], False
+    for mark in reversed(list(_MARKS.finditer(row))):
+        if mark[0] != ",":
+            closes = mark[0] == ")"
+        elif not closes:
+            ends.append(mark.start())
+    starts = [0, *(end + 1 for end in reversed(ends[1:]))]
+    return [row[start:end] for start, end in zip(starts, reversed(ends), strict=True)]
 
 
 def _read_yaml(text: str, lists: _Lists) -> None:
@@ -212,6 +280,8 @@ def _read_yaml(text: str, lists: _Lists) -> None:
         items = _mapping(root, ("labels", "background", "source"), "labels", lists)
         if "source" in items:
             lists.source = _string(items["source"], lists)
+            if found := first_acting(lists.source, allowed="\n\t"):
+                lists.fail(_line(items["source"]), f"the source has the control character {found}", "remove it")
         if "background" in items:
             for node in _sequence(items["background"], lists):
                 lists.background.append(lists.clean(_string(node, lists), _line(node), "a name of the background"))

@@ -10,6 +10,7 @@ import magicseg
 from magicseg.container.image import VERSION_LABEL, identify, labels, refuse_unsigned, verification
 from magicseg.container.runtime import FOREIGN, find_runtime
 from magicseg.core.safe_path import VARIABLE as SAFE_PATH
+from magicseg.core.text import command
 from magicseg.errors import ContainerError, PlanMismatch
 from magicseg.launch.jobs import submissions
 from magicseg.launch.profile import ContainerSettings, Profile
@@ -36,13 +37,13 @@ def admitted(run: Run, profile: Profile, *, new: bool, queued: Collection[str]) 
     before = recorded_image(run.path)
     image = identify(Path(box.image))
     if not new:
-        again = f"magicseg submit STAGE {run.path} --new-image"
+        again = command("magicseg", "submit", "STAGE", run.path, "--new-image")
         refuse_other_image(run.path, image.digest, f"name that one in the profile, or go on in this one: {again}")
     elif queued and before is not None and before[0] != image.digest:
         raise PlanMismatch(
             f"{run.path}: {len(queued)} tasks of the image so far, {before[0][:19]}, are in the queue, and would "
             "refuse to run after this",
-            hint=f"magicseg cancel {run.path}   # or wait for them",
+            hint=f"{command('magicseg', 'cancel', run.path)}   # or wait for them",
         )
     if shutil.which(box.executable):  # else the jobs will see: some login nodes have none
         _refuse_at_once(box)

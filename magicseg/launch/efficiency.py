@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from magicseg.core.text import command
 from magicseg.launch.accounts import Account, accounts
 from magicseg.launch.grouping import median_seconds
 from magicseg.launch.jobs import Submission, submissions
@@ -170,4 +171,4 @@ def _next_line(entry: dict[str, Any], run: Run, options: str) -> str:
     stage, suggested = entry["stage"], entry["suggested"]
     values = {"memory": suggested["memory"], "time": suggested["time_minutes"]}
     settings = [f" --set slurm.stages.{stage}.{key}={value}" for key, value in values.items() if value is not None]
-    return f"  next time: magicseg submit {stage} {run.path}{options}{''.join(settings)}"
+    return f"  next time: {command('magicseg', 'submit', stage, run.path)}{options}{''.join(settings)}"

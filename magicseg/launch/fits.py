@@ -12,8 +12,7 @@ def main(run: str, version: str) -> None:
     try:
         refuse_misfit(Path(run), version)
     except MagicsegError as error:
-        print(f"error: {error.message}")
-        print(f"hint:  {error.hint}")
+        print("\n".join(error.lines()))
         sys.exit(error.exit_code)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
+from magicseg.core.text import command
 from magicseg.errors import IncompleteError, PlanMismatch, RunError
 from magicseg.launch.board import Board, board_of
 from magicseg.launch.efficiency import efficiency, efficiency_lines
@@ -55,7 +56,8 @@ def wait_for(run: Run, stage: str, made: Sequence[Submission], show: Callable[[B
     if undone:
         raise IncompleteError(
             f"{run.path}: the jobs have ended, but not done are: {'; '.join(undone)}",
-            hint=f"why: magicseg logs {run.path} --failed; again: magicseg submit {stage} {run.path}",
+            hint=f"why: {command('magicseg', 'logs', run.path, '--failed')}; again: "
+            + command("magicseg", "submit", stage, run.path),
         )
 
 
@@ -67,7 +69,9 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
     """
     own = next((one for one in submissions(run) if one.number == number and one.stage == FOLLOW_UP), None)
     if own is None:
-        raise RunError(f"{run.path}: submission {number} is no follow-up job", hint=f"magicseg status {run.path}")
+        raise RunError(
+            f"{run.path}: submission {number} is no follow-up job", hint=command("magicseg", "status", run.path)
+        )
     asked = own.asked
     made = [one for one in submissions(run) if one.number in set(asked["submissions"])]
     for stage in STAGES:  # thousands of small files become one; here, where nobody waits for it
@@ -81,7 +85,8 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
     if not asked["resubmit"]:
         raise IncompleteError(
             "\n".join([*lines, f"{run.path}: not done are: {'; '.join(undone)}"]),
-            hint=f"why: magicseg logs {run.path} --failed; again: magicseg submit {asked['stage']} {run.path}",
+            hint=f"why: {command('magicseg', 'logs', run.path, '--failed')}; again: "
+            + command("magicseg", "submit", asked["stage"], run.path),
         )
     request = Request(
         stage=asked["stage"],

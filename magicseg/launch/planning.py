@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import magicseg
+from magicseg.core.text import command
 from magicseg.errors import IncompleteError
 from magicseg.launch.board import Board, Task, board_of
 from magicseg.launch.grouping import (
@@ -146,7 +147,8 @@ def find_todo(
 def _nothing_before(run: Run, stage: str, before: str) -> IncompleteError:
     return IncompleteError(
         f"{run.path}: {stage} needs {before}, which is neither done nor in the queue",
-        hint=f"magicseg submit {before} {run.path}, or all at once: magicseg submit all {run.path}",
+        hint=f"{command('magicseg', 'submit', before, run.path)}, or all at once: "
+        + command("magicseg", "submit", "all", run.path),
     )
 
 

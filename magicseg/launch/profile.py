@@ -6,11 +6,11 @@ profile.resources("train").nodes
 
 import difflib
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from magicseg.core.paths import absolute
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
 from magicseg.core.text import printable
 from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS
@@ -50,6 +50,8 @@ Count = Annotated[int, Field(ge=0)]
 
 class Resources(Settings):
     """What one job, or one task of an array, asks for."""
+
+    model_config = ConfigDict(strict=False)  # a profile's numbers are read as text
 
     partition: Word | None = None
     account: Word | None = None
@@ -152,6 +154,8 @@ def _spelled(data: "Mapping[Any, Any]") -> dict[Any, Any]:
 class ContainerSettings(Settings):
     """The image that the workers run in. Submission itself happens outside."""
 
+    model_config = ConfigDict(strict=False)
+
     image: Operand = Field(description="path of the image")
     executable: Operand = Field("apptainer", description="apptainer or singularity: a name or a path")
     nv: bool | None = Field(None, description="NVIDIA's libraries in the container  [default: where GPUs are asked]")
@@ -168,7 +172,7 @@ class ContainerSettings(Settings):
     @classmethod
     def _file(cls, path: str | None) -> str | None:
         """Jobs begin in another folder."""
-        return path if path is None else str(Path(path).expanduser().absolute())
+        return path if path is None else absolute(path)
 
     @field_validator("cache")
     @classmethod

@@ -86,11 +86,11 @@ def submit(run: Run, request: Request) -> Submitted:
     there = [one for one in submissions(run) if one.number in numbers]
     followers = [one for one in submissions(run) if numbers & set(one.asked.get("submissions", ()))]
     if new:
-        lines.append(f"next: magicseg status {run.path} --watch")
+        lines.append(f"next: {command('magicseg', 'status', run.path, '--watch')}")
     elif any(state.board.active(stage) and not state.complete(stage) for stage in stages):
-        lines.append(f"nothing to submit: the rest is in the queue; look: magicseg status {run.path}")
+        lines.append(f"nothing to submit: the rest is in the queue; look: {command('magicseg', 'status', run.path)}")
     else:
-        lines.append(f"nothing to submit: {request.stage} is done; look: magicseg status {run.path}")
+        lines.append(f"nothing to submit: {request.stage} is done; look: {command('magicseg', 'status', run.path)}")
     return Submitted(lines=lines, submissions=new, waiting=[*there, *followers])
 
 

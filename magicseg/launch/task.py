@@ -16,6 +16,7 @@ from pathlib import Path
 
 import magicseg
 from magicseg.collector import relax
+from magicseg.core.text import command, indented
 from magicseg.errors import MagicsegError, RunError
 from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.run.claims import STALE_SECONDS, is_live
@@ -65,9 +66,8 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
             return
         missing = _do(Run.open(Path(run)), stage, parse_ranges(shards), stop)
     except MagicsegError as error:
-        _say(f"error: {error.message}")
-        if error.hint:
-            _say(f"hint:  {error.hint}")
+        for line in error.lines():
+            _say(line)
         sys.exit(error.exit_code)
     if not missing:
         return
@@ -80,7 +80,7 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
 
 def _say(text: str) -> None:
     stamp = datetime.datetime.now().strftime("%H:%M:%S")
-    print(f"{stamp} {text}", flush=True)  # a log is this function's output
+    print(f"{stamp} {indented(text, ' ' * 9)}", flush=True)  # a log is this function's output
 
 
 def refuse_misfit(run: Path, version: str) -> None:
@@ -91,7 +91,9 @@ def refuse_misfit(run: Path, version: str) -> None:
             f"{run}: was submitted by magicseg {version}, but this node or image has {magicseg.__version__}",
             hint="install the same version on both sides, or build the image again, then submit again",
         )
-    refuse_other_image(run, present_image(), f"magicseg submit STAGE {run}   # submits it in the present image")
+    refuse_other_image(
+        run, present_image(), f"{command('magicseg', 'submit', 'STAGE', run)}   # submits it in the present image"
+    )
 
 
 def _wait(seconds: float, stop: Callable[[], bool]) -> None:

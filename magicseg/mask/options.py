@@ -1,11 +1,11 @@
 """The settings of detectors and segmenters."""
 
 import re
-from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from magicseg.core.paths import absolute
 from magicseg.model.settings import ClipWeights, ModelSettings, OpenClipSettings
 from magicseg.weights import PinnedSettings
 
@@ -95,7 +95,7 @@ class OriginalDetectorOptions(DetectorOptions):
     @field_validator("config")
     @classmethod
     def _absolute(cls, value: str) -> str:
-        return value if value in ("swin-t", "swin-b") else str(Path(value).expanduser().absolute())
+        return value if value in ("swin-t", "swin-b") else absolute(value)
 
 
 class OriginalSegmenterOptions(ModelOptions):

@@ -1,4 +1,4 @@
-"""Class maps and overlays as image files; and labels as they are typed."""
+"""Class maps and overlays as image files."""
 
 import io
 
@@ -6,23 +6,10 @@ import numpy as np
 from PIL import Image as Pictures
 
 from magicseg.backends import ClassMap, Image
-from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary, vocabulary_names
+from magicseg.labels import IGNORE
 from magicseg.mask.colours import class_colour, overlay
 
 _PNG_IGNORE = 255
-
-
-def labels_of(text: str) -> Vocabulary:
-    """Labels as typed: a shipped vocabulary's name, a path to a list, or names with commas between.
-
-    Raises: LabelError.
-    """
-    if text in vocabulary_names() or text.endswith((".txt", ".yaml")):
-        return load_vocabulary(text)
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    return Vocabulary(
-        name="typed", labels=tuple(Label(id=place, name=name) for place, name in enumerate(names, start=1))
-    )
 
 
 def class_png(mask: ClassMap, classes: int) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
 from magicseg.config import validate_config
+from magicseg.core.text import command
 from magicseg.errors import IncompleteError
 from magicseg.run.directory import Run
 
@@ -50,8 +51,8 @@ def doing(runs: Sequence[Run]) -> Iterator[None]:
         begun: list[tuple[Run, subprocess.Popen[bytes], IO[bytes]]] = []
         for run in runs:
             said: IO[bytes] = stack.enter_context(tempfile.TemporaryFile())
-            command = [sys.executable, "-m", "magicseg", "run", str(run.path), "--workers", "1"]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
+            words = [sys.executable, "-m", "magicseg", "run", str(run.path), "--workers", "1"]
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said)
             stack.callback(_stop, process)
             begun.append((run, process, said))
         yield
@@ -61,7 +62,7 @@ def doing(runs: Sequence[Run]) -> Iterator[None]:
                 end = said.read().decode(errors="replace").strip().splitlines()[-3:]
                 raise IncompleteError(
                     f"{run.path}: is not done (exit code {process.returncode}): {' / '.join(end)}",
-                    hint=f"magicseg run {run.path}",
+                    hint=command("magicseg", "run", run.path),
                 )
 
 

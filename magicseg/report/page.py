@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from magicseg.core.text import command
+from magicseg.core.text import command, printable
 from magicseg.errors import DamageError
 from magicseg.report.charts import line_chart, short_number
 from magicseg.report.results import MANY_CLASSES, MEASURES, Other, Scores, flat, read_results
@@ -72,15 +72,7 @@ def render_report(run: Run, *, written: datetime.datetime, beside: Sequence[Run]
     warnings += faults + _other_weights(scores, card)
     samples, dropped, faults = _read_samples(run, commits)
     warnings += faults
-    environment = Environment(
-        loader=PackageLoader("magicseg", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, score=_score, bytes=_bytes, duration=_duration)
-    template = environment.get_template("report.html.j2")
+    template = _environment().get_template("report.html.j2")
     return template.render(
         name=run.path.name,
         path=str(run.path),
@@ -100,6 +92,26 @@ def render_report(run: Run, *, written: datetime.datetime, beside: Sequence[Run]
         warnings=warnings,
         data_done=all(len(commits[stage]) == run.plan.shards for stage in STAGES),
     )
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("magicseg", "report"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, score=_score, bytes=_bytes, duration=_duration)
+    return environment
+
+
+def _shown(value: object) -> object:
+    """A value of the template; of text that is no markup, characters that would act or reverse it are escaped."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value, len(value), allowed="\n\t")
+    return value
 
 
 def _differences(run: Run, other: Run) -> str:

@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from magicseg.config import Config, read_config
+from magicseg.core.paths import absolute
 from magicseg.core.text import command
 from magicseg.errors import PlanMismatch, RunError
-from magicseg.labels import Vocabulary, load_vocabulary, vocabulary_names
+from magicseg.evaluate.settings import is_protocol_file
+from magicseg.labels import Vocabulary, is_label_file, load_vocabulary
 from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.run.fingerprint import (
     STAGES,
@@ -69,7 +71,8 @@ class Run:
         """Open an existing run. Raises: RunError if ``path`` is not one."""
         if not (path / CONFIG_NAME).is_file():
             raise RunError(
-                f"{path}: is not a run (no {CONFIG_NAME})", hint=f"magicseg init {path} --preset miniature"
+                f"{path}: is not a run (no {CONFIG_NAME})",
+                hint=command("magicseg", "init", path, "--preset", "miniature"),
             )
         return cls(path.resolve(), read_config(path / CONFIG_NAME))
 
@@ -129,7 +132,8 @@ class Run:
         if differing:
             raise PlanMismatch(
                 f"{self.path}: the plan is frozen, but {'; '.join(differing)}",
-                hint=f"set it back in {self.path / CONFIG_NAME}, or drop all data: magicseg reset plan {self.path}",
+                hint=f"set it back in {self.path / CONFIG_NAME}, or drop all data: "
+                + command("magicseg", "reset", "plan", self.path),
             )
         return plan
 
@@ -185,11 +189,11 @@ class Run:
                 self.refuse_stale(above, self.ledger(above).commits())
             differing = ["the stage before it was done anew"]
         lost = [key for key in before if key.startswith(f"{stage}.weights.") and key not in present.inputs]
-        way_back = f"magicseg fetch {self.path}" if lost else f"set it back in {self.path / CONFIG_NAME}"
+        way_back = command("magicseg", "fetch", self.path) if lost else f"set it back in {self.path / CONFIG_NAME}"
         raise PlanMismatch(
             f"{self.path}: {len(stale)} of {self.plan.shards} shards of {stage} were made with other settings: "
             f"{'; '.join(differing)}",
-            hint=f"{way_back}, or: magicseg reset {stage} {self.path}",
+            hint=f"{way_back}, or: {command('magicseg', 'reset', stage, self.path)}",
         )
 
     def reset(self, stage: str) -> list[str]:
@@ -226,10 +230,13 @@ def _with_absolute_paths(config: Config) -> Config:
     """A user's own files and folders by absolute paths, so that a later command finds them from anywhere."""
     reference, profile = config.labels.vocabulary, config.slurm.profile
     changes: dict[str, object] = {}
-    if reference not in vocabulary_names():
-        changes["labels"] = config.labels.model_copy(update={"vocabulary": str(Path(reference).absolute())})
+    if is_label_file(reference):
+        changes["labels"] = config.labels.model_copy(update={"vocabulary": absolute(reference)})
     if profile is not None and ("/" in profile or profile.endswith(".yaml")):
-        changes["slurm"] = config.slurm.model_copy(update={"profile": str(Path(profile).absolute())})
+        changes["slurm"] = config.slurm.model_copy(update={"profile": absolute(profile)})
+    benchmarks = tuple(absolute(name) if is_protocol_file(name) else name for name in config.evaluate.benchmarks)
+    if benchmarks != config.evaluate.benchmarks:
+        changes["evaluate"] = config.evaluate.model_copy(update={"benchmarks": benchmarks})
     if config.train.sources:
         sources = tuple(source.absolute() for source in config.train.sources)
         changes["train"] = config.train.model_copy(update={"sources": sources})

@@ -9,6 +9,7 @@ import json
 import os
 from pathlib import Path
 
+from magicseg.core.text import command
 from magicseg.errors import PlanMismatch, RunError
 from magicseg.run.files import to_json, write_atomic
 
@@ -31,7 +32,7 @@ def recorded_image(run: Path) -> tuple[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{run / IMAGE_NAME}: does not say which image the run is done in: {error}",
-            hint=f"rm {run / IMAGE_NAME}   # the next submission writes it again",
+            hint=f"{command('rm', run / IMAGE_NAME)}   # the next submission writes it again",
         ) from None
 
 

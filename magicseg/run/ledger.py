@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magicseg.core.text import command
 from magicseg.errors import DamageError
 from magicseg.run.claims import is_live
 from magicseg.run.files import TEMPORARY, to_json, write_atomic
@@ -81,7 +82,7 @@ def _parse_record(text: bytes, where: Path) -> CommitRecord:
         return CommitRecord(**data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DamageError(
-            f"{where}: is not a commit record: {error}", hint=f"magicseg repair {_run_of(where)}"
+            f"{where}: is not a commit record: {error}", hint=command("magicseg", "repair", _run_of(where))
         ) from error
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.config import Config
+from magicseg.core.text import command
 from magicseg.errors import DamageError, RunError
 from magicseg.labels import Vocabulary
 from magicseg.run.files import to_json, write_atomic
@@ -132,16 +133,16 @@ def read_plan(folder: Path) -> Plan:
         samples, shard_size = inputs["plan.samples"], inputs["plan.shard_size"]
     except FileNotFoundError as error:
         raise RunError(
-            f"{error.filename}: the run has no plan", hint=f"magicseg reset plan {folder.parent}"
+            f"{error.filename}: the run has no plan", hint=command("magicseg", "reset", "plan", folder.parent)
         ) from None
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise DamageError(
-            f"{folder}: the plan is damaged: {error}", hint=f"magicseg repair {folder.parent}"
+            f"{folder}: the plan is damaged: {error}", hint=command("magicseg", "repair", folder.parent)
         ) from error
     if classes.shape != (samples, inputs["plan.max_labels"]):
         raise DamageError(
             f"{folder / 'classes.npy'}: has shape {classes.shape}, not {(samples, inputs['plan.max_labels'])}",
-            hint=f"magicseg repair {folder.parent}",
+            hint=command("magicseg", "repair", folder.parent),
         )
     return Plan(
         samples=samples,

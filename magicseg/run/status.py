@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from magicseg.core.text import command
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -74,7 +75,8 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
         stale = sum(record.fingerprint != run.fingerprints[stage].digest for record in commits.values())
         if stale:
             warnings.append(
-                f"{stage}: {stale} shards were made with other settings: magicseg reset {stage} {run.path}"
+                f"{stage}: {stale} shards were made with other settings: "
+                + command("magicseg", "reset", stage, run.path)
             )
         kinds = {tuple(sorted(record.versions.items())) for record in commits.values()}
         if len(kinds) > 1:

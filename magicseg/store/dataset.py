@@ -261,5 +261,6 @@ class Dataset:
     def _damaged(self, what: str, error: object) -> DamageError:
         return DamageError(
             f"{self.path}: {what} cannot be read: {error}",
-            hint=f"magicseg verify {self.path.parent}, then magicseg repair {self.path.parent}",
+            hint=f"{command('magicseg', 'verify', self.path.parent)}, then "
+            + command("magicseg", "repair", self.path.parent),
         )

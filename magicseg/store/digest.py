@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from magicseg.core.text import command
 from magicseg.errors import IncompleteError
 from magicseg.run.directory import Run
 from magicseg.run.files import to_json
@@ -27,7 +28,7 @@ def logical_digest(run: Run, progress: Callable[[int], None] = lambda shard: Non
         if missing:
             raise IncompleteError(
                 f"{run.path}: {len(missing)} shards of {stage} are not done: {format_ranges(missing)}",
-                hint=f"magicseg run {run.path}",
+                hint=command("magicseg", "run", run.path),
             )
     plan, store = run.plan, run.store
     total = hashlib.sha256()

@@ -5,6 +5,7 @@ import json
 import numpy as np
 from numpy.typing import NDArray
 
+from magicseg.core.text import command
 from magicseg.errors import IncompleteError
 from magicseg.run.directory import Run
 from magicseg.run.ranges import format_ranges
@@ -52,6 +53,6 @@ def image_hashes(run: Run, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
     if missing:
         raise IncompleteError(
             f"{run.path}: train.duplicate_bits is set, but samples {format_ranges(missing[:20])} have no hash",
-            hint=f"set it to null, or: magicseg reset generate {run.path}",
+            hint=f"set it to null, or: {command('magicseg', 'reset', 'generate', run.path)}",
         )
     return np.array(hashes, dtype=np.uint64)

@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from magicseg.config import validate_config
+from magicseg.core.text import command
 from magicseg.errors import ConfigError, DataError, IncompleteError, RunError
 from magicseg.labels import Vocabulary
 from magicseg.run.directory import Run
@@ -192,13 +193,13 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
                 content = {stage: _read_stage(file, run, shard, stage) for stage in STAGES}
             except _UNREADABLE as error:
                 raise DataError(f"{source}: samples of shard {shard} cannot be read: {error}") from error
-            with storage_errors(path, f"magicseg import {source} --into {path}"):
+            with storage_errors(path, command("magicseg", "import", source, "--into", path)):
                 for stage in STAGES:
                     _import_shard(run, shard, stage, content[stage], fingerprints[stage])
             progress(shard)
         actual = logical_digest(run)
     if actual != expected:
-        with storage_errors(path, f"rm -r {path}"):  # nothing that came from the file may stay committed
+        with storage_errors(path, command("rm", "-r", path)):  # nothing that came from the file may stay committed
             for stage in STAGES:
                 commits = run.ledger(stage).commits().items()
                 run.ledger(stage).take_back({shard for shard, record in commits if record.imported_from})
@@ -206,7 +207,7 @@ def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lamb
             f"{path}: holds {actual}, but {source} says {expected}",
             hint="the file is damaged: export it again",
         )
-    with storage_errors(path, f"magicseg import {source} --into {path}"):
+    with storage_errors(path, command("magicseg", "import", source, "--into", path)):
         for stage in STAGES:
             run.ledger(stage).compact(run.ledger(stage).commits())
     return run

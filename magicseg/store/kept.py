@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from magicseg.core.text import command
 from magicseg.errors import IncompleteError
 from magicseg.run.directory import Run
 from magicseg.run.ranges import format_ranges
@@ -48,7 +49,7 @@ class KeptSamples:
         if missing:
             raise IncompleteError(
                 f"{run.path}: {len(missing)} shards of mask are not done: {format_ranges(missing)}",
-                hint=f"magicseg run {run.path}",
+                hint=command("magicseg", "run", run.path),
             )
         indices = np.array(
             [
@@ -59,7 +60,7 @@ class KeptSamples:
             dtype=np.int64,
         )
         if indices.size == 0:
-            raise IncompleteError(f"{run.path}: no sample was kept", hint=f"magicseg status {run.path}")
+            raise IncompleteError(f"{run.path}: no sample was kept", hint=command("magicseg", "status", run.path))
         _opened.cache_clear()  # it may have been laid out anew since
         _sample_files.cache_clear()
         bits, before = (settings or run.config.train).duplicate_bits, len(indices)

@@ -16,6 +16,7 @@ import numpy as np
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
+from magicseg.core.text import command
 from magicseg.errors import DamageError
 from magicseg.store.dataset import Dataset
 from magicseg.store.images import decode_jpeg
@@ -91,5 +92,6 @@ class SampleFiles:
         return DamageError(
             f"{self._path / self._store.shard_file(name, index // self._shard_size)}: sample {index} cannot be read: "
             f"{error}",
-            hint=f"magicseg verify {self._path.parent}, then magicseg repair {self._path.parent}",
+            hint=f"{command('magicseg', 'verify', self._path.parent)}, then "
+            + command("magicseg", "repair", self._path.parent),
         )

@@ -175,5 +175,5 @@ def refuse_damage(run: Run, findings: Findings) -> None:
     more = [f"... and {len(findings.damage) - 10} more"] if len(findings.damage) > 10 else []
     raise DamageError(
         "\n  ".join([f"{run.path}: {len(findings.damage)} faults", *shown, *more]),
-        hint=f"magicseg repair {run.path}",
+        hint=command("magicseg", "repair", run.path),
     )

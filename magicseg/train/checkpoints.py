@@ -65,7 +65,7 @@ class Checkpoint:
             missing, unknown = sorted(expected - stored.keys()), sorted(stored.keys() - state.keys())
             raise StoreError(
                 f"{self.path}: does not fit the model: it lacks {missing[:3]} and has {unknown[:3]} too much",
-                hint=f"magicseg reset train {self.path.parents[1]}",
+                hint=command("magicseg", "reset", "train", self.path.parents[1]),
             )
         for name, value in stored.items():
             state[name].copy_(like(value, state[name]))
@@ -152,7 +152,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     if files:
         raise StoreError(
             f"{folder}: none of {len(files)} checkpoints can be read",
-            hint=f"magicseg reset train {folder.parent}",
+            hint=command("magicseg", "reset", "train", folder.parent),
         )
     return None
 
@@ -192,7 +192,7 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     if differing:
         raise PlanMismatch(
             f"{checkpoint.path} was made with other settings or data: {'; '.join(differing)}",
-            hint=f"set them back, or: magicseg reset train {checkpoint.path.parents[1]}",
+            hint=f"set them back, or: {command('magicseg', 'reset', 'train', checkpoint.path.parents[1])}",
         )
 
 

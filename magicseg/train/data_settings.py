@@ -1,11 +1,11 @@
 """Settings of the data that training sees: which samples, in what order, changed how."""
 
-from pathlib import Path
 from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from magicseg.labels import vocabulary_names
+from magicseg.core.paths import absolute
+from magicseg.labels import is_label_file
 from magicseg.settings import Settings
 
 SELF = "self"
@@ -38,13 +38,9 @@ class SourceSettings(Settings):
     def absolute(self) -> Self:
         """The same with absolute paths."""
         paths = {kind: getattr(self, kind) for kind in ("run", "voc", "coco")}
-        found = {
-            kind: str(Path(path).expanduser().absolute())
-            for kind, path in paths.items()
-            if path is not None and path != SELF
-        }
-        if self.labels is not None and self.labels not in vocabulary_names():
-            found["labels"] = str(Path(self.labels).expanduser().absolute())
+        found = {kind: absolute(path) for kind, path in paths.items() if path is not None and path != SELF}
+        if self.labels is not None and is_label_file(self.labels):
+            found["labels"] = absolute(self.labels)
         return self.model_copy(update=found)
 
 

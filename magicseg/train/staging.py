@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from magicseg.core.text import command
 from magicseg.errors import ConfigError, StoreError
 from magicseg.run.files import TEMPORARY, storage_errors, temporary_beside
 from magicseg.store.dataset import Dataset
@@ -76,7 +77,7 @@ def _needed(samples: KeptSamples) -> dict[str, int]:
             if name.count("/") == 1 and name.endswith("zarr.json"):
                 continue  # a group without a document of its own
             raise StoreError(
-                f"{samples.path / name}: is missing", hint=f"magicseg verify {samples.path.parent}"
+                f"{samples.path / name}: is missing", hint=command("magicseg", "verify", samples.path.parent)
             ) from error
     return sizes
 

@@ -1,12 +1,12 @@
 """``magicseg fetch``: get the weights of a run, verify them, write down what they are."""
 
 import hashlib
-import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from magicseg.core.text import command
 from magicseg.errors import BackendError, DamageError, IncompleteError, StoreError
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import WEIGHTED, stage_weights
@@ -107,7 +107,7 @@ def _refuse_lacking(weights: Weights, where: str, run: Path, names: Collection[s
         raise IncompleteError(
             f"{where}: {weights.model} at {weights.revision}: {some(lacking)} not in this machine's cache "
             f"({seen_cache()}), and HF_HUB_OFFLINE is set",
-            hint=f"where there is a network, without HF_HUB_OFFLINE: magicseg fetch {run}",
+            hint=f"where there is a network, without HF_HUB_OFFLINE: {command('magicseg', 'fetch', run)}",
         )
 
 
@@ -123,7 +123,8 @@ def _refuse_full_disk(weights: Weights, where: str, run: Path, files: Mapping[st
         raise StoreError(
             f"{where}: {weights.model} at {weights.revision} takes {needed / 1e9:.1f} GB more, and {hub_cache()} has "
             f"{free / 1e9:.1f} GB free",
-            hint=f"free some space, or set HF_HOME to a larger place, here and in jobs; then: magicseg fetch {run}",
+            hint="free some space, or set HF_HOME to a larger place, here and in jobs; then: "
+            + command("magicseg", "fetch", run),
         )
 
 
@@ -141,13 +142,13 @@ def _verified(weights: Weights, where: str, run: Path, files: Mapping[str, HubFi
             found[name] = FetchedFile(sha256, path.stat().st_size)
     except OSError as error:
         raise DamageError(
-            f"{where}: {error.filename}: cannot be read: {error.strerror}", hint=f"magicseg fetch {run}"
+            f"{where}: {error.filename}: cannot be read: {error.strerror}", hint=command("magicseg", "fetch", run)
         ) from error
     if damaged:
         raise DamageError(
             f"{where}: {weights.model} at {weights.revision}: {some([str(path) for path in damaged])} not what the "
             "hub has: their digests differ",
-            hint=f"rm -f {shlex.join(map(str, damaged))} && magicseg fetch {run}",
+            hint=f"{command('rm', '-f', *damaged)} && {command('magicseg', 'fetch', run)}",
         )
     return found
 
@@ -160,7 +161,7 @@ def _refuse_other_content(
         raise DamageError(
             f"{where}: {weights.model} at {weights.revision}: {some(differing)} not what was fetched for this run "
             f"before, says {run / MANIFEST}",
-            hint=f"if that file is wrong: rm {run / MANIFEST} && magicseg fetch {run}",
+            hint=f"if that file is wrong: {command('rm', run / MANIFEST)} && {command('magicseg', 'fetch', run)}",
         )
 
 

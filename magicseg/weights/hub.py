@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from magicseg.core.text import command
 from magicseg.errors import BackendError, IncompleteError, MagicsegError, StoreError
 from magicseg.weights.cache import hub_cache, seen_cache, snapshot
 from magicseg.weights.pinned import Weights
@@ -83,7 +84,9 @@ def hub_errors(weights: Weights, where: str, run: Path) -> Iterator[None]:
     except MagicsegError:
         raise
     except Exception as error:  # of the network, the hub, the disk: many classes
-        raise _explained(error, f"{where}: {weights.model} at {weights.revision}", f"magicseg fetch {run}") from error
+        raise _explained(
+            error, f"{where}: {weights.model} at {weights.revision}", command("magicseg", "fetch", run)
+        ) from error
 
 
 def _quieten() -> None:

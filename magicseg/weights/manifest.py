@@ -63,7 +63,8 @@ class Manifest:
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(
                 f"{path}: cannot be read: {type(error).__name__}: {error}",
-                hint=f"rm {path} && magicseg fetch {run}   # the same weights give the same file",
+                hint=f"{command('rm', path)} && {command('magicseg', 'fetch', run)}   # the same weights give "
+                "the same file",
             ) from None
 
     @classmethod
@@ -116,12 +117,13 @@ class Manifest:
         files = self.files_of(weights)
         what = f"{where}: {weights.model} at {weights.revision}"
         if files is None:
-            raise BackendError(f"{what} is not fetched", hint=f"magicseg fetch {run}")
+            raise BackendError(f"{what} is not fetched", hint=command("magicseg", "fetch", run))
         lacking = not_in_cache(weights, files)
         if lacking:
             raise BackendError(
                 f"{what}: {some(lacking)} not whole in this machine's cache ({seen_cache()})",
-                hint=f"set HF_HOME to the cache that has them, or fetch them here: magicseg fetch {run}",
+                hint="set HF_HOME to the cache that has them, or fetch them here: "
+                + command("magicseg", "fetch", run),
             )
 
 

@@ -1,5 +1,6 @@
 """How weights are named, such that they cannot change unseen, and which of the files at hand are theirs."""
 
+import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from magicseg.core.paths import absolute
 from magicseg.settings import Settings
 
 # What model libraries read of a folder; other files (README, .cache) may change without notice.
@@ -127,10 +129,10 @@ def pinned(model: str, revision: object) -> str:
     is_commit = isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
     if is_commit and _NAME.fullmatch(model):  # also where a folder happens to be called the same
         return model
-    if model.startswith(("/", "./", "../", "~")) or (model and Path(model).exists()):
+    if model.startswith(("/", "./", "../", "~")) or os.path.exists(model):
         if revision is not None:
             raise ValueError(f"revision goes with a name on the hub, but model is a path: {model!r}")
-        return str(Path(model).expanduser().absolute())
+        return absolute(model)
     if not _NAME.fullmatch(model):
         raise ValueError(f"model is neither a path nor a name on the hub: {model!r}")
     raise ValueError(

@@ -14,9 +14,9 @@ from tiny_runs import make_run
 
 from magicseg.config import load_config
 from magicseg.errors import BackendError, DataError
-from magicseg.labels import IGNORE
+from magicseg.labels import IGNORE, labels_of
 from magicseg.mask.photographs import mask_photographs
-from magicseg.mask.pictures import class_png, labels_of
+from magicseg.mask.pictures import class_png
 from magicseg.vision.folders import images_in
 from magicseg.weights import Weights
 
