@@ -195,7 +195,11 @@ class Detector(Protocol):
 
 @runtime_checkable
 class Segmenter(Protocol):
-    """Images and boxes to outlines."""
+    """Images and boxes to outlines.
+
+    A segmenter may have ``segment_parts(request)`` too, an iterator of `Segments` for some boxes of one image at a
+    time, in their order. It is called for images whose outlines together would need much memory.
+    """
 
     def segment(self, requests: Sequence[SegmentRequest]) -> Sequence[Segments]: ...
 

@@ -1,6 +1,6 @@
 """Outlines of objects to one class map."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,15 +49,23 @@ def without_islands(inside: Where, min_share: float) -> Where:
     return kept
 
 
-def class_map(outlines: Sequence[Outline], shape: tuple[int, ...]) -> ClassMap:
+def class_map(outlines: Iterable[Outline], shape: tuple[int, ...]) -> ClassMap:
     """Where objects overlap, the better score wins, and of equal ones the smaller object: it lies in front.
 
-    An object's unsure pixels become IGNORE, unless a better one is sure of them.
+    An object's unsure pixels become IGNORE, unless a better one is sure of them. The outlines are taken one by one,
+    and none is kept.
     """
     result = np.full(shape, BACKGROUND, dtype=np.uint16)
-    for one in sorted(outlines, key=lambda one: (one.score, -int(one.inside.sum()))):
-        result[one.inside] = one.label_id
-        result[one.unsure] = IGNORE
+    front = np.zeros(shape, np.int32)  # number of the object in front, from 1
+    keys: list[tuple[float, int]] = []
+    for number, one in enumerate(outlines, start=1):
+        key = (one.score, -int(one.inside.sum()))
+        beaten = np.array([True, *(key >= other for other in keys)])
+        keys.append(key)
+        wins = (one.inside | one.unsure) & beaten[front]
+        result[wins] = one.label_id
+        result[wins & one.unsure] = IGNORE
+        front[wins] = number
     return result
 
 

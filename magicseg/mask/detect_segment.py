@@ -1,9 +1,10 @@
 """The masker ``detect-segment``: a detector finds the labels' objects, a segmenter outlines them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from magicseg.backends import (
@@ -19,9 +20,12 @@ from magicseg.backends import (
 from magicseg.labels import Label
 from magicseg.mask import finding, pair_difference
 from magicseg.mask.batches import HasBatch
-from magicseg.mask.compose import agreement, box_agreement, class_map, outline
+from magicseg.mask.compose import Outline, agreement, box_agreement, class_map, outline
 from magicseg.mask.finding import Finder, FindOptions, Objects, missing_label, remaining_label
 from magicseg.mask.pair_difference import PairDifferenceMasker, difference_mask
+
+PART_VALUES = 1 << 26
+"""Logits of an image's outlines (boxes x pixels) above which they are drawn some at a time, float32: 256 MiB."""
 
 RECIPE = 1  # goes up whenever the same images, boxes and outlines give another map
 
@@ -87,13 +91,25 @@ class DetectSegmentMasker:
         remaining = self._remaining(requests, [place for place in range(len(requests)) if place not in answers])
         answers |= {place: fault for place, (fault, _) in remaining.items() if fault is not None}
         going = [place for place in range(len(requests)) if place not in answers]
-        segments = self._segmenter.segment(
-            [SegmentRequest(image=requests[place].image, boxes=found[place].boxes) for place in going]
-        )
-        for place, drawn in zip(going, segments, strict=True):
+        asked = {place: SegmentRequest(image=requests[place].image, boxes=found[place].boxes) for place in going}
+        small = [place for place, one in asked.items() if len(one.boxes) * one.image[..., 0].size <= PART_VALUES]
+        together = dict(zip(small, self._segmenter.segment([asked[place] for place in small]), strict=True))
+        for place in going:
+            parts = [together[place]] if place in together else self._parts(asked[place])
             scores = {} if place not in remaining else {"counterfactual_score": remaining[place][1]}
-            answers[place] = self._composed(requests[place], found[place], drawn, scores)
+            answers[place] = self._composed(requests[place], found[place], parts, scores)
         return [answers[place] for place in range(len(requests))]
+
+    def _parts(self, request: SegmentRequest) -> Iterator[Segments]:
+        """Outline some boxes at a time."""
+        in_parts = getattr(self._segmenter, "segment_parts", None)
+        if in_parts is not None:
+            yield from in_parts(request)
+            return
+        count = max(1, PART_VALUES // request.image[..., 0].size)
+        for start in range(0, len(request.boxes), count):
+            part = SegmentRequest(image=request.image, boxes=request.boxes[start : start + count])
+            yield from self._segmenter.segment([part])
 
     def _missing(self, request: MaskRequest, objects: Objects) -> Rejection | None:
         if self._options.missing_labels == "keep" and len(objects):
@@ -119,22 +135,34 @@ class DetectSegmentMasker:
         return result
 
     def _composed(
-        self, request: MaskRequest, objects: Objects, drawn: Segments, more: Mapping[str, float]
+        self, request: MaskRequest, objects: Objects, parts: Iterable[Segments], more: Mapping[str, float]
     ) -> Masked | Rejection:
         options = self._options
-        outlines = [
-            outline(
-                logits,
-                label_id=request.labels[place].id,
-                score=float(score),
-                min_island=options.min_island,
-                margin=options.border_margin,
-            )
-            for logits, place, score in zip(drawn.logits, objects.labels.tolist(), objects.scores, strict=True)
-        ]
-        result = class_map(outlines, request.image.shape[:2])
+        boxes: list[float] = []
+        qualities: list[NDArray[np.float32]] = []
+        covered = np.zeros(request.image.shape[:2], bool)
+
+        def drawn() -> Iterator[NDArray[np.float32]]:
+            for part in parts:
+                qualities.append(part.quality)
+                yield from part.logits
+
+        def outlines() -> Iterator[Outline]:
+            named = zip(drawn(), objects.labels.tolist(), objects.scores, objects.boxes, strict=True)
+            for logits, place, score, box in named:
+                one = outline(
+                    logits,
+                    label_id=request.labels[place].id,
+                    score=float(score),
+                    min_island=options.min_island,
+                    margin=options.border_margin,
+                )
+                boxes.append(box_agreement(one.inside, box))
+                np.logical_or(covered, one.inside, out=covered)
+                yield one
+
+        result = class_map(outlines(), request.image.shape[:2])
         areas = [float((result == label.id).mean()) for label in request.labels]
-        boxes = [box_agreement(one.inside, box) for one, box in zip(outlines, objects.boxes, strict=True)]
         found = sorted(set(objects.labels.tolist()))
         small = [place for place in found if areas[place] < options.min_area or areas[place] == 0]
         if small:
@@ -149,13 +177,13 @@ class DetectSegmentMasker:
             "objects": len(objects),
             "scores": [round(float(score), 4) for score in objects.best],
             "areas": [round(area, 5) for area in areas],
-            "outline_quality": round(float(drawn.quality.min()), 4),
+            "outline_quality": round(float(np.concatenate(qualities).min()), 4),
             "box_agreement": round(min(boxes), 4),
             **more,
         }
         if options.cross_check and request.counterfactual is not None:
             differing = difference_mask(request.image, request.counterfactual, PairDifferenceMasker.Options())
-            iou = agreement(np.logical_or.reduce([one.inside for one in outlines]), differing)
+            iou = agreement(covered, differing)
             if iou < options.min_pair_agreement:
                 detail = f"IoU {iou:.3f}, at least {options.min_pair_agreement:g}"
                 return Rejection(reason="maskers-disagree", detail=detail)

@@ -1,6 +1,6 @@
 """The shipped detectors and segmenters. Their model libraries are imported when one is made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,6 +108,10 @@ class TransformersSegmenter:
         """One outline per box."""
         return self._model.segment(requests)
 
+    def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
+        """The outlines of one image, some boxes at a time."""
+        return self._model.segment_parts(request)
+
 
 class OriginalDetector:
     """GroundingDINO by groundingdino-py, from the released ``.pth``."""
@@ -171,6 +175,10 @@ class OriginalSegmenter:
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
         """One outline per box."""
         return self._model.segment(requests)
+
+    def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
+        """The outlines of one image, some boxes at a time."""
+        return self._model.segment_parts(request)
 
 
 def _config_identity(config: str) -> str:

@@ -1,6 +1,6 @@
 """Promptable segmenters of the transformers library: SAM, SAM-HQ, SAM 2. Imports torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,19 @@ class PromptableSegmenter:
             ):
                 parts[prompts[number].request].append(part)
         return [_joined(request.image, parts.get(place, [])) for place, request in enumerate(requests)]
+
+    def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
+        """Yield the outlines of one image some boxes at a time: those of `segment`, with less memory."""
+        if not len(request.boxes):
+            return
+        ((_, batch),) = fixed_batches([request.image], self._batch.batch_size, lambda image: image.shape)
+        embedded = run_batch(self._embed, batch, self._options, self._batch)[0]
+        prompts = [
+            _Prompt(0, embedded, part) for part in torch.split(torch.from_numpy(request.boxes), BOXES_PER_CALL)
+        ]
+        for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
+            parts = run_batch(self._decode, together, self._options, self._batch)
+            yield _joined(request.image, parts[: len(chosen)])
 
     def _embed(self, images: Sequence[Image]) -> list[_Embedded]:
         inputs = self._processor.image_processor(images=list(images), return_tensors="pt")

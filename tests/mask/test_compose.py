@@ -47,6 +47,26 @@ def test_unsure_pixels_become_ignore_unless_a_better_object_is_sure():
     assert (both[:7, :7] == 7).all()
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_one_outline_after_the_other_gives_what_painting_from_back_to_front_gives(seed):
+    random = np.random.default_rng(seed)
+    outlines = [
+        outline(
+            random.normal(size=(12, 15)).astype(np.float32),
+            label_id=int(random.integers(1, 5)),
+            score=float(random.choice([0.3, 0.5, 0.8])),
+            min_island=0,
+            margin=float(random.choice([0, 0.4])),
+        )
+        for _ in range(8)
+    ]
+    expected = np.full((12, 15), BACKGROUND, np.uint16)
+    for one in sorted(outlines, key=lambda one: (one.score, -int(one.inside.sum()))):
+        expected[one.inside] = one.label_id
+        expected[one.unsure] = IGNORE
+    assert np.array_equal(class_map(iter(outlines), (12, 15)), expected)
+
+
 def test_no_margin_ignores_nothing():
     assert IGNORE not in class_map([square(0, 0, 5, label_id=1, score=1)], (20, 20))
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tiny_runs import make_run
 
+from magicseg.backends import SegmentRequest
 from magicseg.config import load_config
 from magicseg.errors import BackendError, DataError
 from magicseg.labels import IGNORE, labels_of
@@ -214,6 +215,33 @@ def test_a_photograph_that_does_not_fit_in_memory_does_not_end_the_others(tmp_pa
     assert "cuda is out of memory" in entries["a.png"]["detail"]
     monkeypatch.setattr(patch_backends.PatchSegmenter, "segment", honest)
     assert {entry["status"] for entry in masked(tmp_path).values()} == {"kept"}
+
+
+@pytest.mark.parametrize("in_parts", [True, False])
+def test_outlines_drawn_some_at_a_time_give_the_same_masks(tmp_path, monkeypatch, in_parts):
+    import patch_backends
+
+    photograph(tmp_path / "mine" / "a.png", 1, 2, 3)
+    whole = masked(tmp_path, out="whole")
+    honest, asked = patch_backends.PatchSegmenter.segment, []
+
+    def segment(self, requests):
+        asked.extend(len(one.boxes) for one in requests)
+        return honest(self, requests)
+
+    def segment_parts(self, request):
+        for box in request.boxes:
+            yield from segment(self, [SegmentRequest(image=request.image, boxes=box[None])])
+
+    monkeypatch.setattr(patch_backends.PatchSegmenter, "segment", segment)
+    if in_parts:
+        monkeypatch.setattr(patch_backends.PatchSegmenter, "segment_parts", segment_parts, raising=False)
+    monkeypatch.setattr("magicseg.mask.detect_segment.PART_VALUES", 40 * 60)
+    assert masked(tmp_path, out="parts") == whole
+    assert asked == [1, 1, 1]
+    one, other = (np.asarray(Image.open(tmp_path / out / "a.png.png")) for out in ("whole", "parts"))
+    assert np.array_equal(one, other)
+    assert set(np.unique(one)) == {0, 1, 2, 3}
 
 
 def test_a_mistake_of_the_settings_ends_it(tmp_path, monkeypatch):

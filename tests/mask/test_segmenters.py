@@ -109,6 +109,21 @@ def test_an_image_is_embedded_once_whatever_its_boxes(family, segmenter, monkeyp
     assert seen == [2, 2], "the four with boxes"
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("family", ALL)
+def test_parts_of_an_image_are_the_whole_and_it_is_embedded_once(family, batch_size, segmenter, monkeypatch):
+    backend = segmenter(family, batch_size=batch_size)
+    one = request(5, count=11)
+    (whole,) = backend.segment([one])
+    seen = count_calls(monkeypatch, backend, family)
+    parts = list(backend.segment_parts(one))
+    assert len(seen) == 1
+    assert max(len(part.logits) for part in parts) <= 4 * batch_size
+    assert np.array_equal(np.concatenate([part.logits for part in parts]), whole.logits)
+    assert np.array_equal(np.concatenate([part.quality for part in parts]), whole.quality)
+    assert list(backend.segment_parts(request(0, count=0))) == []
+
+
 @pytest.mark.parametrize("family", ALL)
 def test_images_without_boxes_are_not_looked_at(family, segmenter, monkeypatch):
     backend = segmenter(family)
