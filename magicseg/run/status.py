@@ -99,16 +99,18 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
 def _rate(records: Collection[CommitRecord]) -> float | None:
     """Samples a second, over the time in which at least one shard was being made; pauses do not count."""
     now = datetime.datetime.now(datetime.UTC)
-    samples, spans = 0, []
+    samples, seconds, spans = 0, 0.0, []
     for record in records:
         age = (now - datetime.datetime.fromisoformat(record.finished)).total_seconds()
         if record.imported_from is None and age < _RATE_SECONDS:
             samples += record.samples
-            spans.append((-age - record.seconds, -age))
+            seconds += record.seconds
+            spans.append((-age - record.seconds, 1.0 - age))  # records have the end in whole seconds
     busy, until = 0.0, -math.inf
     for start, end in sorted(spans):
         busy += max(end - max(start, until), 0.0)
         until = max(until, end)
+    busy = min(busy, seconds)  # of a single worker, the sum is exact
     return round(samples / busy, 3) if busy > 0 else None
 
 

@@ -45,8 +45,12 @@ def test_pauses_and_the_time_since_the_last_shard_do_not_slow_the_rate(rate_of):
 
 
 def test_shards_that_were_made_at_the_same_time_add_up(rate_of):
-    assert rate_of((10, 2), (10, 2)) == (16.0, 4.0)
-    assert rate_of((10, 4), (8, 4)) == (round(32 / 6, 3), round(64 / round(32 / 6, 3), 1))
+    assert rate_of((10, 99), (10, 99)) == (0.32, 200.0)
+    assert rate_of((60, 99), (110, 49), (10, 99)) == (round(48 / 150, 3), 150.0)
+
+
+def test_several_short_shards_in_one_second_are_no_faster_than_they_were(rate_of):
+    assert rate_of(*[(10, 0.25)] * 4) == (64.0, 0.5)
 
 
 def test_without_recent_work_there_is_no_rate(rate_of):

@@ -319,7 +319,7 @@ def test_a_whole_run_through_an_sbatch_that_prints_a_banner(plain, tmp_path, fau
     assert all(job in cancelled.err for job in waiting)
     wait_until(lambda: plain.queued() == [], 60)
     # Sbatch refuses training: what came before it is named, and is not submitted twice.
-    half = site("submit", "all", run.path, "--profile", "cpu", "--set", "slurm.stages.train.nodes=99")
+    half = site("submit", "all", run.path, "--profile", "cpu", "--set", "slurm.stages.train.partition=nowhere")
     assert half.code == 2
     by_then = submissions(run)[6:]
     assert by_then[-1].stage == "mask"
