@@ -196,7 +196,7 @@ def logs(
 ) -> None:
     """Show the logs of jobs: of one task, or the last line of each."""
     from magicseg.launch.board import board_of
-    from magicseg.launch.logs import find_tasks, last_lines
+    from magicseg.launch.logs import find_tasks, last_lines, whole
     from magicseg.launch.logs import follow as grow
     from magicseg.run.directory import Run
 
@@ -215,7 +215,7 @@ def logs(
     if shard is not None or task is not None:
         _, path = found[-1]
         note(f"{path}")
-        typer.echo(log_text(path.read_text(encoding="utf-8", errors="replace")), nl=False)
+        typer.echo(log_text(whole(path)), nl=False)
         return
     for one, path in found:
         state = one.state.state.lower() if one.state else one.kind

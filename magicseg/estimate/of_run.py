@@ -4,12 +4,17 @@ report = estimate(run, profile)      # plain data: what ``magicseg estimate --js
 summary_lines(report)                # what ``magicseg submit`` says before it queues
 """
 
-import json
+import contextlib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import BaseModel, Field
+
+from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.text import command
+from magicseg.errors import DataError
 from magicseg.estimate.forecast import Forecast, forecast
 from magicseg.estimate.measured import Measured, measured
 from magicseg.estimate.warnings import estimate_warnings
@@ -23,6 +28,7 @@ from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.status import trained
 
+_LOG_BYTES = 1 << 30  # of train.jsonl
 FILES_PER_TASK = 3  # its log, and submitit's two pickles, which the next submission removes
 COUNTED = (
     "disk: the store's own files. Files, at most at a time: the store's, a commit record per shard"
@@ -189,24 +195,28 @@ def _total(
     }
 
 
+class _LogRow(BaseModel):
+    """What an estimate needs of a row of the training's log."""
+
+    step: int = Field(ge=0, lt=10**12)
+    samples_per_second: float = Field(gt=1e-9, lt=1e12)
+
+
 def _training(run: Run) -> dict[str, Any] | None:
     """From the log of a training: seconds at its own speed, on whatever it ran; None without one."""
+    path = run.path / "train.jsonl"
+    rows: list[_LogRow] = []
     try:
-        text = (run.path / "train.jsonl").read_bytes()
+        lines = read_bytes(path, limit=_LOG_BYTES, hint=command("rm", path)).splitlines()
     except FileNotFoundError:
         return None
-    rows = []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-            rows.append((int(row["step"]), float(row["samples_per_second"])))
-        except (ValueError, KeyError, TypeError):
-            continue  # a line that was being written
-    speeds = [speed for _, speed in rows if speed > 0]
-    if not speeds:
+    for line in lines:
+        with contextlib.suppress(DataError):  # a line that was being written
+            rows.append(parse_json(line, _LogRow, source=path))
+    if not rows:
         return None
-    settings, speed = run.config.train, statistics.median(speeds)
-    step = max(step for step, _ in rows)
+    settings, speed = run.config.train, statistics.median(row.samples_per_second for row in rows)
+    step = max(row.step for row in rows)
     left = 0 if trained(run) else max(settings.steps - step, 0)
     return {
         "step": step,

@@ -1,5 +1,6 @@
 """Finding the logs of tasks, and following one."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ def find_tasks(
         and (not failed or task.kind in {"failed", "cancelled", "unknown"})
     ]
     found = [(task, task.submission.log_path(task.label)) for task in matching]
-    there = [(task, path) for task, path in found if path.is_file()]
+    there = [(task, path) for task, path in found if _is_file(path)]
     if there:
         return there
     if matching:
@@ -40,18 +41,43 @@ def find_tasks(
     raise RunError(f"{wanted}{f' of {stage}' if stage else ''}", hint=hint)
 
 
+def _is_file(path: Path) -> bool:
+    """Whether there is an ordinary file, that may nevertheless be unreadable."""
+    with _log_errors(path):
+        return path.is_file()
+
+
+@contextlib.contextmanager
+def _log_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be read: {error.strerror or error}", hint="ask its owner, or look as that user"
+        ) from error
+
+
+def whole(path: Path) -> str:
+    """Return a log's text. Raises: RunError if it cannot be read."""
+    with _log_errors(path):
+        return path.read_text(encoding="utf-8", errors="replace")
+
+
 def last_lines(path: Path, count: int) -> list[str]:
-    """The last lines of a log."""
-    with path.open("rb") as file:
+    """Return the last lines of a log. Raises: RunError if it cannot be read."""
+    with _log_errors(path), path.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - 400 * count))
         return file.read().decode(errors="replace").splitlines()[-count:]
 
 
 def follow(path: Path, is_active: Callable[[], bool]) -> Iterator[str]:
-    """A log's text as it grows, until its task has left the queue. ``is_active`` is asked every few seconds."""
+    """A log's text as it grows, until its task has left the queue. ``is_active`` is asked every few seconds.
+
+    Raises: RunError if the log cannot be read.
+    """
     asked, active = -math.inf, True
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with _log_errors(path), path.open(encoding="utf-8", errors="replace") as file:
         while True:
             text = file.read()
             if text:

@@ -5,14 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_runs import make_run
+from tiny_runs import do, make_run
 
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
-from magicseg.errors import ConfigError, DamageError, MagicsegError, StoreError
+from magicseg.errors import ConfigError, DamageError, MagicsegError, RunError, StoreError
+from magicseg.estimate.of_run import estimate
 from magicseg.launch.board import board_of
 from magicseg.launch.efficiency import efficiency
 from magicseg.launch.environment import refuse_named_secrets, site_overrides
 from magicseg.launch.jobs import next_number, submissions
+from magicseg.launch.logs import find_tasks, follow, last_lines
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.script import interpreter, sbatch_options
 from magicseg.launch.slurm import SlurmError, job_numbers_in, queue
@@ -492,10 +494,6 @@ def test_a_folder_with_an_odd_number_is_no_submission(empty, folder):
     "text", ["[" * 200_000, "{}", '{"starts": []}', '{"starts": {"describe": {"seconds": "long"}}}', "\0"]
 )
 def test_a_pilots_file_that_cannot_be_used_is_told_by_name(tmp_path, text):
-    from tiny_runs import do
-
-    from magicseg.estimate.of_run import estimate
-
     run = make_run(tmp_path / "run", "plan.samples=16")
     do(run, "describe")
     (run.path / "estimate.json").write_text(text)
@@ -503,3 +501,49 @@ def test_a_pilots_file_that_cannot_be_used_is_told_by_name(tmp_path, text):
         estimate(run, None)
     (run.path / "estimate.json").write_text(json.dumps({"starts": {}}))
     assert estimate(run, None)["stages"]
+
+
+LOG_ROWS = ["[" * 200_000, "{}", "3", '{"step": "1"}', '{"step": 1, "samples_per_second": NaN}', "\0",
+            '{"step": 1e999, "samples_per_second": 1}', '{"step": 1, "samples_per_second": -1}',
+            f'{{"step": {"9" * 5000}, "samples_per_second": 1}}']  # fmt: skip
+
+
+@pytest.mark.parametrize("row", LOG_ROWS, ids=lambda row: row[:30])
+def test_a_row_of_a_trainings_log_that_cannot_be_used_is_left_out_of_an_estimate(empty, row):
+    log = empty.path / "train.jsonl"
+    log.write_text(f'{row}\n{{"step": 2, "samples_per_second": 4.0}}\n')
+    assert estimate(empty, None)["train"]["step"] == 2
+    log.unlink()
+
+
+def test_a_trainings_log_that_is_no_file_is_told_by_name(empty):
+    log = empty.path / "train.jsonl"
+    os.mkfifo(log)
+    with pytest.raises(MagicsegError, match=r"train\.jsonl: is not a regular file"):
+        estimate(empty, None)
+    log.unlink()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_in_place_of_a_jobs_log_is_no_log(empty, folder, make, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    (folder / "submission.json").write_bytes(damaged(run=str(empty.path)))
+    log = folder / "7_0_log.out"
+    make(log)
+    with pytest.raises(RunError, match="no log yet"):
+        find_tasks(board_of(empty), stage=None, shard=None, label=None, failed=False)
+    log.rmdir() if log.is_dir() else log.unlink()
+
+
+def test_a_log_that_may_not_be_read_is_told(folder, monkeypatch):
+    log = folder / "7_0_log.out"
+    log.write_bytes(b"one\ntwo \xff\n")
+    assert last_lines(log, 1) == ["two \ufffd"]
+
+    def refused(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("pathlib.Path.open", refused)
+    for read in (lambda: last_lines(log, 1), lambda: next(follow(log, lambda: False))):
+        with pytest.raises(RunError, match=r"7_0_log\.out: cannot be read: Permission denied"):
+            read()
