@@ -1,6 +1,7 @@
 """Reading benchmarks in their official layouts: images, and ground truth in the numbers of the vocabulary."""
 
 import hashlib
+import math
 import struct
 import warnings
 import zlib
@@ -12,12 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from magicseg.core.documents import read_bytes
+from magicseg.core.text import first_acting, printable
 from magicseg.errors import DataError
 from magicseg.evaluate.instances import InstanceFile, read_instances
 from magicseg.evaluate.protocol import Labels, Protocol
 from magicseg.labels import BACKGROUND
 from magicseg.vision.folders import files_below
-from magicseg.vision.images import read_image
+from magicseg.vision.images import MAX_PIXELS, read_image
 from magicseg.vision.index_maps import read_index_map
 
 _SHOWN = 5
@@ -183,16 +186,21 @@ def read_list_of(protocol: Protocol, folder: Path) -> list[str]:
 
 
 def read_list(path: Path, *, hint: str) -> list[str]:
-    """The names in a file, one a line. Raises: DataError for an unreadable, empty or repetitive list."""
+    """Return the names in a file, one a line.
+
+    Raises: DataError for an unreadable, empty or repetitive list, or a name that leads out of the data set.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path).decode().splitlines()
+    except (FileNotFoundError, DataError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: the list of images cannot be read: {error}", hint=hint) from error
     first_line: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         name = line.strip()
         if name and first_line.setdefault(name, number) != number:
             raise DataError(f"{path}:{number}: image {name} is already on line {first_line[name]}")
+        if first_acting(name) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{path}:{number}: {printable(name, 100)!r} is not the name of an image in the data set")
     if not first_line:
         raise DataError(f"{path}: the list names no image")
     return list(first_line)
@@ -202,12 +210,15 @@ def read_labels(path: Path) -> NDArray[np.integer]:
     """The numbers in a label file, integers (H, W): a PNG, or a MATLAB file's ``LabelMap``. Raises: DataError."""
     if path.suffix != ".mat":
         return read_index_map(path)
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
     from scipy.io.matlab import MatReadError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            claimed = [math.prod(shape) for name, shape, _ in whosmat(path) if name == "LabelMap"]
+            if max(claimed, default=0) > MAX_PIXELS:
+                raise ValueError(f"its LabelMap has {max(claimed):,} values; the limit is {MAX_PIXELS:,}")
             values = loadmat(path, variable_names=["LabelMap"])["LabelMap"]
     except (
         OSError,

@@ -28,7 +28,8 @@ def read_index_map(
         with opened(content, MAX_PIXELS, ("PNG",)) as image:
             if size is not None and image.size != (size[1], size[0]):
                 raise DataError(
-                    f"{path}: the labels are {image.width} x {image.height} pixels, {like} {size[1]} x {size[0]}"
+                    f"{path}: the labels are {image.width} x {image.height} pixels, {like} {size[1]} x {size[0]}",
+                    hint="labels belong to the pixels as stored; store an image without an EXIF orientation",
                 )
             if image.mode not in _MODES:
                 raise DataError(

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from benchmark_data import SIZE, make, make_instances, save_png
 from PIL import Image, ImageDraw
+from scipy.io import savemat
 
 from magicseg.errors import ConfigError, DataError
 from magicseg.evaluate.protocol import load_protocol, protocol_names
 from magicseg.evaluate.score import score
-from magicseg.evaluate.truth import open_data_set, spans
+from magicseg.evaluate.truth import open_data_set, read_labels, spans
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "ade20k", "cityscapes")
 LAYOUTS = [
@@ -226,6 +227,47 @@ def test_a_damaged_file_of_instances_is_refused(tmp_path, content):
     (tmp_path / "annotations" / "instances_val2017.json").write_text(content)
     with pytest.raises(DataError, match=r"instances_val2017\.json: "):
         open_data_set(load_protocol("coco-object"), tmp_path)
+
+
+def test_instances_drawn_on_turned_images_are_scored_on_turned_images(tmp_path):
+    make_instances(tmp_path, {"a": [(18, SQUARE, 0)]}, categories=CATEGORIES)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE).save(tmp_path / "val2017/a.jpg", exif=exif)  # as wide as the file says it is high
+    image, truth = open_data_set(load_protocol("coco-object"), tmp_path).pair("a")
+    assert image.shape[:2] == truth.shape == SIZE
+    exif[0x0112] = 1
+    Image.new("RGB", SIZE).save(tmp_path / "val2017/a.jpg", exif=exif)
+    with pytest.raises(DataError, match=r"a\.jpg: the image is 24 x 36 pixels; .* says 36 x 24"):
+        open_data_set(load_protocol("coco-object"), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["._img000000", ".ipynb_checkpoints/img000000-checkpoint", "@eaDir/img000000"])
+def test_what_systems_leave_in_a_data_set_is_no_image_and_no_label(tmp_path, name):
+    protocol = load_protocol("ade20k")
+    make(protocol, tmp_path, 2)
+    before = open_data_set(protocol, tmp_path)
+    for path in (before.image_paths[0], before.label_paths[0]):
+        left = path.parent / f"{name}{path.suffix}"
+        left.parent.mkdir(exist_ok=True)
+        left.write_bytes(b"nothing")
+    assert open_data_set(protocol, tmp_path).names == before.names
+
+
+def test_a_matlab_file_that_claims_a_huge_map_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("magicseg.evaluate.truth.MAX_PIXELS", 100)
+    savemat(tmp_path / "a.mat", {"LabelMap": np.zeros((20, 30), np.uint8)}, do_compression=True)
+    with pytest.raises(DataError, match=r"a\.mat: .*its LabelMap has 600 values; the limit is 100"):
+        read_labels(tmp_path / "a.mat")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b"])
+def test_a_list_that_leads_out_of_the_data_set_is_refused(tmp_path, name):
+    protocol = load_protocol("voc21")
+    make(protocol, tmp_path, 2)
+    (tmp_path / protocol.split_list).write_text(name)
+    with pytest.raises(DataError, match=r"txt:1: .* is not the name of an image"):
+        open_data_set(protocol, tmp_path)
 
 
 def test_a_category_that_is_no_label_is_named(tmp_path):

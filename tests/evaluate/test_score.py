@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from small_pngs import GREY, PALETTE, png
 from typer.testing import CliRunner
 
 from magicseg.cli.score import score as score_command
@@ -127,6 +128,27 @@ def test_a_missing_prediction_is_named(data, predictions):
     (predictions / f"{NAMES[1]}.png").unlink()
     with pytest.raises(DataError, match=rf"1 of 2 files are missing: .*{NAMES[1]}\.png"):
         score(VOC21, data, predictions)
+
+
+def test_predictions_may_have_the_names_that_predict_gives_them(data, predictions):
+    before = score(VOC21, data, predictions).to_dict()
+    (predictions / f"{NAMES[0]}.png").rename(predictions / f"{NAMES[0]}.jpg.png")
+    assert score(VOC21, data, predictions).to_dict() == before
+
+
+def test_two_predictions_of_one_image_are_refused(data, predictions):
+    content = (predictions / f"{NAMES[0]}.png").read_bytes()
+    (predictions / f"{NAMES[0]}.jpg.png").write_bytes(content)
+    with pytest.raises(DataError, match=rf"{NAMES[0]}\.png and {NAMES[0]}\.jpg\.png are both predictions"):
+        score(VOC21, data, predictions)
+
+
+@pytest.mark.parametrize(("bits", "colour"), [(4, GREY), (4, PALETTE), (8, GREY), (16, GREY)])
+def test_a_prediction_of_any_depth_holds_the_same_numbers(data, predictions, bits, colour):
+    write_png(data / "SegmentationClass" / f"{NAMES[1]}.png", [[0, 15]])
+    (predictions / f"{NAMES[0]}.png").write_bytes(png([[0, 0, 15], [0, 15, 15]], bits, colour))
+    (predictions / f"{NAMES[1]}.png").write_bytes(png([[0, 15]], bits, colour))
+    assert score(VOC21, data, predictions).scores.pixel_accuracy == 1
 
 
 def test_of_many_missing_predictions_the_first_few_are_named_and_all_are_counted(data, predictions):
