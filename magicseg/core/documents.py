@@ -7,9 +7,11 @@ YAML scalars are read by the rules of YAML 1.2: ``yes`` and ``2026-01-01`` are s
 number.
 """
 
+import io
 import os
 import re
 import stat
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -18,10 +20,12 @@ import yaml
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from magicseg.core.storage import reason, remedy
 from magicseg.core.text import printable
 from magicseg.errors import ConfigError, DataError, MagicsegError
 
 DOCUMENT_BYTES = 64 << 20
+_LINE_BYTES = 1 << 20
 _YAML_DEPTH = 64
 
 T = TypeVar("T")
@@ -37,27 +41,40 @@ def read_bytes(
     than ``limit``, or cannot be read.
     """
     try:
-        # Without O_NONBLOCK, opening a pipe waits for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise error(f"{path}: is not a regular file", hint=hint)
+        with open_regular(path, error=error, hint=hint) as file:
             # A call of `read` allocates all that it is asked for; a file may grow, and those of /proc have no size.
-            step = min(limit, max(status.st_size, 1 << 16)) + 1
-            data = file.read(step)
+            step = min(limit, max(os.fstat(file.fileno()).st_size, 1 << 16)) + 1
+            data = file.read(step) or b""
             while len(data) <= limit and (more := file.read(min(step, limit + 1 - len(data)))):
                 data += more
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as fault:
-        if isinstance(fault, MagicsegError):
+    except OSError as fault:
+        if isinstance(fault, FileNotFoundError):
             raise
-        reason = getattr(fault, "strerror", None) or fault
-        raise error(f"{path}: cannot be read: {reason}", hint=hint) from fault
+        raise error(f"{path}: cannot be read: {reason(fault)}", hint=remedy(fault) or hint) from fault
     if len(data) > limit:
         raise error(f"{path}: is larger than {limit:,} bytes, the limit for such a file", hint=hint)
     return data
+
+
+def open_regular(path: Path, *, error: type[MagicsegError] = DataError, hint: str | None = None) -> io.FileIO:
+    """Open a regular file for reading, without waiting for a pipe's writer.
+
+    Raises: FileNotFoundError if there is no such file; ``error`` if it is a folder, a pipe or a device, or cannot be
+    opened. Of the latter the operating system's error is the cause.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as fault:
+        raise error(f"{path}: cannot be read: {reason(fault)}", hint=remedy(fault) or hint) from fault
+    except ValueError as fault:  # a NUL in the name
+        raise error(f"{path!s}: cannot be read: {fault}", hint=hint) from fault
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise error(f"{path}: is not a regular file", hint=hint)
+    return io.FileIO(descriptor)
 
 
 def parse_json(
@@ -67,25 +84,27 @@ def parse_json(
     source: Path | str,
     error: type[MagicsegError] = DataError,
     hint: str | None = None,
+    nan: bool = False,
 ) -> T:
     """Return the value of JSON text, checked against ``schema`` without coercion of types.
 
     Args: schema: a type that pydantic understands: a model, a dataclass, ``dict[str, int]``. source: named in errors.
+    nan: whether NaN and infinite numbers may stand where ``schema`` says nothing of numbers.
     Raises: ``error`` with the place of the first fault, if the text is not JSON, is nested too deeply, holds NaN or
     an infinite number, or does not fit ``schema``.
     """
     try:
-        from_json(data, allow_inf_nan=False, cache_strings="none")
+        from_json(data, allow_inf_nan=nan, cache_strings="keys")
         value: T = _adapter(cast("Any", schema)).validate_json(data, strict=True)
     except ValidationError as fault:
         first = fault.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        why = f"{where}: {first['msg']}" if where else first["msg"]
     except ValueError as fault:
-        reason = f"it is not JSON: {fault}"
+        why = f"it is not JSON: {fault}"
     else:
         return value
-    raise error(f"{source}: cannot be used: {printable(reason, 300)}", hint=hint)
+    raise error(f"{source}: cannot be used: {printable(why, 300)}", hint=hint)
 
 
 def read_json(
@@ -95,10 +114,30 @@ def read_json(
     limit: int = DOCUMENT_BYTES,
     error: type[MagicsegError] = DataError,
     hint: str | None = None,
+    nan: bool = False,
 ) -> T:
     """Return a JSON file's value: `read_bytes`, then `parse_json`, with the errors of both."""
     data = read_bytes(path, limit=limit, error=error, hint=hint)
-    return parse_json(data, schema, source=path, error=error, hint=hint)
+    return parse_json(data, schema, source=path, error=error, hint=hint, nan=nan)
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines, which may hold NaN, one at a time.
+
+    Other lines are left out: the last one may be half written. Raises: FileNotFoundError; DataError as
+    `open_regular` does.
+    """
+    with io.BufferedReader(open_regular(path)) as file:
+        try:
+            while line := file.readline(_LINE_BYTES):
+                try:
+                    row = from_json(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict):
+                    yield row
+        except OSError as fault:
+            raise DataError(f"{path}: cannot be read: {reason(fault)}", hint=remedy(fault)) from fault
 
 
 @lru_cache(maxsize=64)

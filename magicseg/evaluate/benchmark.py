@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.text import command
 from magicseg.errors import ConfigError, DataError
 from magicseg.evaluate.counts import (
     CONVENTIONS,
@@ -169,10 +171,14 @@ def results_folder(out_dir: Path, protocol: Protocol, head: str, *, limit: int |
 def read_results(folder: Path) -> dict[str, Any] | None:
     """The content of a folder's ``results.json``; None where there is none that can be read."""
     try:
-        content = json.loads((folder / "results.json").read_bytes())
-        return content if isinstance(content["provenance"]["identity"], str) and content["images"] else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        content = read_bytes(folder / "results.json", hint=command("rm", "-r", folder))
+    except FileNotFoundError:
         return None
+    try:
+        results = parse_json(content, dict[str, Any], source=folder, nan=True)
+        return results if isinstance(results["provenance"]["identity"], str) and results["images"] else None
+    except (DataError, KeyError, TypeError):
+        return None  # damaged: written anew
 
 
 def benchmark_identity(head: "Head", data: DataSet, threshold: Threshold | None) -> str:

@@ -7,8 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
+
+from magicseg.core.documents import read_json
 from magicseg.core.text import command
 from magicseg.errors import DataError
 
@@ -61,14 +65,28 @@ def _results_in(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
     return found
 
 
+class _Scores(TypedDict):
+    """What is shown of a head; other keys are kept as they are."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    miou: float | None
+    miou_interval: NotRequired[tuple[float, float] | None]
+
+
+class _Results(_Scores):
+    """What is shown of a benchmark."""
+
+    benchmark: str
+    provenance: dict[str, Any]
+    baselines: NotRequired[dict[str, _Scores]]
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as results: {error}") from error
-    if not isinstance(content, dict) or not {"benchmark", "miou", "provenance"} <= content.keys():
-        raise DataError(f"{path}: holds no results of magicseg evaluate")
-    return content
+        return {**read_json(path, _Results, hint="name files that magicseg evaluate has written", nan=True)}
+    except FileNotFoundError:
+        raise DataError(f"{path}: is gone") from None
 
 
 _MUST_AGREE = {"protocol_digest": "protocols", "data": "data"}

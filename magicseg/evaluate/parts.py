@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from magicseg.core.documents import read_bytes
+from magicseg.core.text import command
 from magicseg.evaluate.counts import ImageResult, tabulate
 from magicseg.evaluate.intervals import ImageCounts
 from magicseg.evaluate.metrics import Confusion
@@ -97,8 +99,11 @@ def write_part(path: Path, part: Part) -> None:
 def read_part(path: Path, *, identity: str, names: Sequence[str], classes: int) -> Part | None:
     """The committed part, or None where there is none, or it is damaged, or of other settings, data or images."""
     try:
-        content_bytes = path.read_bytes()
+        most = (64 << 20) + 16 * classes**2 + 256 * len(names) * classes  # bytes of an array, generously
+        content_bytes = read_bytes(path, limit=8 * most, hint=command("rm", path))
         with zipfile.ZipFile(io.BytesIO(content_bytes)) as packed:
+            if max((each.file_size for each in packed.infolist()), default=0) > most:
+                return None
             if packed.testzip() is not None:  # checksums first: NumPy parses what it is given
                 return None
         with np.load(io.BytesIO(content_bytes), allow_pickle=False) as stored:
@@ -112,7 +117,9 @@ def read_part(path: Path, *, identity: str, names: Sequence[str], classes: int) 
         seconds = float(values["seconds"].item())
     except FileNotFoundError:
         return None
-    except (ValueError, LookupError, TypeError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error):
+    except (ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, struct.error, zlib.error):
+        return None  # damaged: made again
+    except zipfile.BadZipFile:
         return None  # damaged: made again
     if (tables[1].sum(axis=0) != confusion.sum(axis=1)).any() or len(content) != len(names):
         return None

@@ -15,8 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magicseg.core.documents import parse_json, read_bytes
 from magicseg.core.text import command
-from magicseg.errors import BackendError, ConfigError, StoreError
+from magicseg.errors import BackendError, ConfigError, DataError, StoreError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
 from magicseg.evaluate.counts import CONVENTIONS, RECIPE
 from magicseg.evaluate.deciding import ImageFailed, Threshold
@@ -322,7 +323,10 @@ def _read_threshold(path: Path) -> Threshold | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        content = read_bytes(path, hint=command("rm", path))
+    except FileNotFoundError:
         return None
-    return content if isinstance(content, dict) else None
+    try:
+        return parse_json(content, dict[str, Any], source=path, nan=True)
+    except DataError:
+        return None  # damaged: written anew

@@ -1,7 +1,6 @@
 """The report of a run as one HTML file: what there is to say about it, however far it is."""
 
 import datetime
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from magicseg.core.documents import read_json, read_rows
 from magicseg.core.text import command, printable
-from magicseg.errors import DamageError
+from magicseg.errors import DamageError, DataError
 from magicseg.report.charts import line_chart, short_number
 from magicseg.report.results import MANY_CLASSES, MEASURES, Other, Scores, flat, read_results
 from magicseg.report.samples import (
@@ -89,7 +89,7 @@ def render_report(run: Run, *, written: datetime.datetime, beside: Sequence[Run]
         measures=MEASURES,
         many_classes=MANY_CLASSES,
         provenance=_provenance(run, commits, card),
-        warnings=warnings,
+        warnings=list(dict.fromkeys(warnings)),
         data_done=all(len(commits[stage]) == run.plan.shards for stage in STAGES),
     )
 
@@ -176,19 +176,17 @@ class Curve:
 
 
 def _curves(run: Run) -> list[Curve]:
-    try:
-        lines = (run.path / "train.jsonl").read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
     columns: dict[str, list[tuple[float, float]]] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            step = float(row["step"])
-            for name, value in _numbers(row):
-                columns.setdefault(name, []).append((step, value))
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-            continue  # a line that was being written
+    try:
+        for row in read_rows(run.path / "train.jsonl"):
+            try:
+                step = float(row["step"])
+                for name, value in _numbers(row):
+                    columns.setdefault(name, []).append((step, value))
+            except (ValueError, KeyError, TypeError, OverflowError):
+                continue  # not a row of training
+    except (FileNotFoundError, DataError):  # of the latter the status warns
+        return []
     columns.pop("step", None)
     titles = _CURVES | {name: name.replace("/", ": ") for name in sorted(columns.keys() - _CURVES.keys())}
     return [
@@ -213,12 +211,11 @@ def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 def _read_card(run: Run) -> tuple[dict[str, Any], list[str]]:
     try:
-        card = json.loads((run.path / "model" / "model.json").read_bytes())
+        return read_json(run.path / "model" / "model.json", dict[str, Any], nan=True), []
     except FileNotFoundError:
         return {}, []
-    except (OSError, ValueError) as error:
-        return {}, [f"model/model.json cannot be read: {error}"]
-    return (card, []) if isinstance(card, dict) else ({}, ["model/model.json is not a model's card"])
+    except DataError as error:
+        return {}, [error.message]
 
 
 def _other_weights(scores: Sequence[Scores], card: Mapping[str, Any]) -> list[str]:

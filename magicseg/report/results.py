@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image as Pictures
+
+from magicseg.core.documents import read_bytes, read_json
+from magicseg.errors import DataError
 
 MEASURES = {
     "miou": "mIoU",
@@ -155,10 +157,13 @@ def read_results(folder: Path, *, beside: Sequence[Other] = ()) -> tuple[list[Sc
     left = _MOST_CHARACTERS
     for path in sorted(folder.glob("*.json")):
         try:
-            data = json.loads(path.read_bytes())
+            data = read_json(path, dict[str, Any], nan=True)
             figures, left_out, damaged = _figures(folder, _figures_folder(path.stem, data), left)
             found.append(_scores(path.stem, data, figures, left_out, _others(path.name, beside, faults)))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except DataError as error:
+            faults.append(error.message)
+            continue
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             faults.append(f"results/{path.name} cannot be read: {type(error).__name__}: {error}")
             continue
         left -= sum(len(figure.source) for figure in figures)
@@ -171,10 +176,12 @@ def _others(file: str, beside: Sequence[Other], faults: list[str]) -> list[HeadS
     found = []
     for other in beside:
         try:
-            found.append(_head(other.name, other.note, json.loads((other.results / file).read_bytes())))
+            found.append(_head(other.name, other.note, read_json(other.results / file, dict[str, Any], nan=True)))
         except FileNotFoundError:
             faults.append(f"{other.name} has no {file} yet")
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        except DataError as error:
+            faults.append(error.message)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             faults.append(f"{other.results / file} cannot be read: {type(error).__name__}: {error}")
     return found
 
@@ -289,17 +296,17 @@ def _figures(results: Path, folder: str | None, left: int) -> tuple[list[Figure]
     for name, what in {} if folder is None else _FIGURES.items():
         where = f"{folder}/{name}.png"
         path = results / where
-        if not path.is_file():
-            continue
         try:
+            if not path.is_file():
+                continue
             size = path.stat().st_size
             if size > _MOST_BYTES or size * 4 / 3 > left:
                 left_out.append(f"{what}: too large for this page ({size / 1e6:.1f} MB), see results/{where}")
                 continue
-            content = path.read_bytes()
+            content = read_bytes(path, limit=_MOST_BYTES)
             with Pictures.open(io.BytesIO(content), formats=["PNG"]) as picture:
                 picture.verify()
-        except (OSError, ValueError, SyntaxError, Pictures.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, DataError, Pictures.DecompressionBombError) as error:
             damaged.append(f"results/{where} cannot be shown: {error}")
             continue
         source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")

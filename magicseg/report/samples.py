@@ -2,15 +2,17 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from magicseg.backends import Image
+from magicseg.core.documents import parse_json
+from magicseg.errors import DamageError
 from magicseg.mask.colours import css_colour, overlay
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -113,7 +115,7 @@ def choose_dropped(run: Run, commits: Commits) -> Iterator[tuple[str, int, str, 
             notes = run.store.read(f"{stage}/quality", samples.start, samples.stop)
             found = 0
             for index, text in zip(samples, notes, strict=True):
-                note = json.loads(str(text))
+                note = parse_json(str(text), dict[str, Any], source=f"sample {index}", error=DamageError, nan=True)
                 if note.get("reason") != reason or found == _PER_REASON or not left:
                     continue
                 found, left = found + 1, left - 1

@@ -8,7 +8,6 @@ and the first commit stands.
 """
 
 import contextlib
-import json
 import os
 import socket
 import threading
@@ -16,14 +15,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import psutil
+from pydantic import Field
+from typing_extensions import TypedDict
 
+from magicseg.core.documents import read_json
+from magicseg.core.text import printable
+from magicseg.errors import DataError
 from magicseg.run.files import to_json
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 180.0
+_CLAIM_BYTES = 1 << 16
 
 
 def job_label() -> str:
@@ -74,12 +79,27 @@ class Claim:
                 os.utime(self.path)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+class _Stored(TypedDict, total=False):
+    """A claim's content; what is missing is not known."""
+
+    token: str
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    started: float
+    namespace: str
+    host: str
+    job: str
+    restarts: int
+
+
+def _read(path: Path) -> _Stored | None:
+    """A claim's content; None if there is none, or it cannot be used."""
     try:
-        data = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        return read_json(path, _Stored, limit=_CLAIM_BYTES)
+    except FileNotFoundError:
         return None
-    return data if isinstance(data, dict) else None
+    except DataError as error:
+        # Somebody else's, which we may not read: foreign, but a claim.
+        return _Stored() if isinstance(error.__cause__, PermissionError) else None
 
 
 def release(path: Path, token: str) -> None:
@@ -113,8 +133,7 @@ def try_claim(path: Path) -> Claim | None:
     # Stale: of several that see it so, the one with the lock looks again, takes it away and makes its own.
     lock = path.with_name(f".{path.name}.takeover")
     if not _create(lock, b""):
-        age = _age(lock)
-        if age is not None and age > HEARTBEAT_SECONDS:
+        if not _is_recent(lock, HEARTBEAT_SECONDS):
             lock.unlink(missing_ok=True)  # of a process that was killed in mid-takeover
         return None
     try:
@@ -146,22 +165,21 @@ def is_live(path: Path) -> bool:
     data = _read(path)
     if data is not None and data.get("namespace") == _namespace():
         try:
-            owner = psutil.Process(int(data["pid"]))
+            owner = psutil.Process(data["pid"])
             alive = owner.status() != psutil.STATUS_ZOMBIE
-            return alive and abs(owner.create_time() - float(data["started"])) < 1.0
-        except (psutil.NoSuchProcess, KeyError, ValueError):
+            return alive and abs(owner.create_time() - data["started"]) < 1.0
+        except (psutil.NoSuchProcess, KeyError):
             return False
-    if data is not None and data.get("job") == job_label() != "" and _number(data.get("restarts")) < _restarts():
+    if data is not None and data.get("job") == job_label() != "" and data.get("restarts", 0) < _restarts():
         return False  # this very job, before it was put back into the queue: it runs once at a time
     # An empty or foreign claim: only its age can tell. Its owner writes it right after creating it.
-    age = _age(path)
-    return age is not None and age < (STALE_SECONDS if data is not None else HEARTBEAT_SECONDS)
+    return _is_recent(path, STALE_SECONDS if data is not None else HEARTBEAT_SECONDS)
 
 
 def claiming_job(path: Path) -> str:
     """The Slurm job whose claim this is; "" if there is no claim, or it was made outside of Slurm."""
     data = _read(path)
-    return str(data.get("job", "")) if data is not None else ""
+    return data.get("job", "") if data is not None else ""
 
 
 def holder(path: Path) -> str:
@@ -170,19 +188,18 @@ def holder(path: Path) -> str:
     if data is None:
         return "nobody"
     job = f", Slurm job {data['job']}" if data.get("job") else ""
-    return f"process {data.get('pid')} on {data.get('host')}{job}"
+    return printable(f"process {data.get('pid')} on {data.get('host')}{job}", 300)
 
 
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
+def _is_recent(path: Path, seconds: float) -> bool:
+    """Whether a file was touched in the last ``seconds``, by the clock of the file system that holds it.
 
-
-def _age(path: Path) -> float | None:
-    """Seconds since a claim was touched, by the clock of the file system that holds it; None if it is gone."""
+    A date as far in the future is no sign of life either: no owner touches with another clock than this.
+    """
     try:
-        touched = path.stat().st_mtime
+        touched = path.lstat().st_mtime
     except FileNotFoundError:
-        return None
+        return False
     probe = path.with_name(f".clock.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         probe.touch()
@@ -192,4 +209,4 @@ def _age(path: Path) -> float | None:
     finally:
         with contextlib.suppress(OSError):
             probe.unlink(missing_ok=True)
-    return now - touched
+    return abs(now - touched) < seconds

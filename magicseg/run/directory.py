@@ -121,7 +121,7 @@ class Run:
         plan = read_plan(self.path / "plan")
         Dataset(self.path / "dataset.zarr").create(plan, self.config)
         for stage in STAGES:
-            Ledger(self.path / "ledger" / stage, plan.shards).create()
+            Ledger(self.path / "ledger" / stage, plan.samples, plan.shard_size).create()
 
     @cached_property
     def plan(self) -> Plan:
@@ -166,7 +166,7 @@ class Run:
 
     def ledger(self, stage: str) -> Ledger:
         """A stage's ledger."""
-        return Ledger(self.path / "ledger" / stage, self.plan.shards)
+        return Ledger(self.path / "ledger" / stage, self.plan.samples, self.plan.shard_size)
 
     def checked_commits(self, stage: str) -> dict[int, CommitRecord]:
         """A stage's commits. Raises: PlanMismatch if some were made with other settings."""

@@ -5,16 +5,23 @@ process cannot hash the file system that it lives in.
 """
 
 import datetime
-import json
 import os
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
+from magicseg.core.documents import read_json
 from magicseg.core.text import command
 from magicseg.errors import PlanMismatch, RunError
 from magicseg.run.files import to_json, write_atomic
 
 IMAGE_NAME = "image.json"
 VARIABLE = "MAGICSEG_IMAGE"
+
+
+class _Card(TypedDict):
+    digest: str
+    path: str
 
 
 def present_image() -> str | None:
@@ -24,16 +31,14 @@ def present_image() -> str | None:
 
 def recorded_image(run: Path) -> tuple[str, str] | None:
     """The digest and path of the image that a run is done in; None if it has been submitted to none."""
+    remove = command("rm", run / IMAGE_NAME)
     try:
-        data = json.loads((run / IMAGE_NAME).read_bytes())
-        return str(data["digest"]), str(data["path"])
+        card = read_json(
+            run / IMAGE_NAME, _Card, error=RunError, hint=f"{remove}   # the next submission writes it again"
+        )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(
-            f"{run / IMAGE_NAME}: does not say which image the run is done in: {error}",
-            hint=f"{command('rm', run / IMAGE_NAME)}   # the next submission writes it again",
-        ) from None
+    return card["digest"], card["path"]
 
 
 def record_image(run: Path, digest: str, image: Path) -> None:

@@ -8,20 +8,26 @@ ledger/STAGE/inputs/DIGEST.json      what a fingerprint was made of
 """
 
 import contextlib
+import datetime
 import hashlib
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
+from typing_extensions import TypedDict
+
+from magicseg.core.documents import parse_json, read_bytes, read_json
 from magicseg.core.text import command
-from magicseg.errors import DamageError
+from magicseg.errors import DamageError, DataError
 from magicseg.run.claims import is_live
 from magicseg.run.files import TEMPORARY, to_json, write_atomic
 from magicseg.run.fingerprint import Fingerprint
-from magicseg.run.ranges import parse_ranges
+from magicseg.run.ranges import count_ranges, parse_ranges
+
+_RECORD_BYTES = 1 << 20  # of one record or note
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,16 +58,52 @@ class CommitRecord:
 
     def kept_offsets(self) -> list[int]:
         """Offsets of the kept samples inside the shard."""
-        return parse_ranges(self.kept)
+        return parse_ranges(self.kept, count=self.samples)
 
     @property
     def kept_count(self) -> int:
         """Number of kept samples."""
-        return sum(
-            1 + int(part.partition("-")[2] or part) - int(part.partition("-")[0])
-            for part in self.kept.split(",")
-            if part
-        )
+        return count_ranges(self.kept, count=self.samples)
+
+
+def _moment(text: str) -> str:
+    if datetime.datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("it has no time zone")
+    return text
+
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Digest = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+_Word = Annotated[str, StringConstraints(max_length=1000)]
+_File = Annotated[str, StringConstraints(pattern=r"^[\w-]+(/[\w.-]*[\w-])+$", max_length=200)]  # no ".." in it
+
+
+class _StoredRecord(TypedDict):
+    """A commit record as it is stored."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[misc]
+
+    checksum: _Digest
+    shard: _Count
+    fingerprint: _Digest
+    samples: _Count
+    kept: str
+    dropped: dict[_Word, _Count]
+    files: dict[_File, tuple[_Digest, _Count]]
+    seconds: Annotated[float, Field(ge=0)]
+    peak_memory: _Count
+    finished: Annotated[str, AfterValidator(_moment)]
+    host: _Word
+    job: _Word
+    versions: dict[_Word, _Word]
+    imported_from: NotRequired[_Word | None]
+    peak_gpu_memory: NotRequired[_Count]
+    fallbacks: NotRequired[dict[_Word, _Count]]
+
+
+class _FailureNote(TypedDict):
+    reason: str
+    detail: str
 
 
 def _record_bytes(record: CommitRecord) -> bytes:
@@ -72,31 +114,18 @@ def _record_bytes(record: CommitRecord) -> bytes:
     return to_json(data | {"checksum": hashlib.sha256(to_json(data)).hexdigest()})
 
 
-def _parse_record(text: bytes, where: Path) -> CommitRecord:
-    try:
-        data = json.loads(text)
-        checksum = data.pop("checksum")
-        if checksum != hashlib.sha256(to_json(data)).hexdigest():
-            raise ValueError("checksum differs")
-        data["files"] = {name: (str(digest), int(size)) for name, (digest, size) in data["files"].items()}
-        return CommitRecord(**data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DamageError(
-            f"{where}: is not a commit record: {error}", hint=command("magicseg", "repair", _run_of(where))
-        ) from error
-
-
-def _run_of(path: Path) -> Path:
-    """The run that a file inside a stage's ledger belongs to."""
-    return next((folder.parent for folder in path.parents if folder.name == "ledger"), path.parent)
-
-
 @dataclass(frozen=True)
 class Ledger:
-    """The ledger of one stage of one run."""
+    """The ledger of one stage of one run, whose plan has so many samples in shards of so many."""
 
     folder: Path
-    shards: int
+    samples: int
+    shard_size: int
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.samples // self.shard_size)
 
     def create(self) -> None:
         """Make the folders."""
@@ -145,7 +174,7 @@ class Ledger:
         vanished = False
         for shard, path in self._listed("commits"):
             try:
-                found[shard] = _parse_record(path.read_bytes(), path)
+                found[shard] = self._read_record(path)
             except FileNotFoundError:
                 vanished = True
         if vanished or self.compact_path.exists():
@@ -155,50 +184,48 @@ class Ledger:
     def commits_except(self, unreadable: Collection[Path]) -> dict[int, CommitRecord]:
         """All commit records but those in files known to be damaged."""
         singles = {
-            shard: _parse_record(path.read_bytes(), path)
-            for shard, path in self._listed("commits")
-            if path not in unreadable
+            shard: self._read_record(path) for shard, path in self._listed("commits") if path not in unreadable
         }
         return (self._sound_lines() if self.compact_path in unreadable else self._compacted()) | singles
 
     def committed(self, shard: int) -> CommitRecord | None:
         """One shard's commit record, or None."""
-        path = self.record_path(shard)
         with contextlib.suppress(FileNotFoundError):
-            return _parse_record(path.read_bytes(), path)
-        try:
-            text = self.compact_path.read_bytes()
-        except FileNotFoundError:
-            return None
+            return self._read_record(self.record_path(shard))
         # Of thousands of records one is wanted: only lines that may be it are parsed.
         needle = b'"shard":%d,' % shard
-        for line in text.splitlines():
+        for number, line in self._lines():
             if needle in line:
-                record = _parse_record(line, self.compact_path)
+                record = self._parse_record(line, f"{self.compact_path}, line {number}")
                 if record.shard == shard:
                     return record
         return None
 
     def failures(self) -> dict[int, str]:
-        """Why shards failed, by shard."""
+        """Why shards failed, by shard. A note that cannot be read is the reason itself."""
         found: dict[int, str] = {}
         for shard, path in self._listed("failures"):
-            with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
-                data = json.loads(path.read_bytes())
-                found[shard] = f"{data['reason']}: {data['detail']}"
-        return found
+            try:
+                note = read_json(path, _FailureNote, limit=_RECORD_BYTES)
+                found[shard] = f"{note['reason']}: {note['detail']}"
+            except FileNotFoundError:
+                continue
+            except DataError as error:
+                found[shard] = f"unreadable note: {error.message}"
+        return {shard: why for shard, why in found.items() if shard < self.shards}
 
     def claimed(self) -> list[int]:
         """Shards with a claim, live or not."""
-        return [shard for shard, _ in self._listed("claims")]
+        return [shard for shard, _ in self._listed("claims") if shard < self.shards]
 
     def fingerprints(self, commits: Mapping[int, CommitRecord]) -> dict[str, Mapping[str, Any]]:
         """The inputs of every fingerprint that occurs among ``commits``."""
         result: dict[str, Mapping[str, Any]] = {}
         for digest in {record.fingerprint for record in commits.values()}:
+            path = self.folder / "inputs" / f"{digest}.json"
             try:
-                result[digest] = json.loads((self.folder / "inputs" / f"{digest}.json").read_bytes())
-            except (OSError, ValueError):
+                result[digest] = read_json(path, dict[str, Any])
+            except (FileNotFoundError, DataError):  # it only names what differs
                 result[digest] = {}
         return result
 
@@ -226,23 +253,29 @@ class Ledger:
             self.failure_path(shard).unlink(missing_ok=True)
 
     def unreadable(self) -> list[Path]:
-        """Record files that cannot be read, and files that do not belong in the ledger."""
+        """Record files that are damaged, and files that do not belong in the ledger.
+
+        Raises: DamageError for a file that the operating system does not let us read: it may be sound.
+        """
         bad: list[Path] = []
         folder = self.folder / "commits"
         for path in sorted(folder.iterdir()) if folder.is_dir() else ():
             if path.name.endswith(TEMPORARY):
                 continue  # of a writer at work, or one that was killed
             try:
-                record = _parse_record(path.read_bytes(), path)
-                if path != self.record_path(record.shard) or record.shard >= self.shards:
+                record = self._read_record(path)
+                if path != self.record_path(record.shard):
                     bad.append(path)
-            except (DamageError, OSError):
+            except FileNotFoundError:
+                continue  # moved into the compact file, or taken back
+            except DamageError as error:
+                _refuse_denied(error)
                 bad.append(path)
-        if self.compact_path.exists():
-            try:
-                self._compacted()
-            except DamageError:
-                bad.append(self.compact_path)
+        try:
+            self._compacted()
+        except DamageError as error:
+            _refuse_denied(error)
+            bad.append(self.compact_path)
         return bad
 
     def leftovers(self) -> list[Path]:
@@ -257,9 +290,14 @@ class Ledger:
 
     def _sound_lines(self) -> dict[int, CommitRecord]:
         found: dict[int, CommitRecord] = {}
-        for line in self.compact_path.read_bytes().splitlines():
+        try:
+            lines = list(self._lines())
+        except DamageError as error:
+            _refuse_denied(error)
+            return {}  # a folder, a pipe or a device
+        for _, line in lines:
             with contextlib.suppress(DamageError):
-                record = _parse_record(line, self.compact_path)
+                record = self._parse_record(line, self.compact_path)
                 found[record.shard] = record
         return found
 
@@ -268,12 +306,45 @@ class Ledger:
         write_atomic(self.compact_path, lines)
 
     def _compacted(self) -> dict[int, CommitRecord]:
-        try:
-            text = self.compact_path.read_bytes()
-        except FileNotFoundError:
-            return {}
-        records = (_parse_record(line, self.compact_path) for line in text.splitlines())
+        records = (self._parse_record(line, f"{self.compact_path}, line {number}") for number, line in self._lines())
         return {record.shard: record for record in records}
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number and content of the lines of the compact file; none if there is no such file."""
+        try:
+            text = read_bytes(
+                self.compact_path, limit=self.shards * _RECORD_BYTES, error=DamageError, hint=self._repair()
+            )
+        except FileNotFoundError:
+            return
+        yield from enumerate(text.splitlines(), 1)
+
+    def _read_record(self, path: Path) -> CommitRecord:
+        """Raises: FileNotFoundError, DamageError."""
+        data = read_bytes(path, limit=_RECORD_BYTES, error=DamageError, hint=self._repair())
+        return self._parse_record(data, path)
+
+    def _parse_record(self, text: bytes, where: Path | str) -> CommitRecord:
+        """Return the record if it is whole and fits the plan. Raises: DamageError."""
+        data: dict[str, Any] = {
+            **parse_json(text, _StoredRecord, source=where, error=DamageError, hint=self._repair())
+        }
+        checksum = data.pop("checksum")
+        try:
+            if checksum != hashlib.sha256(to_json(data)).hexdigest():
+                raise ValueError("checksum differs")
+            record = CommitRecord(**data)
+            start = record.shard * self.shard_size
+            if record.shard >= self.shards or record.samples != min(self.shard_size, self.samples - start):
+                raise ValueError(f"the plan has no shard {record.shard} of {record.samples} samples")
+            if record.kept_count + sum(record.dropped.values()) > record.samples:
+                raise ValueError("more samples are kept and dropped than there are")
+        except ValueError as error:
+            raise DamageError(f"{where}: cannot be used: {error}", hint=self._repair()) from None
+        return record
+
+    def _repair(self) -> str:
+        return command("magicseg", "repair", self.folder.parents[1])
 
     def _listed(self, kind: str) -> Iterator[tuple[int, Path]]:
         folder = self.folder / kind
@@ -283,5 +354,11 @@ class Ledger:
             return
         for name in names:
             stem, suffix = os.path.splitext(name)
-            if suffix == ".json" and stem.isdigit():
+            if suffix == ".json" and stem.isascii() and stem.isdigit():
                 yield int(stem), folder / name
+
+
+def _refuse_denied(error: DamageError) -> None:
+    """Raise the error again if the operating system refused the file: that is no damage which repair could mend."""
+    if isinstance(error.__cause__, OSError):
+        raise error

@@ -6,6 +6,7 @@ label ids, 0 where a sample has fewer). Which labels a sample has depends on the
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
-from magicseg.config import Config
-from magicseg.core.text import command
-from magicseg.errors import DamageError, RunError
+from magicseg.config import Config, PlanSettings
+from magicseg.core.documents import open_regular, read_json
+from magicseg.core.text import command, printable
+from magicseg.errors import DamageError, LabelError, RunError
 from magicseg.labels import Vocabulary
 from magicseg.run.files import to_json, write_atomic
 from magicseg.run.randomness import WORDS_PER_SAMPLE, sample_words
@@ -84,7 +87,10 @@ class Plan:
 
     def label_ids(self, index: int) -> tuple[int, ...]:
         """Ids of a sample's labels, in the order of the draw."""
-        return tuple(int(id_) for id_ in self.classes[index] if id_)
+        ids = tuple(int(id_) for id_ in self.classes[index] if id_)
+        if max(ids, default=0) > len(self.vocabulary):
+            raise DamageError(f"the plan's sample {index} has label {max(ids)} of {len(self.vocabulary)}")
+        return ids
 
 
 def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
@@ -124,26 +130,22 @@ def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
 def read_plan(folder: Path) -> Plan:
     """Open a frozen plan. Raises: RunError when there is none, DamageError when it is damaged."""
     try:
-        document = json.loads((folder / "plan.json").read_bytes())
-        if document.pop("checksum") != hashlib.sha256(to_json(document)).hexdigest():
-            raise ValueError("plan.json: checksum differs")
-        classes = np.load(folder / "classes.npy", mmap_mode="r", allow_pickle=False)
+        document = _read_document(folder)
         inputs = document["inputs"]
         vocabulary = Vocabulary.from_dict(document["labels"])
-        samples, shard_size = inputs["plan.samples"], inputs["plan.shard_size"]
+        settings = PlanSettings.model_validate(
+            {key: inputs[f"plan.{key}"] for key in PlanSettings.model_fields}, strict=True
+        )
+        samples, shard_size = settings.samples, settings.shard_size
+        classes = _read_classes(folder / "classes.npy", (samples, settings.max_labels))
     except FileNotFoundError as error:
         raise RunError(
             f"{error.filename}: the run has no plan", hint=command("magicseg", "reset", "plan", folder.parent)
         ) from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, LabelError) as error:
         raise DamageError(
-            f"{folder}: the plan is damaged: {error}", hint=command("magicseg", "repair", folder.parent)
+            f"{folder}: the plan is damaged: {printable(str(error), 300)}", hint=_repair(folder)
         ) from error
-    if classes.shape != (samples, inputs["plan.max_labels"]):
-        raise DamageError(
-            f"{folder / 'classes.npy'}: has shape {classes.shape}, not {(samples, inputs['plan.max_labels'])}",
-            hint=command("magicseg", "repair", folder.parent),
-        )
     return Plan(
         samples=samples,
         shard_size=shard_size,
@@ -154,11 +156,45 @@ def read_plan(folder: Path) -> Plan:
     )
 
 
+class _Document(TypedDict):
+    inputs: dict[str, Any]
+    labels: dict[str, Any]
+    classes_sha256: str
+    checksum: str
+
+
+def _read_document(folder: Path) -> _Document:
+    """Raises: FileNotFoundError, DamageError."""
+    path = folder / "plan.json"
+    document = read_json(path, _Document, error=DamageError, hint=_repair(folder))
+    content = {key: value for key, value in document.items() if key != "checksum"}
+    if document["checksum"] != hashlib.sha256(to_json(content)).hexdigest():
+        raise DamageError(f"{path}: checksum differs", hint=_repair(folder))
+    return document
+
+
+def _read_classes(path: Path, shape: tuple[int, int]) -> NDArray[np.uint16]:
+    """The class table, memory-mapped. Raises: FileNotFoundError, DamageError, ValueError."""
+    with open_regular(path, error=DamageError, hint=_repair(path.parent)) as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError(f"{path.name} is not of the version that is written")
+        found, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
+        if found != shape or is_fortran or dtype != np.dtype("<u2"):
+            raise ValueError(f"{path.name} has shape {found} and type {dtype}, not {shape} and uint16")
+        if os.fstat(file.fileno()).st_size != file.tell() + math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{path.name} does not have the size of its content")
+        return np.memmap(file, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+
+
+def _repair(folder: Path) -> str:
+    return command("magicseg", "repair", folder.parent)
+
+
 def plan_damage(folder: Path) -> list[str]:
     """What is wrong with the plan's files, one sentence each; empty if nothing is."""
     try:
         plan = read_plan(folder)
-        expected = json.loads((folder / "plan.json").read_bytes())["classes_sha256"]
+        expected = _read_document(folder)["classes_sha256"]
     except (RunError, DamageError) as error:
         return [error.message]
     if plan.vocabulary.digest() != plan.inputs["labels.vocabulary"]:

@@ -1,12 +1,16 @@
 """How far a run is, from one listing of its ledgers."""
 
 import datetime
-import json
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AllowInfNan, Field
+from typing_extensions import TypedDict
+
+from magicseg.core.documents import read_json, read_rows
 from magicseg.core.text import command
+from magicseg.errors import DataError
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
@@ -14,6 +18,27 @@ from magicseg.run.ledger import CommitRecord
 from magicseg.run.shares import WARNING_SHARE, Shares
 
 _RATE_SECONDS = 900.0  # what was committed in the last quarter of an hour tells the rate
+
+
+class _Weights(TypedDict):
+    weights_digest: str
+
+
+class _Provenance(TypedDict, total=False):
+    near_duplicates: Annotated[int, Field(ge=0)] | None
+
+
+class _Card(TypedDict):
+    provenance: _Provenance
+
+
+class _Evaluated(TypedDict):
+    benchmark: str
+    provenance: dict[str, Any]
+
+
+class _Score(TypedDict):
+    miou: Annotated[float, AllowInfNan(False)] | None
 
 
 def all_commits(run: Run) -> dict[str, dict[int, CommitRecord]]:
@@ -90,8 +115,8 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
         "run": str(run.path),
         "samples": run.plan.samples,
         "stages": stages,
-        "train": _train_status(run),
-        "results": _results(run),
+        "train": _train_status(run, warnings),
+        "results": _results(run, warnings),
         "warnings": warnings,
     }
 
@@ -125,49 +150,50 @@ def evaluated(run: Run) -> bool:
     found: set[str] = set()
     for path in (run.path / "results").glob("*.json"):
         try:
-            card = json.loads((run.path / "model" / "model.json").read_bytes())
-            results = json.loads(path.read_bytes())
-            facts = results["provenance"]
-            is_same = facts["weights_digest"] == card["weights_digest"]
-            if is_same and all(wanted.get(key) == value for key, value in facts.get("evaluate", {}).items()):
-                found.add(results["benchmark"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            card = read_json(run.path / "model" / "model.json", _Weights, nan=True)
+            results = read_json(path, _Evaluated, nan=True)
+        except (FileNotFoundError, DataError):
             continue
+        facts = results["provenance"]
+        is_same = facts.get("weights_digest") == card["weights_digest"]
+        used = facts.get("evaluate", {})
+        if is_same and isinstance(used, dict) and all(wanted.get(key) == value for key, value in used.items()):
+            found.add(results["benchmark"])
     # What a protocol file calls its benchmark is not looked up: its results are one more.
     named = {name for name in wanted["benchmarks"] if not name.endswith((".yaml", ".yml"))}
     return named <= found and len(found) >= len(set(wanted["benchmarks"]))
 
 
-def _train_status(run: Run) -> dict[str, Any]:
+def _train_status(run: Run, warnings: list[str]) -> dict[str, Any]:
     step = 0
-    log = run.path / "train.jsonl"
-    if log.exists():
-        for line in log.read_bytes().splitlines():
-            try:
-                step = max(step, int(json.loads(line)["step"]))
-            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                continue  # a line that was being written
-    return {
-        "step": step,
-        "steps": run.config.train.steps,
-        "done": trained(run),
-        "near_duplicates": _near_duplicates(run),
-    }
-
-
-def _near_duplicates(run: Run) -> int | None:
-    """How many samples the finished model's training left out as such."""
     try:
-        return int(json.loads((run.path / "model" / "model.json").read_bytes())["provenance"]["near_duplicates"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        for row in read_rows(run.path / "train.jsonl"):
+            done = row.get("step")
+            step = max(step, done if isinstance(done, int) else 0)
+    except FileNotFoundError:
+        pass
+    except DataError as error:
+        warnings.append(error.message)
+    near = None
+    try:
+        near = read_json(run.path / "model" / "model.json", _Card, nan=True)["provenance"].get("near_duplicates")
+    except FileNotFoundError:
+        pass
+    except DataError as error:
+        warnings.append(error.message)
+    return {"step": step, "steps": run.config.train.steps, "done": trained(run), "near_duplicates": near}
 
 
-def _results(run: Run) -> dict[str, float]:
-    found = {}
+def _results(run: Run, warnings: list[str]) -> dict[str, float]:
+    found: dict[str, float] = {}
     for path in sorted((run.path / "results").glob("*.json")):
         try:
-            found[path.stem] = float(json.loads(path.read_bytes())["miou"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            score = read_json(path, _Score, nan=True)["miou"]
+        except FileNotFoundError:
             continue
+        except DataError as error:
+            warnings.append(error.message)
+            continue
+        if score is not None:
+            found[path.stem] = score
     return found

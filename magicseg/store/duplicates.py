@@ -1,16 +1,23 @@
 """Near duplicates: images whose hashes differ in a few bits from an earlier one's."""
 
-import json
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import StringConstraints
+from typing_extensions import TypedDict
 
+from magicseg.core.documents import parse_json
 from magicseg.core.text import command
-from magicseg.errors import IncompleteError
+from magicseg.errors import DamageError, IncompleteError
 from magicseg.run.directory import Run
 from magicseg.run.ranges import format_ranges
 
 HASH_BITS = 64
+
+
+class _Hashed(TypedDict, total=False):
+    hash: Annotated[str, StringConstraints(pattern="^[0-9a-f]{1,16}$")]
 
 
 def near_duplicates(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.bool_]:
@@ -45,11 +52,12 @@ def image_hashes(run: Run, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
         samples = run.plan.shard_range(shard)
         texts = run.store.read("generate/quality", samples.start, samples.stop)
         for index in indices[(indices >= samples.start) & (indices < samples.stop)].tolist():
-            digits = json.loads(texts[index - samples.start]).get("hash")
-            if digits is None:
-                missing.append(index)
+            source = f"{run.store.path}: quality of sample {index}"
+            note = parse_json(str(texts[index - samples.start]), _Hashed, source=source, error=DamageError, nan=True)
+            if "hash" in note:
+                hashes.append(int(note["hash"], 16))
             else:
-                hashes.append(int(digits, 16))
+                missing.append(index)
     if missing:
         raise IncompleteError(
             f"{run.path}: train.duplicate_bits is set, but samples {format_ranges(missing[:20])} have no hash",

@@ -13,15 +13,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import torch
+from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
+from magicseg.core.documents import open_regular, parse_json
 from magicseg.core.text import command
-from magicseg.errors import PlanMismatch, StoreError
+from magicseg.errors import DataError, PlanMismatch, StoreError
 from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.train.distributed import World, from_first
 from magicseg.train.optim import trained_parameters
@@ -34,8 +37,17 @@ _READ = (1, 2)  # format 1 held what is frozen too, and no averages
 _BEFORE = {"crop": None, "photometric": False}  # done before there were these settings, whose defaults differ
 _NONE = -1  # instead of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
-_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError)
+_UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, DataError)
 _log = logging.getLogger(__name__)
+
+
+class _Scalars(TypedDict):
+    format: int
+    step: Annotated[int, Field(ge=0)]
+    identity: dict[str, Any]
+    sums: dict[str, float]
+    best: NotRequired[tuple[int, float] | None]
+    scaler: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +81,7 @@ class Checkpoint:
             )
         for name, value in stored.items():
             state[name].copy_(like(value, state[name]))
+        self._refuse_lacking(stepper)
         for name, parameter in trained_parameters(stepper.model):
             stepper.optimizer.state[parameter] = {
                 key: value.to(parameter.device) if key == "step" else like(value, parameter)
@@ -79,6 +92,24 @@ class Checkpoint:
             for name, average in stepper.ema.averages.items():
                 average.copy_(like(averages[name], average))
         stepper.scaler.load_state_dict(dict(self.scaler))
+
+    def _refuse_lacking(self, stepper: Stepper) -> None:
+        """Raise StoreError if a learning parameter has no moments, or no average, of its own shape."""
+        names = [name for name, _ in trained_parameters(stepper.model)]
+        moments = {name: self._under(f"optimizer/{name}/") for name in names}
+        keys = {key for each in moments.values() for key in each} or {"exp_avg"}
+        wanted = {f"optimizer/{name}/{key}" for name in names for key in keys if self.step}
+        if stepper.ema is not None:
+            wanted |= {f"ema/{name}" for name in stepper.ema.averages}
+        wrong = wanted - self.tensors.keys()
+        for name in names:
+            found = {f"optimizer/{name}/{key}": value for key, value in moments[name].items() if key != "step"}
+            wrong |= {key for key, value in found.items() if value.shape != stepper.shapes[name]}
+        if wrong:
+            raise StoreError(
+                f"{self.path}: cannot be resumed from: it has no sound {sorted(wrong)[0]}",
+                hint=command("magicseg", "reset", "train", self.path.parents[1]),
+            )
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}
@@ -197,8 +228,9 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
 
 
 def _read(path: Path) -> Checkpoint:
+    open_regular(path).close()
     with safe_open(path, framework="pt") as file:
-        scalars = json.loads(file.metadata()["magicseg"])
+        scalars = parse_json(file.metadata()["magicseg"], _Scalars, source=path, nan=True)
         if scalars["format"] not in _READ:
             raise ValueError(f"format {scalars['format']!r}; this version reads {', '.join(map(str, _READ))}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
@@ -207,7 +239,7 @@ def _read(path: Path) -> Checkpoint:
         step=scalars["step"],
         identity=scalars["identity"],
         sums=scalars["sums"],
-        best=(int(scalars["best"][0]), float(scalars["best"][1])) if scalars.get("best") else None,
+        best=scalars.get("best"),
         scaler=scalars.get("scaler", {}),
         tensors=tensors,
     )

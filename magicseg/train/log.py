@@ -7,14 +7,20 @@ Biases keeps the first.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from magicseg.errors import BackendError
+from typing_extensions import TypedDict
+
+from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.text import command
+from magicseg.errors import BackendError, DataError
 from magicseg.run.files import to_json, write_atomic
 from magicseg.train.settings import TrainSettings
 
+_LOG_BYTES = 1 << 30
 Row = Mapping[str, Any]
 
 
@@ -25,8 +31,11 @@ class Log:
         """Args: done: steps that training goes on from. Raises: BackendError when a library is missing."""
         self._path = out_dir / "train.jsonl"
         out_dir.mkdir(parents=True, exist_ok=True)
-        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
-        kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["step"] <= done]
+        try:
+            lines = read_bytes(self._path, limit=_LOG_BYTES, hint=command("rm", self._path)).splitlines(keepends=True)
+        except FileNotFoundError:
+            lines = []
+        kept = [line for line in lines if line.endswith(b"\n") and _step(line, self._path) <= done]
         if kept != lines:
             write_atomic(self._path, b"".join(kept))
         self._others: list[Callable[[int, dict[str, float]], None]] = []
@@ -88,6 +97,18 @@ class Log:
         )
         self._others.append(lambda step, scalars: run.log(scalars, step=step))
         self._closing.append(run.finish)
+
+
+class _Step(TypedDict):
+    step: int
+
+
+def _step(line: bytes, path: Path) -> float:
+    """The step of a line; beyond all steps if it has none."""
+    try:
+        return parse_json(line, _Step, source=path, nan=True)["step"]
+    except DataError:
+        return math.inf
 
 
 def _flat(row: Row, prefix: str = "") -> list[tuple[str, float]]:

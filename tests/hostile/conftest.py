@@ -1,13 +1,19 @@
 """The command line in the test's own process, for hostile inputs."""
 
+import os
+import resource
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
+import psutil
 import pytest
 from tiny_runs import Result
 
-from magicseg.cli import main
+from magicseg.cli import app, main
+from magicseg.errors import MagicsegError
 
 Typed = Callable[..., Result]
 
@@ -30,3 +36,81 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         return Result(code, shown.out, shown.err)
 
     return run
+
+
+_SECONDS = 60
+_BYTES = 3 << 30
+
+
+@pytest.fixture
+def bounded() -> Iterator[None]:
+    """End a case that waits for ever or takes 3 GB of memory more than there was."""
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        raise AssertionError(f"still at it after {_SECONDS} seconds")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(_SECONDS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + _BYTES, hard))
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.fixture
+def fault_of(bounded: None) -> Callable[..., MagicsegError | None]:
+    """Run a command: the error that a user sees, None if all went well. Other exceptions would be tracebacks."""
+
+    def run(*arguments: object) -> MagicsegError | None:
+        try:
+            app([str(each) for each in arguments], standalone_mode=False)
+        except MagicsegError as error:
+            return error
+        return None
+
+    return run
+
+
+@pytest.fixture
+def put(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
+    """Put something odd in the place of a file: a folder, a pipe, a device, a file that may not be read."""
+
+    def replace(path: Path, kind: str) -> None:
+        if kind == "denied":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            original = os.open
+
+            def refuse(name: os.PathLike[str] | str, *arguments: int, **options: int) -> int:
+                if os.fspath(name) == os.fspath(path):
+                    raise PermissionError(13, "Permission denied", os.fspath(name))
+                return original(name, *arguments, **options)
+
+            monkeypatch.setattr(os, "open", refuse)
+            return
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.write_bytes(CONTENTS[kind])
+
+    return replace
+
+
+CONTENTS = {
+    "empty": b"",
+    "deep": b"[" * 200_000,
+    "bytes": bytes(range(256)),
+    "list": b"[1, 2]\n",
+    "nulls": b"\0" * 5000,
+    "number": b"1" * 10_000,
+}

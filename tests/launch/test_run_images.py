@@ -261,6 +261,6 @@ def test_commit_records_name_the_image_and_status_says_when_a_run_mixes_them(fre
 
 def test_a_damaged_record_of_the_image_is_a_mistake_with_a_hint(fresh):
     (fresh.path / IMAGE_NAME).write_text("[]")
-    with pytest.raises(RunError, match="does not say which image") as caught:
+    with pytest.raises(RunError, match="cannot be used") as caught:
         recorded_image(fresh.path)
     assert caught.value.hint.startswith("rm ")

@@ -78,7 +78,7 @@ def test_other_runs_scores_stand_beside_with_what_is_different(complete, tmp_pat
     assert "0.432" in page
     assert "train.counterfactual_weight: 0.0" in page
     assert "all background (baseline)" in page
-    for content, words in (("[]", "cannot be read"), (None, "has no miniature.json yet")):
+    for content, words in (("[]", "cannot be used"), (None, "has no miniature.json yet")):
         path = other.path / "results" / "miniature.json"
         path.write_text(content) if content else path.unlink()
         page = write_report(complete, beside=[other]).read_text(encoding="utf-8")
@@ -211,7 +211,7 @@ def test_unreadable_results_become_warnings(tmp_path):
     _add_results(run, name="sparse", baselines={}, confusion=[], pixel_accuracy=None, miou=None, provenance={})
     page = _page(run)
     parsed(page)
-    assert "results/torn.json cannot be read" in page
+    assert "results/torn.json: cannot be used" in page
     assert "results/wrong.json cannot be read: ValueError: the confusion matrix does not fit the 3 classes" in page
     assert "IoU by class" in page
 

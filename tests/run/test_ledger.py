@@ -25,14 +25,14 @@ FINGERPRINT = Fingerprint.of({"x": 1})
 def record(shard, *, host="here", kept="0-3"):
     return CommitRecord(
         shard=shard, fingerprint=FINGERPRINT.digest, samples=16, kept=kept, dropped={"too-small": 1},
-        files={f"a/{shard}": ("00" * 32, 5)}, seconds=0.5, peak_memory=1, finished="now", host=host, job="",
-        versions={"python": "3"},
+        files={f"a/{shard}": ("00" * 32, 5)}, seconds=0.5, peak_memory=1, host=host, job="",
+        finished="2026-01-01T00:00:00+00:00", versions={"python": "3"},
     )  # fmt: skip
 
 
 @pytest.fixture
 def ledger(tmp_path):
-    made = Ledger(tmp_path / "run/ledger/mask", 6)
+    made = Ledger(tmp_path / "run/ledger/mask", 96, 16)
     made.create()
     return made
 
@@ -48,7 +48,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def start(self, shards):
         self.folder = tempfile.TemporaryDirectory()
         self.shards = shards
-        self.ledger = Ledger(Path(self.folder.name) / "run/ledger/mask", shards)
+        self.ledger = Ledger(Path(self.folder.name) / "run/ledger/mask", 16 * shards, 16)
         self.ledger.create()
         self.model = {}
 
@@ -159,7 +159,7 @@ def test_an_unfinished_stage_is_not_compacted(ledger):
 
 def test_compactions_and_reads_at_the_same_time_lose_nothing(tmp_path):
     count = 60
-    ledger = Ledger(tmp_path / "run/ledger/mask", count)
+    ledger = Ledger(tmp_path / "run/ledger/mask", 16 * count, 16)
     ledger.create()
     wrong, stop = [], threading.Event()
 

@@ -183,6 +183,38 @@ def test_a_checkpoint_that_does_not_fit_the_model_is_refused(change, tmp_path):
         go(tmp_path)
 
 
+@pytest.mark.parametrize("lost", ["all moments", "a moment", "a moment's shape", "an average"])
+def test_a_checkpoint_without_moments_or_averages_is_refused(lost, tmp_path):
+    averaged = {"ema_decay": 0.9}
+    go(tmp_path, stop_after=3, **averaged)
+    path = path_of(tmp_path, 4)
+    scalars, tensors = read(path)
+    if lost == "all moments":
+        tensors = {name: value for name, value in tensors.items() if not name.startswith("optimizer/")}
+    elif lost == "a moment":
+        del tensors["optimizer/decoder.query.weight/exp_avg_sq"]
+    elif lost == "an average":
+        del tensors["ema/decoder.query.weight"]
+    else:
+        tensors["optimizer/decoder.query.weight/exp_avg"] = torch.zeros(3)
+    path.write_bytes(save(tensors, metadata={"magicseg": json.dumps(scalars)}))
+    with pytest.raises(StoreError, match="no sound") as caught:
+        go(tmp_path, **averaged)
+    assert "magicseg reset train" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "scalars",
+    ["[", '{"format": 2, "step": "8"}', '{"format": 2, "step": -1, "identity": {}, "sums": {}}', "[" * 200_000],
+)
+def test_a_checkpoint_whose_scalars_cannot_be_used_is_passed_over(scalars, tmp_path):
+    whole = go(tmp_path / "whole")
+    go(tmp_path / "parts", checkpoint_every=2, keep_checkpoints=9, stop_after=3)
+    path = path_of(tmp_path / "parts", 4)
+    path.write_bytes(save(read(path)[1], metadata={"magicseg": scalars}))
+    assert go(tmp_path / "parts", checkpoint_every=2).weights_digest == whole.weights_digest
+
+
 def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
     """No file may grow beyond a limit, which the system reports as it does a full disk: in mid-write."""
     whole = go(tmp_path / "whole", checkpoint_every=3)
