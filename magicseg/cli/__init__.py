@@ -30,10 +30,11 @@ from magicseg.cli.output import report_error
 from magicseg.cli.streams import Streams
 from magicseg.collector import relax
 from magicseg.core.safe_path import forget_present_folder
+from magicseg.core.storage import complaint, remedy
 from magicseg.errors import DataError, MagicsegError, RunError, StoreError
 
 _CD = "the folder in which this was typed is gone: cd to another one"
-# What a path that was typed can have wrong, wherever it is used.
+# What a path that was typed can have wrong.
 _ABOUT_NAMES = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.EISDIR})
 
 app = typer.Typer(
@@ -134,7 +135,7 @@ def _is_folder_gone() -> bool:
 
 
 def _fault_of(error: OSError, streams: Streams) -> MagicsegError | None:
-    """What an error of the operating system says about where and how the command was typed; None if it does not."""
+    """What an error of the operating system that nothing else has explained says; None if it names no file."""
     if error is streams.lost:
         return StoreError(
             f"the results cannot be written to standard output: {error.strerror}",
@@ -142,8 +143,8 @@ def _fault_of(error: OSError, streams: Streams) -> MagicsegError | None:
         )
     if _is_folder_gone():
         return RunError(f"{error}", hint=_CD)
-    if error.filename is not None and error.errno in _ABOUT_NAMES:
-        return DataError(
-            f"{os.fsdecode(error.filename)}: {error.strerror}", hint="check the path and its permissions"
-        )
+    hint = remedy(error)
+    if error.filename is not None and hint is not None:
+        kind = DataError if error.errno in _ABOUT_NAMES else StoreError
+        return kind(f"{os.fsdecode(error.filename)}: {complaint(error)}", hint=hint)
     return None

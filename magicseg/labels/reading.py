@@ -11,7 +11,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -117,11 +117,11 @@ def labels_of(text: str) -> Vocabulary:
                 f"{printable(name, MAX_NAME)!r} looks like a file, not a label",
                 hint=f"a label list ends in {', '.join(SUFFIXES)}, and such a list may hold any name",
             )
-        lists.add(name, [], place)
+        # A qualifier, "bow (weapon)", is part of what is asked for.
+        lists.labels.append(Label(id=place, name=lists.clean(name, place, "a name")))
     if not lists.labels:
         raise LabelError("there are no labels", hint="--labels 'cat, dog', voc20, or a .txt or .yaml file")
-    # A qualifier, "bow (weapon)", is part of what is asked for.
-    return Vocabulary(name="typed", labels=tuple(replace(label, qualifier=None) for label in lists.labels))
+    return Vocabulary(name="typed", labels=tuple(lists.labels))
 
 
 @cache

@@ -88,7 +88,10 @@ class Vocabulary:
         for label in self.labels:
             earlier = seen.setdefault(name_key(label.name), label.id)
             if earlier != label.id:
-                raise LabelError(f"vocabulary {self.name!r}: {label.name!r} names both {earlier} and {label.id}")
+                raise LabelError(
+                    f"vocabulary {self.name!r}: {label.name!r} names both {earlier} and {label.id}",
+                    hint="remove one of the two",
+                )
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from magicseg.core.documents import parse_yaml, read_bytes
+from magicseg.core.layers import NotAGroup, assignments, lay_over
 from magicseg.core.text import printable
 from magicseg.errors import ConfigError
 from magicseg.launch.profile import ContainerSettings, Profile, key_of, shown_input
@@ -87,18 +88,13 @@ def _apply(data: dict[str, Any], override: str) -> None:
     key = key.strip()
     if not separator or not key.startswith(_OVERRIDE) or key == _OVERRIDE:
         raise ConfigError(f"--set {override!r} is not of the form slurm.KEY=VALUE", hint="--set slurm.partition=low")
-    node = data
-    *groups, name = key.removeprefix(_OVERRIDE).split(".")
-    for group in groups:
-        child = node.get(group)
-        if child is None:
-            child = node[group] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(
-                f"--set {override!r}: {group} is a value, not a group of settings", hint=f"--set slurm.{group}=VALUE"
-            )
-        node = child
-    node[name] = _parse(text, f"--set {override!r}")
+    path = tuple(key.removeprefix(_OVERRIDE).split("."))
+    try:
+        lay_over(data, assignments(_parse(text, f"--set {override!r}"), path))
+    except NotAGroup as error:
+        raise ConfigError(
+            f"--set {override!r}: {error} is a value, not a group of settings", hint=f"--set slurm.{error}=VALUE"
+        ) from None
 
 
 def _explain(error: ValidationError, source: str) -> ConfigError:

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from magicseg.core.text import printable
+from magicseg.core.text import command, printable
 from magicseg.errors import DataError
 
 # fmt: off
@@ -98,7 +98,7 @@ def images_in(folder: Path, out: Path, *, tell: Callable[[str], None] = lambda t
     if folder.resolve().is_relative_to(out.resolve()):
         raise DataError(
             f"{out}: the photographs lie in it, and masks would be taken for photographs",
-            hint=f"choose another folder, beside them or inside: --out {folder}/masks",
+            hint=f"choose another folder, beside them or inside: --out {command(folder / 'masks')}",
         )
     found, skipped = [], []
     for name in files_below(folder, without=out):

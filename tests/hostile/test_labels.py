@@ -52,7 +52,7 @@ def test_a_list_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
         ("cat, LVIS1203", "is the vocabulary 'lvis1203'"),
         ("", "no labels"),
         (" , ,", "no labels"),
-        ("cat, CAT", "already"),
+        ("cat, CAT", "names both 1 and 2"),
         ("cat, d\x1bog", r"U\+001B"),
         ("cat, \u202egod", r"U\+202E"),
         ("cat\nhint: rm", r"U\+000A"),

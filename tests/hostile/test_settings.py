@@ -250,3 +250,16 @@ def test_spans_of_a_protocol_are_written_out(tmp_path: Path) -> None:
     document = {**_PROTOCOL, "labels_in": [{"path": "{name}.png", "class_values": ["0 - 17", 19, "30-30"]}]}
     (tmp_path / "own.YAML").write_text(yaml.safe_dump(document))
     assert load_protocol(str(tmp_path / "own.YAML")).labels_in[0].class_values == (*range(18), 19, 30)
+
+
+def test_what_is_typed_over_a_profile_is_merged_key_by_key(tmp_path: Path) -> None:
+    from magicseg.launch.profile_files import load_profile
+
+    (tmp_path / "site.yaml").write_text("stages: {train: {gpus: 4, time: 10:00}}\nenvironment: {A: x}\n")
+    path = str(tmp_path / "site.yaml")
+    merged = load_profile(path, ["slurm.stages.train={time: 20:00}", "slurm.environment={B: y}"])
+    assert (merged.resources("train").gpus, merged.resources("train").time) == (4, "20:00")
+    assert merged.environment == {"A": "x", "B": "y"}
+    assert load_profile(path, ["slurm.environment={}"]).environment == {}
+    with pytest.raises(ConfigError, match=r"environment\.A is a value, not a group"):
+        load_profile(path, ["slurm.environment.A.b=1"])
