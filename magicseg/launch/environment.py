@@ -25,13 +25,14 @@ _IGNORED = re.compile("SBATCH_(DEBUG|COLOR|WAIT_PREFIX|(CPU|MEM)_BIND.*)")
 def site_overrides(profile: Profile) -> tuple[list[str], list[str]]:
     """Return overrides for what ``SBATCH_*`` variables say and the profile does not, and sentences for the user.
 
-    An override is ``slurm.KEY=VALUE``. The sentences name what is taken and what is left out.
+    An override is ``slurm.KEY=VALUE``. The sentences name what is taken and what is left out. Inside of a job, where
+    the variables may be meant for that job, all are left out.
     """
     overrides, taken, dropped = [], [], []
     for name in sorted(os.environ):
         if not name.startswith("SBATCH_") or _IGNORED.fullmatch(name) or not os.environ[name]:
             continue
-        key = _TAKEN.get(name)
+        key = None if "SLURM_JOB_ID" in os.environ else _TAKEN.get(name)
         if key is None:
             dropped.append(name)
             continue

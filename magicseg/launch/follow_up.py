@@ -72,7 +72,7 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
         raise RunError(
             f"{run.path}: submission {number} is no follow-up job", hint=command("magicseg", "status", run.path)
         )
-    asked = own.asked
+    asked = own.again()
     made = [one for one in submissions(run) if one.number in set(asked["submissions"])]
     for stage in STAGES:  # thousands of small files become one; here, where nobody waits for it
         ledger = run.ledger(stage)

@@ -108,6 +108,13 @@ class Submission:
             where = ".".join(map(str, ("resources", *first["loc"])))
             raise _damaged(self.folder, f"{where}: {first['msg']}") from None
 
+    def again(self) -> Mapping[str, Any]:
+        """What a follow-up job submits again. Raises: DamageError if the record does not say all of it."""
+        missing = sorted(_Asked.model_fields.keys() - self.asked.keys())
+        if missing:
+            raise _damaged(self.folder, f"asked has no {', '.join(missing)}")
+        return self.asked
+
     def write(self) -> None:
         """Keep the record."""
         data = {key: value for key, value in vars(self).items() if key != "folder"}
@@ -136,7 +143,7 @@ class _Asked(BaseModel):
     """What a follow-up job submits again; empty in other records."""
 
     model_config = ConfigDict(extra="forbid")
-    stage: str = ""
+    stage: Literal["describe", "generate", "mask", "train", "evaluate", "all"] = "all"
     profile: str = ""
     shards_per_task: int | None = None
     overrides: list[str] = []

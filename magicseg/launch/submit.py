@@ -104,6 +104,7 @@ def _name_queued(run: Run, request: Request, error: MagicsegError, begun: Sequen
     if not queued:
         return
     error.message += f"; in the queue by then: {', '.join(queued)}"
+    error.args = (error.message,)
     rest = command("magicseg", "submit", request.stage, run.path)
     all_out = command("magicseg", "cancel", run.path)
     error.hint = f"{error.hint + '; ' if error.hint else ''}{rest} submits the rest; {all_out} takes these back"

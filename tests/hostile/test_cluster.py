@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_runs import do, make_run
 
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
@@ -13,6 +15,8 @@ from magicseg.estimate.of_run import estimate
 from magicseg.launch.board import board_of
 from magicseg.launch.efficiency import efficiency
 from magicseg.launch.environment import refuse_named_secrets, site_overrides
+from magicseg.launch.follow_up import follow_up
+from magicseg.launch.gpus import gpus_in_count, gpus_in_list
 from magicseg.launch.jobs import next_number, submissions
 from magicseg.launch.logs import find_tasks, follow, last_lines
 from magicseg.launch.profile_files import load_profile
@@ -55,6 +59,15 @@ BANNER = "--------\n  Welcome to cluster 7, since 2019\n--------\n--> host (logi
 )
 def test_a_job_number_is_a_line_of_its_own(printed, numbers):
     assert job_numbers_in(printed) == numbers
+
+
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Nd", "Cs"]), max_size=30)),
+    st.integers(1, 10**9),
+    st.lists(st.text(st.characters(exclude_categories=["Nd", "Cs"]), max_size=30)),
+)
+def test_no_text_around_a_job_number_changes_it(before, number, after):
+    assert job_numbers_in("\n".join([*before, str(number), *after])) == {str(number)}
 
 
 @pytest.fixture
@@ -150,6 +163,19 @@ def test_gpus_count_for_processes_and_containers_however_slurm_is_asked(tmp_path
     assert train.processes_per_node == max(count, 1)
     assert ("--nv" in interpreter(profile, "train", tmp_path)) == (count > 0)
     assert not profile.resources("follow-up").asks_gpu
+
+
+types = st.from_regex("[a-z][a-z0-9_]{0,8}", fullmatch=True)
+
+
+@given(st.lists(st.tuples(st.none() | types, st.integers(0, 64)), min_size=1, max_size=6), st.lists(types))
+def test_gpus_of_several_types_add_up_whatever_else_is_asked_for(asked, others):
+    counts = [f"{kind}:{count}" if kind else str(count) for kind, count in asked]
+    other = [f"{name}:7" for name in others if name not in {"gpu", "shard", "mps", "gres"}]
+    total = sum(count for _, count in asked)
+    assert gpus_in_count(",".join(counts)) == total
+    assert gpus_in_list(",".join([*other, *(f"gpu:{text}" for text in counts)])) == total
+    assert gpus_in_list(",".join([*(f"gres/gpu:{text}" for text in counts), *other])) == total
 
 
 @pytest.mark.parametrize(
@@ -333,7 +359,7 @@ def test_the_variable_that_a_setting_names_is_a_secret_whatever_it_is_called(tmp
 
 
 def test_sbatch_variables_count_where_the_profile_says_nothing_and_others_are_told(tmp_path, monkeypatch):
-    for name in [name for name in os.environ if name.startswith("SBATCH_")]:
+    for name in [name for name in os.environ if name.startswith(("SBATCH_", "SLURM_"))]:
         monkeypatch.delenv(name)
     for name, value in {"ACCOUNT": "lab", "PARTITION": "low", "RESERVATION": "spring", "TIMELIMIT": "5"}.items():
         monkeypatch.setenv(f"SBATCH_{name}", value)
@@ -346,10 +372,15 @@ def test_sbatch_variables_count_where_the_profile_says_nothing_and_others_are_to
         "SBATCH_RESERVATION (reservation)",
         "of your environment, not used: SBATCH_PARTITION, SBATCH_TIMELIMIT; the profile says what jobs ask for",
     ]
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    overrides, told = site_overrides(profile)
+    assert overrides == []
+    assert "not used: SBATCH_ACCOUNT, SBATCH_PARTITION" in told[0]
 
 
 @pytest.mark.parametrize("value", ["a b", "x\n#SBATCH --uid=0", "-x", "$(id)", "{a: b}", "&a", "!!int x"])
 def test_an_sbatch_variable_adds_no_option_and_no_line(tmp_path, monkeypatch, value):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     monkeypatch.setenv("SBATCH_ACCOUNT", value)
     overrides, _ = site_overrides(profile_of(tmp_path, "cpus: 1"))
     with pytest.raises(ConfigError, match="account"):
@@ -402,6 +433,7 @@ RECORDS = {
     "ended beyond the tasks": damaged(ended={"FAILED": "0-999999999"}),
     "parent as text": damaged(parent="1"),
     "asked as list": damaged(asked=[1]),
+    "asked for another stage": damaged(asked={"stage": "paint"}),
     "asked for odd submissions": damaged(asked={"submissions": "all"}),
     "a new key": damaged(new=1),
 }
@@ -448,6 +480,12 @@ def test_resources_that_no_job_could_ask_for_are_damage_where_they_are_needed(em
     assert cluster_status(empty)["jobs"]
     with pytest.raises(DamageError, match=r"submission\.json.*resources"):
         efficiency(empty)
+
+
+def test_a_follow_up_job_whose_record_does_not_say_what_to_submit_is_damage(empty, folder):
+    (folder / "submission.json").write_bytes(damaged(stage="follow-up", asked={"submissions": [1]}))
+    with pytest.raises(DamageError, match=r"submission\.json.*asked has no overrides, profile"):
+        follow_up(empty, 1)
 
 
 @pytest.mark.parametrize("job", ["-----\n  Welcome\n4", "", "7; rm -rf x", "../../x", "-9", "1" * 40])
