@@ -234,6 +234,8 @@ class _Worker:
                         image, truth = next(loaded)
                         numbers = label_image(self.head, image, protocol, self.threshold, path)
                     counting.append(self.pool.submit(self._count, image, truth, numbers))
+                    if len(counting) > self.ahead:
+                        counting[-1 - self.ahead].exception()  # wait: images that queue up need memory
                 except ImageFailed as failure:
                     self.failed.append(failure)
                 done += 1

@@ -24,6 +24,7 @@ EXAMPLES = 4
 _BARS = 60  # classes in a column
 _NAMED = 8  # classes in a picture's legend
 _DPI = 110
+_EXAMPLE_SIDE = 1024  # pixels of an example image that are shown at least, of a large one
 
 
 def write_charts(results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -72,9 +73,11 @@ def write_examples(
 def _example(
     head: "Head", data: DataSet, name: str, threshold: Threshold | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]:
-    """Image, ground truth and prediction, ignored pixels as IGNORE in both."""
+    """Image, ground truth and prediction, ignored pixels as IGNORE in both; of large images every n-th pixel."""
     image, truth = data.pair(name)
     numbers = label_image(head, image, data.protocol, threshold, name)
+    step = max(1, max(truth.shape) // _EXAMPLE_SIDE)
+    image, truth, numbers = (np.ascontiguousarray(each[::step, ::step]) for each in (image, truth, numbers))
     ignored = truth == data.protocol.ignore_value
     return image, np.where(ignored, IGNORE, truth).astype(np.uint16), numbers
 
