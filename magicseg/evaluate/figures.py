@@ -77,7 +77,11 @@ def _example(
     image, truth = data.pair(name)
     numbers = label_image(head, image, data.protocol, threshold, name)
     step = max(1, max(truth.shape) // _EXAMPLE_SIDE)
-    image, truth, numbers = (np.ascontiguousarray(each[::step, ::step]) for each in (image, truth, numbers))
+    image, truth, numbers = (
+        image[::step, ::step].copy(),
+        truth[::step, ::step].copy(),
+        numbers[::step, ::step].copy(),
+    )
     ignored = truth == data.protocol.ignore_value
     return image, np.where(ignored, IGNORE, truth).astype(np.uint16), numbers
 
