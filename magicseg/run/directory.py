@@ -12,7 +12,7 @@ RUN/estimate.json   what the pilots of `magicseg estimate` have measured
 """
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from magicseg.core.text import command
 from magicseg.errors import PlanMismatch, RunError
 from magicseg.evaluate.settings import is_protocol_file
 from magicseg.labels import Vocabulary, is_label_file, load_vocabulary
+from magicseg.run.claims import holder
 from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.run.fingerprint import (
     STAGES,
@@ -168,6 +169,16 @@ class Run:
         """A stage's ledger."""
         return Ledger(self.path / "ledger" / stage, self.plan.samples, self.plan.shard_size)
 
+    def refuse_live_claims(self, stages: Sequence[str], then: str) -> None:
+        """Raise RunError if somebody is at work on one of the stages. Args: then: the command for afterwards."""
+        for stage in stages:
+            ledger = self.ledger(stage)
+            for shard in ledger.live_claims():
+                raise RunError(
+                    f"{self.path}: shard {shard} of {stage} is being worked on: {holder(ledger.claim_path(shard))}",
+                    hint=f"wait for it, or stop it; then: {then}",
+                )
+
     def checked_commits(self, stage: str) -> dict[int, CommitRecord]:
         """A stage's commits. Raises: PlanMismatch if some were made with other settings."""
         ledger = self.ledger(stage)
@@ -210,6 +221,7 @@ class Run:
                 dropped = ["plan", *STAGES]
             else:
                 dropped = list(STAGES[STAGES.index(stage) :]) if stage in STAGES else []
+                self.refuse_live_claims(dropped, command("magicseg", "reset", stage, self.path))
                 if dropped and stage != STAGES[0]:  # on what is stale, nothing can be done anew
                     above = STAGES[STAGES.index(stage) - 1]
                     self.refuse_stale(above, self.ledger(above).commits())

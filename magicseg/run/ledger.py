@@ -23,7 +23,7 @@ from magicseg.core.documents import parse_json, read_bytes, read_json
 from magicseg.core.text import command
 from magicseg.errors import DamageError, DataError
 from magicseg.run.claims import is_live
-from magicseg.run.files import TEMPORARY, to_json, write_atomic
+from magicseg.run.files import TEMPORARY, fsync_path, to_json, write_atomic
 from magicseg.run.fingerprint import Fingerprint
 from magicseg.run.ranges import count_ranges, parse_ranges
 
@@ -183,9 +183,11 @@ class Ledger:
 
     def commits_except(self, unreadable: Collection[Path]) -> dict[int, CommitRecord]:
         """All commit records but those in files known to be damaged."""
-        singles = {
-            shard: self._read_record(path) for shard, path in self._listed("commits") if path not in unreadable
-        }
+        singles = {}
+        for shard, path in self._listed("commits"):
+            if path not in unreadable:
+                with contextlib.suppress(FileNotFoundError):  # moved into the compact file meanwhile
+                    singles[shard] = self._read_record(path)
         return (self._sound_lines() if self.compact_path in unreadable else self._compacted()) | singles
 
     def committed(self, shard: int) -> CommitRecord | None:
@@ -213,6 +215,10 @@ class Ledger:
             except DataError as error:
                 found[shard] = f"unreadable note: {error.message}"
         return {shard: why for shard, why in found.items() if shard < self.shards}
+
+    def live_claims(self) -> list[int]:
+        """Shards that somebody may be at work on."""
+        return [shard for shard in self.claimed() if is_live(self.claim_path(shard))]
 
     def claimed(self) -> list[int]:
         """Shards with a claim, live or not."""
@@ -251,6 +257,8 @@ class Ledger:
         for shard in shards:
             self.record_path(shard).unlink(missing_ok=True)
             self.failure_path(shard).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            fsync_path(self.folder / "commits")  # what belongs to a commit goes only once the commit is gone
 
     def unreadable(self) -> list[Path]:
         """Record files that are damaged, and files that do not belong in the ledger.
@@ -280,9 +288,8 @@ class Ledger:
 
     def leftovers(self) -> list[Path]:
         """Temporary files of writers that were killed; none while anybody is at work on the stage."""
-        if any(is_live(self.claim_path(shard)) for shard in self.claimed()):
-            return []
-        return sorted(path for path in self.folder.rglob(f"*{TEMPORARY}") if path.is_file())
+        found = sorted(path for path in self.folder.rglob(f"*{TEMPORARY}") if path.is_file())
+        return [] if self.live_claims() else found  # asked last: whoever begins now writes what is not in the list
 
     def salvage(self) -> None:
         """Write the compact file again without its damaged lines."""

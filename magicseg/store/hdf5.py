@@ -25,7 +25,7 @@ from magicseg.core.text import command
 from magicseg.errors import ConfigError, DataError, IncompleteError, RunError
 from magicseg.labels import Vocabulary
 from magicseg.run.directory import Run
-from magicseg.run.files import TEMPORARY, storage_errors
+from magicseg.run.files import fsync_path, publish, storage_errors, temporary_beside
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
@@ -52,23 +52,24 @@ def export_hdf5(run: Run, out: Path, progress: Callable[[int], None] = lambda sh
 
     Raises: IncompleteError when shards are missing, DataError if ``out`` exists.
     """
-    if out.exists():
-        raise DataError(f"{out}: exists", hint="choose another file")
-    digest = logical_digest(run)
-    temporary = out.with_name(out.name + TEMPORARY)
-    try:
-        with (
-            storage_errors(out, "choose a place with free space that you can write to"),
-            temporary.open("w+b", buffering=0) as raw,
-        ):
-            sink = _Sink(raw)
-            with h5py.File(sink, "w") as file:
-                _fill(file, run, digest, sink, progress)
-            sink.refuse_errors()
-            os.fsync(raw.fileno())
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    taken = DataError(f"{out}: exists", hint="choose another file")
+    with storage_errors(out, "choose another file, or type the same again"):
+        if os.path.lexists(out):
+            raise taken
+        digest = logical_digest(run)
+        temporary = temporary_beside(out)
+        try:
+            with temporary.open("x+b", buffering=0) as raw:  # refuses links
+                sink = _Sink(raw)
+                with h5py.File(sink, "w") as file:
+                    _fill(file, run, digest, sink, progress)
+                sink.refuse_errors()
+                os.fsync(raw.fileno())
+            if not publish(temporary, out):
+                raise taken
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_path(out.parent)
 
 
 def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Callable[[int], None]) -> None:
@@ -83,7 +84,10 @@ def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Calla
                 for index, stream in zip(samples, values, strict=True):
                     file[target][index] = np.frombuffer(stream, np.uint8)
                 continue
-            file[target][cut] = values.astype(object) if source == "describe/captions" else values
+            if source == "describe/captions":
+                _refuse_nul(run, samples, values)
+                values = values.astype(object)
+            file[target][cut] = values
         for column, stage in enumerate(STAGES):
             file["quality"][cut, column] = store.read(f"{stage}/quality", cut.start, cut.stop).astype(object)
         sink.refuse_errors()
@@ -94,6 +98,16 @@ def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Calla
     file.attrs["fingerprints"] = json.dumps({stage: run.fingerprints[stage].digest for stage in STAGES})
     file.attrs["digest"] = digest
     file.attrs["format"] = FORMAT
+
+
+def _refuse_nul(run: Run, samples: range, captions: Any) -> None:
+    """Raise DataError, naming the sample, for a caption with U+0000, at which texts of HDF5 end."""
+    for index, pair in zip(samples, captions, strict=True):
+        if any("\0" in str(text) for text in pair):
+            raise DataError(
+                f"{run.path}: a caption of sample {index} holds U+0000, which texts of HDF5 cannot hold",
+                hint=f"{command('magicseg', 'reset', 'describe', run.path)}   # then make captions and images again",
+            )
 
 
 class _Sink:

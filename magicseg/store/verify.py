@@ -1,24 +1,28 @@
 """Checking a run's files against its ledger, and taking back what is damaged."""
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from magicseg.core.documents import open_regular, read_json
 from magicseg.core.text import command
-from magicseg.errors import DamageError
+from magicseg.errors import DamageError, RunError
 from magicseg.labels import load_vocabulary
-from magicseg.run.claims import is_live
+from magicseg.run.claims import holder, is_live, try_claim
 from magicseg.run.directory import Run
 from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.run.fingerprint import STAGES
-from magicseg.run.ledger import CommitRecord
+from magicseg.run.ledger import CommitRecord, Ledger
 from magicseg.run.plan import plan_damage, write_plan
 from magicseg.store.dataset import ARRAYS, metadata_files
 
 QUARANTINE = "quarantine"
+_METADATA_BYTES = 1 << 20
 
 
 @dataclass
@@ -72,18 +76,24 @@ def inspect(run: Run, progress: Callable[[int], None] = lambda count: None) -> F
 
 
 def repair(run: Run, findings: Findings) -> list[str]:
-    """Undo what is damaged, so that the next run redoes it. Returns: what was done, a sentence each."""
+    """Undo what is damaged, so that the next run redoes it. Returns: what was done, a sentence each.
+
+    Whatever belongs to a shard is touched only under the shard's claim, and after another look at its commit: work
+    that others commit meanwhile stays. Raises: RunError if somebody is at work on the run; StoreError.
+    """
     done: list[str] = []
-    with storage_errors(run.path, command("magicseg", "repair", run.path)):
+    then = command("magicseg", "repair", run.path)
+    with storage_errors(run.path, then):
         if plan_damage(run.path / "plan"):
             write_plan(run.path / "plan", run.config, load_vocabulary(run.config.labels.vocabulary))
             return ["plan: drawn again from the configuration; run verify again"]
+        run.refuse_live_claims(STAGES, then)
         compact = {run.ledger(stage).compact_path: run.ledger(stage) for stage in STAGES}
         for path in findings.records:
             if path in compact:
                 compact[path].salvage()
                 done.append(f"{path}: damaged records removed")
-            else:
+            elif path.exists():
                 done.append(f"{path}: moved to {_set_aside(run, path)}")
         expected = metadata_files(run.plan, run.config) if findings.metadata else {}
         for name in findings.metadata:
@@ -91,15 +101,57 @@ def repair(run: Run, findings: Findings) -> list[str]:
             write_atomic(run.store.path / name, expected[name])
             done.append(f"{name}: metadata written again")
         for stage, shards in findings.shards.items():
-            run.ledger(stage).take_back(shards)
-            done += [f"shard {shard} of {stage}: commit taken back" for shard in sorted(shards)]
+            ledger = run.ledger(stage)
+            for shard in sorted(shards):
+                with _claimed(ledger, shard) as record:
+                    if record is not None and _record_faults(run, record):
+                        ledger.take_back({shard})
+                        done.append(f"shard {shard} of {stage}: commit taken back")
+        removed = 0
         for path in findings.leftovers:
-            path.unlink(missing_ok=True)
-        if findings.leftovers:
-            done.append(f"{len(findings.leftovers)} leftovers of interrupted work removed")
-        for path in findings.foreign:
-            done.append(f"{path}: moved to {_set_aside(run, path)}")
+            owner = _owner(run, path)
+            if owner is None:  # of the ledger
+                path.unlink(missing_ok=True)
+                removed += 1
+                continue
+            with _claimed(*owner) as record:
+                name = str(path.relative_to(run.store.path))
+                if record is None or name not in record.files:
+                    path.unlink(missing_ok=True)
+                    removed += 1
+        if removed:
+            done.append(f"{removed} leftovers of interrupted work removed")
+        left = [path for path in findings.foreign if os.path.lexists(path)]
+        done += [f"{path}: moved to {_set_aside(run, path)}" for path in left]
     return done
+
+
+@contextlib.contextmanager
+def _claimed(ledger: Ledger, shard: int) -> Iterator[CommitRecord | None]:
+    """Hold a shard's claim. Yields: its commit record, read under the claim. Raises: RunError if others hold it."""
+    ledger.create()
+    claim = try_claim(ledger.claim_path(shard))
+    if claim is None:
+        raise RunError(
+            f"{ledger.folder}: shard {shard} is being worked on: {holder(ledger.claim_path(shard))}",
+            hint="wait for it, then repair again",
+        )
+    with claim:
+        yield ledger.committed(shard)
+
+
+def _owner(run: Run, path: Path) -> tuple[Ledger, int] | None:
+    """The ledger and shard that a file of the store belongs to; None for files elsewhere."""
+    if not path.is_relative_to(run.store.path):
+        return None
+    stage, _, name = path.relative_to(run.store.path).parts
+    return run.ledger(stage), int(name.partition(".")[0])
+
+
+def _record_faults(run: Run, record: CommitRecord) -> list[str]:
+    """What is wrong with the files of a shard, by file and fault."""
+    faults = ((name, _file_fault(run.store.path / name, *record.files[name])) for name in record.files)
+    return [f"{name}: {fault}" for name, fault in faults if fault]
 
 
 def _set_aside(run: Run, path: Path) -> Path:
@@ -112,17 +164,22 @@ def _set_aside(run: Run, path: Path) -> Path:
 
 
 def _file_fault(path: Path, digest: str, size: int) -> str | None:
+    """What is wrong with a file. Raises: DamageError if the operating system does not let us read it."""
     try:
-        actual = path.stat().st_size
-        if actual != size:
-            return f"has {actual} bytes, not {size}"
-        with path.open("rb") as file:
+        with open_regular(path, error=DamageError) as file:
+            actual = os.fstat(file.fileno()).st_size
+            if actual != size:
+                return f"has {actual} bytes, not {size}"
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 return "checksum differs"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
+    except DamageError as error:
+        if isinstance(error.__cause__, PermissionError):
+            raise
+        return error.message.removeprefix(f"{path}: ")
     return None
 
 
@@ -130,11 +187,14 @@ def _check_metadata(run: Run, findings: Findings) -> None:
     for name, content in metadata_files(run.plan, run.config).items():
         path = run.store.path / name
         try:
-            fault = None if json.loads(path.read_bytes()) == json.loads(content) else "is not this run's metadata"
+            found = read_json(path, dict[str, Any], limit=_METADATA_BYTES, error=DamageError)
+            fault = None if found == json.loads(content) else "is not this run's metadata"
         except FileNotFoundError:
             fault = "is missing"
-        except (OSError, ValueError) as error:
-            fault = f"cannot be read: {error}"
+        except DamageError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise
+            fault = error.message.removeprefix(f"{path}: ")
         if fault:
             findings.damage.append(f"{path}: {fault}")
             findings.metadata.append(name)
@@ -156,11 +216,12 @@ def _find_foreign(run: Run, commits: dict[str, dict[int, CommitRecord]], finding
         array, _, name = relative.rpartition("/")
         shard = name.partition(".")[0]
         stage = array.partition("/")[0]
-        if array in open_shards and shard.isdigit() and int(shard) in open_shards[array]:
+        is_shard = shard.isascii() and shard.isdigit() and array in open_shards and int(shard) < run.plan.shards
+        if is_shard and int(shard) in open_shards[array]:
             if is_live(run.ledger(stage).claim_path(int(shard))):
                 continue  # somebody is writing it now
             findings.leftovers.append(path)
-        elif array in open_shards and shard.isdigit() and path.name.endswith(TEMPORARY):
+        elif is_shard and path.name.endswith(TEMPORARY):
             findings.leftovers.append(path)
         else:
             findings.damage.append(f"{path}: does not belong to the store")
