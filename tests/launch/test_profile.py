@@ -427,7 +427,7 @@ FIELDS = {
     "cache": lambda text: {"container": {"image": "a", "cache": text}},
     "verify": lambda text: {"container": {"image": "a", "verify": text}},
 }
-HARMLESS = {"memory": "1G", "time": "10", "extra name": "nice"}
+HARMLESS = {"memory": "1G", "time": "10", "extra name": "nice", "cache": "/a"}
 PIECES = (
     *(
         "\n",
