@@ -20,6 +20,7 @@ from magicseg.generate.settings import ImageQualitySettings, ValiditySettings
 from magicseg.settings import Settings
 from magicseg.train.settings import TrainSettings
 
+_YAML = "write each key once, and quote texts with ': ', ' #', brackets or a leading '!' or '*' in them"
 _NUMBER = "write a number, without quotes: 16, 0.5 or 1e-5"
 _HINTS = {"bool_type": "write true or false", "int_type": _NUMBER, "float_type": _NUMBER, "finite_number": _NUMBER}
 
@@ -163,7 +164,7 @@ def validate_config(data: Mapping[str, Any], *, source: str) -> Config:
 
 @lru_cache(maxsize=8)
 def _parsed(text: str, source: str) -> Any:
-    return parse_yaml(text, source=source)
+    return parse_yaml(text, source=source, hint=_YAML)
 
 
 def _parse(text: str, source: str) -> Any:
@@ -196,7 +197,7 @@ def _apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
                 f"--set {printable(override, 200)!r} is not of the form key.path=value", hint="--set plan.samples=256"
             )
         shown = f"--set {printable(override, 200)!r}"
-        value = parse_yaml(text, source=shown)
+        value = parse_yaml(text, source=shown, hint=_YAML)
         for assignment in assignments(value, tuple(key.strip().split("."))):
             layer.append(assignment)
             texts[assignment[0]] = shown

@@ -5,6 +5,7 @@ profile.resources("train").nodes
 """
 
 import difflib
+import os
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -173,6 +174,13 @@ class ContainerSettings(Settings):
     def _file(cls, path: str | None) -> str | None:
         """Jobs begin in another folder."""
         return path if path is None else absolute(path)
+
+    @field_validator("cache", "binds", mode="before")
+    @classmethod
+    def _with_home(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [cls._with_home(item) for item in value]
+        return os.path.expanduser(value) if isinstance(value, str) else value
 
     @field_validator("cache")
     @classmethod

@@ -1,6 +1,7 @@
 """Profiles as files: the shipped ones, one's own, and values over them from the command line."""
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -58,7 +59,7 @@ def load_profile(reference: str, overrides: Sequence[str] = ()) -> Profile:
     else:
         hint = f"profiles: {', '.join(profile_names())}; or the path of a file, PATH.yaml"
         try:
-            data = read_bytes(Path(reference), limit=_MOST_BYTES, error=ConfigError, hint=hint)
+            data = read_bytes(Path(os.path.expanduser(reference)), limit=_MOST_BYTES, error=ConfigError, hint=hint)
             text = data.decode("utf-8-sig")
         except (FileNotFoundError, UnicodeDecodeError) as error:
             raise ConfigError(f"{reference}: is not a profile that can be read: {error}", hint=hint) from None

@@ -263,3 +263,15 @@ def test_what_is_typed_over_a_profile_is_merged_key_by_key(tmp_path: Path) -> No
     assert load_profile(path, ["slurm.environment={}"]).environment == {}
     with pytest.raises(ConfigError, match=r"environment\.A is a value, not a group"):
         load_profile(path, ["slurm.environment.A.b=1"])
+
+
+def test_paths_in_a_profile_may_begin_at_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from magicseg.launch.profile_files import load_profile
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "container: {image: ~/a.sif, cache: ~/cache, binds: ['~/data:/data', /scratch], verify: ~/key.pem}"
+    (tmp_path / "site.yaml").write_text(text)
+    container = load_profile(str(tmp_path / "site.yaml")).container
+    assert container is not None
+    assert (container.image, container.cache) == (f"{tmp_path}/a.sif", f"{tmp_path}/cache")
+    assert (container.binds, container.verify) == ((f"{tmp_path}/data:/data", "/scratch"), f"{tmp_path}/key.pem")
