@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from magicseg.container.runtime import Runtime, call, command
+from magicseg.core.documents import parse_json, read_json
 from magicseg.core.text import command as typed
-from magicseg.errors import ContainerError
+from magicseg.errors import ContainerError, DataError
 from magicseg.run.files import write_atomic
 
 VERSION_LABEL = "org.opencontainers.image.version"
@@ -58,9 +61,8 @@ def _memory() -> Path:
 
 def _recalled() -> dict[str, str]:
     try:
-        known = json.loads(_memory().read_bytes())
-        return {str(key): str(digest) for key, digest in known.items()}
-    except (OSError, ValueError, AttributeError, RuntimeError):  # none, damaged, or no home: hash again
+        return read_json(_memory(), dict[str, str])
+    except (OSError, DataError, RuntimeError):  # none, damaged, or no home: hash again
         return {}
 
 
@@ -73,12 +75,26 @@ def _remember(known: dict[str, str]) -> None:
         return
 
 
+class _Attributes(BaseModel):
+    labels: dict[str, Any] | None
+
+
+class _Data(BaseModel):
+    attributes: _Attributes
+
+
+class _Inspected(BaseModel):
+    """What ``apptainer inspect --json --labels`` prints."""
+
+    data: _Data
+
+
 def labels(runtime: Runtime, path: Path) -> dict[str, str]:
     """An image's labels. Raises: ContainerError if it is none."""
     done = call([runtime.path, "inspect", "--json", "--labels", str(path)])
     try:
-        found = json.loads(done.stdout)["data"]["attributes"]["labels"] or {}
-    except (ValueError, KeyError, TypeError):
+        found = parse_json(done.stdout, _Inspected, source=path).data.attributes.labels or {}
+    except DataError:
         raise ContainerError(
             f"{path}: is not an image: {_last_line(done.stderr)}", hint="magicseg container build IMAGE.sif"
         ) from None

@@ -88,7 +88,7 @@ class Trial:
         done = self.do(*arguments)
         try:
             return json.loads(done.stdout.strip().splitlines()[-1])
-        except (ValueError, IndexError):
+        except (ValueError, IndexError, RecursionError):
             raise ContainerError(f"exit code {done.returncode}: {_end_of(done)}") from None
 
 

@@ -1,5 +1,6 @@
 """What sites, profiles and records of submissions may hold: banners, odd GPUs, YAML, JSON, secrets. No traceback."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import do, make_run
 
+from magicseg.container.image import identify, labels
+from magicseg.container.runtime import Runtime
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
-from magicseg.errors import ConfigError, DamageError, MagicsegError, RunError, StoreError
+from magicseg.errors import ConfigError, ContainerError, DamageError, MagicsegError, RunError, StoreError
 from magicseg.estimate.of_run import estimate
 from magicseg.launch.board import board_of
 from magicseg.launch.efficiency import efficiency
@@ -585,3 +588,22 @@ def test_a_log_that_may_not_be_read_is_told(folder, monkeypatch):
     for read in (lambda: last_lines(log, 1), lambda: next(follow(log, lambda: False))):
         with pytest.raises(RunError, match=r"7_0_log\.out: cannot be read: Permission denied"):
             read()
+
+
+@pytest.mark.parametrize("said", ["", "[]", "[" * 200_000, "{}", '{"data": {"attributes": {"labels": [1]}}}', "\0"])
+def test_what_an_image_says_of_itself_is_checked(tmp_path, said):
+    program = tmp_path / "apptainer"
+    (tmp_path / "said").write_text(said)
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/said\n")
+    program.chmod(0o755)
+    with pytest.raises(ContainerError, match="is not an image"):
+        labels(Runtime(str(program), "apptainer", (1, 4), ""), tmp_path / "image.sif")
+
+
+@pytest.mark.parametrize("said", ["", "[]", "[" * 200_000, '{"a": 1}', "\xff"])
+def test_remembered_digests_that_cannot_be_used_are_made_again(tmp_path, monkeypatch, said):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "magicseg").mkdir()
+    (tmp_path / "magicseg/images.json").write_bytes(said.encode("latin-1"))
+    (tmp_path / "image.sif").write_bytes(b"image")
+    assert identify(tmp_path / "image.sif").digest == f"sha256:{hashlib.sha256(b'image').hexdigest()}"
