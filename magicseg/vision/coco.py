@@ -28,7 +28,6 @@ _FILE_BYTES = 8 << 30
 _NUMBER_DIGITS = 18
 # pycocotools allocates about 100 bytes for every pixel of a polygon's outline.
 _OUTLINE_PIXELS = 2_000_000
-_SHORT_OUTLINE = 20_000
 _HINT = "is the file complete? export it again"
 _READERS = 8
 
@@ -194,14 +193,16 @@ def _checked(document: _Document, path: Path, digest: str) -> CocoFile:
             category_place = _place(category_places, annotation["category_id"], "category")
             if annotation["segmentation"] == []:
                 continue
-            drawn_area = _check_shape(annotation["segmentation"], *sizes[image])
+            _check_shape(annotation["segmentation"], *sizes[image])
             area = annotation.get("area")
+            if area is None or not math.isfinite(area):
+                area = _area(annotation["segmentation"])
             instances[image].append(
                 {
                     "id": _number(annotation.get("id", order)),
                     "category": category_place + 1,
                     "crowd": bool(annotation.get("iscrowd")),
-                    "area": area if area is not None and math.isfinite(area) else drawn_area,
+                    "area": area,
                     "segmentation": annotation["segmentation"],
                 }
             )
@@ -267,12 +268,14 @@ def _size(entry: _ImageEntry) -> tuple[int, int]:
     return height, width
 
 
-def _check_shape(segmentation: Any, height: int, width: int) -> float:
-    """Return the area of a shape, pixels, after checking it."""
+def _check_shape(segmentation: Any, height: int, width: int) -> None:
     if isinstance(segmentation, list):
-        if sum(_outline(part, height, width) for part in segmentation) > _OUTLINE_PIXELS:
+        for part in segmentation:
+            _check_polygon(part, height, width)
+        at_most = sum(map(len, segmentation)) / 2 * 3 * max(height, width)
+        if at_most > _OUTLINE_PIXELS and sum(map(_outline, segmentation)) > _OUTLINE_PIXELS:
             raise _Fault(f"its outlines are longer than {_OUTLINE_PIXELS:,} pixels")
-        return sum(map(_polygon_area, segmentation))
+        return
     if not isinstance(segmentation, dict):
         raise _Fault("its segmentation is neither polygons nor run lengths")
     if segmentation.get("size") != [height, width]:
@@ -284,11 +287,9 @@ def _check_shape(segmentation: Any, height: int, width: int) -> float:
         raise _Fault("its run lengths cannot be read")
     if sum(runs) != height * width:
         raise _Fault("its run lengths do not fill the image")
-    return float(sum(runs[1::2]))
 
 
-def _outline(part: Any, height: int, width: int) -> float:
-    """Return the length of a polygon's outline, pixels, after checking its points; 0 if it is surely short."""
+def _check_polygon(part: Any, height: int, width: int) -> None:
     if not isinstance(part, list) or not set(map(type, part)) <= {int, float}:
         raise _Fault("a polygon of it is no list of numbers")
     if len(part) < 6 or len(part) % 2:
@@ -302,15 +303,25 @@ def _outline(part: Any, height: int, width: int) -> float:
     xs, ys = part[::2], part[1::2]
     if min(xs) < -width or max(xs) > 2 * width or min(ys) < -height or max(ys) > 2 * height:
         raise _Fault(f"a polygon of it lies far outside of its image of {width} x {height} pixels")
-    if len(xs) * 3 * max(height, width) <= _SHORT_OUTLINE:
-        return 0.0
-    return float(sum(max(abs(xs[n] - xs[n - 1]), abs(ys[n] - ys[n - 1])) for n in range(len(xs))))
 
 
-def _polygon_area(part: Sequence[float]) -> float:
+def _outline(part: Sequence[float]) -> float:
+    """Return the length of a polygon's outline, pixels, as pycocotools walks it."""
     xs, ys = part[::2], part[1::2]
-    twice = sum(xs[place - 1] * ys[place] - xs[place] * ys[place - 1] for place in range(len(xs)))
-    return abs(twice) / 2
+    return sum(max(abs(xs[n] - xs[n - 1]), abs(ys[n] - ys[n - 1])) for n in range(len(xs)))
+
+
+def _area(segmentation: Any) -> float:
+    """Return the area of a checked shape, pixels."""
+    if isinstance(segmentation, dict):
+        counts = segmentation["counts"]
+        runs = _unpacked(counts) if isinstance(counts, str) else counts
+        return float(sum((runs or [])[1::2]))
+    twice = 0.0
+    for part in segmentation:
+        xs, ys = part[::2], part[1::2]
+        twice += abs(sum(xs[n - 1] * ys[n] - xs[n] * ys[n - 1] for n in range(len(xs))))
+    return twice / 2
 
 
 def _unpacked(text: str) -> list[int] | None:
