@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from magicseg.core.documents import without_nan
 from magicseg.core.text import indented, printable
 from magicseg.errors import MagicsegError
 
@@ -34,7 +35,7 @@ def report_error(error: MagicsegError) -> None:
 
 def print_json(value: Any) -> None:
     """Plain JSON on standard output; what a terminal would act on is written as escapes."""
-    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = json.dumps(without_nan(value), indent=1, ensure_ascii=False, allow_nan=False)
     typer.echo(_ACTING_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 

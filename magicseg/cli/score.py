@@ -20,12 +20,13 @@ def score(
     """Score predicted class maps on a benchmark."""
     import json
 
+    from magicseg.core.documents import without_nan
     from magicseg.evaluate.protocol import load_protocol
     from magicseg.evaluate.score import score as score_predictions
 
     result = score_predictions(load_protocol(benchmark), data, predictions)
     if as_json:
-        typer.echo(json.dumps(result.to_dict()))
+        typer.echo(json.dumps(without_nan(result.to_dict()), allow_nan=False))
     else:
         _print_table(result)
 

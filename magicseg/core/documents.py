@@ -8,10 +8,11 @@ number.
 """
 
 import io
+import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -184,6 +185,17 @@ def read_text(path: Path, *, error: type[MagicsegError] = ConfigError, hint: str
 def read_yaml(path: Path, *, error: type[MagicsegError] = ConfigError, hint: str | None = None) -> Any:
     """Return a YAML file's plain data: `read_text`, then `parse_yaml`, with the errors of both."""
     return parse_yaml(read_text(path, error=error, hint=hint), source=path, error=error, hint=hint)
+
+
+def without_nan(value: Any) -> Any:
+    """Return plain data with None for every number that is not finite: JSON has no such numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
 
 
 def to_yaml(value: Any) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.documents import parse_json, read_bytes, without_nan
 from magicseg.core.text import command
 from magicseg.errors import ConfigError, DataError
 from magicseg.evaluate.counts import (
@@ -158,7 +158,9 @@ def evaluate_benchmark(
         results = None
         if len(whole) == len(parts):
             results = _results(head, data, used, whole, identity, names, dict(provenance or {}))
-            write_atomic(folder / "results.json", json.dumps(results, indent=1, ensure_ascii=False).encode())
+            write_atomic(
+                folder / "results.json", json.dumps(without_nan(results), indent=1, ensure_ascii=False).encode()
+            )
     return Outcome(folder=folder, done=len(whole), parts=len(parts), results=results, failed=tuple(failed))
 
 

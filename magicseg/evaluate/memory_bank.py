@@ -22,6 +22,7 @@ from torch import Tensor
 
 from magicseg.errors import DataError
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
+from magicseg.labels.distinct import refuse_alike
 from magicseg.labels.vocabulary import name_key
 from magicseg.train.data import Samples
 
@@ -137,8 +138,11 @@ class MemoryBankHead:
             for name in (label.name, label.text, *label.synonyms):
                 known.setdefault(name_key(name), label.id)
         self._groups, lacking = [], []
+        found: dict[int, str] = {}
         for names in classes:
             ids = [known[name_key(name)] for name in names if name_key(name) in known]
+            if ids and found.setdefault(ids[0], names[0]) != names[0]:
+                refuse_alike([found[ids[0]], names[0]], ids[:1] * 2, "the memory bank")
             group = self._prototypes(ids[0]) if ids else None
             self._groups.append(group)
             if group is None:

@@ -19,7 +19,8 @@ class TextHead:
 
     @torch.inference_mode()
     def prepare(self, classes: Sequence[Sequence[str]]) -> None:
-        """Encode the classes, each an ensemble of its names."""
+        """Encode the classes, each an ensemble of its names. Raises: BackendError if two cannot be told apart."""
+        self._model.check_classes(classes)
         self._text = self._model.encode_classes(classes)
 
     @property

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from magicseg.model.finite import refuse_scores_not_finite
+
 LONG_SIDE = 2048
 
 WHOLE_VALUES = 1 << 26
@@ -169,7 +171,9 @@ class _Windows:
         height, width = self._shape
         batch = self._places[self._started : self._started + self._batch_size]
         crops = torch.stack([self._pixels[:, y : y + height, x : x + width] for y, x in batch])
-        for (y, x), logits in zip(batch, self._head_logits(crops).float(), strict=True):
+        made = self._head_logits(crops).float()
+        refuse_scores_not_finite(made)
+        for (y, x), logits in zip(batch, made, strict=True):
             self._made.append((y, x, logits))
         self._started += len(batch)
 

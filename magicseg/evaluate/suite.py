@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.documents import parse_json, read_bytes, without_nan
 from magicseg.core.text import command
 from magicseg.errors import BackendError, ConfigError, DataError, StoreError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
@@ -306,7 +306,9 @@ class Suite:
     def _write(self, path: Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
         with storage_errors(path, "evaluate again"):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(content, indent=1, ensure_ascii=False).encode(), exclusive=exclusive)
+            write_atomic(
+                path, json.dumps(without_nan(content), indent=1, ensure_ascii=False).encode(), exclusive=exclusive
+            )
 
 
 def _silent(_text: str) -> None:

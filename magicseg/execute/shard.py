@@ -1,6 +1,7 @@
 """One shard of one stage: read, call the back end in fixed batches, write, commit."""
 
 import datetime
+import json
 import resource
 import socket
 import sys
@@ -177,7 +178,7 @@ def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[
         if not isinstance(answer, Rejection):
             try:
                 code.check(run, answer)
-                to_json(answer.quality).decode()
+                json.dumps(answer.quality, allow_nan=False, ensure_ascii=False).encode()
             except Exception as error:  # an answer may be anything
                 answers[position] = _rejection(error)
     return answers

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from magicseg.backends import Detections, DetectRequest
 from magicseg.devices import prepare_device
+from magicseg.labels import Label
+from magicseg.labels.distinct import refuse_alike
 from magicseg.mask.batches import HasBatch, fixed_batches
 from magicseg.mask.loading import run_batch, to_device
 from magicseg.mask.options import ClipOptions
@@ -32,6 +34,13 @@ class ClipJudge:
         self._options, self._batch = options, batch
         self._scale = float(self._encoder.clip.get_parameter("logit_scale").detach().exp())
         self._texts: dict[str, torch.Tensor] = {}
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if CLIP cannot tell two texts of labels and rivals apart."""
+        texts = list(dict.fromkeys([*(label.text for label in labels), *self._options.against]))
+        template = self._templates[0]
+        tokens = self._encoder.text_tokens([template.replace("{}", text) for text in texts])
+        refuse_alike(texts, tokens, "detector clip")
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """One box per label. Raises: BackendError: out of memory."""

@@ -31,7 +31,8 @@ from magicseg.labels import Label
 from magicseg.mask.batches import HasBatch, fixed_batches
 from magicseg.mask.loading import read_checkpoint, run_batch, to_device
 from magicseg.mask.options import OriginalDetectorOptions
-from magicseg.mask.zero_shot import Found, Row, captions_of, grounded, merged
+from magicseg.mask.spans import detection_names
+from magicseg.mask.zero_shot import Found, Row, captions_of, grounded, merged, refuse_alike_names
 
 _SHIPPED = {"swin-t": "GroundingDINO_SwinT_OGC.py", "swin-b": "GroundingDINO_SwinB_cfg.py"}
 # Of the library's own preprocessing, ImageNet's statistics.
@@ -108,6 +109,7 @@ class OriginalGroundingDino:
         """Raise BackendError if one of these cannot be looked for."""
         for label in labels:
             captions_of((label,), self._fits)
+        refuse_alike_names(detection_names(labels), self._tokenizer)
 
     def _fits(self, text: str) -> bool:
         return len(self._tokenizer(text)["input_ids"]) <= self._options.text_length

@@ -110,6 +110,9 @@ def mask_photographs(
 
     def make_labeller() -> Labeller:
         masker = photograph_masker(settings)
+        check_labels = getattr(masker, "check_labels", None)
+        if check_labels is not None:
+            check_labels(vocabulary.labels)
 
         def label(image: Image) -> tuple[ClassMap, Mapping[str, Any]] | Rejection:
             request = MaskRequest(

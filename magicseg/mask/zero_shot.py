@@ -14,6 +14,7 @@ from magicseg.backends import Detections, DetectRequest, Image
 from magicseg.devices import prepare_device
 from magicseg.errors import BackendError
 from magicseg.labels import Label
+from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
 from magicseg.mask.batches import HasBatch, fixed_batches
 from magicseg.mask.loading import load_pretrained, refuse_unknown_class, run_batch
 from magicseg.mask.options import DetectorOptions
@@ -77,6 +78,15 @@ class ZeroShotDetector(ABC):
         )
 
 
+def refuse_alike_names(names: Sequence[str], tokenizer: Any) -> None:
+    """Raise BackendError if the tokenizer knows no word of a name, or makes the same of two."""
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    special = set(tokenizer.all_special_ids) - {unknown}
+    meanings = [known_tokens(tokenizer(name)["input_ids"], unknown=unknown, special=tuple(special)) for name in names]
+    refuse_unknown(names, meanings, unknown, "the detector")
+    refuse_alike(names, meanings, "the detector")
+
+
 def merged(request: DetectRequest, found: Sequence[tuple[Row, Found]]) -> Detections:
     """The candidates of all rows of a request, clipped to its image; labels that a row lacks score 0."""
     height, width = request.image.shape[:2]
@@ -101,6 +111,7 @@ class GroundedDetector(ZeroShotDetector):
     def check_labels(self, labels: Sequence[Label]) -> None:
         for label in labels:
             captions_of((label,), self._fits)
+        refuse_alike_names(detection_names(labels), self._processor.tokenizer)
 
     def _fits(self, text: str) -> bool:
         return len(self._processor.tokenizer(text)["input_ids"]) <= self._options.text_length
@@ -178,6 +189,7 @@ class QueriedDetector(ZeroShotDetector):
                     f"detector: label {name!r} alone is longer than the text encoder takes",
                     hint="shorten it in the list of labels",
                 )
+        refuse_alike_names(detection_names(labels), self._processor.tokenizer)
 
     def _rows(self, place: int, request: DetectRequest) -> list[Row]:
         self.check_labels(request.labels)

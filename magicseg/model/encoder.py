@@ -48,6 +48,9 @@ class Encoder(Protocol):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """K texts -> float (K, D), not normalised."""
 
+    def text_tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """What `encode_text` sees of each text: texts with the same tokens have the same embedding."""
+
     def text_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Names (in this module) and parameters of what `encode_text` uses."""
 
@@ -101,6 +104,11 @@ class MiniatureEncoder(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         return cast("Tensor", self.text(texts))
+
+    def text_tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        return [
+            tuple(sorted(ngram_buckets(text, buckets=self.text.buckets, sizes=self.text.sizes))) for text in texts
+        ]
 
     def text_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         return self.text.named_parameters(prefix="text")

@@ -16,6 +16,7 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
 from torch import Tensor, nn
 
 from magicseg.errors import BackendError, ConfigError, DataError
+from magicseg.labels.distinct import known_tokens
 from magicseg.model.clip_checkpoint import CONFIG, ClipBlueprint, build_clip, pretrained_clip
 from magicseg.model.settings import OpenClipSettings
 
@@ -97,6 +98,12 @@ class OpenClipEncoder(nn.Module):
             for start in range(0, len(texts), _TEXTS)
         ]
         return torch.cat(parts) if parts else torch.zeros(0, self.embed_dim, device=device)
+
+    def text_tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        rows = self.tokenize(list(texts)).tolist() if texts else []
+        inner = getattr(self.tokenize, "tokenizer", None)  # of transformers: open_clip's own knows all bytes
+        unknown = getattr(inner, "unk_token_id", None)
+        return [known_tokens(row, unknown=unknown, special=()) for row in rows]
 
     def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Names (in this module) and parameters of the text tower."""

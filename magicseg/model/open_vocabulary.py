@@ -105,7 +105,8 @@ class OpenVocabularyModel:
                 megapixels. Without them memory is bounded by the labels and the window.
 
         Returns: a `Segmentation`, or a list of them for a sequence.
-        Raises: DataError for images and labels that are none of these.
+        Raises: DataError for images and labels that are none of these; BackendError for labels that the model
+        cannot tell apart.
         """
         classes = _checked(labels)
         if any(pixels is not None and pixels < 1 for pixels in (short_side, stride)):
@@ -114,6 +115,7 @@ class OpenVocabularyModel:
             raise DataError(f"a window of {window} pixels is smaller than a patch of {self.segmenter.stride}")
         with torch.inference_mode():
             if classes != self._classes:
+                self.segmenter.check_classes(classes)
                 self._texts = self.segmenter.encode_classes(classes)
                 self._classes = classes
             text = self._texts

@@ -12,6 +12,7 @@ the encoder needs one. Nothing else is needed to load it, and nothing is ever pi
 
 import copy
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,9 +26,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from magicseg.errors import DataError
+from magicseg.labels.distinct import refuse_alike
 from magicseg.model.card import FORMAT, model_card, read_card
 from magicseg.model.decoder import MaskDecoder, upsample_logits
 from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder, open_clip_encoders
+from magicseg.model.finite import refuse_weights_not_finite
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.settings import ModelSettings, OpenClipSettings
 from magicseg.model.text_cache import cached_texts, text_key
@@ -124,6 +127,22 @@ class Segmenter(nn.Module):
         if all(count == 1 for count in counts):
             return unit
         return F.normalize(torch.stack([part.mean(0) for part in torch.split(unit, counts)]), dim=-1)
+
+    def check_classes(self, names: ClassNames) -> None:
+        """Raise BackendError if the text encoder cannot tell two classes apart. Args: as `encode_classes`."""
+        classes = _as_lists(names)
+        meanings: list[tuple[object, ...]] = [() for _ in classes]
+        for template in self.settings.templates:
+            tokens = iter(
+                self.encoder.text_tokens([template.replace("{}", name) for each in classes for name in each])
+            )
+            meanings = [
+                (*meaning, tuple(sorted(itertools.islice(tokens, len(each)))))
+                for meaning, each in zip(meanings, classes, strict=True)
+            ]
+            if len(set(meanings)) == len(meanings):  # one template tells them apart
+                return
+        refuse_alike([each[0] for each in classes], meanings, "the model's text encoder")
 
     def class_texts(self, names: ClassNames) -> Tensor:
         """`encode_classes`, for every step of training: a constant, made once, if the text tower is frozen.
@@ -328,7 +347,7 @@ def save_segmenter(
 def load_segmenter(folder: str | Path) -> Segmenter:
     """Read what `save_segmenter` wrote, in this format or an earlier one, on the CPU, in inference mode.
 
-    Raises: DataError when a file is missing, of another format, or does not match its digest; BackendError without
+    Raises: DataError when a file is missing, of another format, not finite or not of its digest; BackendError without
     open_clip, or if a tokenizer cannot be loaded.
     """
     folder = Path(folder)
@@ -346,6 +365,7 @@ def load_segmenter(folder: str | Path) -> Segmenter:
             f"{path}: the weights are not those that model.json names",
             hint="train again, or restore both files from the same save",
         )
+    refuse_weights_not_finite(model, str(path))
     return model.eval()
 
 

@@ -35,6 +35,7 @@ from magicseg.train.step import Stepper
 _FORMAT = 2
 _READ = (1, 2)  # format 1 held what is frozen too, and no averages
 _BEFORE = {"crop": None, "photometric": False}  # done before there were these settings, whose defaults differ
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW
 _NONE = -1  # instead of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, DataError)
@@ -68,20 +69,17 @@ class Checkpoint:
     def restore(self, stepper: Stepper) -> None:
         """Put weights, buffers, moments and averages back.
 
-        Raises: StoreError when it does not hold just what the model has.
+        Raises: StoreError when it does not hold just what the model has, or values that are not finite.
         """
         state = stepper.model.state_dict()
         stored = self._under("model/")
         expected = state.keys() - _frozen(stepper.model)
         if not expected <= stored.keys() <= state.keys():
             missing, unknown = sorted(expected - stored.keys()), sorted(stored.keys() - state.keys())
-            raise StoreError(
-                f"{self.path}: does not fit the model: it lacks {missing[:3]} and has {unknown[:3]} too much",
-                hint=command("magicseg", "reset", "train", self.path.parents[1]),
-            )
+            raise self._refusal(f"does not fit the model: it lacks {missing[:3]} and has {unknown[:3]} too much")
+        self._refuse_misfits(stepper)
         for name, value in stored.items():
             state[name].copy_(like(value, state[name]))
-        self._refuse_lacking(stepper)
         for name, parameter in trained_parameters(stepper.model):
             stepper.optimizer.state[parameter] = {
                 key: value.to(parameter.device) if key == "step" else like(value, parameter)
@@ -93,23 +91,27 @@ class Checkpoint:
                 average.copy_(like(averages[name], average))
         stepper.scaler.load_state_dict(dict(self.scaler))
 
-    def _refuse_lacking(self, stepper: Stepper) -> None:
-        """Raise StoreError if a learning parameter has no moments, or no average, of its own shape."""
-        names = [name for name, _ in trained_parameters(stepper.model)]
-        moments = {name: self._under(f"optimizer/{name}/") for name in names}
-        keys = {key for each in moments.values() for key in each} or {"exp_avg"}
-        wanted = {f"optimizer/{name}/{key}" for name in names for key in keys if self.step}
+    def _refuse_misfits(self, stepper: Stepper) -> None:
+        """Raise StoreError for missing moments or averages, other shapes, and values that are not finite."""
+        moments = {f"optimizer/{name}": name for name, _ in trained_parameters(stepper.model)}
+        wanted = {f"{prefix}/{key}" for prefix in moments for key in _MOMENTS}
         if stepper.ema is not None:
             wanted |= {f"ema/{name}" for name in stepper.ema.averages}
-        wrong = wanted - self.tensors.keys()
-        for name in names:
-            found = {f"optimizer/{name}/{key}": value for key, value in moments[name].items() if key != "step"}
-            wrong |= {key for key, value in found.items() if value.shape != stepper.shapes[name]}
-        if wrong:
-            raise StoreError(
-                f"{self.path}: cannot be resumed from: it has no sound {sorted(wrong)[0]}",
-                hint=command("magicseg", "reset", "train", self.path.parents[1]),
-            )
+        lacking = sorted(wanted - self.tensors.keys())
+        if lacking:
+            what = "averages" if lacking[0].startswith("ema/") else "moments"
+            raise self._refusal(f"cannot be resumed from: it lacks {what}, such as {lacking[0]}")
+        for name, value in self.tensors.items():
+            kind, _, rest = name.partition("/")
+            owner = rest if kind != "optimizer" else rest.rpartition("/")[0]
+            shape = stepper.shapes.get(owner)
+            if shape is not None and value.shape != shape and not name.endswith("/step"):
+                raise self._refusal(f"does not fit the model: {name} is {tuple(value.shape)}, not {tuple(shape)}")
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                raise self._refusal(f"{name} holds values that are not finite numbers")
+
+    def _refusal(self, what: str) -> StoreError:
+        return StoreError(f"{self.path}: {what}", hint=command("magicseg", "reset", "train", self.path.parents[1]))
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name[len(prefix) :]: value for name, value in self.tensors.items() if name.startswith(prefix)}

@@ -14,7 +14,7 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
-from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.documents import parse_json, read_bytes, without_nan
 from magicseg.core.text import command
 from magicseg.errors import BackendError, DataError
 from magicseg.run.files import to_json, write_atomic
@@ -50,7 +50,7 @@ class Log:
     def write(self, row: Row) -> None:
         """One row: its ``step``, numbers, and mappings of numbers."""
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(without_nan(row), allow_nan=False) + "\n")
         scalars = {name: value for name, value in _flat(row) if name != "step"}
         for write in self._others:
             write(row["step"], scalars)

@@ -182,6 +182,7 @@ class _Training:
         side = input_size(samples, settings)
         if side % model.stride:
             raise ConfigError(f"images of {side} pixels are no multiple of the encoder's stride ({model.stride})")
+        model.check_classes(vocabulary.names)
         model.checkpoint_activations = settings.checkpoint_activations
         # A model in parts cannot be copied: its whole form is made before.
         self._form = copy.deepcopy(model).cpu() if is_sharded(settings, world) else None

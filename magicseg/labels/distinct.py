@@ -1,0 +1,44 @@
+"""Labels that a model cannot tell apart, because its tokenizer makes the same of them."""
+
+from collections.abc import Hashable, Sequence
+
+from magicseg.core.text import printable
+from magicseg.errors import BackendError
+
+
+def refuse_alike(names: Sequence[str], meanings: Sequence[Hashable], reader: str) -> None:
+    """Raise BackendError, naming the first two labels of which a model reads the same.
+
+    Args: meanings: what the model makes of each name, as its tokens. reader: what reads them, for the message.
+    """
+    first: dict[Hashable, str] = {}
+    for name, meaning in zip(names, meanings, strict=True):
+        if meaning in first:
+            raise BackendError(
+                f"{reader} cannot tell label {printable(name, 60)!r} from {printable(first[meaning], 60)!r}: "
+                "its tokenizer makes the same of both (words that it does not know, or cut at its length)",
+                hint="give one of them another name, shorter or in the language of the model",
+            )
+        first[meaning] = name
+
+
+def refuse_unknown(names: Sequence[str], meanings: Sequence[Sequence[int]], unknown: int | None, reader: str) -> None:
+    """Raise BackendError for the first label of which a model knows no word. Args: as `known_tokens` returns them."""
+    for name, meaning in zip(names, meanings, strict=True):
+        if unknown is not None and set(meaning) <= {unknown}:
+            raise BackendError(
+                f"{reader} knows no word of label {printable(name, 60)!r}",
+                hint="give it a name in the language of the model",
+            )
+
+
+def known_tokens(tokens: Sequence[int], *, unknown: int | None, special: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens of a text without special ones; several unknown words in a row count as one."""
+    kept: list[int] = []
+    for token in tokens:
+        if token == unknown:
+            if not kept or kept[-1] != unknown:
+                kept.append(token)
+        elif token not in special:
+            kept.append(token)
+    return tuple(kept)

@@ -1,0 +1,24 @@
+"""Weights and scores that are not finite numbers: of a damaged file, or of a training or dtype that overflowed."""
+
+from torch import Tensor, nn
+
+from magicseg.errors import DataError
+
+
+def refuse_weights_not_finite(module: nn.Module, where: str) -> None:
+    """Raise DataError, naming the first such tensor, if a module holds values that are not finite."""
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise DataError(
+                f"{where}: {name} holds values that are not finite numbers: with them every answer is the same",
+                hint="restore the file, or train again with a lower learning rate",
+            )
+
+
+def refuse_scores_not_finite(scores: Tensor) -> None:
+    """Raise DataError if a model's scores are not finite. A GPU is waited for."""
+    if not bool(scores.isfinite().all()):
+        raise DataError(
+            "the model's scores of an image are not finite numbers",
+            hint="are its weights damaged, or was it trained to the end? magicseg report RUN",
+        )
