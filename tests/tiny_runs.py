@@ -17,7 +17,10 @@ from magicseg.run import STAGES, Run
 TINY = (
     *("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4"),
     "mask.backend=pair-difference",
+    # Tiny models with random weights often have one reason for all samples.
+    *(f"{stage}.one_reason_at_most=1" for stage in STAGES),
 )
+LIMITED = tuple(f"{stage}.one_reason_at_most=0.9" for stage in STAGES)
 
 
 def make_run(path: Path, *overrides: str) -> Run:

@@ -77,6 +77,10 @@ class ClipDetector:
 
         self._model = ClipJudge(options, batch)
 
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if two texts are the same to CLIP."""
+        self._model.check_labels(labels)
+
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """The whole image for every label, with its score."""
         return self._model.detect(requests)

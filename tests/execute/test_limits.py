@@ -1,7 +1,7 @@
 """One reason for nearly all samples stops a stage; a third of them is a warning."""
 
 import pytest
-from tiny_runs import change, do, make_run
+from tiny_runs import LIMITED, change, do, make_run
 
 from magicseg.errors import LimitReached
 from magicseg.run import Run
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("faulty")
 
 def faulty_run(path, fault, at=(), *overrides, stage="describe"):
     chosen = (f"{stage}.backend=faulty", f"{stage}.options.fault={fault}", f"{stage}.options.at={list(at)}")
-    return make_run(path, *chosen, *overrides)
+    return make_run(path, *LIMITED, *chosen, *overrides)
 
 
 @pytest.mark.parametrize(
