@@ -198,7 +198,7 @@ def test_a_checkpoint_without_moments_or_averages_is_refused(lost, tmp_path):
     else:
         tensors["optimizer/decoder.query.weight/exp_avg"] = torch.zeros(3)
     path.write_bytes(save(tensors, metadata={"magicseg": json.dumps(scalars)}))
-    with pytest.raises(StoreError, match="it lacks|does not fit") as caught:
+    with pytest.raises(StoreError, match=r"it lacks|does not fit") as caught:
         go(tmp_path, **averaged)
     assert "magicseg reset train" in caught.value.hint
 
