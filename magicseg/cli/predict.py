@@ -41,7 +41,7 @@ def predict(
     from magicseg.evaluate.predict import RECORD, pictures_of, predict_pictures
     from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.labels import labels_of
-    from magicseg.mask.labelling import LabelledPicture
+    from magicseg.mask.labelling import LabelledPicture, next_step
     from magicseg.run.attempts import forget_attempts
     from magicseg.vision.images import MAX_PIXELS
 
@@ -72,4 +72,4 @@ def predict(
     failed = [one.name for one in found if not one.labelled]
     if failed or len(found) < len(pictures):
         what = f"{len(failed)} images failed, such as {failed[0]}" if failed else "interrupted"
-        raise IncompleteError(f"{out}: {what}", hint="the same command again does what is missing")
+        raise IncompleteError(f"{out}: {what}", hint=next_step(found, out))

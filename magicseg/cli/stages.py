@@ -143,7 +143,7 @@ def _mask_photographs(
 ) -> None:
     from magicseg.errors import IncompleteError
     from magicseg.execute.signals import StopFlag, on_signals
-    from magicseg.mask.labelling import LabelledPicture
+    from magicseg.mask.labelling import LabelledPicture, next_step
     from magicseg.mask.photographs import mask_photographs
     from magicseg.run.attempts import forget_attempts
     from magicseg.vision.folders import images_in
@@ -165,7 +165,7 @@ def _mask_photographs(
     failed = [one.name for one in found if one.entry["status"] == "failed"]
     if failed or len(found) < total:
         what = f"{len(failed)} images failed, such as {failed[0]}" if failed else "interrupted"
-        raise IncompleteError(f"{images}: {what}", hint="the same command again does what is missing")
+        raise IncompleteError(f"{images}: {what}", hint=next_step(found, out))
 
 
 def run_one(

@@ -11,12 +11,13 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from magicseg.backends import ClassMap, Image, Rejection
+from magicseg.core.text import command
 from magicseg.errors import DataError, MagicsegError
 from magicseg.mask.pictures import class_png, overlay_jpeg
 from magicseg.run.attempts import Attempts, told
@@ -106,6 +107,14 @@ def label_pictures(
             found.append(done)
             report(done)
     return found
+
+
+def next_step(done: Sequence[LabelledPicture], out: Path) -> str:
+    """Return the hint of a command that left pictures unlabelled."""
+    if any(one.entry.get("reason") == "killed" for one in done):
+        again = command("rm", "-r", out / "attempts")
+        return f"to try again the images that killed an earlier process: {again}; then the same command"
+    return "the same command again does what is missing"
 
 
 def _content(path: Path) -> tuple[bytes | UnreadableImage, str | None]:

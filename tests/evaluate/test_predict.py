@@ -1,5 +1,6 @@
 """Prediction on pictures of one's own: which pictures are meant, and what is left of them."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -14,6 +15,7 @@ from magicseg.evaluate.predict import pictures_of
 from magicseg.model.open_vocabulary import load_model
 from magicseg.model.segmenter import build_segmenter, save_segmenter
 from magicseg.model.settings import EncoderSettings, ModelSettings
+from magicseg.run.attempts import Attempts
 
 SETTINGS = ModelSettings(
     encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=16),
@@ -198,6 +200,23 @@ def test_an_image_without_memory_is_told_with_its_size_and_does_not_end_the_othe
     assert entry["reason"] == "out-of-memory"
     assert "30 x 24 pixels with 2 labels do not fit into memory" in entry["detail"]
     assert told in entry["detail"]
+
+
+def test_an_image_that_killed_an_earlier_process_is_told_with_the_way_to_try_it_again(photos, model, tmp_path):
+    out = tmp_path / "my out"
+    with Attempts(out) as attempts, attempts.on("a.png", hashlib.sha256((photos / "a.png").read_bytes()).hexdigest()):
+        (path,) = (out / "attempts").iterdir()
+        left = json.loads(path.read_bytes()) | {"started": 1.0}  # a process of this number that is gone
+    path.parent.mkdir()
+    path.write_text(json.dumps(left))
+    asked = (photos, "--model", model, "--labels", "cat", "--out", out)
+    error, _ = run(*asked)
+    assert error.exit_code == 1
+    assert "1 images failed, such as a.png" in error.message
+    assert f"rm -r '{out}/attempts'" in error.hint
+    assert (out / "below" / "b.jpg.png").exists()
+    path.unlink()
+    assert run(*asked)[0] == 0
 
 
 def test_what_is_recorded_of_an_image_is_what_all_its_scores_say(photos, model, tmp_path):
