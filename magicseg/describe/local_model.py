@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from magicseg.backends import DescribeRequest, Description, Rejection
+from magicseg.describe.chat import ChatTemplate
 from magicseg.describe.writer import RECIPES, Ask, Failed, WritingOptions, write_descriptions
 from magicseg.errors import BackendError
 from magicseg.weights import PinnedSettings, Weights
@@ -31,7 +32,7 @@ class TransformersOptions(WritingOptions, PinnedSettings):
     @field_validator("gguf_file")
     @classmethod
     def _inside_the_folder(cls, value: str | None) -> str | None:
-        if value is not None and (value.startswith("/") or not value.endswith(".gguf")):
+        if value is not None and (value.startswith("/") or ".." in value.split("/") or not value.endswith(".gguf")):
             raise ValueError(f"is the name of a .gguf file inside the model's folder, not {value!r}")
         return value
 
@@ -62,6 +63,8 @@ class TransformersCaptioner:
     def __init__(self, settings: object, options: TransformersOptions) -> None:
         self._options = options
         self._tokenizer, self._model = _load(options, location(self.weights(options)[0]))
+        has_chat = self._tokenizer.chat_template is not None
+        self._chat = ChatTemplate(self._tokenizer, options.chat_template_options) if has_chat else None
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Description | Rejection]:
         """One description per request."""
@@ -70,6 +73,8 @@ class TransformersCaptioner:
     def _complete(self, asks: Sequence[Ask]) -> list[str | Failed]:
         try:
             return self._answers(asks)
+        except BackendError:
+            raise
         except Exception as error:  # were it left to the stage, samples would be done alone, with other bytes
             raise self._explained(error, asks) from error
 
@@ -79,8 +84,9 @@ class TransformersCaptioner:
         from magicseg.describe.sampling import SeededSampling
 
         options, tokenizer = self._options, self._tokenizer
-        chat = tokenizer.chat_template is not None
-        prompts = [self._in_chat(ask.prompt) if chat else f"{ask.prompt}\n\n" for ask in asks]
+        chat = self._chat is not None
+        texts = [ask.prompt for ask in asks]
+        prompts = [f"{text}\n\n" for text in texts] if self._chat is None else self._chat.render(texts)
         inputs = tokenizer(
             prompts, padding=True, return_tensors="pt", add_special_tokens=not chat, return_token_type_ids=False
         ).to(options.device)
@@ -98,15 +104,6 @@ class TransformersCaptioner:
         ends = set(self._model.generation_config.eos_token_id)
         texts = tokenizer.batch_decode(new, skip_special_tokens=True)
         return [text if ends & set(row) else Failed("cut-off") for text, row in zip(texts, new, strict=True)]
-
-    def _in_chat(self, prompt: str) -> str:
-        text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False,
-            add_generation_prompt=True,
-            **self._options.chat_template_options,
-        )
-        return str(text)
 
     def _explained(self, error: Exception, asks: Sequence[Ask]) -> BackendError:
         from magicseg.devices import is_out_of_memory, largest_fitting
@@ -139,22 +136,20 @@ def _load(options: TransformersOptions, folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
     from transformers.utils import logging
 
+    from magicseg.weights.pretrained import from_pretrained
+
     quieten: Any = logging.disable_progress_bar
     quieten()  # the stage has its own
     _prepare(options)
     file = {"gguf_file": options.gguf_file} if options.gguf_file else {}
     tokenizer = _tried(
         options,
-        lambda: AutoTokenizer.from_pretrained(folder, padding_side="left", trust_remote_code=False, **file),
+        lambda: from_pretrained(AutoTokenizer, folder, padding_side="left", **file),
     )
     model, info = _tried(
         options,
-        lambda: AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=getattr(torch, options.dtype),
-            output_loading_info=True,
-            trust_remote_code=False,  # left open, the library would ask on the terminal
-            **file,
+        lambda: from_pretrained(
+            AutoModelForCausalLM, folder, dtype=getattr(torch, options.dtype), output_loading_info=True, **file
         ),
     )
     if info["missing_keys"]:
@@ -202,6 +197,8 @@ def _tried(options: TransformersOptions, load: Callable[[], Any]) -> Any:
     """What ``load`` gives. Raises: BackendError with what to type, whatever it raised."""
     try:
         return load()
+    except BackendError:
+        raise
     except Exception as error:  # corrupt files raise errors of many kinds
         lines = str(error).strip().splitlines() or [type(error).__name__]
         own_code = "trust_remote_code" in str(error)

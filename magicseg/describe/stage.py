@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from magicseg.backends import Captioner, DescribeRequest, Description, Rejection
+from magicseg.core.text import first_acting
 from magicseg.run.directory import Run
 from magicseg.run.randomness import sample_seed
 
@@ -35,6 +36,9 @@ class DescribeStage:
         if not answer.caption.strip() or not answer.counterfactual.strip():
             raise ValueError("a caption is empty")
         (answer.caption + answer.counterfactual).encode()  # a lone surrogate is a ValueError: it cannot be stored
+        found = first_acting(answer.caption + answer.counterfactual)
+        if found:
+            raise ValueError(f"a caption holds the control character {found}")
 
     def packed(self, run: Run, answer: Description) -> Description:
         """As it is: there is nothing to encode."""

@@ -17,6 +17,7 @@ from magicseg.run.ledger import CommitRecord
 from magicseg.train.shared_memory import needed_bytes
 
 _IMPORT_SECONDS = 180.0
+_ORIGINAL = frozenset({"groundingdino", "segment_anything"})  # modules of the extra of that name
 
 
 def run_checks(run: Run) -> Iterator[Check]:
@@ -76,7 +77,7 @@ def backend(run: Run, stage: str) -> Check:
             name,
             Status.WARNING,
             f"{chosen}; not installed here: {', '.join(lacking)}",
-            "where the stage runs (or in the image): pip install 'magicseg[models]'",
+            f"where the stage runs (or in the image): {_install(lacking)}",
         )
     if libraries:
         code, said = ask([sys.executable, "-c", f"import {', '.join(libraries)}"], _IMPORT_SECONDS)
@@ -97,12 +98,17 @@ def _is_installed(module: str) -> bool:
         return False
 
 
+def _install(modules: Sequence[str]) -> str:
+    extras = "models,original" if _ORIGINAL.intersection(modules) else "models"
+    return f"pip install 'magicseg[{extras}]'"
+
+
 def _reinstall(modules: Sequence[str]) -> str:
     """What to type. A module need not be called as what pip installs: under its name there may be something else."""
     known = packages_distributions()
     names = [known.get(module.partition(".")[0], ()) for module in modules]
     if not all(names):
-        return "pip install 'magicseg[models]'"
+        return _install(modules)
     return f"pip install --force-reinstall {' '.join(dict.fromkeys(each for some in names for each in some))}"
 
 

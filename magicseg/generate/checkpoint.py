@@ -1,14 +1,21 @@
 """What a checkpoint on disk is: its pipeline's class and its parts, without any model library."""
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from magicseg.core.documents import read_json
+from magicseg.core.text import printable
 from magicseg.errors import BackendError
 from magicseg.generate.families import FAMILIES
+from magicseg.weights.foreign import is_plain_name
 
 INDEX = "model_index.json"
+_LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})  # the last has the safety checker
+# Not transformers' Auto classes, which look for code beside the weights, and no pipeline inside a pipeline.
+_CLASS = re.compile(r"(?!Auto[A-Z])(?!.*Pipeline)[A-Z]\w*", re.ASCII)
+_FOREIGN = "convert the checkpoint with diffusers' own classes, or take another one"
 _READ = ("json", "safetensors", "txt", "model")  # what a pipeline reads of its parts
 
 
@@ -30,25 +37,43 @@ def read_index(folder: Path) -> Mapping[str, Any]:
             f"{where}: there is no such folder", hint="give the path of a folder with model_index.json"
         )
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index = read_json(folder / INDEX, dict[str, Any], error=BackendError, hint="fetch the checkpoint anew")
     except FileNotFoundError:
         raise BackendError(
             f"{where} holds no {INDEX}: it is not a diffusers pipeline",
             hint="give the folder that save_pretrained wrote, or a snapshot of the hub's repository",
         ) from None
-    except (OSError, ValueError) as error:
-        raise BackendError(f"{folder / INDEX} cannot be read: {error}", hint="fetch the checkpoint anew") from None
-    name = index.get("_class_name") if isinstance(index, dict) else None
-    refuse_unknown_family(str(name), where)
+    refuse_unknown_family(str(index.get("_class_name")), where)
+    for name, source in index.items():
+        if isinstance(source, list):
+            _refuse_foreign_part(folder / INDEX, name, source)
     lacking = [part for part in parts_of(index) if not (folder / part).is_dir()]
     if lacking:
         raise BackendError(f"{where} lacks the folder {lacking[0]!r}", hint="fetch the checkpoint anew")
-    return dict(index)
+    return index
 
 
 def parts_of(index: Mapping[str, Any]) -> list[str]:
     """The parts of a pipeline that have a folder each."""
     return sorted(name for name, source in index.items() if isinstance(source, list) and source[0] is not None)
+
+
+def _refuse_foreign_part(file: Path, name: str, source: Sequence[Any]) -> None:
+    """Raise BackendError unless a part is a class of a known library, under a plain name of a folder."""
+    if not is_plain_name(name):
+        raise BackendError(f"{file}: {printable(name, 100)!r} is no name of a folder beside it", hint=_FOREIGN)
+    if list(source) == [None, None]:
+        return
+    if len(source) != 2 or not all(isinstance(each, str) for each in source):
+        raise BackendError(f"{file}: {name} is no pair of a library and a class", hint=_FOREIGN)
+    library, kind = source
+    if library not in _LIBRARIES or not _CLASS.fullmatch(kind):
+        shown = printable(f"{library}.{kind}", 100)
+        raise BackendError(
+            f"{file}: {name} is a {shown}; parts are classes of {', '.join(sorted(_LIBRARIES))}, and code that comes "
+            "with a checkpoint is never run",
+            hint=_FOREIGN,
+        )
 
 
 def refuse_unknown_family(name: str, where: str) -> None:

@@ -218,6 +218,8 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
                 variant=options.variant,
                 dtype=getattr(torch, options.dtype),
                 use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
                 **extra,
             )
         except Exception as error:  # the libraries raise whatever their parsers raise

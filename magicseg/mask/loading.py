@@ -18,6 +18,7 @@ from magicseg.devices import (
 from magicseg.errors import BackendError
 from magicseg.mask.batches import HasBatch
 from magicseg.mask.options import ModelOptions
+from magicseg.weights.pretrained import from_pretrained
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
@@ -37,7 +38,9 @@ def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) 
         settings["dtype"] = getattr(torch, options.dtype)
         settings["ignore_mismatched_sizes"] = True  # refused below, by name
     try:
-        loaded = auto.from_pretrained(folder, trust_remote_code=False, **settings)
+        loaded = from_pretrained(auto, folder, **settings)
+    except BackendError:
+        raise
     except Exception as error:  # the library raises whatever its parsers raise
         raise BackendError(
             f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}", hint=_remedy(options)

@@ -1,5 +1,6 @@
 """The shipped detectors and segmenters. Their model libraries are imported when one is made."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -139,7 +140,8 @@ class OriginalDetector:
 
     def __init__(self, batch: HasBatch, options: OriginalDetectorOptions) -> None:
         """Load the model. Raises: BackendError."""
-        from magicseg.mask.original_detector import load_original_detector
+        with _authors_packages():
+            from magicseg.mask.original_detector import load_original_detector
 
         checkpoint, bert = map(location, self.weights(options))
         self._model = load_original_detector(options, checkpoint / options.file, bert, batch)
@@ -171,7 +173,8 @@ class OriginalSegmenter:
 
     def __init__(self, batch: HasBatch, options: OriginalSegmenterOptions) -> None:
         """Load the model. Raises: BackendError."""
-        from magicseg.mask.original_segmenter import load_original_segmenter
+        with _authors_packages():
+            from magicseg.mask.original_segmenter import load_original_segmenter
 
         folder = location(self.weights(options)[0])
         self._model = load_original_segmenter(options, folder / options.file, batch)
@@ -183,6 +186,18 @@ class OriginalSegmenter:
     def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
         """The outlines of one image, some boxes at a time."""
         return self._model.segment_parts(request)
+
+
+@contextlib.contextmanager
+def _authors_packages() -> Iterator[None]:
+    """Raise BackendError, which names the extra, where the authors' packages cannot be imported."""
+    try:
+        yield
+    except ImportError as error:
+        raise BackendError(
+            f"back end 'original' cannot be imported: {error}",
+            hint="install the authors' packages: pip install 'magicseg[models,original]'",
+        ) from error
 
 
 def _config_identity(config: str) -> str:

@@ -33,6 +33,7 @@ from magicseg.mask.loading import read_checkpoint, run_batch, to_device
 from magicseg.mask.options import OriginalDetectorOptions
 from magicseg.mask.spans import detection_names
 from magicseg.mask.zero_shot import Found, Row, captions_of, grounded, merged, refuse_alike_names
+from magicseg.weights.pretrained import from_pretrained
 
 _SHIPPED = {"swin-t": "GroundingDINO_SwinT_OGC.py", "swin-b": "GroundingDINO_SwinB_cfg.py"}
 # Of the library's own preprocessing, ImageNet's statistics.
@@ -140,7 +141,7 @@ def load_original_detector(
             hint=f"set it to {settings.max_text_len} or less",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(text_encoder, trust_remote_code=False)
+        tokenizer = from_pretrained(AutoTokenizer, text_encoder)
         bert = BertModel(BertConfig.from_json_file(text_encoder / "config.json"))
     except Exception as error:  # the library raises whatever its parsers raise
         raise BackendError(

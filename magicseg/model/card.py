@@ -1,11 +1,15 @@
 """A saved model's ``model.json``, and its ``README.md``: what it is, what it learned from, what is not known."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.text import printable
 from magicseg.errors import DataError
+from magicseg.weights.foreign import is_plain_name
 
 FORMAT = 2
 
@@ -13,24 +17,43 @@ _READABLE = frozenset({1, FORMAT})  # format 1 knew the miniature's encoder alon
 _SHOWN = 40  # classes
 
 
-def read_card(folder: Path) -> dict[str, Any]:
-    """The content of ``model.json``, its format checked.
+class _Card(BaseModel):
+    """``model.json``. Older ones lack the encoder and the tokenizer."""
 
-    Raises: DataError.
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    format: int
+    settings: dict[str, Any]
+    weights: str
+    weights_digest: str = Field(pattern=r"^sha256:[0-9a-f]+$")
+    provenance: dict[str, Any]
+    encoder: dict[str, Any] | None = None
+    tokenizer: str | None = None
+
+    @field_validator("weights", "tokenizer")
+    @classmethod
+    def _is_in_the_folder(cls, name: str | None) -> str | None:
+        if name is not None and not is_plain_name(name):
+            raise ValueError("is no name of a file of the same folder")
+        return name
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """Return the content of ``model.json``, its format and the types of its entries checked.
+
+    Raises: DataError if it is missing, damaged, of another format, or names a file outside its folder.
     """
     path = folder / "model.json"
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
+        data = read_bytes(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; {folder} holds no trained model") from error
-    except ValueError as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(card, dict) or card.get("format") not in _READABLE:
-        found = card.get("format") if isinstance(card, dict) else None
-        raise DataError(f"{path}: format {found!r}; this version reads formats 1 to {FORMAT}")
-    if not isinstance(card.get("weights_digest"), str) or not isinstance(card.get("provenance"), dict):
-        raise DataError(f"{path}: lacks weights_digest or provenance: it is damaged, or not magicseg's")
-    return card
+    found = parse_json(data, dict[str, Any], source=path).get("format")
+    if type(found) is not int or found not in _READABLE:
+        shown = printable(repr(found), 100)
+        raise DataError(f"{path}: format {shown}; this version reads formats 1 to {FORMAT}")
+    card = parse_json(data, _Card, source=path, hint="it is damaged, or not magicseg's: restore the whole folder")
+    return card.model_dump(exclude_unset=True)
 
 
 def model_card(card: Mapping[str, Any], *, figures: Mapping[str, float]) -> str:

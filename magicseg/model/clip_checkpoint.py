@@ -6,19 +6,21 @@ activation above all (OpenAI's weights need QuickGELU, and load into a model wit
 
 import copy
 import difflib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import open_clip
 import torch
 from open_clip.model import CLIP, CustomTextCLIP, convert_to_custom_text_state_dict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from magicseg.core.documents import read_json
 from magicseg.errors import BackendError, ConfigError
+from magicseg.model.clip_config import check_clip_config
 from magicseg.model.settings import ModelSettings, OpenClipSettings, encoder_weights
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
@@ -30,10 +32,6 @@ CONFIG = "open_clip_config.json"
 _OPENAI_KEYS = ("input_resolution", "context_length", "vocab_size")
 # open_clip_model.safetensors of timm/vit_base_patch16_clip_224.openai
 _OPENAI_FILES = {"sha256:4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f"}
-_DRIVEN = (
-    "magicseg drives open_clip's own vision transformers with a class token and learned pooling by 'tok' or 'avg' "
-    "(ViT-*, OpenAI's, LAION's, DataComp's, CLIPA's), not ResNets, timm towers (SigLIP, EVA, PE) or CoCa"
-)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -70,52 +68,35 @@ def pretrained_clip(settings: OpenClipSettings) -> tuple[nn.Module, ClipBlueprin
     found = encoder_weights(ModelSettings(encoder=settings))
     place = location(found[0]) if found else None
     blueprint = _blueprint(settings, place)
+    if place is None:
+        return build_clip(blueprint), blueprint
+    assert settings.weights is not None
+    file = place if settings.weights.is_one_file else place / settings.weights.file
+    tensors, is_openai = _read(file)
+    _refuse_wrong_activation(settings, blueprint, file, is_openai=is_openai)
+    tensors = _fitting(blueprint, tensors, file, settings.architecture or CONFIG)
     clip = build_clip(blueprint)
-    if place is not None:
-        assert settings.weights is not None
-        file = place if settings.weights.is_one_file else place / settings.weights.file
-        tensors, is_openai = _read(file)
-        _refuse_wrong_activation(settings, blueprint, file, is_openai=is_openai)
-        _fill(clip, tensors, file, settings.architecture or CONFIG)
+    clip.load_state_dict(tensors)
     return clip, blueprint
 
 
 def build_clip(blueprint: ClipBlueprint) -> nn.Module:
     """The blueprint's model with random weights. Raises: ConfigError if it is of a kind that cannot be driven."""
+    check_clip_config(blueprint.config, CONFIG)
     config = copy.deepcopy(dict(blueprint.config))
-    vision, text = config.get("vision_cfg"), config.get("text_cfg")
-    if not isinstance(vision, dict) or not isinstance(text, dict):
-        raise ConfigError("the open_clip model's configuration has no vision_cfg and text_cfg")
-    reason = _not_driven(config, vision, text)
-    if reason:
-        raise ConfigError(f"this open_clip model cannot be used: it has {reason}", hint=_DRIVEN)
-    vision["patch_dropout"] = 0.0  # every patch is part of a mask
+    config["vision_cfg"]["patch_dropout"] = 0.0  # every patch is part of a mask
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     try:
         return cast("nn.Module", kind(**config))
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise ConfigError(f"open_clip cannot build this model: {error}") from error
-
-
-def _not_driven(config: Mapping[str, Any], vision: Mapping[str, Any], text: Mapping[str, Any]) -> str | None:
-    if vision.get("timm_model_name"):
-        return f"a timm image tower ({vision['timm_model_name']})"
-    if isinstance(vision.get("layers", 12), list | tuple):
-        return "a ResNet for images"
-    if vision.get("attentional_pool") or "multimodal_cfg" in config:
-        return "attentional pooling (CoCa): its image embedding is no token's"
-    if vision.get("pool_type", "tok") not in {"tok", "avg"}:
-        return f"pooling of kind {vision['pool_type']!r}"
-    if text.get("hf_model_name"):
-        return f"a text tower of transformers ({text['hf_model_name']}), whose configuration lies on the hub"
-    return None
 
 
 def _blueprint(settings: OpenClipSettings, place: Path | None) -> ClipBlueprint:
     folder = place if place is not None and place.is_dir() else None
     file = folder / CONFIG if folder else None
     stored = _read_config(file) if file is not None and file.is_file() else None
-    config = stored["model_cfg"] if stored else None
+    config = stored.model_cfg if stored else None
     if settings.architecture:
         named = open_clip.get_model_config(settings.architecture)
         if named is None:
@@ -134,22 +115,29 @@ def _blueprint(settings: OpenClipSettings, place: Path | None) -> ClipBlueprint:
             f"this open_clip model needs the tokenizer {name!r}, which lies on the hub",
             hint=f"put the weights, {CONFIG} and the tokenizer's files into one folder, and name that one",
         )
-    normal = {
-        key: tuple(stored["preprocess_cfg"][key])
-        for key in ("mean", "std")
-        if stored and key in stored.get("preprocess_cfg", {})
-    }
+    kept = stored.preprocess_cfg.model_dump(exclude_none=True) if stored else {}
+    normal = {key: tuple(value) for key, value in kept.items()}
     return ClipBlueprint(config=config, tokenizer=folder if name else None, **normal)
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(data["model_cfg"], dict):
-            return cast("dict[str, Any]", data)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"{file}: cannot be read: {type(error).__name__}: {error}") from error
-    raise BackendError(f"{file}: model_cfg is no mapping")
+class _Preprocessing(BaseModel):
+    mean: Annotated[list[float], Field(min_length=3, max_length=3)] | None = None
+    std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = None
+
+
+class _Stored(BaseModel):
+    """open_clip_config.json."""
+
+    model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
+
+    model_cfg: dict[str, Any]
+    preprocess_cfg: _Preprocessing = _Preprocessing()
+
+
+def _read_config(file: Path) -> _Stored:
+    stored = read_json(file, _Stored, error=BackendError, hint="fetch the checkpoint anew")
+    check_clip_config(stored.model_cfg, file)
+    return stored
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], bool]:
@@ -227,8 +215,15 @@ def _wrong_activation(architecture: str | None, why: str, *, quick: bool) -> Con
     )
 
 
-def _fill(clip: nn.Module, tensors: dict[str, Tensor], file: Path, architecture: str) -> None:
-    """Put weights into a model. Raises: ConfigError unless every tensor has its place and its shape."""
+def _fitting(
+    blueprint: ClipBlueprint, tensors: dict[str, Tensor], file: Path, architecture: str
+) -> dict[str, Tensor]:
+    """Return weights by the names of the blueprint's model, for which nothing is allocated here.
+
+    Raises ConfigError unless every tensor has its place and its shape.
+    """
+    with torch.device("meta"):
+        clip = build_clip(blueprint)
     wanted = clip.state_dict()
     if isinstance(clip, CustomTextCLIP):
         tensors = convert_to_custom_text_state_dict(tensors)  # files older than that kind of model
@@ -249,7 +244,7 @@ def _fill(clip: nn.Module, tensors: dict[str, Tensor], file: Path, architecture:
             if found
         ]
         raise ConfigError(f"{file} does not fit {architecture}: {'; '.join(faults)}", hint=_remedy(tensors))
-    clip.load_state_dict(tensors)
+    return tensors
 
 
 def _remedy(tensors: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ go through the same last norm and projection (as in MaskCLIP, Zhou et al. 2022, 
 attention as it is). Images of any multiple of the patch: the positional embedding is resized as open_clip does it.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
 from torch import Tensor, nn
 
+from magicseg.core.text import printable
 from magicseg.errors import BackendError, ConfigError, DataError
 from magicseg.labels.distinct import known_tokens
 from magicseg.model.clip_checkpoint import CONFIG, ClipBlueprint, build_clip, pretrained_clip
@@ -42,10 +44,14 @@ class OpenClipEncoder(nn.Module):
         self.embed_dim: int = visual.proj.shape[1]
         self.register_buffer("mean", torch.tensor(blueprint.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(blueprint.std).view(3, 1, 1), persistent=False)
-        self.tokenize = _tokenizer(blueprint)
         for name, parameter in clip.named_parameters():  # of the contrastive loss, which is not ours
             if name in {"logit_scale", "logit_bias"}:
                 parameter.requires_grad_(False)
+
+    @functools.cached_property
+    def tokenize(self) -> Any:
+        """The tokenizer: texts to int64 (K, context length). Raises BackendError if it cannot be loaded."""
+        return _tokenizer(self.blueprint)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -159,7 +165,9 @@ def open_clip_encoder(settings: OpenClipSettings) -> OpenClipEncoder:
         blueprint = ClipBlueprint(
             config=config, mean=blueprint.mean, std=blueprint.std, tokenizer=blueprint.tokenizer
         )
-    return OpenClipEncoder(clip, blueprint)
+    encoder = OpenClipEncoder(clip, blueprint)
+    _ = encoder.tokenize
+    return encoder
 
 
 def empty_encoder(blueprint: Mapping[str, Any], tokenizer: Path | None) -> OpenClipEncoder:
@@ -184,19 +192,22 @@ def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, in
 def _tokenizer(blueprint: ClipBlueprint) -> Any:
     text = dict(blueprint.config["text_cfg"])
     length = text.get("context_length", 77)
-    options = dict(text.get("tokenizer_kwargs") or {})
-    if blueprint.tokenizer is None:
-        return SimpleTokenizer(context_length=length, **options)
+    options = dict(text.get("tokenizer_kwargs") or {})  # checked by `check_clip_config`
     try:
+        if blueprint.tokenizer is None:
+            return SimpleTokenizer(context_length=length, **options)
         return HFTokenizer(
             str(blueprint.tokenizer),
             context_length=length,
             tokenizer_mode=text.get("tokenizer_mode"),
             local_files_only=True,
+            trust_remote_code=False,
             **options,
         )
-    except (OSError, ValueError) as error:
-        raise BackendError(f"{blueprint.tokenizer}: its tokenizer cannot be loaded: {error}") from error
+    except Exception as error:  # the libraries raise whatever their parsers raise
+        raise BackendError(
+            f"{blueprint.tokenizer or 'the model'}: its tokenizer cannot be loaded: {printable(str(error), 300)}"
+        ) from error
 
 
 def _tokenizer_digest(folder: Path | None) -> str:

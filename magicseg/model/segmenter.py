@@ -35,6 +35,7 @@ from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.settings import ModelSettings, OpenClipSettings
 from magicseg.model.text_cache import cached_texts, text_key
 from magicseg.run.files import write_atomic
+from magicseg.weights.foreign import refuse_foreign_code
 
 ClassNames = Sequence[str] | Sequence[Sequence[str]]
 
@@ -355,6 +356,7 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     path = folder / str(card["weights"])
     try:
         settings = ModelSettings.model_validate(card["settings"])
+        _refuse_misfit(settings, card, path)
         model = Segmenter(settings, encoder=_saved_encoder(settings, card, folder))
         model.load_state_dict(load_file(path))
         digest = _file_digest(path)
@@ -369,12 +371,42 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     return model.eval()
 
 
-def _saved_encoder(settings: ModelSettings, card: Mapping[str, Any], folder: Path) -> nn.Module | None:
-    """A saved model's encoder before its weights are loaded; None for one that its settings describe."""
+def _refuse_misfit(settings: ModelSettings, card: Mapping[str, Any], path: Path) -> None:
+    """Raise DataError unless the model of these settings has the tensors that the file's header names.
+
+    The model is built without memory for its weights, so that settings cannot claim more than the file holds.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    layers = max(settings.decoder_layers, getattr(settings.encoder, "layers", 0))
+    if layers > len(stored):
+        raise DataError(f"{path}: model.json has {layers} layers, and the file has {len(stored)} tensors")
+    with torch.device("meta"):
+        model = Segmenter(settings, encoder=_saved_encoder(settings, card, None))
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    other = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
+    if other:
+        raise DataError(
+            f"{path}: {len(other)} tensors are not those of the model that model.json describes, such as {other[0]}: "
+            f"{stored.get(other[0], 'missing')}, not {wanted.get(other[0], 'known')}",
+            hint="restore both files from the same save",
+        )
+
+
+def _saved_encoder(settings: ModelSettings, card: Mapping[str, Any], folder: Path | None) -> nn.Module | None:
+    """A saved model's encoder before its weights are loaded; None for one that its settings describe.
+
+    Args: folder: the saved model's, to load the tokenizer from; None: the encoder gets none.
+    """
     if not isinstance(settings.encoder, OpenClipSettings):
         return None
-    tokenizer = folder / str(card["tokenizer"]) if card.get("tokenizer") else None
-    return cast("nn.Module", open_clip_encoders().empty_encoder(card["encoder"], tokenizer))
+    tokenizer = folder / str(card["tokenizer"]) if folder is not None and card.get("tokenizer") else None
+    if tokenizer is not None:
+        refuse_foreign_code(tokenizer, "the saved model's tokenizer")
+    encoder = open_clip_encoders().empty_encoder(card["encoder"], tokenizer)
+    if folder is not None:
+        _ = encoder.tokenize
+    return cast("nn.Module", encoder)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

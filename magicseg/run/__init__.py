@@ -1,6 +1,22 @@
-"""A run is a directory: one configuration, one frozen plan, one store, one ledger."""
+"""A run is a directory: one configuration, one frozen plan, one store, one ledger.
 
-from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
+The names are imported when they are first used, so that the modules that `magicseg.run.directory` needs can be
+imported alone.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from magicseg.run.directory import Run
+    from magicseg.run.fingerprint import STAGES
+
+_MODULES = {"Run": "directory", "STAGES": "fingerprint"}
 
 __all__ = ["STAGES", "Run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

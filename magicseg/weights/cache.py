@@ -4,12 +4,18 @@ import os
 from pathlib import Path
 
 from magicseg.errors import BackendError
+from magicseg.weights.foreign import refuse_foreign_weights
 from magicseg.weights.pinned import Weights
 
 
 def location(weights: Weights) -> Path:
-    """The folder (or file) to load weights from. Raises: BackendError if weights by name are not there."""
+    """Return the folder (or file) to load weights from, its configurations checked.
+
+    Raises: BackendError if weights by name are not there, or if what lies beside them would run code (see
+    `magicseg.weights.foreign`).
+    """
     if not weights.by_name:
+        refuse_foreign_weights(weights, weights.path)
         return weights.path
     folder = snapshot(weights)
     if not folder.is_dir():
@@ -17,6 +23,7 @@ def location(weights: Weights) -> Path:
             f"{weights.model} at {weights.revision} is not in this machine's cache ({seen_cache()})",
             hint="magicseg fetch RUN   # where there is a network, with the same HF_HOME",
         )
+    refuse_foreign_weights(weights, folder)
     return folder
 
 

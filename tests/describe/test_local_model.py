@@ -136,8 +136,9 @@ def test_the_chat_template_is_used_with_its_options(tmp_path):
     folder = make_tiny_model(tmp_path / "model")
     file = folder / "chat_template.jinja"
     file.write_text("{% if think %}[think]{% endif %}" + file.read_text())
-    assert captioner(folder)._in_chat("hello") == "[user] hello\n[answer]"
-    assert captioner(folder, chat_template_options={"think": True})._in_chat("hello").startswith("[think]")
+    assert captioner(folder)._chat.render(["hello", "you"]) == ["[user] hello\n[answer]", "[user] you\n[answer]"]
+    thinking = captioner(folder, chat_template_options={"think": True})
+    assert thinking._chat.render(["hello"])[0].startswith("[think]")
 
 
 def test_words_are_drawn_from_the_distribution():

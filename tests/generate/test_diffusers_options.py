@@ -120,7 +120,7 @@ def test_where_the_weights_lie_is_no_part_of_the_fingerprint(fake, tmp_path):
     ("change", "told"),
     [
         (lambda folder: (folder / "model_index.json").unlink(), "not a diffusers pipeline"),
-        (lambda folder: (folder / "model_index.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "model_index.json").write_text("{"), "cannot be used"),
         (lambda folder: (folder / "model_index.json").write_text('{"_class_name": "WanPipeline"}'), "WanPipeline"),
         (lambda folder: (folder / "unet").rename(folder / "unett"), "lacks the folder 'unet'"),
         (lambda folder: folder.rename(folder.with_name("gone")), "no such folder"),
