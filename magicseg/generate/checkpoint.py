@@ -12,6 +12,9 @@ from magicseg.generate.families import FAMILIES
 from magicseg.weights.foreign import is_plain_name
 
 INDEX = "model_index.json"
+SD3 = "StableDiffusion3Pipeline"
+T5_PARTS = ("text_encoder_3", "tokenizer_3")
+SD3_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae")
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})  # the last has the safety checker
 # Not transformers' Auto classes, which look for code beside the weights, and no pipeline inside a pipeline.
 _CLASS = re.compile(r"(?!Auto[A-Z])(?!.*Pipeline)[A-Z]\w*", re.ASCII)
@@ -24,8 +27,12 @@ def read_files(parts: Sequence[str] = ("*",)) -> tuple[str, ...]:
     return (INDEX, *(f"{part}/*.{suffix}" for part in parts for suffix in _READ))
 
 
-def read_index(folder: Path) -> Mapping[str, Any]:
-    """A checkpoint's model_index.json. Raises: BackendError if the folder holds no pipeline of a known family."""
+def read_index(folder: Path, *, drop_t5: bool = False) -> Mapping[str, Any]:
+    """Return a checkpoint's model_index.json.
+
+    Args: drop_t5: without the entries of the T5 text encoder, whose folders need not be there.
+    Raises: BackendError if the folder holds no pipeline of a known family, or one that needs its T5 text encoder.
+    """
     where = f"generate.options.model: {folder}"
     if not folder.is_dir():
         if folder.is_file():
@@ -47,6 +54,13 @@ def read_index(folder: Path) -> Mapping[str, Any]:
     for name, source in index.items():
         if isinstance(source, list):
             _refuse_foreign_part(folder / INDEX, name, source)
+    if drop_t5:
+        if index["_class_name"] != SD3:
+            raise BackendError(
+                "generate.options.drop_t5: Stable Diffusion 3 alone can do without its T5 text encoder",
+                hint="set it to false",
+            )
+        index = {name: source for name, source in index.items() if name not in T5_PARTS}
     lacking = [part for part in parts_of(index) if not (folder / part).is_dir()]
     if lacking:
         raise BackendError(f"{where} lacks the folder {lacking[0]!r}", hint="fetch the checkpoint anew")

@@ -13,7 +13,7 @@ import numpy as np
 
 from magicseg.backends import GenerateRequest, Image, ImagePair, Rejection
 from magicseg.errors import BackendError
-from magicseg.generate.checkpoint import parts_of, read_files, read_index
+from magicseg.generate.checkpoint import SD3_PARTS, parts_of, read_files, read_index
 from magicseg.generate.counterfactual import counterfactual_caption
 from magicseg.generate.options import DiffusersOptions
 from magicseg.labels import Label
@@ -69,13 +69,21 @@ class DiffusersGenerator:
     @classmethod
     def identity(cls, options: DiffusersOptions) -> Mapping[str, str | int]:
         """The recipe's number, and for inpainting that of finding objects."""
-        return {"diffusers": RECIPE, "finding": finding.RECIPE} if options.inpaint else {"diffusers": RECIPE}
+        found: dict[str, str | int] = {"diffusers": RECIPE}
+        if options.inpaint:
+            found["finding"] = finding.RECIPE
+        if options.drop_t5:
+            found["drop_t5"] = 1
+        return found
 
     @classmethod
     def weights(cls, options: DiffusersOptions) -> list[Weights]:
         """The pipeline. Raises: BackendError if a path holds none of a known family."""
         by_path = options.revision is None
-        parts = parts_of(read_index(place_of(options.model))) if by_path else ["*"]
+        if by_path:
+            parts = parts_of(read_index(place_of(options.model), drop_t5=options.drop_t5))
+        else:
+            parts = list(SD3_PARTS) if options.drop_t5 else ["*"]
         return [
             Weights(
                 setting="model",

@@ -1,6 +1,6 @@
 """The settings of the back end ``diffusers``; all of them decide bytes, but for where the weights lie."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -38,8 +38,11 @@ class InpaintOptions(FindOptions):
 class DiffusersOptions(PinnedSettings):
     """Which weights, how they are sampled, what makes a counterfactual, and how memory is saved."""
 
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"drop_t5"})  # see `identity`
+
     model: str = Field(description="a name on the hub, or the path of a folder with model_index.json")
     variant: str | None = Field(None, pattern=r"^\w+$", description="weight files with this infix, such as fp16")
+    drop_t5: bool = Field(False, description="Stable Diffusion 3 without its T5 text encoder, for less memory")
     safety_checker: bool = Field(True, description="use the checkpoint's own, if it has one")
 
     scheduler: SchedulerName = Field("default", description="default: the checkpoint's own")

@@ -18,6 +18,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from magicseg.core.text import printable
 from magicseg.devices import (
     OutOfMemory,
     first_line,
@@ -28,9 +29,10 @@ from magicseg.devices import (
     use_threads,
 )
 from magicseg.errors import BackendError
-from magicseg.generate.checkpoint import read_index
+from magicseg.generate.checkpoint import T5_PARTS, parts_of, read_index
 from magicseg.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.generate.options import DiffusersOptions
+from magicseg.weights import only_variant
 
 _LIBRARY_LOGGERS = ("diffusers", "transformers")
 _NEW_WEIGHTS = re.compile(r"newly initialized|\bMISSING\b|\bMISMATCH\b")
@@ -112,7 +114,7 @@ class TextToImage:
         except Exception as error:  # whatever the parts do to each other
             if not is_out_of_memory(error):
                 raise BackendError(
-                    f"{_where(self._options)}: a first batch fails: {type(error).__name__}: {error}",
+                    f"{_where(self._options)}: a first batch fails: {type(error).__name__}: {printable(str(error))}",
                     hint=f"its parts, or the options, do not fit each other; {_remedy(self._options)}",
                 ) from error
             message = first_line(error)
@@ -206,10 +208,11 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
 
     Only safetensors are read, and no code that comes with a checkpoint is run.
     """
-    index = read_index(folder)
-    extra: dict[str, Any] = {}
+    index = read_index(folder, drop_t5=options.drop_t5)
+    extra: dict[str, Any] = dict.fromkeys(T5_PARTS) if options.drop_t5 else {}
     if "safety_checker" in index and not options.safety_checker:
-        extra = {"safety_checker": None, "requires_safety_checker": False}
+        extra |= {"safety_checker": None, "requires_safety_checker": False}
+    _refuse_unnamed_variant(options, folder, parts_of(index))
     with _library_warnings() as told_by_libraries:
         try:
             # As AutoPipelineForText2Image does it, which imports all pipelines that there are.
@@ -228,7 +231,7 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
                     f"{_where(options)}: no memory for the weights: {error}", hint="ask for more memory"
                 ) from error
             raise BackendError(
-                f"{_where(options)} cannot be loaded: {type(error).__name__}: {error}",
+                f"{_where(options)} cannot be loaded: {type(error).__name__}: {printable(str(error))}",
                 hint=_TOKENIZER_HINT if _TOKENIZER_LIBRARIES.search(str(error)) else _remedy(options),
             ) from error
     lacking = [text for text in told_by_libraries if _NEW_WEIGHTS.search(text)]
@@ -244,6 +247,17 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
             raise BackendError(f"{_where(options)}: its {name} knows no words: files lack", hint=_remedy(options))
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _refuse_unnamed_variant(options: DiffusersOptions, folder: Path, parts: Sequence[str]) -> None:
+    """Raise BackendError if a part has weights of one variant alone, and the options name none."""
+    names = [path.relative_to(folder).as_posix() for part in parts for path in (folder / part).iterdir()]
+    found = only_variant(names)
+    if found and options.variant is None:
+        raise BackendError(
+            f"{_where(options)}: has weights of the variant {printable(found, 40)} alone",
+            hint=f"set generate.options.variant to {printable(found, 40)}",
+        )
 
 
 def _knows_words(tokenizer: Any) -> bool:

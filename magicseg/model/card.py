@@ -10,6 +10,7 @@ from magicseg.core.documents import parse_json, read_bytes
 from magicseg.core.text import printable
 from magicseg.errors import DataError
 from magicseg.weights.foreign import is_plain_name
+from magicseg.weights.pinned import SHIPPED
 
 FORMAT = 2
 
@@ -98,16 +99,24 @@ def _encoder(encoder: Mapping[str, Any]) -> str:
 
 
 def _name(weights: Mapping[str, Any]) -> str:
+    if _is_shipped(weights):
+        return f"`{weights['model']}`"
     if weights["revision"] is None:
         return f"of the file `{str(weights['model']).rpartition('/')[2]}`"
     return f"[{weights['model']}](https://huggingface.co/{weights['model']}) at `{weights['revision']}`"
+
+
+def _is_shipped(weights: Mapping[str, Any]) -> bool:
+    return str(weights["model"]).startswith(SHIPPED)
 
 
 def _training(training: Mapping[str, Any], provenance: Mapping[str, Any]) -> str:
     lines: list[str] = []
     classes = training.get("classes")
     if isinstance(classes, Sequence) and classes:
-        shown = ", ".join(map(str, classes[:_SHOWN])) + (", …" if len(classes) > _SHOWN else "")
+        shown = ", ".join(printable(str(name), 100) for name in classes[:_SHOWN]) + (
+            ", …" if len(classes) > _SHOWN else ""
+        )
         lines.append(f"- {len(classes)} classes: {shown}")
     if "samples" in provenance:
         lines.append(f"- samples: {provenance['samples']}")
@@ -124,6 +133,11 @@ def _training(training: Mapping[str, Any], provenance: Mapping[str, Any]) -> str
 def _licence(encoder: Mapping[str, Any]) -> str:
     if encoder["name"] == "miniature" or encoder["weights"] is None:
         return "No pretrained weights are part of this model. Its data may have terms of their own."
+    if _is_shipped(encoder["weights"]):
+        return (
+            f"The encoder's pretrained weights {_name(encoder['weights'])} come with magicseg and are under its "
+            "licence, Apache-2.0. The data may have terms of their own."
+        )
     return (
         f"The encoder's pretrained weights {_name(encoder['weights'])} are part of this model, so their licence is "
         "this model's too. magicseg does not know it: look at their own page. The same goes for the models that made "

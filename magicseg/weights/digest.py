@@ -2,17 +2,21 @@
 
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated
 
-from magicseg.errors import BackendError
+from pydantic import Field
+
+from magicseg.core.documents import read_json
+from magicseg.errors import BackendError, DataError
 from magicseg.run.files import to_json, write_atomic
 from magicseg.weights.pinned import ELSE_READ, READ, Weights
 
 _BLOCK = 1 << 22
+_Memory = dict[str, tuple[tuple[int, int], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]]
 
 
 def path_identity(weights: Weights, where: str) -> str:
@@ -105,9 +109,8 @@ def _memory(folder: Path) -> Path:
 
 
 def _remembered(folder: Path) -> dict[str, tuple[list[int], str]]:
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RuntimeError):  # then hash anew
-        data = json.loads(_memory(folder).read_bytes())
-        return {str(name): (list(stamp), str(digest)) for name, (stamp, digest) in data.items()}
+    with contextlib.suppress(OSError, RuntimeError, DataError):  # then hash anew
+        return {name: (list(stamp), digest) for name, (stamp, digest) in read_json(_memory(folder), _Memory).items()}
     return {}
 
 

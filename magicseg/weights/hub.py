@@ -3,21 +3,25 @@
 import contextlib
 import errno
 import glob
+import itertools
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from magicseg.core.text import command
+from magicseg.core.text import command, first_acting, printable
 from magicseg.errors import BackendError, IncompleteError, MagicsegError, StoreError
 from magicseg.weights.cache import hub_cache, seen_cache, snapshot
 from magicseg.weights.pinned import Weights
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile
+
+
+_MOST_FILES = 100_000  # in a repository
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,25 @@ def listing(weights: Weights) -> dict[str, HubFile]:
 
     _quieten()
     tree = HfApi().list_repo_tree(weights.model, revision=weights.revision, recursive=True)
-    return {entry.path: _hub_file(entry) for entry in tree if isinstance(entry, RepoFile)}
+    entries = list(itertools.islice(tree, _MOST_FILES + 1))
+    if len(entries) > _MOST_FILES:
+        raise BackendError(
+            f"{weights.model} at {weights.revision}: the hub lists more than {_MOST_FILES} files",
+            hint="check the model's name",
+        )
+    return _plainly_named(weights, {entry.path: _hub_file(entry) for entry in entries if isinstance(entry, RepoFile)})
+
+
+def _plainly_named(weights: Weights, files: dict[str, HubFile]) -> dict[str, HubFile]:
+    """Raise BackendError for a name that leads out of the repository's folder, or acts on a terminal."""
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or first_acting(name):
+            raise BackendError(
+                f"{weights.model} at {weights.revision}: the hub lists a file called {printable(name, 200)!r}",
+                hint="choose another model",
+            )
+    return files
 
 
 def cached_listing(weights: Weights) -> tuple[dict[str, HubFile], bool]:
@@ -55,11 +77,17 @@ def cached_listing(weights: Weights) -> tuple[dict[str, HubFile], bool]:
 
     try:
         tree = get_cached_repo_tree(weights.model, revision=weights.revision)
-    except CachedRepoTreeNotFoundError:
+    except (
+        CachedRepoTreeNotFoundError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):  # there is none, or damaged
         folder = snapshot(weights)
         found = sorted(path for path in folder.rglob("*") if path.is_file())
         return {path.relative_to(folder).as_posix(): HubFile(None, _link_digest(path)) for path in found}, False
-    return {entry.path: _hub_file(entry) for entry in tree}, True
+    return _plainly_named(weights, {entry.path: _hub_file(entry) for entry in tree}), True
 
 
 def download(weights: Weights, names: Sequence[str]) -> None:

@@ -9,9 +9,12 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
+from pydantic import AfterValidator, BaseModel, Field
+
+from magicseg.core.documents import read_json
 from magicseg.core.text import command
 from magicseg.errors import BackendError, RunError
 from magicseg.run.files import storage_errors, write_atomic
@@ -20,6 +23,32 @@ from magicseg.weights.digest import files_digest
 from magicseg.weights.pinned import Weights
 
 MANIFEST = "weights.json"
+
+
+def _is_inside(name: str) -> str:
+    if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError("is no name of a file in a repository")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_is_inside)]
+
+
+class _File(BaseModel):
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int = Field(ge=0, lt=1 << 63)
+
+
+class _Entry(BaseModel):
+    files: dict[_Name, _File]
+    others: list[_Name]
+
+
+class _Stored(BaseModel):
+    """weights.json."""
+
+    names: dict[str, _Entry]
+    paths: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -56,28 +85,28 @@ class Manifest:
     def read(cls, run: Path) -> "Manifest":
         """A run's manifest, an empty one if nothing was fetched. Raises: RunError if it is damaged."""
         path = run / MANIFEST
+        again = f"{command('rm', '-r', path)} && {command('magicseg', 'fetch', run)}"
+        hint = f"{again}   # the same weights give the same file"
         try:
-            return cls.from_dict(json.loads(path.read_bytes()))
+            return cls.from_stored(read_json(path, _Stored, error=RunError, hint=hint))
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise RunError(
-                f"{path}: cannot be read: {type(error).__name__}: {error}",
-                hint=f"{command('rm', path)} && {command('magicseg', 'fetch', run)}   # the same weights give "
-                "the same file",
-            ) from None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Manifest":
-        """The reverse of `to_dict`. Raises: KeyError, TypeError, ValueError, AttributeError for anything else."""
+        """The reverse of `to_dict`. Raises: ValueError for anything else."""
+        return cls.from_stored(_Stored.model_validate(data))
+
+    @classmethod
+    def from_stored(cls, stored: "_Stored") -> "Manifest":
+        """The manifest of a checked file."""
         names = {
             name: Fetched(
-                {file: FetchedFile(str(one["sha256"]), int(one["size"])) for file, one in entry["files"].items()},
-                tuple(map(str, entry["others"])),
+                {file: FetchedFile(one.sha256, one.size) for file, one in entry.files.items()}, tuple(entry.others)
             )
-            for name, entry in data["names"].items()
+            for name, entry in stored.names.items()
         }
-        return cls(names, {path: str(digest) for path, digest in data["paths"].items()})
+        return cls(names, dict(stored.paths))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as in the file."""

@@ -152,6 +152,17 @@ def place_of(model: str) -> Path:
     return _shipped_folder() / model.removeprefix(SHIPPED) if model.startswith(SHIPPED) else Path(model)
 
 
+def only_variant(names: Collection[str]) -> str | None:
+    """Return the infix that a folder's safetensors have, if there is a folder without any that have none."""
+    infixes: dict[PurePosixPath, set[str | None]] = {}
+    for name in map(PurePosixPath, names):
+        if name.suffix == ".safetensors":
+            match = _INFIX.fullmatch(name.name)
+            infixes.setdefault(name.parent, set()).add(match[1] if match else None)
+    found = sorted(str(each) for given in infixes.values() if None not in given for each in given)
+    return found[0] if found else None
+
+
 def _shipped_folder() -> Path:
     return Path(str(files("magicseg.miniature").joinpath("weights")))
 

@@ -11,6 +11,7 @@ from pair_requests import request
 from safetensors.torch import load_file, save_file
 
 from magicseg.errors import BackendError
+from magicseg.generate.diffusion import DiffusersGenerator
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -179,6 +180,7 @@ LOAD = """
 import sys
 from types import SimpleNamespace
 from magicseg.errors import BackendError
+from magicseg.generate.diffusion import DiffusersGenerator
 from magicseg.generate.diffusion import DiffusersGenerator as Generator
 for revision in sys.argv[1:]:
     options = Generator.Options(model="org/tiny", revision=revision, device="cpu", dtype="float32", steps=1)
@@ -202,3 +204,35 @@ def test_a_name_is_loaded_from_the_hubs_cache_offline_or_refused_with_the_comman
     assert loaded == "StableDiffusionPipeline"
     assert f"org/tiny at {other} is not in this machine's cache" in missing
     assert "magicseg fetch RUN" in missing.split("HINT")[1]
+
+
+def test_a_folder_with_one_variant_alone_names_it(checkpoint, tmp_path, generator):
+    folder = shutil.copytree(checkpoint("sd2"), tmp_path / "fp16")
+    for file in list(folder.glob("*/*.safetensors")):
+        file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))
+    with pytest.raises(BackendError, match="of the variant fp16 alone") as caught:
+        generator(folder)
+    assert caught.value.hint == "set generate.options.variant to fp16"
+    assert type(generator(folder, variant="fp16").pipeline.pipe).__name__ == "StableDiffusionPipeline"
+
+
+def test_stable_diffusion_3_does_without_its_t5_encoder_and_the_others_refuse(checkpoint, tmp_path, generator):
+    folder = shutil.copytree(checkpoint("sd3"), tmp_path / "sd3")
+    for part in ("text_encoder_3", "tokenizer_3"):
+        shutil.rmtree(folder / part)
+    with pytest.raises(BackendError, match="lacks the folder 'text_encoder_3'"):
+        generator(folder)
+    made = generator(folder, drop_t5=True)
+    assert made.pipeline.pipe.text_encoder_3 is None
+    assert made.pipeline.paint(["a cat", "a sofa"], [1, 2]).images.shape == (2, 32, 32, 3)
+    with pytest.raises(BackendError, match="Stable Diffusion 3 alone"):
+        generator("sd2", drop_t5=True)
+
+
+def test_dropping_the_t5_encoder_is_another_data_set_and_keeping_it_is_the_one_before():
+    options = DiffusersGenerator.Options(model="owner/name", revision="0" * 40)
+    assert "drop_t5" not in DiffusersGenerator.identity(options)
+    dropped = options.model_copy(update={"drop_t5": True})
+    assert DiffusersGenerator.identity(dropped)["drop_t5"] == 1
+    (weights,) = DiffusersGenerator.weights(dropped)
+    assert not any("encoder_3" in name or name.startswith("*/") for name in weights.files)

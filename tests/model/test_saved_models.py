@@ -115,6 +115,11 @@ def test_the_card_says_what_is_known_and_what_is_not(checkpoint, tmp_path):
         weights_digest(model),
     ):
         assert expected in text
+    shipped = tmp_path / "shipped"
+    save_segmenter(clip_model("shipped:clip"), shipped)
+    text = (shipped / "README.md").read_text()
+    assert "`shipped:clip` come with magicseg and are under its licence, Apache-2.0" in text
+    assert "magicseg does not know it" not in text
     bare = tmp_path / "bare"
     save_segmenter(build_segmenter(ModelSettings(encoder=EncoderSettings(width=16, heads=2)), seed=0), bare)
     text = (bare / "README.md").read_text()

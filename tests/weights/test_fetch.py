@@ -229,7 +229,7 @@ def test_a_damaged_manifest_is_a_mistake_not_a_crash(run, online):
     for command in ("fetch", "describe"):
         done = online()(command, run.path)
         assert done.code == 2
-        assert "weights.json: cannot be read" in done.err
+        assert "weights.json: cannot be used" in done.err
 
 
 @pytest.mark.parametrize(
