@@ -115,7 +115,7 @@ def main() -> None:
 
 def _exit_code() -> int | str | None:
     try:
-        app()
+        app([_with_home(argument) for argument in sys.argv[1:]])
     except MagicsegError as error:
         if _is_folder_gone():
             error.hint = _CD
@@ -124,6 +124,12 @@ def _exit_code() -> int | str | None:
     except SystemExit as end:  # click's own end of every command
         return end.code
     return 0
+
+
+def _with_home(argument: str) -> str:
+    """Expand ``--out=~/x``, which shells leave as it is."""
+    option, sign, value = argument.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if sign and option.startswith("--") else argument
 
 
 def _is_folder_gone() -> bool:

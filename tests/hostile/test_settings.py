@@ -275,3 +275,12 @@ def test_paths_in_a_profile_may_begin_at_the_home_folder(tmp_path: Path, monkeyp
     assert container is not None
     assert (container.image, container.cache) == (f"{tmp_path}/a.sif", f"{tmp_path}/cache")
     assert (container.binds, container.verify) == ((f"{tmp_path}/data:/data", "/scratch"), f"{tmp_path}/key.pem")
+
+
+def test_an_options_value_may_begin_at_the_home_folder(
+    typed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.yaml").write_text("preset: painted\nplan: {samples: 2, shard_size: 2}\n")
+    assert typed("init", "run", "--config=~/own.yaml").code == 0
+    assert (tmp_path / "run" / "magicseg.yaml").exists()
