@@ -14,17 +14,18 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 import h5py
 import numpy as np
-import yaml
+from typing_extensions import TypedDict
 
 from magicseg.config import validate_config
-from magicseg.core.text import command
-from magicseg.errors import ConfigError, DataError, IncompleteError, RunError
-from magicseg.labels import Vocabulary
-from magicseg.run.directory import Run
+from magicseg.core.documents import parse_json, parse_yaml
+from magicseg.core.text import command, first_acting, printable
+from magicseg.errors import ConfigError, DataError, IncompleteError, LabelError, MagicsegError, RunError
+from magicseg.labels import IGNORE, Vocabulary
+from magicseg.run.directory import Run, remove
 from magicseg.run.files import fsync_path, publish, storage_errors, temporary_beside
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
@@ -33,10 +34,12 @@ from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
 from magicseg.store.dataset import ARRAYS
 from magicseg.store.digest import logical_digest
+from magicseg.store.exported import TEXT_BYTES, ExportedFile
 from magicseg.store.images import check_jpeg
 from magicseg.weights.manifest import Manifest
 
 FORMAT = 1
+_STREAM_BYTES = 1 << 16  # of a JPEG image besides its pixels
 # What h5py and the decoding of damaged content raise.
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 _NAMES = {
@@ -45,6 +48,17 @@ _NAMES = {
     "mask/mask": "masks",
     "describe/captions": "captions",
 }
+
+
+class _Fingerprints(TypedDict):
+    describe: str
+    generate: str
+    mask: str
+
+
+class _Note(TypedDict):
+    status: Literal["kept", "dropped"]
+    reason: NotRequired[str]
 
 
 def export_hdf5(run: Run, out: Path, progress: Callable[[int], None] = lambda shard: None) -> None:
@@ -170,58 +184,74 @@ class _Sink:
 def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lambda shard: None) -> Run:
     """Make a finished run of an exported file. Going on after an interruption is calling it again.
 
-    Raises: DataError if the file is not such an export or its content does not match its digest.
+    A file that is refused leaves nothing behind. Raises: DataError if the file is not such an export, RunError or
+    IncompleteError if its content does not match its settings or its digest.
     """
+    is_there = path.is_dir()
+    is_new = not path.exists() or (is_there and not any(path.iterdir()))
     try:
-        file = h5py.File(source, "r", locking=False)  # some disks have no locks; nobody writes an export twice
-    except OSError as error:
-        raise DataError(f"{source}: cannot be opened as HDF5: {error}") from None
-    with file:
-        try:
-            if file.attrs["format"] != FORMAT:
-                raise DataError(f"{source}: has format {file.attrs['format']}, this version reads {FORMAT}")
-            config = validate_config(yaml.safe_load(file.attrs["config"]), source=str(source))
-            vocabulary = Vocabulary.from_dict(json.loads(file.attrs["vocabulary"]))
-            expected = str(file.attrs["digest"])
-            fingerprints = json.loads(file.attrs["fingerprints"])
-            manifest = Manifest.from_dict(json.loads(file.attrs["weights"]))
-        except (KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-            if isinstance(error, DataError | ConfigError):
-                raise
-            raise DataError(f"{source}: is not a data set exported by magicseg: {error}") from None
-        try:
-            classes = file["labels"][:]
-        except _UNREADABLE as error:
-            raise DataError(f"{source}: labels cannot be read: {error}") from error
-        run = Run.create(path, config, vocabulary)
-        if manifest.names and not run.manifest.names:
-            manifest.write(run.path)  # the fingerprints of what follows rest on it
-            run = Run.open(run.path)
-        if run.vocabulary != vocabulary or not np.array_equal(classes, run.plan.classes):
-            raise RunError(
-                f"{source}: its plan differs from the one that its configuration gives here",
-                hint="was it made with another version of magicseg, or with a label list that has changed since?",
-            )
+        with ExportedFile(source) as exported:
+            return _import(exported, source, path, progress)
+    except (DataError, ConfigError, LabelError, RunError, IncompleteError):
+        if is_new and path.exists():
+            with storage_errors(path, command("rm", "-r", path)):
+                remove(path)
+                if is_there:
+                    path.mkdir()
+        raise
+
+
+def _import(exported: ExportedFile, source: Path, path: Path, progress: Callable[[int], None]) -> Run:
+    file = exported.file
+    try:
+        if file.attrs["format"] != FORMAT:
+            raise DataError(f"{source}: has format {file.attrs['format']}, this version reads {FORMAT}")
+        config = validate_config(parse_yaml(exported.text("config"), source=source), source=str(source))
+        vocabulary = Vocabulary.from_dict(parse_json(exported.text("vocabulary"), dict[str, Any], source=source))
+        expected = exported.text("digest")
+        fingerprints = parse_json(exported.text("fingerprints"), _Fingerprints, source=source)
+        manifest = Manifest.from_dict(parse_json(exported.text("weights"), dict[str, Any], source=source))
+        exported.check_datasets(config)
+        classes = file["labels"][:]
+    except _UNREADABLE as error:
+        if isinstance(error, MagicsegError):
+            raise
+        raise DataError(f"{source}: is not a data set exported by magicseg: {error}") from None
+    run = Run.create(path, config, vocabulary)
+    if manifest.names and not run.manifest.names:
+        manifest.write(run.path)  # the fingerprints of what follows rest on it
+        run = Run.open(run.path)
+    if run.vocabulary != vocabulary or not np.array_equal(classes, run.plan.classes):
+        raise RunError(
+            f"{source}: its plan differs from the one that its configuration gives here",
+            hint="was it made with another version of magicseg, or with a label list that has changed since?",
+        )
+    again = command("magicseg", "import", source, "--into", path)
+    try:
         for shard in range(run.plan.shards):
             try:
-                content = {stage: _read_stage(file, run, shard, stage) for stage in STAGES}
+                content = {stage: _read_stage(exported, run, shard, stage) for stage in STAGES}
             except _UNREADABLE as error:
+                if isinstance(error, MagicsegError):
+                    raise
                 raise DataError(f"{source}: samples of shard {shard} cannot be read: {error}") from error
-            with storage_errors(path, command("magicseg", "import", source, "--into", path)):
+            with storage_errors(path, again):
                 for stage in STAGES:
-                    _import_shard(run, shard, stage, content[stage], fingerprints[stage])
+                    _import_shard(run, shard, stage, content[stage], fingerprints[stage])  # type: ignore[literal-required]
             progress(shard)
         actual = logical_digest(run)
-    if actual != expected:
+        if actual != expected:
+            raise IncompleteError(
+                f"{path}: holds {actual}, but {source} says {printable(expected, 80)}",
+                hint="the file is damaged: export it again",
+            )
+    except (DataError, IncompleteError):
         with storage_errors(path, command("rm", "-r", path)):  # nothing that came from the file may stay committed
             for stage in STAGES:
                 commits = run.ledger(stage).commits().items()
                 run.ledger(stage).take_back({shard for shard, record in commits if record.imported_from})
-        raise IncompleteError(
-            f"{path}: holds {actual}, but {source} says {expected}",
-            hint="the file is damaged: export it again",
-        )
-    with storage_errors(path, command("magicseg", "import", source, "--into", path)):
+        raise
+    with storage_errors(path, again):
         for stage in STAGES:
             run.ledger(stage).compact(run.ledger(stage).commits())
     return run
@@ -250,31 +280,45 @@ def _create(file: h5py.File, run: Run) -> None:
     file.create_dataset("labels", data=plan.classes)
 
 
-def _read_stage(file: h5py.File, run: Run, shard: int, stage: str) -> dict[str, Any] | None:
+def _read_stage(exported: ExportedFile, run: Run, shard: int, stage: str) -> dict[str, Any] | None:
     """One shard's content of a stage, by array; None if the run has it already."""
     if run.ledger(stage).committed(shard) is not None:
         return None
-    samples = run.plan.shard_range(shard)
+    file, samples, size = exported.file, run.plan.shard_range(shard), run.config.generate.size
     cut = slice(samples.start, samples.stop)
+    exported.check_samples("quality", cut.start, cut.stop, most=TEXT_BYTES)
     texts = file["quality"].asstr()[cut, STAGES.index(stage)]
-    for text in texts:
-        entry = json.loads(text)
-        if entry["status"] not in {"kept", "dropped"} or (entry["status"] == "dropped" and not entry["reason"]):
-            raise ValueError(f"{text!r} says neither kept nor why dropped")
+    is_kept = []
+    for index, text in zip(samples, texts, strict=True):
+        note = parse_json(text, _Note, source=f"quality of sample {index} in {stage}", nan=True)
+        reason = note.get("reason", "")
+        if note["status"] == "dropped" and (not reason or first_acting(reason)):
+            raise ValueError(f"sample {index} does not say why it was dropped")
+        is_kept.append(note["status"] == "kept")
     values: dict[str, Any] = {f"{stage}/quality": texts.astype(object)}
     for name in ARRAYS[stage]:
         if name == "describe/captions":
+            exported.check_samples("captions", cut.start, cut.stop, most=TEXT_BYTES)
             values[name] = file["captions"].asstr()[cut].astype(object)
+        elif name == "mask/mask":
+            exported.check_samples("masks", cut.start, cut.stop, most=2 * size * size)
+            masks = file["masks"][cut]
+            if ((masks > len(run.vocabulary)) & (masks != IGNORE)).any():
+                raise ValueError("a mask holds an id that is no label's")
+            values[name] = masks
+        elif name in _NAMES and run.store.is_jpeg(name):
+            exported.check_samples(_NAMES[name], cut.start, cut.stop, most=_STREAM_BYTES + 6 * size * size)
+            streams = np.empty(len(samples), dtype=object)
+            streams[:] = [array.tobytes() for array in file[_NAMES[name]][cut]]
+            for index, stream, kept in zip(samples, streams, is_kept, strict=True):
+                if stream:
+                    check_jpeg(stream, size)
+                elif kept:
+                    raise ValueError(f"sample {index} of {name} is empty, but kept")
+            values[name] = streams
         elif name in _NAMES:
-            content = file[_NAMES[name]][cut]
-            if content.dtype == object:
-                streams = np.empty(len(content), dtype=object)
-                streams[:] = [array.tobytes() for array in content]
-                for stream in streams:
-                    if stream:
-                        check_jpeg(stream, run.config.generate.size)
-                content = streams
-            values[name] = content
+            exported.check_samples(_NAMES[name], cut.start, cut.stop, most=3 * size * size)
+            values[name] = file[_NAMES[name]][cut]
     return values
 
 

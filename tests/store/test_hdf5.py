@@ -119,8 +119,9 @@ def test_a_file_without_one_of_its_parts_is_refused(exported, tmp_path, name):
     damaged.write_bytes(exported.read_bytes())
     with h5py.File(damaged, "r+") as file:
         del file[name]
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=f"there is no {name}"):
         import_hdf5(damaged, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["format", "digest", "config", "vocabulary", "fingerprints"])
@@ -134,7 +135,7 @@ def test_a_file_without_one_of_its_attributes_is_refused(exported, tmp_path, nam
     assert not (tmp_path / "run").exists()
 
 
-def test_changed_content_is_noticed_and_nothing_of_it_stays_committed(exported_jpeg, tmp_path):
+def test_changed_content_is_noticed_and_nothing_of_it_stays(exported_jpeg, tmp_path):
     damaged = tmp_path / "damaged.h5"
     damaged.write_bytes(exported_jpeg.read_bytes())
     with h5py.File(damaged, "r+") as file:
@@ -143,10 +144,7 @@ def test_changed_content_is_noticed_and_nothing_of_it_stays_committed(exported_j
         file["images"][40] = stream
     with pytest.raises(IncompleteError, match="says"):
         import_hdf5(damaged, tmp_path / "run")
-    run = Run.open(tmp_path / "run")
-    assert run.ledger("generate").commits() == {}
-    do(run)  # and the run itself is a good one
-    assert inspect(run).sound
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("seed", range(8))
