@@ -38,6 +38,7 @@ from magicseg.config import load_config
 from magicseg.evaluate.heldout import evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.memory_bank import MemoryBankHead, build_bank
 from magicseg.evaluate.segmenter_head import SegmenterHead
+from magicseg.evaluate.threshold import Threshold
 from magicseg.execute.pool import run_stage
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.segmenter import Segmenter, load_segmenter
@@ -104,12 +105,12 @@ def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabel
     kept = []
     head = SegmenterHead(judge, "")
     head.prepare([(name,) for name in run.vocabulary.names])
+    threshold = Threshold(value=run.config.evaluate.threshold, origin="default")
     for start in range(0, len(samples.indices), _BATCH):
         indices = samples.indices[start : start + _BATCH]
         images, counterfactuals, masks = map(np.array, KeptSamples.read(samples, indices))
         found = [
-            predict(head, pictures, run.vocabulary, threshold=run.config.evaluate.threshold)
-            for pictures in (images, counterfactuals)
+            predict(head, pictures, run.vocabulary, threshold=threshold) for pictures in (images, counterfactuals)
         ]
         for place, index in enumerate(indices):
             asked = samples.asked(int(index), masks[place])

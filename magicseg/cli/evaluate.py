@@ -162,17 +162,26 @@ class _Bars:
 
 
 def _tell(results: Mapping[str, Any], path: Path) -> None:
-    from magicseg.evaluate.compare import cell_text
+    from magicseg.evaluate.compare import cell_text, threshold_warning
+
+    def warn(scores: Mapping[str, Any]) -> None:
+        warning = threshold_warning(scores)
+        if warning:
+            note(f"    warning: {warning}")
 
     part = (
         "" if results.get("complete") is not False else f" (of {results['official_images']}: not the whole benchmark)"
     )
     note(f"evaluate: {results['benchmark']}, {results['images']} images{part}")
+    if "ground_truth" in results:
+        note(f"  ground truth: {results['ground_truth']}")
     for name, value in results["iou"].items():
         note(f"  {name:<20} {'-' if value is None else f'{value:.3f}'}")
     note(f"  mIoU {cell_text(results, 'miou')}, pixel accuracy {cell_text(results, 'pixel_accuracy')}")
+    warn(results)
     for name, scores in results["baselines"].items():
         note(f"  {name} baseline: mIoU {cell_text(scores, 'miou')}")
+        warn(scores)
     note(f"  all of it: {path}")
 
 

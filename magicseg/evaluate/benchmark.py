@@ -25,6 +25,7 @@ from magicseg.core.text import command
 from magicseg.errors import ConfigError, DataError
 from magicseg.evaluate.counts import (
     CONVENTIONS,
+    COUNTS_RECIPE,
     ImageResult,
     count_image,
     image_scores,
@@ -33,9 +34,10 @@ from magicseg.evaluate.counts import (
 from magicseg.evaluate.counts import (
     RECIPE as SCORES_RECIPE,
 )
-from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, ImageFailed, Threshold, label_image, threshold_of
+from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, ImageFailed, label_image, threshold_of
 from magicseg.evaluate.parts import PART, Part, cut, evenly, join, part_path, read_part, write_part
 from magicseg.evaluate.protocol import Protocol
+from magicseg.evaluate.threshold import Threshold
 from magicseg.evaluate.truth import DataSet, open_data_set
 from magicseg.run.attempts import Attempts, told
 from magicseg.run.files import storage_errors, to_json, write_atomic
@@ -120,6 +122,7 @@ def evaluate_benchmark(
     same_facts = (
         known is not None
         and known["threshold"] == facts["threshold"]
+        and known["provenance"].get("recipe") == [RECIPE, SCORES_RECIPE]
         and (facts["provenance"].items() <= known["provenance"].items())
     )
     if (
@@ -186,12 +189,12 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 def benchmark_identity(head: "Head", data: DataSet, threshold: Threshold | None) -> str:
     """SHA-256 of all that decides the results of an image: recipe, protocol, head, threshold, data."""
     content = {
-        "recipe": [RECIPE, SCORES_RECIPE],
+        "recipe": [RECIPE, COUNTS_RECIPE],
         "windows": WINDOWS_AT_ONCE,
         "part": PART,
         "protocol": data.protocol.digest(),
         "head": {"name": head.name, **head.identity},
-        "threshold": None if threshold is None else threshold.value,
+        "threshold": None if threshold is None else threshold.key,
         "data": data.digest(),
     }
     return hashlib.sha256(to_json(content)).hexdigest()
@@ -315,6 +318,7 @@ def _results(
         "official_images": official,
         "complete": None if official is None else len(names) >= official,
         "classes": list(protocol.classes),
+        "ground_truth": data.layout.text.replace("{split}", protocol.split),
         **scored(confusion, counts, protocol.classes),
         "conventions": CONVENTIONS,
         "threshold": None if threshold is None else threshold.to_dict(),

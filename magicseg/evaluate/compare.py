@@ -15,13 +15,14 @@ from typing_extensions import TypedDict
 from magicseg.core.documents import read_json
 from magicseg.core.text import command
 from magicseg.errors import DataError
+from magicseg.evaluate.threshold import Threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One benchmark and head. ``cells``: by position of what is compared, the results there, or None.
 
-    ``notes``: why the figures of this row are of different things, if they are.
+    ``notes``: why the figures of this row are of different things, or not to be trusted, if so.
     """
 
     benchmark: str
@@ -101,7 +102,17 @@ def _notes(cells: Sequence[Mapping[str, Any] | None]) -> tuple[str, ...]:
         values = {json.dumps(cell.get("provenance", {}).get(key), sort_keys=True) for cell in there}
         if len(values) > 1:
             notes.append(f"of different {what}")
+    truths = dict.fromkeys(str(cell["ground_truth"]) for cell in there if "ground_truth" in cell)
+    if len(truths) > 1:
+        notes.append(f"of different ground truth: {'; '.join(truths)}")
+    notes += dict.fromkeys(filter(None, map(threshold_warning, there)))
     return tuple(notes)
+
+
+def threshold_warning(scores: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the threshold of stored scores, None if nothing is."""
+    threshold = scores.get("threshold")
+    return Threshold.from_dict(threshold).warning if threshold else None
 
 
 def cell_text(cell: Mapping[str, Any] | None, measure: str) -> str:

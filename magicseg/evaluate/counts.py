@@ -1,18 +1,21 @@
 """What is counted in each image, and all scores and intervals that follow: the same for every benchmark."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.evaluate.boundary import DILATION_RATIO, band_width, boundary_counts
-from magicseg.evaluate.intervals import LEVEL, RESAMPLES, ImageCounts, Interval, intervals, measures
+from magicseg.evaluate.intervals import LEAST_IMAGES, LEVEL, RESAMPLES, ImageCounts, Interval, intervals, measures
 from magicseg.evaluate.metrics import Confusion, Scores, confusion_matrix
 
-RECIPE = 1
-"""Counts up when the scores of the same maps change, or what is told of them."""
+COUNTS_RECIPE = 1
+"""Counts up when the counts of the same maps change."""
+
+RECIPE = 2
+"""Counts up when the scores that follow from the same counts change, or what is told of them."""
 
 CONVENTIONS = {
     "miou": "mean IoU over the classes in the ground truth or predicted anywhere (mmsegmentation's mIoU)",
@@ -21,7 +24,8 @@ CONVENTIONS = {
     "frequency_weighted_iou": "mean IoU weighted by the classes' pixels in the ground truth",
     "boundary_iou": f"IoU of bands along outlines, {DILATION_RATIO:g} of the diagonal wide (arXiv 2103.16562)",
     "mean_boundary_iou": "mean boundary IoU over the classes with a band in either map",
-    "interval": f"{LEVEL:.0%} percentile bootstrap over images, {RESAMPLES} resamples",
+    "interval": f"{LEVEL:.0%} BCa bootstrap over images, {RESAMPLES} resamples of a fixed set of classes; none below "
+    f"{LEAST_IMAGES} images",
 }
 
 _SINGLE = (
@@ -75,8 +79,7 @@ def scored(confusion: Confusion, counts: ImageCounts, names: Sequence[str]) -> d
         ``iou_interval`` and ``boundary_iou_interval`` by class.
     """
     scores = Scores(confusion)
-    sums = {item.name: getattr(counts, item.name).sum(axis=0).astype(np.float64) for item in fields(counts)}
-    found, spread = measures(sums), intervals(counts)
+    found, spread = measures({name: table.sum(axis=0) for name, table in counts.tables.items()}), intervals(counts)
     boundary = [None if np.isnan(value) else float(value) for value in found["boundary_iou"]]
     mean_boundary = float(found["mean_boundary_iou"])
     return {
@@ -94,7 +97,7 @@ def scored(confusion: Confusion, counts: ImageCounts, names: Sequence[str]) -> d
 
 def image_scores(counts: ImageCounts) -> NDArray[np.float64]:
     """Each image's own mean IoU over the classes in its ground truth or prediction; NaN where all is ignored."""
-    return measures({item.name: getattr(counts, item.name).astype(np.float64) for item in fields(counts)})["miou"]
+    return measures(counts.tables)["miou"]
 
 
 def _listed(interval: Interval) -> list[float] | None:

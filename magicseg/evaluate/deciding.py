@@ -1,16 +1,16 @@
 """From a head's logits to class numbers, by a benchmark's rule for background."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.errors import DataError, IncompleteError
+from magicseg.errors import ConfigError, DataError, IncompleteError
 from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.sliding import logit_stripes
+from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND
 
 if TYPE_CHECKING:
@@ -20,21 +20,6 @@ if TYPE_CHECKING:
 
 WINDOWS_AT_ONCE = 4
 """Windows of one image in one forward pass. It decides the last bits of float arithmetic, so it is no option."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Threshold:
-    """Below which score the best class is background. ``origin`` is "default", "given" or "swept"; ``details`` say
-    what the value was swept on, as JSON values.
-    """
-
-    value: float
-    origin: str
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
-        return {"value": self.value, "origin": self.origin, **self.details}
 
 
 def threshold_of(protocol: Protocol, given: Threshold | None) -> Threshold | None:
@@ -101,14 +86,16 @@ def image_logits(
         yield rows, logits
 
 
-def best_objects(head: "Head", logits: "Tensor", protocol: Protocol) -> tuple["Tensor", "Tensor"]:
-    """The best label's score, float (H, W), and its place in the vocabulary, int64 (H, W), by pixel.
+def above(head: "Head", logits: "Tensor", chosen: "Tensor", threshold: Threshold) -> "Tensor":
+    """Return which pixels' chosen classes reach the threshold, bool (..., H, W).
 
-    A head whose scores are a softmax shares them out over all queries, names of background too.
+    Args: logits: (..., K, H, W). chosen: indices of classes, int64 (..., H, W).
+    Raises: ConfigError if the head has no score of the threshold's kind.
     """
-    labels = len(protocol.labels)
-    _, place = logits[:labels].max(dim=0)  # scores may round different logits to one
-    return head.scores(logits)[:labels].amax(dim=0), place
+    kind, value = threshold.cut
+    if threshold.score != "probability" and kind not in head.score_kinds:
+        raise ConfigError(f"the threshold is on the {kind}, and {head.name} has no such score")
+    return head.score(logits, chosen, kind) >= float(np.float32(value))
 
 
 def class_numbers(
@@ -117,10 +104,9 @@ def class_numbers(
     """The vocabulary's number of every pixel's class, uint16 (H, W), BACKGROUND where the protocol's rule says so."""
     import torch
 
-    _, place = logits.max(dim=0)
+    place = logits.argmax(dim=0)
     labels = len(protocol.labels)
     numbers = torch.where(place < labels, place + 1, BACKGROUND)
     if threshold is not None:
-        score, _ = best_objects(head, logits, protocol)
-        numbers[score < np.float32(threshold.value)] = BACKGROUND
+        numbers[~above(head, logits, place, threshold)] = BACKGROUND
     return numbers.to(torch.int32).cpu().numpy().astype(np.uint16)

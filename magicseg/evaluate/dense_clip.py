@@ -13,7 +13,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from magicseg.errors import ConfigError
-from magicseg.evaluate.segmenter_head import TextHead
+from magicseg.evaluate.heads import ScoreKind
+from magicseg.evaluate.segmenter_head import TextHead, at_class
 from magicseg.model.dense import DenseVariant, dense_last_block
 from magicseg.model.open_clip_encoder import OpenClipEncoder
 from magicseg.model.segmenter import Segmenter
@@ -23,7 +24,9 @@ _MEMORY_BANK_VARIANT: DenseVariant = "clearclip"
 
 
 class DenseClipHead(TextHead):
-    """Cosines of patches and class texts, times CLIP's own temperature; scores are a softmax over the classes.
+    """Cosines of patches and class texts, times CLIP's own temperature.
+
+    A pixel is scored by the cosine itself, or by the log-odds of a softmax over the classes.
 
     Raises: ConfigError if the model's encoder is no CLIP, or one that training has changed.
     """
@@ -43,8 +46,17 @@ class DenseClipHead(TextHead):
         shape = (len(crops), len(self.text), height // self.stride, width // self.stride)
         return similar.float().transpose(1, 2).reshape(shape)
 
-    def scores(self, logits: Tensor) -> Tensor:
-        return logits.softmax(dim=-3)
+    @property
+    def score_kinds(self) -> tuple[ScoreKind, ...]:
+        """Of a single class the softmax is 1 everywhere: the cosine alone."""
+        return ("cosine",) if len(self.text) == 1 else ("log-odds", "cosine")
+
+    def score(self, logits: Tensor, chosen: Tensor, kind: ScoreKind) -> Tensor:
+        best = at_class(logits, chosen)
+        if kind == "cosine":
+            return best / self._scale
+        others = logits.scatter(-3, chosen.unsqueeze(-3), -torch.inf)
+        return best - others.logsumexp(dim=-3)
 
 
 def bank_features(model: Segmenter) -> tuple[Callable[[Tensor], Tensor], Mapping[str, Any]]:

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.errors import BackendError
-from magicseg.evaluate.deciding import Threshold, label_image
+from magicseg.evaluate.deciding import label_image
 from magicseg.evaluate.protocol import Protocol
+from magicseg.evaluate.threshold import Threshold
 from magicseg.evaluate.truth import DataSet, open_data_set
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.mask.colours import css_colour, overlay
@@ -58,7 +59,7 @@ def write_examples(
 
     data = open_data_set(protocol, data_dir)
     known = results["threshold"]
-    threshold = None if known is None else Threshold(value=known["value"], origin=known["origin"])
+    threshold = None if known is None else Threshold.from_dict(known)
     head.prepare(protocol.queries)
     written = []
     with torch.inference_mode():

@@ -5,10 +5,15 @@ nothing else of them.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ScoreKind = Literal["log-odds", "cosine"]
+"""What a background threshold is compared with. Neither kind saturates: a sigmoid or softmax in float32 rounds every
+log-odds above 17 to 1.
+"""
 
 
 class Head(Protocol):
@@ -48,9 +53,14 @@ class Head(Protocol):
         """
         ...
 
-    def scores(self, logits: "Tensor") -> "Tensor":
-        """Raw scores (..., K, H, W) to [0, 1], same shape: a sigmoid, or a softmax over K.
+    @property
+    def score_kinds(self) -> tuple[ScoreKind, ...]:
+        """The scores that the head has. A sweep tries all of them and keeps the best."""
+        ...
 
-        What the background threshold is compared with. Monotone in each pixel's order of classes.
+    def score(self, logits: "Tensor", chosen: "Tensor", kind: ScoreKind) -> "Tensor":
+        """Return the score of one class at every pixel, float (..., H, W); it grows with the class's logit.
+
+        Args: logits: (..., K, H, W). chosen: the class's index, int64 (..., H, W). kind: one of `score_kinds`.
         """
         ...

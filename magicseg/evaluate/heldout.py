@@ -5,9 +5,9 @@
 
 The protocol: the model is asked for all classes of the vocabulary at once; a pixel gets the class that scores
 highest, or background where even that one scores below the threshold. Background is a class like the others.
-Beside the model stand the same architecture untrained, and background everywhere. The threshold is the settings' own
-for whatever was trained to score 0.5; that of zero-shot CLIP and memory banks is swept on as many scenes of another
-seed.
+Beside the model stand the same architecture untrained, and background everywhere. Their threshold is the settings'
+own. That of zero-shot CLIP and memory banks, which were not trained to score 0.5, is swept on as many scenes of
+another seed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from magicseg.backends import ClassMap
 from magicseg.evaluate.counts import ImageResult, count_image, scored, tabulate
-from magicseg.evaluate.deciding import Threshold
+from magicseg.evaluate.deciding import above
 from magicseg.evaluate.heads import Head
 from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import EvaluateSettings
-from magicseg.evaluate.sweep import Sweep
+from magicseg.evaluate.sweep import Sweep, scored_pixels
+from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.miniature.heldout import heldout_scene
 from magicseg.model.decoder import upsample_logits
@@ -87,7 +88,7 @@ def score_heldout(
     found: dict[str, list[ImageResult]] = {name: [] for name in (*(head.name for head in heads), "background")}
     for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
         predictions = {
-            head.name: predict(head, images, vocabulary, threshold=chosen.get(head.name, own).value) for head in heads
+            head.name: predict(head, images, vocabulary, threshold=chosen.get(head.name, own)) for head in heads
         }
         predictions["background"] = np.full_like(truth, BACKGROUND)
         for name, prediction in predictions.items():
@@ -104,36 +105,35 @@ def score_heldout(
 def swept_threshold(
     head: Head, vocabulary: Vocabulary, settings: EvaluateSettings, *, image_size: int, seed: int
 ) -> Threshold:
-    """The threshold with the best mIoU on scenes that are not the test's. Args: seed: of those scenes."""
+    """Return the threshold with the best mIoU on scenes that are not the test's. Args: seed: of those scenes."""
     head.prepare([(name,) for name in vocabulary.names])
-    counts = Sweep.empty(len(vocabulary))
+    sweep = Sweep(len(vocabulary), head.score_kinds)
     for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):
-        for maps in zip(truth, *_best(head, images), strict=True):
-            counts.add(*maps, IGNORE)
-    curve = counts.miou()
-    best = int(np.nanargmax(curve))
-    details = {"split": "scenes of another seed", "images": settings.scenes, "miou": float(curve[best])}
-    return Threshold(value=round(float(counts.thresholds[best]), 6), origin="swept", details=details)
+        with torch.inference_mode():
+            sweep.add(truth, *scored_pixels(head, _logits(head, images), len(vocabulary)), IGNORE)
+    return sweep.best({"split": "scenes of another seed", "images": settings.scenes})
 
 
-def predict(head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: float) -> NDArray[np.uint16]:
+def predict(
+    head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: Threshold
+) -> NDArray[np.uint16]:
     """Label ids by pixel: the best class, or BACKGROUND where it scores below ``threshold``.
 
     Args: head: prepared for the vocabulary's names. images: uint8 (B, H, W, 3), RGB, sides multiples of its stride.
     Returns: uint16 (B, H, W).
     """
-    scores, places = _best(head, images)
-    ids = np.array([label.id for label in vocabulary.labels], np.uint16)
-    return np.where(scores < threshold, np.uint16(BACKGROUND), ids[places])
-
-
-def _best(head: Head, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Every pixel's best score and the place of its class: (B, H, W)."""
     with torch.inference_mode():
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        logits = upsample_logits(head.logits(pixels), (images.shape[1], images.shape[2]))
-        scores, places = head.scores(logits).max(dim=1)
-    return scores.float().cpu().numpy(), places.cpu().numpy()
+        logits = _logits(head, images)
+        chosen = logits.argmax(dim=1)
+        objects = above(head, logits, chosen, threshold).cpu().numpy()
+    ids = np.array([label.id for label in vocabulary.labels], np.uint16)
+    return np.where(objects, ids[chosen.cpu().numpy()], np.uint16(BACKGROUND))
+
+
+def _logits(head: Head, images: NDArray[np.uint8]) -> torch.Tensor:
+    """Logits at every pixel, (B, K, H, W)."""
+    logits = head.logits(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return upsample_logits(logits, (images.shape[1], images.shape[2]))
 
 
 def _scenes(

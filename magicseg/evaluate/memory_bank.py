@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from magicseg.errors import DataError
+from magicseg.evaluate.heads import ScoreKind
+from magicseg.evaluate.segmenter_head import at_class
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.labels.distinct import refuse_alike
 from magicseg.labels.vocabulary import name_key
@@ -118,6 +120,7 @@ class MemoryBankHead:
     """
 
     name = "memory-bank"
+    score_kinds: tuple[ScoreKind, ...] = ("log-odds",)
 
     def __init__(self, bank: MemoryBank, features: Features, *, stride: int, identity: Mapping[str, Any]) -> None:
         self.stride = stride
@@ -166,8 +169,8 @@ class MemoryBankHead:
         shape = (len(crops), len(closer), height // self.stride, width // self.stride)
         return torch.stack(closer, dim=1).reshape(shape)
 
-    def scores(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
+    def score(self, logits: Tensor, chosen: Tensor, kind: ScoreKind) -> Tensor:
+        return at_class(logits, chosen)
 
 
 def _nearest(patches: Tensor, prototypes: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ class Labels(Settings):
     ignored_values: Values = Field((255,), description="numbers of pixels that do not count")
     other_values: Literal["error", "background"] = Field("error", description="what all other numbers are")
 
+    @property
+    def text(self) -> str:
+        """What the ground truth is made of, such as ``label maps stuffthingmaps/{split}/{name}.png``."""
+        return f"{'label maps' if '{name}' in self.path else 'instances'} {self.path}"
+
 
 class Background(Settings):
     """What a pixel needs to be background."""

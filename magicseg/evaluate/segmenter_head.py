@@ -6,7 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from magicseg.evaluate.heads import ScoreKind
 from magicseg.model.segmenter import Segmenter
+
+
+def at_class(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the value of one class at every pixel: (..., K, H, W) and its index (..., H, W) -> (..., H, W)."""
+    return values.gather(-3, chosen.unsqueeze(-3)).squeeze(-3)
 
 
 class TextHead:
@@ -31,10 +37,13 @@ class TextHead:
 
 
 class SegmenterHead(TextHead):
-    """Every class is a question of its own, yes or no: scores are sigmoids. A `magicseg.evaluate.heads.Head`.
+    """A trained segmenter. Each class has a sigmoid of its own, so logits are log-odds. A
+    `magicseg.evaluate.heads.Head`.
 
     Args: weights_digest: of the model, as its ``model.json`` says. name: of the results.
     """
+
+    score_kinds: tuple[ScoreKind, ...] = ("log-odds",)
 
     def __init__(self, model: Segmenter, weights_digest: str, name: str = "model") -> None:
         super().__init__(model)
@@ -45,5 +54,5 @@ class SegmenterHead(TextHead):
     def logits(self, crops: Tensor) -> Tensor:
         return self._model.patch_logits(crops.to(self.text.device), self.text)
 
-    def scores(self, logits: Tensor) -> Tensor:
-        return logits.sigmoid()
+    def score(self, logits: Tensor, chosen: Tensor, kind: ScoreKind) -> Tensor:
+        return at_class(logits, chosen)

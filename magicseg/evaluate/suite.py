@@ -20,10 +20,11 @@ from magicseg.core.text import command
 from magicseg.errors import BackendError, ConfigError, DataError, StoreError
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
 from magicseg.evaluate.counts import CONVENTIONS, RECIPE
-from magicseg.evaluate.deciding import ImageFailed, Threshold
+from magicseg.evaluate.deciding import ImageFailed
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
 from magicseg.evaluate.target import Target
+from magicseg.evaluate.threshold import Threshold
 from magicseg.evaluate.truth import DataSet, data_folder, open_data_set
 from magicseg.miniature.heldout import undrawn
 from magicseg.model.card import model_card, read_card
@@ -97,7 +98,7 @@ class Suite:
         Raises: what `evaluate_benchmark` and `sweep_threshold` raise; BackendError without torch.
         """
         if MINIATURE in self.settings.benchmarks and part[0] == 0 and not stop():
-            yield self._miniature()
+            yield self._miniature(report)
         for data in self.data:
             if stop():
                 return
@@ -154,7 +155,7 @@ class Suite:
         plain: dict[str, Any] = json.loads(to_json({**self.target.provenance, "evaluate": used}))
         return plain
 
-    def _miniature(self) -> dict[str, Any]:
+    def _miniature(self, report: Report) -> dict[str, Any]:
         """Results of the very same model under the very same settings are not computed again."""
         run = self.target.run
         assert run is not None
@@ -182,6 +183,9 @@ class Suite:
             model_seed=run.config.seed,
             baselines=heads[1:],
         )
+        for name, found in scores["baselines"].items():
+            if "threshold" in found:
+                _report_swept(f"{MINIATURE}, {name}", Threshold.from_dict(found["threshold"]), report)
         results = {
             "benchmark": MINIATURE,
             "images": self.settings.scenes,
@@ -229,6 +233,7 @@ class Suite:
             return None
         own = Threshold(value=protocol.background.threshold, origin="default")
         title = f"{protocol.name}, {head.name}"
+        from magicseg.evaluate.sweep import RECIPE as SWEEP_RECIPE
         from magicseg.evaluate.sweep import sweep_threshold, why_not
 
         reason = why_not(protocol, data.folder) if self.settings.sweep_images else "evaluate.sweep_images is 0"
@@ -242,6 +247,7 @@ class Suite:
             "protocol": protocol.digest(),
             "data": tuning.digest(),
             "images": self.settings.sweep_images,
+            "recipe": SWEEP_RECIPE,
         }
         identity = hashlib.sha256(to_json(content)).hexdigest()
         path = results_folder(self.target.results, protocol, head.name) / f"threshold-{identity[:16]}.json"
@@ -255,14 +261,11 @@ class Suite:
                 progress=lambda done, total: progress(f"{title}, threshold", done, total),
             )
             # Several processes may have swept; what the first has written holds for all.
-            self._write(path, {"value": swept.value, "details": dict(swept.details)}, exclusive=True)
+            self._write(path, swept.to_dict(), exclusive=True)
             chosen = _read_threshold(path)
         if chosen is None:
             raise StoreError(f"{path}: is damaged", hint=f"{command('rm', path)}, then evaluate again")
-        report(
-            f"{title}: background below {chosen.value:g}, chosen on {chosen.details['images']} images of the split "
-            f"{chosen.details['split']!r}"
-        )
+        _report_swept(title, chosen, report)
         return chosen
 
     def _joined(self, data: DataSet, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -311,16 +314,22 @@ class Suite:
             )
 
 
+def _report_swept(title: str, threshold: Threshold, report: Report) -> None:
+    images, split = threshold.details["images"], threshold.details["split"]
+    report(f"{title}: background below {threshold.text}, chosen on {images} images of the split {split!r}")
+    if threshold.warning:
+        report(f"{title}: warning: {threshold.warning}")
+
+
 def _silent(_text: str) -> None:
     """Tell nobody."""
 
 
 def _read_threshold(path: Path) -> Threshold | None:
     known = _read(path) or {}
-    value, details = known.get("value"), known.get("details")
-    if not isinstance(value, float) or not isinstance(details, dict) or not {"images", "split"} <= details.keys():
+    if not isinstance(known.get("value"), float) or not {"score", "origin", "images", "split"} <= known.keys():
         return None
-    return Threshold(value=value, origin="swept", details=details)
+    return Threshold.from_dict(known)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ threshold = sweep_threshold(head, protocol, data_dir)          # the benchmark's
 evaluate_benchmark(head, protocol, data_dir, out_dir, threshold=threshold)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,89 +13,178 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.errors import ConfigError, DataError
-from magicseg.evaluate.deciding import Threshold, best_objects, image_logits
+from magicseg.evaluate.deciding import image_logits
 from magicseg.evaluate.parts import evenly
 from magicseg.evaluate.protocol import Protocol
+from magicseg.evaluate.threshold import Threshold
 from magicseg.evaluate.truth import DataSet, open_data_set
 from magicseg.labels import BACKGROUND
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.heads import Head
+    from torch import Tensor
+
+    from magicseg.evaluate.heads import Head, ScoreKind
 
 STEPS = 1000
+"""Steps from one quantile of the scores to the next."""
+
 LIMIT = 200
+RECIPE = 2
+"""Counts up when the same images give another threshold."""
+
 _SHOWN = 50
+_GRID_PIXELS = 1 << 24  # pixels that are kept until the thresholds are chosen: about 200 MB
 
 
-@dataclass(frozen=True, eq=False)
-class Sweep:
-    """Counts by class and by how many of the ``thresholds`` a pixel's best score reaches, int64 (C, steps + 1).
+class Counts:
+    """Pixels counted by class and score, for the mean IoU at every threshold.
 
-    ``objects`` and ``hits``: pixels by their best label, all, and those of that very label. ``background``: pixels of
-    background, in one row. ``truth``: all pixels by true class, (C + 1,), background first.
+    Args: labels: number of classes without background. thresholds: float32 (T,), ascending, without repetition.
     """
 
-    thresholds: NDArray[np.float32]
-    objects: NDArray[np.int64]
-    hits: NDArray[np.int64]
-    background: NDArray[np.int64]
-    truth: NDArray[np.int64]
+    def __init__(self, labels: int, thresholds: NDArray[np.float32]) -> None:
+        self.thresholds = thresholds
+        bins = len(thresholds) + 1  # bin b: pixels whose score reaches b of the thresholds
+        self._objects = np.zeros((labels, bins), np.int64)  # all pixels, by their chosen class
+        self._hits = np.zeros((labels, bins), np.int64)  # those of that very class
+        self._background = np.zeros(bins, np.int64)
+        self._truth = np.zeros(labels + 1, np.int64)
 
-    @classmethod
-    def empty(cls, labels: int, steps: int = STEPS) -> "Sweep":
-        """Nothing counted yet, for thresholds 0, 1 / steps, ..., 1."""
-        return cls(
-            thresholds=(np.arange(steps + 1) / steps).astype(np.float32),
-            objects=np.zeros((labels, steps + 2), np.int64),
-            hits=np.zeros((labels, steps + 2), np.int64),
-            background=np.zeros(steps + 2, np.int64),
-            truth=np.zeros(labels + 1, np.int64),
-        )
-
-    def add(
-        self,
-        truth: NDArray[np.integer],
-        score: NDArray[np.float32],
-        place: NDArray[np.integer],
-        ignore: int,
-    ) -> None:
-        """Count one image.
-
-        Args: truth: vocabulary numbers (H, W). score: of the best label. place: of the best label, 0 to C - 1.
-        """
-        labels, bins = self.objects.shape
-        counted = truth != ignore
-        true, chosen = truth[counted].astype(np.int64), place[counted].astype(np.int64)
-        reached = np.searchsorted(self.thresholds, score[counted], side="right")
-        self.truth[:] += np.bincount(true, minlength=labels + 1)
-        self.background[:] += np.bincount(reached[true == BACKGROUND], minlength=bins)
+    def add(self, truth: NDArray[np.integer], chosen: NDArray[np.integer], score: NDArray[np.float32]) -> None:
+        """Count pixels: their class (0 is background), the chosen one (0 is the first label) and its score, (N,)."""
+        labels, bins = self._objects.shape
+        true, chosen = truth.astype(np.int64), chosen.astype(np.int64)
+        reached = np.searchsorted(self.thresholds, score, side="right")
+        self._truth += np.bincount(true, minlength=labels + 1)
+        self._background += np.bincount(reached[true == BACKGROUND], minlength=bins)
         cell = chosen * bins + reached
-        self.objects[:] += np.bincount(cell, minlength=labels * bins).reshape(labels, bins)
-        self.hits[:] += np.bincount(cell[true == chosen + 1], minlength=labels * bins).reshape(labels, bins)
+        self._objects += np.bincount(cell, minlength=labels * bins).reshape(labels, bins)
+        self._hits += np.bincount(cell[true == chosen + 1], minlength=labels * bins).reshape(labels, bins)
 
     def miou(self) -> NDArray[np.float64]:
-        """Mean IoU (over the classes with a union) at every threshold, float64 (steps,); NaN without any pixel.
+        """Mean IoU over the classes with a union at every threshold, float64 (T,); NaN without any pixel.
 
-        At threshold k the pixels that reach at most k of the thresholds are background: their score is below the
-        threshold of that place.
+        Pixels that score less than the threshold are background.
         """
 
         def at_least(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-            """Pixels that reach the threshold of each place."""
+            """Count the pixels that reach each threshold."""
             return np.flip(np.cumsum(np.flip(counts, -1), axis=-1), -1)[..., 1:]
 
-        predicted, hits = at_least(self.objects), at_least(self.hits)
-        all_pixels = self.truth.sum()
-        background_hits = self.truth[BACKGROUND] - at_least(self.background)
-        background_predicted = all_pixels - predicted.sum(axis=0)
+        predicted, hits = at_least(self._objects), at_least(self._hits)
+        background_hits = self._truth[BACKGROUND] - at_least(self._background)
+        background_predicted = self._truth.sum() - predicted.sum(axis=0)
         hits = np.vstack([background_hits, hits])
-        union = np.vstack([background_predicted, predicted]) + self.truth[:, None] - hits
+        union = np.vstack([background_predicted, predicted]) + self._truth[:, None] - hits
         iou = np.divide(hits, union, out=np.zeros(hits.shape), where=union > 0)
         known = (union > 0).sum(axis=0)
         mean: NDArray[np.float64] = np.divide(
             iou.sum(axis=0), known, out=np.full(known.shape, np.nan), where=known > 0
         )
         return mean
+
+
+class Sweep:
+    """Find the best of the scores that a head has, and the best threshold on it.
+
+    The thresholds are quantiles of the scores that occur, so that they lie where the pixels are, whatever the scale.
+    They are chosen from the first ``grid_pixels`` pixels, which are kept until then; all pixels are counted.
+    """
+
+    def __init__(
+        self, labels: int, kinds: Sequence["ScoreKind"], *, steps: int = STEPS, grid_pixels: int = _GRID_PIXELS
+    ) -> None:
+        self._labels, self._kinds, self._steps, self._grid_pixels = labels, tuple(kinds), steps, grid_pixels
+        self._kept: list[_Pixels] = []
+        self._counts: dict[ScoreKind, Counts] = {}
+        self.pixels = 0
+
+    def add(
+        self,
+        truth: NDArray[np.integer],
+        chosen: NDArray[np.integer],
+        scores: Mapping["ScoreKind", NDArray[np.float32]],
+        ignore: int,
+    ) -> None:
+        """Count an image, or several.
+
+        Args: truth: vocabulary numbers, (..., H, W). chosen: the best label's index, 0 to C - 1. scores: of that
+            label, by kind.
+        """
+        counted = truth != ignore
+        pixels = _Pixels(
+            truth[counted].astype(np.uint16),
+            chosen[counted].astype(np.uint16),
+            {kind: scores[kind][counted] for kind in self._kinds},
+        )
+        self.pixels += len(pixels.truth)
+        if self._counts:
+            self._count(pixels)
+            return
+        self._kept.append(pixels)
+        if self.pixels >= self._grid_pixels:
+            self._choose_thresholds()
+
+    def curve(self, kind: "ScoreKind") -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Return the thresholds on a kind of score, and the mean IoU at each. There must be a pixel."""
+        if not self._counts:
+            self._choose_thresholds()
+        counts = self._counts[kind]
+        return counts.thresholds, counts.miou()
+
+    def best(self, about: Mapping[str, Any]) -> Threshold:
+        """Return the threshold with the best mean IoU, the lowest of equally good ones; of equally good scores, the
+        first kind. There must be a pixel.
+
+        Args: about: the images, as JSON values; kept in the details.
+        Returns: the threshold. Its details hold ``miou``, ``curve``, ``tried`` (the best mean IoU by kind of score)
+            and ``end``: "lowest" or "highest" if the best threshold is at that end of what occurs, else None.
+        """
+        curves = {kind: self.curve(kind) for kind in self._kinds}
+        tried = {kind: float(miou.max()) for kind, (_, miou) in curves.items()}
+        kind = max(self._kinds, key=lambda each: tried[each])
+        thresholds, miou = curves[kind]
+        best = int(miou.argmax())
+        shown = sorted({*range(0, len(miou), max(1, len(miou) // _SHOWN)), best, len(miou) - 1})
+        details = {
+            **about,
+            "miou": tried[kind],
+            "tried": tried,
+            "end": "lowest" if best == 0 else "highest" if best == len(miou) - 1 else None,
+            "curve": [[float(thresholds[place]), float(miou[place])] for place in shown],
+        }
+        return Threshold(value=float(thresholds[best]), origin="swept", score=kind, details=details)
+
+    def _choose_thresholds(self) -> None:
+        for kind in self._kinds:
+            values = np.sort(np.concatenate([pixels.scores[kind] for pixels in self._kept]))
+            places = np.linspace(0, len(values) - 1, self._steps + 1).round().astype(np.int64)
+            self._counts[kind] = Counts(self._labels, np.unique(values[places]))
+        for pixels in self._kept:
+            self._count(pixels)
+        self._kept.clear()
+
+    def _count(self, pixels: "_Pixels") -> None:
+        for kind, counts in self._counts.items():
+            counts.add(pixels.truth, pixels.chosen, pixels.scores[kind])
+
+
+@dataclass(frozen=True, eq=False)
+class _Pixels:
+    """Pixels that count: ``truth`` and ``chosen`` uint16 (N,), ``scores`` float32 (N,) by kind."""
+
+    truth: NDArray[np.uint16]
+    chosen: NDArray[np.uint16]
+    scores: Mapping["ScoreKind", NDArray[np.float32]]
+
+
+def scored_pixels(
+    head: "Head", logits: "Tensor", labels: int
+) -> tuple[NDArray[np.int64], dict["ScoreKind", NDArray[np.float32]]]:
+    """Return the best label's index (..., H, W) and its score by kind, from logits (..., K, H, W)."""
+    chosen = logits.narrow(-3, 0, labels).argmax(dim=-3)
+    scores = {kind: head.score(logits, chosen, kind).float().cpu().numpy() for kind in head.score_kinds}
+    return chosen.cpu().numpy(), scores
 
 
 def sweep_threshold(
@@ -107,7 +196,7 @@ def sweep_threshold(
     limit: int | None = LIMIT,
     progress: Callable[[int, int], None] | None = None,
 ) -> Threshold:
-    """The threshold with the best mean IoU on other images than the test's; the lowest of equally good ones.
+    """Return the threshold with the best mean IoU on other images than the test's, see `Sweep.best`.
 
     Args:
         data_dir: the benchmark's folder.
@@ -127,17 +216,21 @@ def sweep_threshold(
     data = _tuning_set(protocol, data_dir, tuning)
     names = evenly(data.names, limit)
     _refuse_test_images(protocol, data_dir, data, names)
-    counts = Sweep.empty(len(protocol.labels))
     head.prepare(protocol.queries)
+    sweep = Sweep(len(protocol.labels), head.score_kinds)
     with torch.inference_mode():
-        for done, name in enumerate(names, start=1):
+        # Mixed, since neighbours in a list are often alike: the first ones decide the thresholds.
+        for done, name in enumerate(np.random.default_rng(0).permutation(names).tolist(), start=1):
             image, truth = data.pair(name)
             for rows, logits in image_logits(head, image, protocol, str(data.image_paths[data.place[name]])):
-                score, place = best_objects(head, logits, protocol)
-                counts.add(truth[rows], score.float().cpu().numpy(), place.cpu().numpy(), protocol.ignore_value)
+                sweep.add(truth[rows], *scored_pixels(head, logits, len(protocol.labels)), protocol.ignore_value)
             if progress is not None:
                 progress(done, len(names))
-    return _chosen(counts, data, names)
+    if not sweep.pixels:
+        raise DataError(f"{data.folder}: none of the {len(names)} images has a pixel that counts")
+    return sweep.best(
+        {"split": data.protocol.split, "images": len(names), "ground_truth": data.layout.text, "data": data.digest()}
+    )
 
 
 def why_not(protocol: Protocol, data_dir: Path) -> str | None:
@@ -175,19 +268,3 @@ def _refuse_test_images(protocol: Protocol, data_dir: Path, data: DataSet, names
             f"{protocol.name}: {', '.join(shared[:5])}",
             hint="a threshold that was chosen on test images makes no honest score: give other images",
         )
-
-
-def _chosen(counts: Sweep, data: DataSet, names: tuple[str, ...]) -> Threshold:
-    curve = counts.miou()
-    if np.isnan(curve).all():
-        raise DataError(f"{data.folder}: none of the {len(names)} images has a pixel that counts")
-    best = int(np.nanargmax(curve))
-    shown = sorted({*range(0, len(curve), max(1, len(curve) // _SHOWN)), best})
-    details: dict[str, Any] = {
-        "split": data.protocol.split,
-        "images": len(names),
-        "data": data.digest(),
-        "miou": float(curve[best]),
-        "curve": [[round(float(counts.thresholds[place]), 6), float(curve[place])] for place in shown],
-    }
-    return Threshold(value=round(float(counts.thresholds[best]), 6), origin="swept", details=details)

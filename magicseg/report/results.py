@@ -13,6 +13,7 @@ from PIL import Image as Pictures
 
 from magicseg.core.documents import read_bytes, read_json
 from magicseg.errors import DataError
+from magicseg.evaluate.threshold import Threshold
 
 MEASURES = {
     "miou": "mIoU",
@@ -255,10 +256,13 @@ def _threshold(data: Mapping[str, Any] | None) -> str | None:
     """The threshold and where it comes from."""
     if data is None:
         return None
-    value = f"{float(data['value']):g}"
-    if data["origin"] == "swept":
-        return f"{value}, swept on {data.get('images')} images of the split {data.get('split')!r}"
-    return f"{value}, the protocol's" if data["origin"] == "default" else f"{value}, {data['origin']}"
+    threshold = Threshold.from_dict(data)
+    where = {
+        "swept": f"swept on {data.get('images')} images of the split {data.get('split')!r}",
+        "default": "the protocol's",
+    }.get(threshold.origin, threshold.origin)
+    warning = f" ({threshold.warning})" if threshold.warning else ""
+    return f"{threshold.text}, {where}{warning}"
 
 
 def _coverage(data: Mapping[str, Any]) -> str | None:
@@ -270,11 +274,12 @@ def _coverage(data: Mapping[str, Any]) -> str | None:
         if data.get("limited")
         else f"all {images} images of the data set"
     )
+    truth = f" Ground truth: {data['ground_truth']}." if "ground_truth" in data else ""
     if data["complete"]:
-        return f"The whole benchmark: {scored}; {official} are published."
+        return f"The whole benchmark: {scored}; {official} are published.{truth}"
     if data["complete"] is None:
-        return f"Scored on {scored}; how many are published, the protocol does not say."
-    return f"Not the whole benchmark: {scored}; {official} are published."
+        return f"Scored on {scored}; how many are published, the protocol does not say.{truth}"
+    return f"Not the whole benchmark: {scored}; {official} are published.{truth}"
 
 
 def _figures_folder(stem: str, data: Mapping[str, Any]) -> str | None:

@@ -19,6 +19,7 @@ class ColourHead:
     def __init__(self, name="colour", sharp=8.0, soft=False):
         self.name, self.sharp, self.soft = name, sharp, soft
         self.identity = {"sharp": sharp, "soft": soft}
+        self.score_kinds = ("log-odds", "cosine") if soft else ("log-odds",)
         self.prepared = 0
         self.crops = 0
 
@@ -32,8 +33,11 @@ class ColourHead:
         away = (pixels[:, None] - self.colours[None, :, :, None, None]).abs().sum(dim=2)
         return self.sharp * (0.3 - away)
 
-    def scores(self, logits):
-        return logits.softmax(dim=-3) if self.soft else logits.sigmoid()
+    def score(self, logits, chosen, kind):
+        best = logits.gather(-3, chosen.unsqueeze(-3)).squeeze(-3)
+        if kind == "cosine":
+            return best / self.sharp
+        return best - logits.scatter(-3, chosen.unsqueeze(-3), -torch.inf).logsumexp(-3) if self.soft else best
 
 
 def colour_of(number):

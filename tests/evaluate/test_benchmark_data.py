@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_data import SIZE, make, make_instances, save_png
+from benchmark_data import SIZE, ColourHead, make, make_instances, save_png
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
 from magicseg.errors import ConfigError, DataError
+from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.protocol import load_protocol, protocol_names
 from magicseg.evaluate.score import score
 from magicseg.evaluate.truth import open_data_set, read_labels, spans
@@ -50,7 +51,7 @@ def test_coco_ids_skip_the_categories_that_coco_lacks():
     layout = load_protocol("coco-stuff").labels_in[0]
     lacking = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
     assert layout.class_values == tuple(number for number in range(182) if number not in lacking)
-    assert load_protocol("coco-object").labels_in[1].class_values == layout.class_values[:80]
+    assert load_protocol("coco-object").labels_in[0].class_values == layout.class_values[:80]
 
 
 def test_every_protocol_says_where_its_choices_and_its_data_come_from():
@@ -200,6 +201,21 @@ def test_instances_are_drawn_in_order_and_crowds_count(tmp_path):
     assert (truth[9:14, 11:19] == 80).all()
     assert (truth[21:, 6:] == 0).all()
     assert not data.truth("b").any()
+
+
+def test_coco_object_takes_label_maps_rather_than_instances_and_results_say_which(tmp_path):
+    protocol = load_protocol("coco-object")
+    make_instances(tmp_path, {"a": [(1, SQUARE, 0)], "b": []}, categories=CATEGORIES)
+
+    def told():
+        results = evaluate_benchmark(ColourHead(), protocol, tmp_path, tmp_path / "out").results
+        return results["ground_truth"]
+
+    assert told() == "instances annotations/instances_val2017.json"
+    for name in ("a", "b"):
+        save_png(tmp_path / "stuffthingmaps" / "val2017" / f"{name}.png", np.full(SIZE, 17))  # a dog
+    assert (open_data_set(protocol, tmp_path).truth("a") == 17).all()
+    assert told() == "label maps stuffthingmaps/val2017/{name}.png"
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,11 @@ from PIL import Image
 
 from magicseg.errors import ConfigError, DataError
 from magicseg.evaluate.benchmark import evaluate_benchmark, read_results, results_folder
-from magicseg.evaluate.deciding import Threshold
 from magicseg.evaluate.metrics import Scores, confusion_matrix
 from magicseg.evaluate.parts import PART, evenly, read_part
 from magicseg.evaluate.protocol import load_protocol
 from magicseg.evaluate.sliding import slide
+from magicseg.evaluate.threshold import Threshold
 from magicseg.evaluate.truth import open_data_set
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "ade20k", "cityscapes")
@@ -80,7 +80,7 @@ def test_the_confusion_matrix_is_that_of_sliding_deciding_and_counting_by_hand(v
     assert 0.1 < results["miou"] < 0.99
     low, high = results["miou_interval"]
     assert low < results["miou"] < high
-    assert results["threshold"] == {"value": 0.6, "origin": "given"}
+    assert results["threshold"] == {"value": 0.6, "score": "probability", "origin": "given"}
 
 
 def test_neither_processes_nor_their_order_nor_readers_change_anything(voc, tmp_path):
@@ -135,7 +135,7 @@ def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_d
     settings = ModelSettings(encoder=encoder, prompt_tokens=1, decoder_layers=1, decoder_width=16, decoder_heads=2)
 
     class Random:
-        name, identity = "random", {"seed": 2}
+        name, identity, score_kinds = "random", {"seed": 2}, ("log-odds",)
         model = build_segmenter(settings, seed=2).eval().requires_grad_(False)
         for parameter in model.parameters():
             parameter.mul_(3)  # fresh weights are small, and then one class wins everywhere
@@ -148,8 +148,8 @@ def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_d
         def logits(self, crops):
             return self.model(crops, self.text).logits
 
-        def scores(self, logits):
-            return logits.sigmoid()
+        def score(self, logits, chosen, kind):
+            return logits.gather(0, chosen[None])[0]
 
     protocol = load_protocol("voc21").model_copy(update={"short_side": 48, "window": 48, "stride": 32})
     folder = real_data / "VOCdevkit" / "VOC2012"
@@ -396,7 +396,7 @@ def test_results_are_json_with_their_whole_provenance(voc, tmp_path):
     assert provenance["weights"] == "abc"
     assert provenance["protocol"]["stride"] == 12
     assert provenance["head"] == {"name": "colour", "sharp": 8.0, "soft": False}
-    assert results["threshold"] == {"value": 0.5, "origin": "default"}
+    assert results["threshold"] == {"value": 0.5, "score": "probability", "origin": "default"}
     assert {"miou", "iou", "pixel_accuracy", "confusion", "boundary_iou", "frequency_weighted_iou"} <= set(results)
     worst, best = results["worst"][0], results["best"][0]
     assert worst["miou"] <= best["miou"]

@@ -39,7 +39,10 @@ def test_logits_are_clips_cosines_at_its_temperature(variant, tmp_path):
         grid = (patches @ text.T).transpose(1, 2).reshape(2, 3, 3, 5) * model.encoder.clip.logit_scale.exp()
     expected = F.interpolate(grid, size=(24, 40), mode="bilinear")
     torch.testing.assert_close(logits, expected)
-    torch.testing.assert_close(head.scores(logits[0]), logits[0].softmax(0))
+    best = logits[0].argmax(0)
+    softmax = logits[0].softmax(0).amax(0)
+    torch.testing.assert_close(head.score(logits[0], best, "log-odds").sigmoid(), softmax)
+    torch.testing.assert_close(head.score(logits[0], best, "cosine") * head._scale, logits[0].amax(0))
 
 
 def test_prompts_and_decoder_take_no_part(tmp_path):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from magicseg.evaluate.deciding import Threshold
 from magicseg.evaluate.heldout import OTHER_SCENES, evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.segmenter_head import SegmenterHead
 from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.heldout import heldout_scene
 from magicseg.model.segmenter import build_segmenter
@@ -38,7 +38,8 @@ def test_results_are_plain_and_name_every_class(model):
 
 
 def test_every_score_has_an_interval_beside_it(model):
-    results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
+    settings = SETTINGS.model_copy(update={"scenes": 12})
+    results = evaluate_heldout(model, VOCABULARY, settings, image_size=32, seed=0, model_seed=3)
     for scores in (results, *results["baselines"].values()):
         for name in ("miou", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou", "mean_boundary_iou"):
             low, high = scores[f"{name}_interval"]
@@ -82,8 +83,9 @@ def test_a_pixel_below_the_threshold_is_background(model):
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     head = SegmenterHead(model, "")
     head.prepare([(name,) for name in VOCABULARY.names])
-    assert (predict(head, images, VOCABULARY, threshold=1) == 0).all()
-    everywhere = predict(head, images, VOCABULARY, threshold=0)
+    everything, nothing = (Threshold(value=value, origin="given") for value in (0.0, 1.0))
+    assert (predict(head, images, VOCABULARY, threshold=nothing) == 0).all()
+    everywhere = predict(head, images, VOCABULARY, threshold=everything)
     assert everywhere.dtype == np.uint16
     assert set(np.unique(everywhere)) <= set(range(1, len(VOCABULARY) + 1))
 
@@ -101,6 +103,7 @@ class Reddish:
     name = "reddish"
     stride = 8
     identity: ClassVar[dict] = {}
+    score_kinds = ("log-odds",)
 
     def prepare(self, classes):
         self.count = len(classes)
@@ -109,8 +112,8 @@ class Reddish:
         red = crops[:, :1].float() / 255
         return torch.cat([red, red.expand(-1, self.count - 1, -1, -1) - 1], dim=1)
 
-    def scores(self, logits):
-        return logits.clamp(0, 1)
+    def score(self, logits, chosen, kind):
+        return logits.gather(-3, chosen.unsqueeze(-3)).squeeze(-3)
 
 
 def test_a_baselines_threshold_is_the_best_on_other_scenes_and_is_told(model):
@@ -124,7 +127,7 @@ def test_a_baselines_threshold_is_the_best_on_other_scenes_and_is_told(model):
     assert "threshold" not in results["baselines"]["untrained"]
 
     def miou(seed, value):
-        chosen = {"reddish": Threshold(value=value, origin="given")}
+        chosen = {"reddish": Threshold(value=value, origin="given", score="log-odds")}
         common = {"image_size": 32, "seed": seed, "thresholds": chosen}
         return score_heldout([Reddish()], VOCABULARY, SETTINGS, **common)["reddish"]["miou"]
 

@@ -55,7 +55,9 @@ def picture():
 def test_a_pixel_gets_the_class_whose_prototype_is_nearest_and_none_where_the_background_is():
     head = make()
     head.prepare([["green"], ["red"]])
-    scores = head.scores(upsample_logits(head.logits(picture()), (SIDE, SIDE)))[0]
+    logits = upsample_logits(head.logits(picture()), (SIDE, SIDE))
+    scores = torch.stack([head.score(logits, torch.full((1, SIDE, SIDE), k), "log-odds") for k in (0, 1)], 1)[0]
+    scores = scores.sigmoid()
     assert scores.shape == (2, SIDE, SIDE)
     assert (scores[:, :4] < 0.5 + 1e-6).all()
     assert (scores[0, 12:, :4] > 0.99).all()

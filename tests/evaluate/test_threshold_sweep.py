@@ -1,18 +1,26 @@
 """The threshold's sweep against scoring at every single threshold, and what it refuses."""
 
+import json
+
 import numpy as np
 import pytest
-from benchmark_data import ColourHead, make
+import torch
+from benchmark_data import ColourHead, make, save_png
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
 from magicseg.errors import ConfigError, DataError
+from magicseg.evaluate import heldout
 from magicseg.evaluate.benchmark import evaluate_benchmark
-from magicseg.evaluate.deciding import Threshold
+from magicseg.evaluate.heldout import score_heldout
 from magicseg.evaluate.metrics import Scores, confusion_matrix
 from magicseg.evaluate.protocol import load_protocol
-from magicseg.evaluate.sweep import Sweep, sweep_threshold, why_not
+from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.evaluate.sweep import Counts, Sweep, sweep_threshold, why_not
+from magicseg.evaluate.threshold import Threshold
+from magicseg.labels import load_vocabulary
 
 SHAPE = (6, 7)
 
@@ -29,15 +37,120 @@ SHAPE = (6, 7)
     )
 )
 def test_one_pass_gives_the_mean_iou_of_every_threshold(images):
-    sweep = Sweep.empty(3, steps=20)
+    counts = Counts(3, np.linspace(0, 1, 21).astype(np.float32))
     totals = np.zeros((21, 4, 4), int)
     for truth, score, place in images:
-        sweep.add(truth, score, place, 255)
-        for number, threshold in enumerate(sweep.thresholds):
+        counted = truth != 255
+        counts.add(truth[counted], place[counted], score[counted])
+        for number, threshold in enumerate(counts.thresholds):
             predicted = np.where(score < threshold, 0, place + 1)
             totals[number] += confusion_matrix(truth, predicted, 4, 255)
     expected = [np.nan if (value := Scores(total).miou) is None else value for total in totals]
-    np.testing.assert_allclose(sweep.miou(), expected, atol=1e-12)
+    np.testing.assert_allclose(counts.miou(), expected, atol=1e-12)
+
+
+SATURATED = 30.0  # a sigmoid and a softmax of this are 1 in float32
+
+
+class FarAhead:
+    """Blue is the first class and green the second; both are far ahead of the others, the more the brighter."""
+
+    name, stride, identity, score_kinds = "far-ahead", 8, {}, ("log-odds", "cosine")
+
+    def prepare(self, classes):
+        self.classes = len(classes)
+
+    def logits(self, crops):
+        blue, green = crops[:, 2:3].float(), crops[:, 1:2].float()
+        known = torch.cat([blue, green], dim=1)
+        return torch.cat([known, known.new_zeros(len(crops), self.classes - 2, *crops.shape[-2:])], dim=1)
+
+    def score(self, logits, chosen, kind):
+        best = logits.gather(-3, chosen.unsqueeze(-3)).squeeze(-3)
+        return best if kind == "log-odds" else torch.zeros_like(best)
+
+
+def saturating_scene(size):
+    """Objects score 60 and 61, background 40 and 50 by halves: the best threshold is 60."""
+    rng = np.random.default_rng(5)
+    truth = rng.integers(0, 3, size).astype(np.uint16)
+    values = np.where(truth == 0, rng.choice([40, 50], size), rng.choice([60, 61], size))
+    blue = (truth == 1) | ((truth == 0) & (rng.random(size) < 0.5))
+    image = np.stack([np.zeros(size, int), np.where(blue, 0, values), np.where(blue, values, 0)], -1)
+    return image.astype(np.uint8), truth
+
+
+def test_a_threshold_among_scores_that_saturate_in_float32_is_found_on_scenes_and_benchmarks(
+    tmp_path, monkeypatch, protocol
+):
+    head = FarAhead()
+    head.prepare(["a", "b", "c"])
+    image, truth = saturating_scene((16, 24))
+    logits = head.logits(torch.from_numpy(image).permute(2, 0, 1)[None])
+    assert (logits.amax(1) > SATURATED).all()
+    assert (logits.softmax(1).amax(1) == 1).all()
+    assert (logits.amax(1).sigmoid() == 1).all()
+
+    monkeypatch.setattr(heldout, "heldout_scene", lambda *_, **__: (image[:16, :16], truth[:16, :16]))
+    settings = EvaluateSettings(scenes=2, batch_size=2)
+    vocabulary = load_vocabulary("miniature")
+    common = {"image_size": 16, "seed": 0}
+    chosen = heldout.swept_threshold(head, vocabulary, settings, **common)
+    assert (chosen.score, chosen.value, chosen.details["end"], chosen.warning) == ("log-odds", 60, None, None)
+    assert chosen.details["miou"] == 1 > chosen.details["tried"]["cosine"]
+    thresholds = {head.name: chosen}
+    assert score_heldout([head], vocabulary, settings, **common, thresholds=thresholds)[head.name]["miou"] == 1
+
+    protocol = protocol.model_copy(update={"short_side": None, "window": None, "images": ("JPEGImages/{name}.png",)})
+    for split, name in (("train", "t0"), ("val", "v0")):
+        save_png(tmp_path / "SegmentationClass" / f"{name}.png", truth)
+        (tmp_path / "JPEGImages").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "JPEGImages" / f"{name}.png")
+        listed = tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt"
+        listed.parent.mkdir(parents=True, exist_ok=True)
+        listed.write_text(f"{name}\n")
+    chosen = sweep_threshold(head, protocol, tmp_path)
+    assert (chosen.score, chosen.value, chosen.details["end"]) == ("log-odds", 60, None)
+    assert evaluate_benchmark(head, protocol, tmp_path, tmp_path / "out", threshold=chosen).results["miou"] == 1
+
+
+@pytest.mark.parametrize(
+    ("truth", "end", "value"),
+    [([1, 1, 1, 2], "lowest", 0.1), ([0, 0, 0, 0], "highest", 0.4), ([0, 0, 1, 2], None, 0.3)],
+)
+def test_a_threshold_at_an_end_of_the_scores_is_marked(truth, end, value):
+    sweep = Sweep(2, ["log-odds"])
+    scores = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    sweep.add(np.array(truth), np.array([0, 0, 0, 1]), {"log-odds": scores}, 255)
+    chosen = sweep.best({})
+    assert chosen.value == np.float32(value)
+    assert chosen.to_dict()["end"] == end
+    assert (chosen.warning is None) == (end is None)
+    assert Threshold.from_dict(json.loads(json.dumps(chosen.to_dict()))) == chosen
+
+
+def test_an_earlier_versions_swept_probability_of_one_is_marked():
+    assert Threshold.from_dict({"value": 1.0, "origin": "swept", "images": 3}).warning
+    assert not Threshold.from_dict({"value": 0.5, "origin": "swept", "images": 3}).warning
+    assert not Threshold.from_dict({"value": 1.0, "origin": "given"}).warning
+
+
+def test_images_beyond_those_that_chose_the_thresholds_are_counted_too():
+    rng = np.random.default_rng(3)
+    images = [(rng.integers(0, 3, SHAPE), rng.integers(0, 2, SHAPE), rng.random(SHAPE, np.float32)) for _ in range(9)]
+    whole, begun = Sweep(2, ["cosine"]), Sweep(2, ["cosine"], grid_pixels=50)
+    for truth, chosen, score in images:
+        for sweep in (whole, begun):
+            sweep.add(truth, chosen, {"cosine": score}, 255)
+    assert whole.pixels == begun.pixels == 9 * 42
+    thresholds, miou = begun.curve("cosine")
+    assert len(thresholds) < 9 * 42
+    for threshold, found in list(zip(thresholds, miou, strict=True))[::10]:
+        total = sum(
+            confusion_matrix(truth, np.where(score < threshold, 0, chosen + 1), 3, 255)
+            for truth, chosen, score in images
+        )
+        assert found == pytest.approx(Scores(total).miou)
 
 
 @pytest.fixture
@@ -67,13 +180,12 @@ def test_the_chosen_threshold_is_the_best_of_all_on_the_tuning_split(voc, tmp_pa
     assert details["miou"] == max(value for _, value in details["curve"])
     train = protocol.for_split("train")
     scores = {}
-    for value in (chosen.value, *np.linspace(0, 1, 9)):
-        given_ = Threshold(value=float(value), origin="given")
-        scores[value] = evaluate_benchmark(head, train, voc, tmp_path / f"at{value}", threshold=given_).results[
-            "miou"
-        ]
-    assert scores[chosen.value] == pytest.approx(details["miou"], abs=1e-12)
-    assert scores[chosen.value] == max(scores.values())
+    others = [Threshold(value=float(value), origin="given") for value in np.linspace(0, 1, 9)]
+    for number, one in enumerate((chosen, *others)):
+        outcome = evaluate_benchmark(head, train, voc, tmp_path / f"at{number}", threshold=one)
+        scores[number] = outcome.results["miou"]
+    assert scores[0] == pytest.approx(details["miou"], abs=1e-12)
+    assert scores[0] == max(scores.values())
 
 
 def test_results_say_what_was_swept(voc, tmp_path, protocol):
