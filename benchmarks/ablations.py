@@ -18,7 +18,8 @@ variant is trained on it, from the same first weights and in the same order of s
     memory bank         no variant of training: prototypes of base's features instead of its decoder
 
 Printed: mIoU by seed, the mean and its 95 % interval over seeds (Student's t), and the mean difference to base with
-the interval of the paired differences. A finished training is not done again. Exits 0 whatever comes out.
+the interval of the paired differences and its p value, adjusted for the number of variants by Holm's procedure. A
+finished training is not done again. Exits 0 whatever comes out.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.stats import t as student
+from scipy.stats import ttest_rel
 
 from magicseg.config import load_config
 from magicseg.evaluate.heldout import evaluate_heldout, predict, score_heldout
@@ -188,16 +190,32 @@ def interval(values: list[float]) -> str:
     return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
 
 
+def holm(values: Mapping[str, float]) -> dict[str, float]:
+    """Return p values adjusted for their number: Holm's step-down procedure (1979)."""
+    adjusted: dict[str, float] = {}
+    highest = 0.0
+    for rank, name in enumerate(sorted(values, key=lambda each: values[each])):
+        highest = max(highest, min(1.0, values[name] * (len(values) - rank)))
+        adjusted[name] = highest
+    return adjusted
+
+
 def print_table(variants: Sequence[str], seeds: Sequence[int], miou: Mapping[tuple[str, int], float]) -> None:
-    """A Markdown table: mIoU by seed, its mean, and the difference to the first variant, seed by seed."""
+    """A Markdown table: mIoU by seed, its mean, the difference to the first variant, seed by seed, and its p value by
+    a paired t test, adjusted for the number of variants (`holm`).
+    """
     titles = " | ".join(f"seed {seed}" for seed in seeds)
-    print(f"\n| variant | {titles} | mean [95 %] | difference to {variants[0]} [95 %] |")
-    print("|---|" + "---|" * (len(seeds) + 2))
-    base = [miou[variants[0], seed] for seed in seeds]
-    for variant in variants:
-        values = [miou[variant, seed] for seed in seeds]
-        change = "" if variant == variants[0] else interval([a - b for a, b in zip(values, base, strict=True)])
-        print(f"| {variant} |", " | ".join(f"{value:.3f}" for value in values), f"| {interval(values)} | {change} |")
+    print(f"\n| variant | {titles} | mean [95 %] | difference to {variants[0]} [95 %] | p, Holm |")
+    print("|---|" + "---|" * (len(seeds) + 3))
+    values = {variant: [miou[variant, seed] for seed in seeds] for variant in variants}
+    base = values[variants[0]]
+    adjusted = {}
+    if len(seeds) > 1:
+        adjusted = holm({name: float(ttest_rel(values[name], base).pvalue) for name in variants[1:]})
+    for name, row in values.items():
+        change = "" if name == variants[0] else interval([a - b for a, b in zip(row, base, strict=True)])
+        p = f"{adjusted[name]:.2g}" if name in adjusted else ""
+        print(f"| {name} |", " | ".join(f"{value:.3f}" for value in row), f"| {interval(row)} | {change} | {p} |")
 
 
 def main() -> None:

@@ -22,9 +22,9 @@ one model per variant is trained; all are scored on exact masks. Variants differ
     no prompts          the frozen CLIP without visual prompts
 
 Printed: mIoU by seed, the mean with its 95 % interval over seeds (Student's t), and the mean difference to base with
-the interval of the paired differences. Every row goes into a file of JSON lines (``--rows``); what is there,
-of the same settings, is not done again. Those measured so far are in ``benchmarks/miniature_study.jsonl``. Exits 0
-whatever comes out.
+the interval of the paired differences and its p value, adjusted for the number of variants by Holm's procedure. Every
+row goes into a file of JSON lines (``--rows``); what is there, of the same settings, is not done again. Those
+measured so far are in ``benchmarks/miniature_study.jsonl``. Exits 0 whatever comes out.
 """
 
 import argparse

@@ -1,5 +1,6 @@
 """Figures of a benchmark's results, as PNG files: confusion matrix, classes with intervals, best and worst images."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ _BARS = 60  # classes in a column
 _NAMED = 8  # classes in a picture's legend
 _DPI = 110
 _EXAMPLE_SIDE = 1024  # pixels of an example image that are shown at least, of a large one
+_TITLE_CHARACTERS = 11  # of a title in an inch of width
 
 
 def write_charts(results: Mapping[str, Any], folder: Path) -> list[Path]:
@@ -33,12 +35,17 @@ def write_charts(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
     Raises: BackendError without matplotlib, StoreError.
     """
-    title = f"{results['head']} on {results['benchmark']}, {results['images']} images"
+    title = chart_title(results)
     figures = {
         "confusion.png": _confusion(np.array(results["confusion"]), list(results["iou"]), title),
         "classes.png": _classes(results, title),
     }
     return [_save(figure, folder / name) for name, figure in figures.items()]
+
+
+def chart_title(results: Mapping[str, Any]) -> str:
+    """Return what both charts are of."""
+    return f"{results['head']} on {results['benchmark']}, {results['images']} images"
 
 
 def write_examples(
@@ -100,7 +107,7 @@ def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str) -> "
     font = 9 if count <= 30 else 7
     axes.set_xticks(range(count), names, rotation=90, fontsize=font)
     axes.set_yticks(range(count), names, fontsize=font)
-    axes.set_title(f"{title}\nrows: ground truth (grey: none), as shares of it; columns: predicted", fontsize=11)
+    _title(figure, f"{title}\nrows: ground truth (grey: none), as shares of it; columns: predicted")
     figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
     return figure
 
@@ -127,7 +134,7 @@ def _classes(results: Mapping[str, Any], title: str) -> "Figure":
     missing = [name for name in iou if iou[name] is None]
     mean = "-" if results["miou"] is None else f"{100 * results['miou']:.1f}"
     left_out = f"; {len(missing)} classes without pixels" if missing else ""
-    figure.suptitle(f"{title}\nmean IoU {mean} %, 95 % intervals over images{left_out}", fontsize=11)
+    _title(figure, f"{title}\nmean IoU {mean} %, 95 % intervals over images where known{left_out}")
     return figure
 
 
@@ -158,8 +165,15 @@ def _pictures(
                 patches.append(Patch(color="none", label=f"and {len(order) - _NAMED} more"))
             if patches:
                 place.legend(handles=patches, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False)
-    figure.suptitle(title, fontsize=11)
+    _title(figure, title)
     return figure
+
+
+def _title(figure: "Figure", text: str) -> None:
+    """Put a title above a figure, in lines that are no wider than it."""
+    width = max(20, int(figure.get_figwidth() * _TITLE_CHARACTERS))
+    lines = [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, width)]
+    figure.suptitle("\n".join(lines), fontsize=11)
 
 
 def _figure(width: float, height: float) -> "Figure":

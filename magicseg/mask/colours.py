@@ -9,6 +9,12 @@ from magicseg.labels import BACKGROUND, IGNORE
 
 _MASK_STRENGTH = 0.6
 
+# Sasha Trubetskoy's list of simple, distinct colours (2017), without grey, black and white.
+_DISTINCT = (
+    *("e6194b", "3cb44b", "ffe119", "4363d8", "f58231", "911eb4", "42d4f4", "f032e6", "bfef45", "fabed4"),
+    *("469990", "dcbeff", "9a6324", "fffac8", "800000", "aaffc3", "808000", "ffd8b1", "000075"),
+)
+
 
 def overlay(image: Image, mask: ClassMap) -> Image:
     """The image in grey, with every class in its colour and ignored pixels striped black and white."""
@@ -27,7 +33,14 @@ def overlay(image: Image, mask: ClassMap) -> Image:
 
 
 def class_colour(id_: int) -> tuple[int, int, int]:
-    """A class's colour, RGB. Neighbouring ids differ in hue by the golden angle."""
+    """Return a class's colour, RGB.
+
+    The first ids have colours that are far apart from each other. Later ones differ in hue from their neighbours by
+    the golden angle.
+    """
+    if 1 <= id_ <= len(_DISTINCT):
+        red, green, blue = bytes.fromhex(_DISTINCT[id_ - 1])
+        return red, green, blue
     hue = (id_ * 137.508) % 360
     lightness = 0.55 if id_ % 2 else 0.45
     chroma = (1 - abs(2 * lightness - 1)) * 0.75

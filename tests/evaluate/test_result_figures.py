@@ -5,6 +5,7 @@ import pytest
 from benchmark_data import ColourHead, make
 from PIL import Image
 
+from magicseg.evaluate import figures
 from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.figures import write_charts, write_examples
 from magicseg.evaluate.protocol import load_protocol
@@ -28,6 +29,28 @@ def test_charts_have_room_for_the_name_of_every_class(scored, tmp_path):
     assert Image.open(written[1]).size[1] >= 18 * min(drawn, 60)
     before = [path.read_bytes() for path in written]
     assert [path.read_bytes() for path in write_charts(outcome.results, tmp_path / "figures")] == before
+
+
+@pytest.mark.parametrize("name", ["confusion", "classes"])
+def test_a_title_is_not_cut_where_the_figure_is_narrow(name):
+    results = {
+        "head": "a model with a long name",
+        "benchmark": "a-benchmark-of-my-own",
+        "images": 100_000,
+        "miou": 0.5,
+        "confusion": [[2, 2], [1, 2]],
+        "iou": {"a": 0.4, "b": 0.6, "c": None},
+        "iou_interval": {"a": [0.3, 0.5], "b": None},
+    }
+    title = figures.chart_title(results)
+    if name == "classes":
+        figure = figures._classes(results, title)
+    else:
+        figure = figures._confusion(np.array(results["confusion"]), ["a", "b"], title)
+    figure.draw_without_rendering()
+    drawn = figure._suptitle.get_window_extent()
+    assert 0 <= drawn.x0 < drawn.x1 <= figure.bbox.width
+    assert drawn.y1 <= figure.bbox.height
 
 
 def test_the_best_and_worst_images_are_shown_with_truth_and_prediction(scored, tmp_path):

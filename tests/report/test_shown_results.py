@@ -20,7 +20,7 @@ HEADS = ("vanilla", "maskclip", "sclip", "clearclip", "memory-bank", "untrained"
 SWEPT = {"value": 0.432, "origin": "swept", "split": "train", "images": 200, "curve": [[0.0, 0.1], [0.5, 0.2]]}
 
 
-def scores_of(classes, *, images=6, wrong=0.3, seed=0):
+def scores_of(classes, *, images=12, wrong=0.3, seed=0):
     """What evaluation writes of a head that errs at a share of the pixels."""
     rng = np.random.default_rng(seed)
     counted = []

@@ -44,3 +44,4 @@ def test_the_first_classes_have_different_colours():
     colours = np.array([class_colour(id_) for id_ in range(1, 22)], dtype=int)
     distances = np.abs(colours[:, None] - colours[None]).sum(axis=2) + 1000 * np.eye(21, dtype=int)
     assert distances.min() > 40
+    assert distances[:10, :10].min() > 100
