@@ -3,17 +3,22 @@
 ``magicseg.load_model(path)`` loads a trained model. Importing this package loads no torch.
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from magicseg.model.open_vocabulary import load_model
 
+    __version__: str
+
 __all__ = ["__version__", "load_model"]
-__version__ = version("magicseg")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        globals()[name] = version("magicseg")
+        return globals()[name]
     if name == "load_model":
         from magicseg.model.open_vocabulary import load_model
 

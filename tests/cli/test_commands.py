@@ -70,7 +70,7 @@ def test_status_keeps_its_contract(magicseg, finished):
     samples = state["stages"]["generate"]["samples"]
     assert samples["kept"] + sum(samples["dropped"].values()) == 48
     assert state["stages"]["generate"]["failures"] == {"4": "Boom: it broke"}
-    assert state["stages"]["mask"]["samples"] == {"kept": 0, "dropped": {}}
+    assert state["stages"]["mask"]["samples"] == {"kept": 0, "dropped": {}, "fallbacks": {}}
 
 
 def test_status_counts_drops_by_reason(magicseg, finished):
