@@ -31,6 +31,10 @@ _CODE = frozenset(
     }
 )
 _COUNTS = re.compile(r".*(?:layers|depths?|experts|n_layer|layers_per_block|num_blocks|num_stages)")
+_WIDTHS = re.compile(r"(?:.*_)?(?:hidden_size|hidden_dim|d_model|embed_dim|width|n_embd)")  # of square matrices
+_ROWS = re.compile(r"(?:.*_)?(?:vocab_size|intermediate_size|ffn_dim|max_position_embeddings)")
+_ALWAYS = 1 << 24  # values that are allowed whatever the size of the weights
+_VALUES_PER_BYTE = 2  # of weights in four bits
 _INDEX = ".index.json"
 
 
@@ -38,15 +42,19 @@ def refuse_foreign_code(folder: Path, where: str, *, depth: int = 1) -> None:
     """Check all JSON files of a folder of weights, ``depth`` folders deep.
 
     Args: where: the setting and the weights, for messages.
-    Raises: BackendError if a file turns on code of the folder or of the hub, names a file elsewhere, or has more
-    layers than `MOST_LAYERS`; also if it cannot be read, is too large or too deep.
+    Raises: BackendError if a file turns on code of the folder or of the hub, names a file elsewhere, has more layers
+    than `MOST_LAYERS` or matrices that the folder's files could not hold; also if it cannot be read or is too deep.
     """
     hint = "use weights that load without code of their own, or remove the entry if you know that it is not needed"
     if (folder / "adapter_config.json").exists():
         raise BackendError(
             f"{where}: {folder / 'adapter_config.json'}: an adapter, which names other weights", hint="merge it first"
         )
-    for path in _configurations(folder, depth):
+    files = list(_files(folder, depth))
+    capacity = _VALUES_PER_BYTE * sum(path.stat().st_size for path in files if path.is_file())
+    for path in files:
+        if path.suffix != ".json" or path.name in _DATA:
+            continue
         try:
             value = json.loads(read_bytes(path, limit=_CONFIG_BYTES, error=BackendError).decode("utf-8"))
         except RecursionError:
@@ -55,7 +63,9 @@ def refuse_foreign_code(folder: Path, where: str, *, depth: int = 1) -> None:
             if isinstance(error, BackendError):
                 raise
             continue  # the libraries cannot read it either, and say so where they need it
-        reason = forbidden(value) or (_outside(value) if path.name.endswith(_INDEX) else None)
+        reason = forbidden(value) or _too_large(value, capacity)
+        if path.name.endswith(_INDEX):
+            reason = reason or _outside(value)
         if reason:
             raise BackendError(f"{where}: {path}: {reason}", hint=hint)
 
@@ -79,7 +89,17 @@ def forbidden(configuration: Any) -> str | None:
             numbers = value if isinstance(value, list) else [value]
             for number in numbers:
                 if isinstance(number, int | float) and number > MOST_LAYERS:
-                    return f"{key} is {number:.6g}; at most {MOST_LAYERS} are built"
+                    return f"{key} is {_shown(number)}; at most {MOST_LAYERS} are built"
+    return None
+
+
+def _too_large(configuration: Any, capacity: int) -> str | None:
+    """Return a size that needs more values than the weights have, for which a library would allocate memory."""
+    for key, value in _entries(configuration):
+        if isinstance(value, int | float):
+            needed = value * value if _WIDTHS.fullmatch(key) else value if _ROWS.fullmatch(key) else 0
+            if needed > capacity + _ALWAYS:
+                return f"{key} is {_shown(value)}, and the files beside it hold at most {capacity} values"
     return None
 
 
@@ -94,12 +114,13 @@ def is_plain_name(name: object) -> bool:
     )
 
 
-def _configurations(folder: Path, depth: int) -> Iterator[Path]:
+def _files(folder: Path, depth: int) -> Iterator[Path]:
+    """What lies in a folder, ``depth`` folders deep; a link to a file stands for that file."""
     for entry in sorted(folder.iterdir()):
-        if entry.suffix == ".json" and entry.name not in _DATA:
+        if entry.suffix == ".json" or entry.is_file():
             yield entry
         elif depth > 1 and entry.is_dir():
-            yield from _configurations(entry, depth - 1)
+            yield from _files(entry, depth - 1)
 
 
 def _outside(index: Any) -> str | None:

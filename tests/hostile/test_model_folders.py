@@ -203,6 +203,13 @@ SWITCHES = [
     {"layers_per_block": 10**7},
     {"depths": [2, 2, 10**7]},
     {"num_experts": 10**9},
+    {"hidden_size": 10**9},
+    {"num_layers": 10**400},
+    {"text_config": {"hidden_size": 1e300}},
+    {"d_model": 10**6},
+    {"vocab_size": 10**12},
+    {"max_position_embeddings": 10**10},
+    {"intermediate_size": 10**11},
 ]
 
 
