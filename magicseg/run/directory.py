@@ -120,7 +120,7 @@ class Run:
 
         write_plan(self.path / "plan", self.config, vocabulary)
         plan = read_plan(self.path / "plan")
-        Dataset(self.path / "dataset.zarr").create(plan, self.config)
+        Dataset(self.path / "dataset.zarr", plan.shard_size, self.config.generate.size).create(plan, self.config)
         for stage in STAGES:
             Ledger(self.path / "ledger" / stage, plan.samples, plan.shard_size).create()
 
@@ -163,7 +163,7 @@ class Run:
         """The data set's arrays."""
         from magicseg.store.dataset import Dataset
 
-        return Dataset(self.path / "dataset.zarr")
+        return Dataset(self.path / "dataset.zarr", self.plan.shard_size, self.config.generate.size)
 
     def ledger(self, stage: str) -> Ledger:
         """A stage's ledger."""

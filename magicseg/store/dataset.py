@@ -13,6 +13,7 @@ fill value are written too, so that a missing file always means missing work.
 
 import contextlib
 import hashlib
+import math
 import tempfile
 import time
 import warnings
@@ -21,20 +22,24 @@ from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from pydantic import Field
+from typing_extensions import TypedDict
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.dtype import VariableLengthBytes
 
 from magicseg.config import Config
+from magicseg.core.documents import read_json
 from magicseg.core.text import command
 from magicseg.errors import DamageError, StoreError
 from magicseg.labels import IGNORE
 from magicseg.run.files import TEMPORARY, fsync_path, storage_errors, write_atomic
 from magicseg.run.plan import Plan
+from magicseg.store.bounds import check_shard_file
 from magicseg.store.images import decode_jpeg, encode_jpeg
 
 ARRAYS: Mapping[str, tuple[str, ...]] = {
@@ -43,8 +48,30 @@ ARRAYS: Mapping[str, tuple[str, ...]] = {
     "mask": ("mask/mask", "mask/quality"),
 }
 IMAGES = ("generate/image", "generate/counterfactual")
+_METADATA_BYTES = 1 << 20
 _ORPHAN_SECONDS = 600.0  # a temporary file that nobody wrote to for so long belongs to nobody
 Values = NDArray[Any]
+
+
+class _ChunkShape(TypedDict):
+    chunk_shape: list[int]
+
+
+class _ChunkGrid(TypedDict):
+    configuration: _ChunkShape
+
+
+class _Codec(TypedDict):
+    name: str
+    configuration: NotRequired[dict[str, Any]]
+
+
+class _Metadata(TypedDict):
+    """What is looked at of an array's metadata."""
+
+    shape: list[Annotated[int, Field(ge=0, le=2**40)]]
+    chunk_grid: _ChunkGrid
+    codecs: list[_Codec]
 
 
 @dataclass(frozen=True)
@@ -129,6 +156,8 @@ class Dataset:
     """The store of one run. Its arrays stay open: opening one costs more than reading a sample."""
 
     path: Path
+    shard_size: int
+    image_size: int
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def create(self, plan: Plan, config: Config) -> None:
@@ -161,6 +190,7 @@ class Dataset:
         return self._arrays[name]
 
     def _open(self, name: str) -> zarr.Array[Any]:
+        self._check_metadata(name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
@@ -170,6 +200,31 @@ class Dataset:
         if not isinstance(found, zarr.Array):
             raise self._damaged(name, "is not an array")
         return found.with_config({"write_empty_chunks": True})
+
+    def _check_metadata(self, name: str) -> None:
+        """Refuse metadata that this store's sizes do not bear out, before Zarr sees them. Raises: DamageError."""
+        where = f"{name}/zarr.json"
+        path = self.path / where
+        try:
+            found = read_json(path, _Metadata, limit=_METADATA_BYTES, error=DamageError)
+        except FileNotFoundError:
+            raise self._damaged(where, "is missing") from None
+        except DamageError as error:
+            raise self._damaged(where, error.message.removeprefix(f"{path}: ")) from error
+        codec = "jpeg" if name in IMAGES and len(found["shape"]) == 1 else "lossless"
+        samples = found["shape"][0] if found["shape"] else 0
+        wanted = _Layout(samples, self.shard_size, self.image_size, codec).of(name)
+        chunk = wanted.get("shards", wanted["chunks"])
+        codecs = ["sharding_indexed"] if "shards" in wanted else ["vlen-utf8", "zstd"]
+        facts = (found["shape"], found["chunk_grid"]["configuration"]["chunk_shape"])
+        if facts != (list(wanted["shape"]), list(chunk)) or [each["name"] for each in found["codecs"]] != codecs:
+            raise self._damaged(where, f"shape, chunks or codecs are not those of shards of {self.shard_size}")
+        if "shards" in wanted:
+            inner = found["codecs"][0].get("configuration", {})
+            names = [each.get("name") for each in inner.get("codecs", []) if isinstance(each, dict)]
+            expected = ["vlen-bytes", "crc32c"] if codec == "jpeg" else ["bytes", "zstd"]
+            if inner.get("chunk_shape") != list(wanted["chunks"]) or names != expected:
+                raise self._damaged(where, "the chunks inside of shards are not those that magicseg writes")
 
     def is_jpeg(self, name: str) -> bool:
         """Whether an image array holds JPEG streams."""
@@ -218,14 +273,22 @@ class Dataset:
             for shard in range(start // length, -(-stop // length)):
                 # Zarr gives the fill value for a file that is not there.
                 file = self.shard_file(name, shard)
-                if not (self.path / file).exists():
-                    raise self._damaged(file, "is missing")
-            return np.asarray(array[start:stop])
+                parts = length if array.shards else length * math.prod(array.shape[1:])
+                try:
+                    check_shard_file(self.path / file, chunks=parts, is_sharded=array.shards is not None)
+                except FileNotFoundError:
+                    raise self._damaged(file, "is missing") from None
+                except DamageError as error:
+                    raise self._damaged(file, error.message.removeprefix(f"{self.path / file}: ")) from error
+            values = np.asarray(array[start:stop])
         except StoreError:
             raise
         except Exception as error:
             # Codecs raise errors of many kinds (zstd: RuntimeError, CRC: ValueError, index: KeyError).
             raise self._damaged(f"{name}, samples {start} to {stop - 1}", error) from error
+        if len(values) != stop - start:
+            raise self._damaged(f"{name}/zarr.json", f"it has {array.shape[0]} samples")
+        return values
 
     def read_images(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """Pixels: uint8 (samples, H, W, 3), RGB; zeros for dropped samples."""

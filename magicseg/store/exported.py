@@ -16,7 +16,6 @@ from magicseg.config import Config
 from magicseg.core.documents import open_regular
 from magicseg.errors import DataError
 
-TEXT_BYTES = 1 << 16  # most of a caption, or of a note on quality
 _ATTRIBUTE_BYTES = 16 << 20
 _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # to a text, as HDF5 stores it
 _GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000

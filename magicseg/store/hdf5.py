@@ -32,9 +32,10 @@ from magicseg.run.ledger import CommitRecord
 from magicseg.run.ranges import format_ranges
 from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
+from magicseg.store.bounds import TEXT_BYTES
 from magicseg.store.dataset import ARRAYS
 from magicseg.store.digest import logical_digest
-from magicseg.store.exported import TEXT_BYTES, ExportedFile
+from magicseg.store.exported import ExportedFile
 from magicseg.store.images import check_jpeg
 from magicseg.weights.manifest import Manifest
 

@@ -102,7 +102,7 @@ class KeptSamples:
         return np.array_equal(indices, self.indices[first:last])
 
     def _read_stretches(self, indices: NDArray[np.int64]) -> tuple[Images, Images, Masks]:
-        store = _opened(self.path)
+        store = _opened(self.path, self.shard_size, self.image_size)
         count, size = len(indices), self.image_size
         images = np.empty((count, size, size, 3), np.uint8)
         counterfactuals = np.empty_like(images)

@@ -16,8 +16,10 @@ import numpy as np
 from numcodecs import Zstd
 from numpy.typing import NDArray
 
+from magicseg.core.documents import open_regular
 from magicseg.core.text import command
 from magicseg.errors import DamageError
+from magicseg.store.bounds import zstd_size
 from magicseg.store.dataset import Dataset
 from magicseg.store.images import decode_jpeg
 
@@ -31,7 +33,7 @@ class SampleFiles:
     """The samples of a store's image arrays and masks, one at a time. Files stay open while they are in use."""
 
     def __init__(self, path: Path, *, shard_size: int, image_size: int) -> None:
-        self._store = Dataset(path)
+        self._store = Dataset(path, shard_size, image_size)
         self._path, self._shard_size, self._size = path, shard_size, image_size
         self._codec = Zstd()
         self._shard = lru_cache(maxsize=_OPEN_FILES)(self._opened)
@@ -57,7 +59,10 @@ class SampleFiles:
         return values.reshape(self._size, self._size)
 
     def _decoded(self, name: str, index: int, chunk: bytes, dtype: np.dtype[Any]) -> NDArray[Any]:
+        channels = 1 if name == "mask/mask" else 3
         try:
+            if zstd_size(chunk) != self._size**2 * channels * dtype.itemsize:
+                raise ValueError("it expands to another size than its array has")
             return np.frombuffer(self._codec.decode(chunk), dtype)  # checks zstd's own checksum
         except (RuntimeError, ValueError) as error:
             raise self._damaged(name, index, error) from error
@@ -68,6 +73,8 @@ class SampleFiles:
         offset, length = table[place].tolist()
         if offset == _NO_CHUNK:
             raise self._damaged(name, index, "was never written")
+        if offset + length > os.fstat(file.fileno()).st_size:
+            raise self._damaged(name, index, "the file is cut short")
         chunk = os.pread(file.fileno(), length, offset)
         if len(chunk) != length:
             raise self._damaged(name, index, "the file is cut short")
@@ -77,11 +84,11 @@ class SampleFiles:
         path = self._path / self._store.shard_file(name, shard)
         first = shard * self._shard_size
         try:
-            file = path.open("rb", buffering=0)
+            file = open_regular(path, error=DamageError)
             size = self._shard_size * 16
             file.seek(-(size + _CHECKSUM), os.SEEK_END)
             content = file.read(size + _CHECKSUM)
-        except OSError as error:
+        except (OSError, DamageError) as error:
             raise self._damaged(name, first, error) from error
         table, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
         if google_crc32c.value(table) != int.from_bytes(checksum, "little"):

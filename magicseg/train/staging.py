@@ -64,7 +64,7 @@ def staged(samples: KeptSamples, stage_to: str, *, key: str) -> KeptSamples:
 
 def _needed(samples: KeptSamples) -> dict[str, int]:
     """Sizes of the files to copy, by their path inside the store."""
-    store = Dataset(samples.path)
+    store = Dataset(samples.path, samples.shard_size, samples.image_size)
     names = {"zarr.json", *(f"{array}/zarr.json" for array in ARRAYS)}
     names |= {f"{array.split('/')[0]}/zarr.json" for array in ARRAYS}
     for shard in np.unique(samples.indices // samples.shard_size).tolist():

@@ -1,17 +1,26 @@
 """Stores whose files were changed or forged, and repairs beside work: nothing is believed, and nothing is lost."""
 
 import contextlib
+import json
 import os
+import struct
 import time
 
+import google_crc32c
 import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from numcodecs import Zstd
 from tiny_runs import do
 
 from magicseg.errors import DamageError, DataError, RunError
 from magicseg.run import Run
 from magicseg.run.claims import try_claim
+from magicseg.store.bounds import zstd_size
 from magicseg.store.digest import logical_digest
 from magicseg.store.hdf5 import export_hdf5
+from magicseg.store.samples import SampleFiles
 from magicseg.store.verify import inspect, repair
 
 pytestmark = pytest.mark.usefixtures("bounded")
@@ -149,3 +158,94 @@ def test_a_caption_that_hdf5_cannot_hold_is_named(finished, tmp_path):
         export_hdf5(finished, tmp_path / "out.h5")
     assert "magicseg reset describe" in caught.value.hint
     assert sorted(path.name for path in tmp_path.iterdir()) == ["copy0"]
+
+
+def reader(run):
+    return SampleFiles(run.store.path, shard_size=16, image_size=32)
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device", "denied", "empty", "nulls"])
+@pytest.mark.parametrize("name", ["mask/mask/2.0.0", "describe/captions/2.0", "generate/image/2.0.0.0"])
+def test_something_odd_in_the_place_of_a_shard_is_not_read(finished, put, name, kind):
+    put(finished.store.path / name, kind)
+    array = name.rpartition("/")[0]
+    with pytest.raises(DamageError, match=array):
+        finished.store.read(array, 32, 48)
+    if array != "describe/captions":
+        with pytest.raises(DamageError, match=array):
+            reader(finished).mask(33) if array == "mask/mask" else reader(finished).image(array, 33)
+
+
+def forge_index(path, part, offset, length):
+    """Let a part of a shard lie somewhere else, with the index's right checksum."""
+    content = bytearray(path.read_bytes())
+    start = len(content) - 4 - 16 * 16
+    content[start + 16 * part : start + 16 * part + 16] = struct.pack("<QQ", offset, length)
+    content[-4:] = google_crc32c.value(bytes(content[start:-4])).to_bytes(4, "little")
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 10**15), (10**15, 10), (0, 2**63), (2**63, 2**63), (5, 2**64 - 1)], ids=range(5)
+)
+def test_an_index_that_names_parts_beyond_the_file_is_damage(finished, offset, length):
+    forge_index(finished.store.path / "mask/mask/2.0.0", 3, offset, length)
+    with pytest.raises(DamageError):
+        finished.store.read("mask/mask", 32, 48)
+    with pytest.raises(DamageError):
+        reader(finished).mask(35)
+
+
+@pytest.mark.parametrize("size", [10**6, 10**15, 2**64 - 1, 0, None])
+def test_a_part_that_claims_to_expand_is_not_expanded(finished, monkeypatch, size):
+    """A frame header of any size, in front of what was there; None: a frame that does not say its size."""
+    path = finished.store.path / "mask/mask/2.0.0"
+    content = path.read_bytes()
+    header = b"\x28\xb5\x2f\xfd" + (b"\xe0" + struct.pack("<Q", size) if size is not None else b"\x00\x58")
+    path.write_bytes(header + content)
+    forge_index(path, 3, 0, len(header) + 40)
+    expanded = []
+    monkeypatch.setattr(zarr.codecs.ZstdCodec, "_decode_sync", lambda *_: expanded.append(1))
+    with pytest.raises(DamageError, match=r"expand|say how large"):
+        finished.store.read("mask/mask", 35, 36)
+    with pytest.raises(DamageError, match=r"expand|say how large"):
+        reader(finished).mask(35)
+    assert not expanded
+
+
+@given(st.binary(max_size=20_000), st.integers(1, 9))
+def test_the_size_of_a_frame_is_what_it_expands_to(content, level):
+    assert zstd_size(Zstd(level=level).encode(content)) == len(content)
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\x28\xb5\x2f\xfd", b"PK\x03\x04" + bytes(20), b"\x50\x2a\x4d\x18" + bytes(9)]
+)
+def test_what_is_no_frame_has_no_size(frame):
+    with pytest.raises(ValueError, match="Zstandard"):
+        zstd_size(frame)
+
+
+METADATA = {
+    "shape of terabytes": lambda data: data.update(shape=[96, 10**6, 10**6]),
+    "fewer samples": lambda data: data.update(shape=[40, 32, 32]),
+    "negative shape": lambda data: data.update(shape=[-96, 32, 32]),
+    "shape as a text": lambda data: data.update(shape="96"),
+    "no shape": lambda data: data.update(shape=[]),
+    "chunks of terabytes": lambda data: data["chunk_grid"]["configuration"].update(chunk_shape=[10**9, 32, 32]),
+    "chunk grid as a list": lambda data: data.update(chunk_grid=[]),
+    "inner chunks of all": lambda data: data["codecs"][0]["configuration"].update(chunk_shape=[16, 32, 32]),
+    "a foreign codec": lambda data: data["codecs"][0]["configuration"].update(codecs=[{"name": "numcodecs.pickle"}]),
+    "codecs as a text": lambda data: data.update(codecs="zstd"),
+    "no codecs": lambda data: data.update(codecs=[]),
+}
+
+
+@pytest.mark.parametrize("change", METADATA.values(), ids=list(METADATA))
+def test_metadata_that_the_settings_do_not_bear_out_are_not_believed(finished, change):
+    path = finished.store.path / "mask/mask/zarr.json"
+    data = json.loads(path.read_bytes())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(DamageError, match=r"mask/mask/zarr\.json"):
+        Run.open(finished.path).store.read("mask/mask", 32, 48)

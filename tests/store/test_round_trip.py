@@ -49,13 +49,13 @@ def test_the_same_content_makes_the_same_file(fresh):
 
 
 def test_arrays_that_are_open_follow_a_new_layout(finished):
-    size = finished.config.generate.size // 2
-    smaller = finished.config.generate.model_copy(update={"size": size})
-    assert finished.store.read("mask/mask", 0, 1).shape == (1, 2 * size, 2 * size)
-    finished.store.recreate("mask", finished.plan, finished.config.model_copy(update={"generate": smaller}))
-    masks = np.ones((16, size, size), np.uint16)
-    finished.store.write_shard(0, range(16), {"mask/mask": masks})
-    assert np.array_equal(finished.store.read("mask/mask", 0, 16), masks)
+    jpeg = finished.config.store.model_copy(update={"image_codec": "jpeg"})
+    assert not finished.store.is_jpeg("generate/image")
+    finished.store.recreate("generate", finished.plan, finished.config.model_copy(update={"store": jpeg}))
+    assert finished.store.is_jpeg("generate/image")
+    streams = np.array([b"stream"] * 16, object)
+    finished.store.write_shard(0, range(16), {"generate/image": streams})
+    assert finished.store.read("generate/image", 0, 16).tolist() == streams.tolist()
 
 
 @pytest.mark.parametrize("name", [name for names in ARRAYS.values() for name in names])
