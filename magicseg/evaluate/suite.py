@@ -10,6 +10,7 @@ RESULTS/BENCHMARK/HEAD/ has the parts and each head's own results, see `magicseg
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from magicseg.evaluate.threshold import Threshold
 from magicseg.evaluate.truth import DataSet, data_folder, open_data_set
 from magicseg.miniature.heldout import undrawn
 from magicseg.model.card import model_card, read_card
+from magicseg.run.attempts import Attempts, told
 from magicseg.run.files import storage_errors, to_json, write_atomic
 
 if TYPE_CHECKING:
@@ -253,13 +255,21 @@ class Suite:
         path = results_folder(self.target.results, protocol, head.name) / f"threshold-{identity[:16]}.json"
         chosen = _read_threshold(path)
         if chosen is None:
-            swept = sweep_threshold(
-                head,
-                protocol,
-                data.folder,
-                limit=self.settings.sweep_images,
-                progress=lambda done, total: progress(f"{title}, threshold", done, total),
-            )
+            with storage_errors(path, "evaluate again"), Attempts(path.parent) as attempts:
+
+                def attempt(name: str) -> AbstractContextManager[None]:
+                    if (left := attempts.killed(name, identity)) is not None:
+                        raise ImageFailed(f"{tuning.image_paths[tuning.place[name]]}: {told(left)}")
+                    return attempts.on(name, identity)
+
+                swept = sweep_threshold(
+                    head,
+                    protocol,
+                    data.folder,
+                    limit=self.settings.sweep_images,
+                    progress=lambda done, total: progress(f"{title}, threshold", done, total),
+                    attempt=attempt,
+                )
             # Several processes may have swept; what the first has written holds for all.
             self._write(path, swept.to_dict(), exclusive=True)
             chosen = _read_threshold(path)

@@ -5,6 +5,7 @@ evaluate_benchmark(head, protocol, data_dir, out_dir, threshold=threshold)
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.errors import ConfigError, DataError
-from magicseg.evaluate.deciding import image_logits
+from magicseg.evaluate.deciding import image_logits, memory_errors
 from magicseg.evaluate.parts import evenly
 from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.threshold import Threshold
@@ -195,6 +196,7 @@ def sweep_threshold(
     tuning: Path | Protocol | None = None,
     limit: int | None = LIMIT,
     progress: Callable[[int, int], None] | None = None,
+    attempt: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
 ) -> Threshold:
     """Return the threshold with the best mean IoU on other images than the test's, see `Sweep.best`.
 
@@ -203,9 +205,10 @@ def sweep_threshold(
         tuning: where other images are: None for the benchmark's tuning split in ``data_dir``; a folder with that
             split in the same layout, or any protocol with the same vocabulary, whose data are in ``data_dir``.
         limit: at most this many images, spread evenly.
+        attempt: entered with an image's name while it is worked on.
 
-    Raises: ConfigError where the protocol has no threshold or no other split; DataError where one of the images is
-        in the test split.
+    Raises: ImageFailed where an image does not fit into memory, and what ``attempt`` raises; ConfigError where the
+        protocol has no threshold or no other split; DataError where one of the images is in the test split.
     """
     import torch
 
@@ -221,9 +224,13 @@ def sweep_threshold(
     with torch.inference_mode():
         # Mixed, since neighbours in a list are often alike: the first ones decide the thresholds.
         for done, name in enumerate(np.random.default_rng(0).permutation(names).tolist(), start=1):
-            image, truth = data.pair(name)
-            for rows, logits in image_logits(head, image, protocol, str(data.image_paths[data.place[name]])):
-                sweep.add(truth[rows], *scored_pixels(head, logits, len(protocol.labels)), protocol.ignore_value)
+            path = str(data.image_paths[data.place[name]])
+            with attempt(name):
+                image, truth = data.pair(name)
+                with memory_errors(head, image.shape, protocol, path):
+                    for rows, logits in image_logits(head, image, protocol, path):
+                        pixels = scored_pixels(head, logits, len(protocol.labels))
+                        sweep.add(truth[rows], *pixels, protocol.ignore_value)
             if progress is not None:
                 progress(done, len(names))
     if not sweep.pixels:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from benchmark_data import make
 from tiny_clip import build
 from typer.testing import CliRunner
@@ -173,6 +174,28 @@ def test_two_processes_give_what_one_gives(small, model, data, tmp_path):
     for results in (one, two, one["baselines"]["sclip"], two["baselines"]["sclip"]):
         del results["provenance"]["seconds"]
     assert one == two
+
+
+def test_an_image_of_the_sweep_without_memory_is_named_and_the_other_heads_are_scored(
+    small, model, data, tmp_path, monkeypatch
+):
+    from magicseg.evaluate.segmenter_head import SegmenterHead
+
+    seen = []
+
+    def choke(self, crops):
+        seen.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(SegmenterHead, "logits", choke)
+    words = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--baseline", "maskclip")
+    error, _, _ = run(*words, "--limit", 2, "--out", tmp_path)
+    assert error.exit_code == 1
+    assert "36 x 24 pixels with 20 labels do not fit into memory (model: CUDA out of memory.)" in error.message
+    assert "VOC2012" in error.message
+    assert seen == [1], "the threshold cannot be chosen without an image: no image of the test is tried"
+    assert list((tmp_path / "voc21" / "maskclip").rglob("results.json"))
+    assert not list(tmp_path.glob("*.json"))
 
 
 def test_the_last_process_joins_whichever_heads_the_others_finish_late(small, model, data, tmp_path):
