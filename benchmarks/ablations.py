@@ -14,7 +14,7 @@ variant is trained on it, from the same first weights and in the same order of s
     wrong labels        a fifth of the samples show another object than was asked for
     wrong, filtered     the same samples, less those in which a judge misses the object (or finds it in the
                         counterfactual). The judge is the base model of the seed before: a detector with errors
-    strong counterf.    the counterfactual loss with its full weight, 1
+    strong counterf.    the counterfactual loss with a weight of 1
     memory bank         no variant of training: prototypes of base's features instead of its decoder
 
 Printed: mIoU by seed, the mean and its 95 % interval over seeds (Student's t), and the mean difference to base with

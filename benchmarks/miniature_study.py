@@ -17,7 +17,7 @@ one model per variant is trained; all are scored on exact masks. Variants differ
     384, 3x steps       three times the training steps
     2048, 3x steps      both
     no counterfactual   without the counterfactual loss
-    strong counterf.    with its full weight, 1
+    strong counterf.    with a weight of 1
     no class sampling   all ten classes are asked of every image
     no prompts          the frozen CLIP without visual prompts
 

@@ -192,16 +192,19 @@ def compare(
     measure: Annotated[str, typer.Option("--measure", help=f"what is shown: {', '.join(_MEASURES)}")] = "miou",
     as_json: JsonOption = False,
 ) -> None:
-    """Print results side by side, with their 95 % intervals, and say where they are not of the same thing."""
+    """Print results side by side, with their 95 % intervals, and say where they are not of the same thing.
+
+    Of the same images the difference to the first is printed too, with an interval by resampling images in pairs.
+    """
     from dataclasses import asdict
 
     from magicseg.errors import ConfigError
-    from magicseg.evaluate.compare import cell_text
+    from magicseg.evaluate.compare import cell_text, difference_text
     from magicseg.evaluate.compare import compare as compare_results
 
     if measure not in _MEASURES:
         raise ConfigError(f"--measure {measure!r} is none of {', '.join(_MEASURES)}")
-    rows = compare_results(results)
+    rows = compare_results(results, measure)
     if as_json:
         print_json([asdict(row) for row in rows])
         return
@@ -211,7 +214,9 @@ def compare(
     for title in ("benchmark", "head", *map(str, results)):
         table.add_column(title, justify="left" if title in {"benchmark", "head"} else "right", overflow="fold")
     for row in rows:
-        table.add_row(row.benchmark, row.head, *(cell_text(cell, measure) for cell in row.cells))
+        shown = zip(row.cells, row.differences, strict=True)
+        texts = [f"{cell_text(cell, measure)}\n{difference_text(change)}".rstrip() for cell, change in shown]
+        table.add_row(row.benchmark, row.head, *texts)
     plain_console().print(table)
     for row in rows:
         for line in row.notes:

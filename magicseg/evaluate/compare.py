@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import TYPE_CHECKING, Any, NotRequired
 
 from pydantic import ConfigDict
 from typing_extensions import TypedDict
@@ -17,50 +17,104 @@ from magicseg.core.text import command
 from magicseg.errors import DataError
 from magicseg.evaluate.threshold import Threshold
 
+if TYPE_CHECKING:
+    from magicseg.evaluate.intervals import ImageCounts
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One benchmark and head. ``cells``: by position of what is compared, the results there, or None.
 
-    ``notes``: why the figures of this row are of different things, or not to be trusted, if so.
+    ``notes``: why the figures of this row are of different things, or not to be trusted, if so. ``differences``: by
+    the same position, ``value`` and paired ``interval`` of the measure there less that of the first position; None
+    where both are not known image by image, of the same images and classes.
     """
 
     benchmark: str
     head: str
     cells: tuple[Mapping[str, Any] | None, ...]
     notes: tuple[str, ...] = field(default=())
+    differences: tuple[Mapping[str, Any] | None, ...] = field(default=())
 
 
-def compare(paths: Sequence[Path]) -> list[Row]:
+def compare(paths: Sequence[Path], measure: str = "miou") -> list[Row]:
     """All benchmarks and heads that are in any of ``paths``: runs, models' folders, or single results files.
 
+    Args: measure: what differences are of, a single one of `magicseg.evaluate.intervals.measures`.
     Raises: DataError where there are no results, or a file is none.
     """
     found = [_results_in(path) for path in paths]
-    keys = dict.fromkeys(key for results in found for key in results)
-    return [
-        Row(benchmark=benchmark, head=head, cells=cells, notes=_notes(cells))
-        for benchmark, head in keys
-        for cells in [tuple(results.get((benchmark, head)) for results in found)]
+    rows = []
+    for benchmark, head in dict.fromkeys(key for results in found for key in results):
+        there = [results.get((benchmark, head)) for results in found]
+        cells = tuple(None if each is None else each.scores for each in there)
+        differences = tuple(_difference(there[0], each, measure) for each in there[1:])
+        rows.append(
+            Row(benchmark=benchmark, head=head, cells=cells, notes=_notes(cells), differences=(None, *differences))
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Stored scores of a head, and the folder that has its parts, if they are kept."""
+
+    scores: Mapping[str, Any]
+    parts: Path
+    classes: tuple[str, ...]
+
+
+def _difference(first: _Found | None, second: _Found | None, measure: str) -> dict[str, Any] | None:
+    if first is None or second is None or first.classes != second.classes:
+        return None
+    from magicseg.evaluate.intervals import difference_interval
+
+    low, high = (each.scores.get(measure) for each in (first, second))
+    one, other = _by_image(first), _by_image(second)
+    if low is None or high is None or one is None or other is None or one[0] != other[0]:
+        return None
+    interval = difference_interval(one[1], other[1], measure)
+    return {"value": high - low, "interval": None if interval is None else list(interval)}
+
+
+def _by_image(found: _Found) -> "tuple[tuple[tuple[str, str], ...], ImageCounts] | None":
+    """The images, by name and digest of their content, and what was counted in each; None if it is not all there."""
+    from magicseg.evaluate.parts import join, read_part
+
+    identity = found.scores.get("provenance", {}).get("identity")
+    if not isinstance(identity, str):
+        return None
+    parts = [
+        part
+        for path in sorted(found.parts.glob("part-*.npz"))
+        if (part := read_part(path, identity=identity, names=None, classes=len(found.classes))) is not None
     ]
+    images = tuple(pair for part in parts for pair in zip(part.names, part.content, strict=True))
+    if not parts or len(images) != found.scores.get("images"):
+        return None
+    return images, join(parts)[1]
 
 
-def _results_in(path: Path) -> dict[tuple[str, str], Mapping[str, Any]]:
+def _results_in(path: Path) -> dict[tuple[str, str], _Found]:
     """Results by benchmark and head, the trained model's first."""
     if path.is_file():
         files = [path]
     else:
         files = sorted((path / "results").glob("*.json")) or sorted(path.glob("*.json"))
         files = [file for file in files if file.name != "model.json"]
-    found: dict[tuple[str, str], Mapping[str, Any]] = {}
+    found: dict[tuple[str, str], _Found] = {}
     for file in files:
         content = _read(file)
         name = f"{content['benchmark']}{'' if content.get('complete') is not False else ' (part)'}"
         if content.get("limited"):  # there may be results of several limits
             name = f"{content['benchmark']} ({content.get('images')} images)"
-        found[name, str(content.get("head", "model"))] = content
-        for head, scores in content.get("baselines", {}).items():
-            found[name, head] = scores
+        for head, scores in {str(content.get("head", "model")): content, **content.get("baselines", {})}.items():
+            folder = file.parent / str(content["benchmark"]) / head
+            if file.name == "results.json":
+                folder = file.parent
+            elif content.get("limited"):
+                folder /= f"limit-{content.get('images')}"
+            found[name, head] = _Found(scores, folder, tuple(map(str, content.get("classes", ()))))
     if not found:
         raise DataError(f"{path}: there are no results", hint=command("magicseg", "evaluate", path))
     return found
@@ -116,9 +170,22 @@ def threshold_warning(scores: Mapping[str, Any]) -> str | None:
 
 
 def cell_text(cell: Mapping[str, Any] | None, measure: str) -> str:
-    """``0.512 [0.480, 0.540]``, or - where there is none."""
+    """``0.512 [0.480, 0.540]``, or - where there is no score; "no interval" where evaluation gave none."""
     value = None if cell is None else cell.get(measure)
     if value is None or cell is None:
         return "-"
-    interval = cell.get(f"{measure}_interval")
-    return f"{value:.4f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+    key = f"{measure}_interval"
+    if key not in cell:  # of an earlier version
+        return f"{value:.4f}"
+    return f"{value:.4f} {_interval_text(cell[key], '.3f')}"
+
+
+def difference_text(difference: Mapping[str, Any] | None) -> str:
+    """``+0.012 [+0.003, +0.020]``, empty where there is no difference."""
+    if difference is None:
+        return ""
+    return f"{difference['value']:+.4f} {_interval_text(difference['interval'], '+.3f')}"
+
+
+def _interval_text(interval: Sequence[float] | None, digits: str) -> str:
+    return "(no interval)" if interval is None else f"[{interval[0]:{digits}}, {interval[1]:{digits}}]"

@@ -96,10 +96,13 @@ def write_part(path: Path, part: Part) -> None:
     write_atomic(path, buffer.getvalue())
 
 
-def read_part(path: Path, *, identity: str, names: Sequence[str], classes: int) -> Part | None:
-    """The committed part, or None where there is none, or it is damaged, or of other settings, data or images."""
+def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes: int) -> Part | None:
+    """The committed part, or None where there is none, or it is damaged, or of other settings, data or images.
+
+    Args: names: the images that it must have; None: any.
+    """
     try:
-        most = (64 << 20) + 16 * classes**2 + 256 * len(names) * classes  # bytes of an array, generously
+        most = (64 << 20) + 16 * classes**2 + 256 * PART * classes  # bytes of an array, generously
         content_bytes = read_bytes(path, limit=8 * most, hint=command("rm", path))
         with zipfile.ZipFile(io.BytesIO(content_bytes)) as packed:
             if max((each.file_size for each in packed.infolist()), default=0) > most:
@@ -108,9 +111,12 @@ def read_part(path: Path, *, identity: str, names: Sequence[str], classes: int) 
                 return None
         with np.load(io.BytesIO(content_bytes), allow_pickle=False) as stored:
             values = dict(stored)
-        if str(values["identity"]) != identity or tuple(values["names"].tolist()) != tuple(names):
+        stored_names = tuple(str(name) for name in values["names"].tolist())
+        if str(values["identity"]) != identity or len(stored_names) > PART:
             return None
-        tables = np.zeros((len(_COUNTS), len(names), classes), np.int64)
+        if names is not None and stored_names != tuple(names):
+            return None
+        tables = np.zeros((len(_COUNTS), len(stored_names), classes), np.int64)
         tables[:, values["image"], values["number"]] = values["values"]
         confusion = np.asarray(values["confusion"], np.int64).reshape(classes, classes)
         content = tuple(str(item) for item in values["content"].tolist())
@@ -121,11 +127,11 @@ def read_part(path: Path, *, identity: str, names: Sequence[str], classes: int) 
         return None  # damaged: made again
     except zipfile.BadZipFile:
         return None  # damaged: made again
-    if (tables[1].sum(axis=0) != confusion.sum(axis=1)).any() or len(content) != len(names):
+    if (tables[1].sum(axis=0) != confusion.sum(axis=1)).any() or len(content) != len(stored_names):
         return None
     return Part(
         identity=identity,
-        names=tuple(names),
+        names=stored_names,
         content=content,
         confusion=confusion,
         counts=ImageCounts(*tables),

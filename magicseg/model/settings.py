@@ -1,4 +1,7 @@
-"""Settings that decide the model's shape. The defaults are the paper's (arXiv 2603.19575); no torch here."""
+"""Settings that decide the model's shape; no torch here.
+
+Sizes are those of the paper (arXiv 2603.19575); the decoder's layers are built otherwise (docs/miniature.md).
+"""
 
 from collections.abc import Mapping
 from pathlib import PurePath

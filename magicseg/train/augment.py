@@ -1,4 +1,4 @@
-"""The paper's augmentations of one sample: a crop at a random scale, and colours distorted.
+"""Augmentations of one sample, after the paper's: a crop at a random scale, and colours distorted.
 
 All draws come from a generator that the caller gives. Arrays are uint8 (height, width, 3), RGB, and masks uint16
 (height, width). OpenCV resizes and converts colours: it is what mmsegmentation's pipeline uses, and on the CPU

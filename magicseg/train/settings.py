@@ -1,4 +1,8 @@
-"""Settings of training. The defaults are the paper's (arXiv 2603.19575); presets may differ and say so."""
+"""Settings of training. Presets may differ from the defaults and say so.
+
+The numbers are those that the paper (arXiv 2603.19575) and the authors' release name. The losses they weigh are
+averaged otherwise than in the release, so the balance is another (docs/miniature.md).
+"""
 
 from typing import ClassVar, Literal
 

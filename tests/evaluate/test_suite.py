@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -260,6 +261,28 @@ def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data,
     assert "voc21 (part), model: of different protocols" in told
     error, _, _ = run("compare", tmp_path / "nothing")
     assert "there are no results" in error.message
+
+
+def test_the_difference_over_the_same_images_has_a_paired_interval(small, model, data, tmp_path):
+    for name in ("a", "b"):
+        asked = ("--benchmark", small["voc21"], "--data", data, "--baseline", "maskclip")
+        run("evaluate", model, *asked, "--out", tmp_path / name / "results")
+    # As if the second model were the baseline: other scores of the same images.
+    path = tmp_path / "b" / "results" / "voc21.json"
+    results = json.loads(path.read_text())
+    results = {**results["baselines"]["maskclip"], "head": "model", "baselines": {}}
+    path.write_text(json.dumps(results))
+    shutil.rmtree(path.parent / "voc21" / "model")
+    (path.parent / "voc21" / "maskclip").rename(path.parent / "voc21" / "model")
+    first = json.loads((tmp_path / "a" / "results" / "voc21.json").read_text())
+    row = next(row for row in compare([tmp_path / "a", tmp_path / "b"]) if row.head == "model")
+    assert row.differences[0] is None
+    assert row.differences[1]["value"] == pytest.approx(results["miou"] - first["miou"])
+    low, high = row.differences[1]["interval"]
+    assert low <= row.differences[1]["value"] <= high
+    (path.parent / "voc21" / "model" / "part-00001.npz").unlink()
+    row = next(row for row in compare([tmp_path / "a", tmp_path / "b"]) if row.head == "model")
+    assert row.differences == (None, None)
 
 
 def test_results_of_several_limits_are_rows_of_their_own(tmp_path):
