@@ -188,7 +188,9 @@ def test_a_half_masked_run_shows_masked_samples(tmp_path):
 
 
 def test_a_run_whose_masks_were_all_dropped_says_so(tmp_path):
-    page = _page(_make(tmp_path / "run", overrides=["plan.min_labels=2", "plan.max_labels=2"]))
+    page = _page(
+        _make(tmp_path / "run", overrides=["plan.min_labels=2", "plan.max_labels=2", "mask.one_reason_at_most=1"])
+    )
     parsed(page)
     assert "No sample was kept by the mask stage" in page
     assert page.count('class="reason">ambiguous-labels') == 2
