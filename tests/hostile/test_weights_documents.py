@@ -65,7 +65,7 @@ DAMAGE = [
 ]
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: repr(damage)[:40])
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: getattr(damage, "__name__", repr(damage)[:40]))
 def test_a_manifest_that_does_not_hold_is_an_error_with_its_name(tmp_path, damage):
     path = tmp_path / MANIFEST
     if callable(damage):
