@@ -1,18 +1,16 @@
 """Check the pinned versions, and write their hashes.
 
-    python tools/constraints.py audit    pins, ranges, hashes and installed packages fit each other
-    python tools/constraints.py lock     write requirements.lock anew, from what pip would install here
+    python tools/constraints.py audit    check that pins, ranges, hashes and installed packages fit each other
+    python tools/constraints.py lock     write requirements.lock (needs uv: pip install uv)
 
-constraints.txt has the versions; requirements.lock has the same with the SHA-256 of the file that pip takes on Linux
-x86-64 with Python 3.11, as the package index states it. pyproject.toml has the ranges.
+constraints.txt has the versions. requirements.lock has the same versions with the SHA-256 of each of their files, for
+every platform and Python, as the package index states them. pyproject.toml has the ranges.
 """
 
 import argparse
-import json
 import re
 import subprocess
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from importlib.metadata import distributions
@@ -28,11 +26,11 @@ EXTRAS = ("models", "original", "dev")
 INSTALLERS = ("pip", "setuptools")  # in the lock alone: they install the rest
 _PIN = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)", re.ASCII)
 _LOCKED = re.compile(rf"{_PIN.pattern}(?P<hashes>(?: --hash=sha256:[0-9a-f]{{64}})*)", re.ASCII)
-_HEAD = "# Written by: python tools/constraints.py lock. Linux x86-64, Python 3.11.\n"
+_HEAD = "# Written by: python tools/constraints.py lock\n"
 
 
 def faults(top: Path, installed: Mapping[str, str]) -> Iterator[str]:
-    """What does not fit in a checkout, as sentences. Args: installed: versions by name."""
+    """Yield what does not fit in a checkout, as sentences. Args: installed: versions by name."""
     missing = [name for name in (CONSTRAINTS, LOCK) if not (top / name).is_file()]
     if missing:
         yield f"{missing[0]} is missing"
@@ -41,7 +39,7 @@ def faults(top: Path, installed: Mapping[str, str]) -> Iterator[str]:
     for line in _lines(top / CONSTRAINTS):
         match = _PIN.fullmatch(line)
         if match is None:
-            yield f"{CONSTRAINTS}: {line!r} is no exact version"
+            yield f"{CONSTRAINTS}: {line!r} is not an exact version"
         elif canonicalize_name(match["name"]) in pins:
             yield f"{CONSTRAINTS}: {match['name']} is there twice"
         else:
@@ -49,7 +47,7 @@ def faults(top: Path, installed: Mapping[str, str]) -> Iterator[str]:
     for line in _lines(top / LOCK):
         match = _LOCKED.fullmatch(line)
         if match is None:
-            yield f"{LOCK}: {line!r} is no exact version with hashes"
+            yield f"{LOCK}: {line!r} is not an exact version with hashes"
             continue
         locked[canonicalize_name(match["name"])] = match["version"]
         if not match["hashes"]:
@@ -75,20 +73,12 @@ def faults(top: Path, installed: Mapping[str, str]) -> Iterator[str]:
 
 
 def lock(top: Path) -> None:
-    """Write the lock. Raises CalledProcessError if pip fails."""
+    """Write the lock. Raises CalledProcessError if uv fails."""
     wanted = "\n".join([*_lines(top / CONSTRAINTS), *INSTALLERS])
-    with tempfile.TemporaryDirectory() as folder:
-        pins, report = Path(folder, "pins.txt"), Path(folder, "report.json")
-        pins.write_text(wanted)
-        options = ["--dry-run", "--ignore-installed", "--no-deps", "--quiet", "--report", str(report)]
-        subprocess.run([sys.executable, "-m", "pip", "install", *options, "--requirement", str(pins)], check=True)
-        items = json.loads(report.read_text())["install"]
-    lines = sorted(
-        f"{canonicalize_name(item['metadata']['name'])}=={item['metadata']['version']} "
-        f"--hash=sha256:{item['download_info']['archive_info']['hashes']['sha256']}\n"
-        for item in items
-    )
-    (top / LOCK).write_text(_HEAD + "".join(lines))
+    command = ["uv", "pip", "compile", "--no-deps", "--generate-hashes", "--no-annotate", "--no-header", "-"]
+    compiled = subprocess.run(command, input=wanted, check=True, text=True, stdout=subprocess.PIPE).stdout
+    # One line for each package: the Makefile takes pip's out by its name.
+    (top / LOCK).write_text(_HEAD + re.sub(r" *\\\n *", " ", compiled))
 
 
 def _lines(file: Path) -> list[str]:
@@ -105,7 +95,7 @@ def _requirements(top: Path) -> list[Requirement]:
 
 
 def main() -> int:
-    """Do what the command line says; exit code 1 if something does not fit."""
+    """Run the command. Return 1 if something does not fit, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["audit", "lock"])
     if parser.parse_args().command == "lock":

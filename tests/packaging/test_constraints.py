@@ -34,12 +34,12 @@ def test_the_checkout_and_what_is_installed_fit():
 @pytest.mark.parametrize(
     ("name", "old", "new", "fault"),
     [
-        (CONSTRAINTS, "zarr==", "zarr>=", "is no exact version"),
+        (CONSTRAINTS, "zarr==", "zarr>=", "is not an exact version"),
         (CONSTRAINTS, "zarr==", "zarr==3.1.2\nzarr==", "zarr is there twice"),
         (CONSTRAINTS, "zarr==", "zarr-python==", "zarr is in pyproject.toml and not in"),
         (CONSTRAINTS, "requests==", "requests==0.", "requests is 0."),
         (LOCK, " --hash=sha256:", " #", "has no hash"),
-        (LOCK, " --hash=sha256:", " --hash=md5:", "is no exact version with hashes"),
+        (LOCK, " --hash=sha256:", " --hash=md5:", "is not an exact version with hashes"),
         (LOCK, "zarr==", "zarr==0.", "zarr is"),
         ("pyproject.toml", '"zarr>=3.1.3,<4"', '"zarr>=3.1.3,<3.1.4"', "is outside of"),
         (
