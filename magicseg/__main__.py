@@ -6,5 +6,5 @@ forget_present_folder()  # before anything else is imported
 
 from magicseg.cli import main  # noqa: E402
 
-if __name__ == "__main__":  # reading processes import this module again
+if __name__ == "__main__":  # reader processes import this module again
     main()

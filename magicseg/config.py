@@ -64,7 +64,7 @@ class StageSettings(Settings):
         0.9,
         gt=0,
         le=1,
-        description="share of samples with one reason of drops, or with a fallback; above it the stage stops",
+        description="stop the stage if a larger share of samples is dropped for one reason, or gets a fallback",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="the back end's own settings")
 

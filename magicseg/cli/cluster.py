@@ -167,12 +167,12 @@ def _wait(run: "Run", stage: str, done: "Submitted") -> None:
     try:
         wait_for(run, stage, [*done.waiting, *done.submissions], show)
     except KeyboardInterrupt:
-        note(f"the jobs go on; look: {command('magicseg', 'status', run.path)}")
+        note(f"the jobs keep running; see: {command('magicseg', 'status', run.path)}")
         raise typer.Exit(130) from None
     if done.submissions or done.waiting:
         for line in efficiency_lines(measure(run, None if stage == SubmitStage.ALL else stage), run):
             note(line)
-    note(f"done; look: {command('magicseg', 'status', run.path)}")
+    note(f"done; see: {command('magicseg', 'status', run.path)}")
 
 
 def profile(

@@ -33,7 +33,7 @@ from magicseg.core.safe_path import forget_present_folder
 from magicseg.core.storage import complaint, remedy
 from magicseg.errors import DataError, MagicsegError, RunError, StoreError
 
-_CD = "the folder in which this was typed is gone: cd to another one"
+_CD = "the current directory was deleted: cd to another one"
 # What a path that was typed can have wrong.
 _ABOUT_NAMES = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.EISDIR})
 
@@ -145,7 +145,7 @@ def _fault_of(error: OSError, streams: Streams) -> MagicsegError | None:
     if error is streams.lost:
         return StoreError(
             f"the results cannot be written to standard output: {error.strerror}",
-            hint="free some space where they go",
+            hint="free some space on the disk that they are written to",
         )
     if _is_folder_gone():
         return RunError(f"{error}", hint=_CD)

@@ -82,7 +82,7 @@ def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | Non
 
     if site and site.resources("generate").asks_gpu and not job_label():
         there = pilot_command(run, site, "generate", reference)
-        note(f"pilot: on this machine; on a node as the profile has it: {there}")
+        note(f"pilot: on this machine; to run it on a node of the profile: {there}")
 
     def report(stage: str, event: "ShardEvent") -> None:
         if event.outcome == "committed":

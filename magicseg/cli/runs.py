@@ -41,7 +41,7 @@ def init(
     with storage_errors(made.path, command("magicseg", "init", run)):
         absent = lacking(made.path)
     if absent:
-        note(f"{run}: this disk has no {' and no '.join(absent)}; other ways are used there")
+        note(f"{run}: this disk has no {' and no '.join(absent)}; fallbacks are used")
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")
     by_name = any(weights.by_name for stage in WEIGHTED for weights in stage_weights(made.config, stage))
     note(f"next: {command('magicseg', 'fetch' if by_name else 'run', run)}")

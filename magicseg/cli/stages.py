@@ -88,7 +88,7 @@ def mask(
         }
         alone = next((name for name, value in given.items() if value), None)
         if alone:
-            raise ConfigError(f"{alone} goes with --images", hint=command("magicseg", "mask", run))
+            raise ConfigError(f"{alone} needs --images", hint=command("magicseg", "mask", run))
         run_one(run, "mask", workers, shards_per_job, shards)
         return
     for name, value in {"--workers": workers, "--shards": shards, "--shards-per-job": shards_per_job}.items():

@@ -1,7 +1,7 @@
-"""Read JSON and YAML that somebody else may have written.
+"""Read untrusted JSON and YAML.
 
-Only regular files are read, of a bounded size, and JSON is checked against a schema. Every fault is a `MagicsegError`
-that names the file; only `FileNotFoundError` passes through, since a missing file is often no fault.
+Only regular files of limited size are read, and JSON is validated against a schema. Every fault raises a
+`MagicsegError` that names the file. Only `FileNotFoundError` passes through: a missing file is often not a fault.
 
 YAML scalars are read by the rules of YAML 1.2: ``yes`` and ``2026-01-01`` are strings, ``010`` is ten, ``1e-5`` is a
 number.
@@ -43,7 +43,7 @@ def read_bytes(
     """
     try:
         with open_regular(path, error=error, hint=hint) as file:
-            # A call of `read` allocates all that it is asked for; a file may grow, and those of /proc have no size.
+            # `read` allocates the requested size. A file may grow meanwhile, and files in /proc report no size.
             step = min(limit, max(os.fstat(file.fileno()).st_size, 1 << 16)) + 1
             data = file.read(step) or b""
             while len(data) <= limit and (more := file.read(min(step, limit + 1 - len(data)))):
@@ -58,10 +58,10 @@ def read_bytes(
 
 
 def open_regular(path: Path, *, error: type[MagicsegError] = DataError, hint: str | None = None) -> io.FileIO:
-    """Open a regular file for reading, without waiting for a pipe's writer.
+    """Open a regular file for reading, without waiting for the writer of a pipe.
 
-    Raises: FileNotFoundError if there is no such file; ``error`` if it is a folder, a pipe or a device, or cannot be
-    opened. Of the latter the operating system's error is the cause.
+    Raises: FileNotFoundError if the file is missing; ``error`` if it is a folder, a pipe or a device; ``error``,
+    caused by the operating system's error, if it cannot be opened.
     """
     try:
         # Without O_NONBLOCK, opening a pipe waits for a writer.
@@ -90,9 +90,9 @@ def parse_json(
     """Return the value of JSON text, checked against ``schema`` without coercion of types.
 
     Args: schema: a type that pydantic understands: a model, a dataclass, ``dict[str, int]``. source: named in errors.
-    nan: whether NaN and infinite numbers may stand where ``schema`` says nothing of numbers.
-    Raises: ``error`` with the place of the first fault, if the text is not JSON, is nested too deeply, holds NaN or
-    an infinite number, or does not fit ``schema``.
+    nan: allow NaN and infinite numbers where ``schema`` does not constrain numbers.
+    Raises: ``error`` with the position of the first fault, if the text is not JSON, is nested too deeply, contains
+    NaN or an infinite number, or does not match ``schema``.
     """
     try:
         from_json(data, allow_inf_nan=nan, cache_strings="keys")
@@ -123,9 +123,9 @@ def read_json(
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines, which may hold NaN, one at a time.
+    """Yield the objects of a JSON-lines file one at a time. NaN is allowed.
 
-    Other lines are left out: the last one may be half written. Raises: FileNotFoundError; DataError as
+    Invalid lines are skipped, because the last line may be half written. Raises: FileNotFoundError; DataError as
     `open_regular` does.
     """
     with io.BufferedReader(open_regular(path)) as file:
@@ -159,17 +159,17 @@ def parse_yaml(
 ) -> Any:
     """Return the plain data of a YAML document.
 
-    Args: numbers: whether numbers are read as such; else they stay text, as they were written: ``010``, ``1e3``.
+    Args: numbers: parse numbers; if False, they stay text in their original spelling: ``010``, ``1e3``.
 
-    Raises: ``error`` if the text is not YAML, has a key twice, a merge key (``<<``) or a tag, is nested too deeply,
-    or has aliases that form a cycle or multiply.
+    Raises: ``error`` if the text is not YAML, contains a duplicate key, a merge key (``<<``) or a tag, is nested too
+    deeply, or has aliases that form a cycle or expand exponentially.
     """
     try:
         _check_depth(text)
         value = yaml.load(text, _Loader if numbers else _TextLoader)
         _check_expansion(value, most=len(text) + 1000)
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
-        raise error(f"{source}: is not YAML that can be used: {_reason(fault)}", hint=hint) from None
+        raise error(f"{source}: is not YAML that can be read: {_reason(fault)}", hint=hint) from None
     return value
 
 
@@ -188,7 +188,7 @@ def read_yaml(path: Path, *, error: type[MagicsegError] = ConfigError, hint: str
 
 
 def without_nan(value: Any) -> Any:
-    """Return plain data with None for every number that is not finite: JSON has no such numbers."""
+    """Return plain data with None for every number that is not finite, because JSON cannot represent them."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
@@ -199,7 +199,7 @@ def without_nan(value: Any) -> Any:
 
 
 def to_yaml(value: Any) -> str:
-    """Return plain data as YAML, in the order it has; `parse_yaml` and other YAML readers give back the same data."""
+    """Return plain data as YAML, in its own order. `parse_yaml` and other YAML readers return the same data."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -211,7 +211,7 @@ def _reason(fault: Exception) -> str:
 
 
 def _check_depth(text: str) -> None:
-    """Raise ValueError for deep nesting, at which the C composer would overflow its stack and end the process."""
+    """Raise ValueError for deep nesting, which would overflow the stack of the C composer and kill the process."""
     depth = 0
     for event in yaml.parse(text, _Loader):
         if isinstance(event, yaml.CollectionStartEvent):
@@ -263,11 +263,9 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a key is not a single value", key_node.start_mark
-                )
+                raise yaml.constructor.ConstructorError(None, None, "a key is not a scalar", key_node.start_mark)
             if key_node.value == "<<" and not key_node.style:
-                problem = "merge keys (<<) are not read; write the keys out"
+                problem = "merge keys (<<) are not supported; write the keys out"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             key = self.construct_object(key_node)
             if key in lines:
@@ -289,17 +287,17 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return str(self.construct_scalar(node)).lower() == "true"
 
     def _unknown(self, node: yaml.Node) -> None:
-        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag} is not read", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag} is not supported", node.start_mark)
 
 
 class _TextLoader(_Loader):
-    """The same, but numbers stay text."""
+    """The same loader, but numbers stay text."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class's own attribute
 
 
 class _Dumper(yaml.SafeDumper):
-    """The safe dumper; quotes whatever YAML 1.1 or 1.2 would read as something else than a string."""
+    """The safe dumper; it quotes strings that YAML 1.1 or 1.2 would not read as strings."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,8 +1,8 @@
-"""Settings over settings: a file's over a preset's, and what is typed over both.
+"""Merge layers of settings: a preset, then a file, then ``--set`` options of the command line.
 
-Groups are merged key by key. An empty mapping clears a group. A choice drops what a lower layer has for the former
-one: another ``backend`` its ``options``, another encoder ``name`` the whole group ``encoder``, another ``model`` its
-``revision``. What the choice's own layer has is kept, wherever it stands.
+Groups are merged key by key. An empty mapping clears a group. A new choice drops dependent settings of lower layers:
+a new ``backend`` drops ``options``, a new encoder ``name`` drops the whole group ``encoder``, a new ``model`` drops
+``revision``. Dependent settings from the same layer as the choice are kept, in any order.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,15 +11,15 @@ from typing import Any
 Assignment = tuple[tuple[Any, ...], Any]
 """The keys from the outermost group to a setting, and its value."""
 
-_DROPPED = {"backend": "options", "model": "revision"}  # by the choice's key: what belongs to it, beside it
+_DROPPED = {"backend": "options", "model": "revision"}  # key of a choice -> dependent key in the same group
 
 
 class NotAGroup(ValueError):
-    """A value stands where a group of settings is expected; the text is its dotted key."""
+    """A setting is a value, but a group is expected; the message is its dotted key."""
 
 
 def assignments(value: Any, path: tuple[Any, ...] = ()) -> Iterator[Assignment]:
-    """Yield every single setting in a group below ``path``; a value that is no group is one setting."""
+    """Yield every single setting in a group below ``path``. A value that is not a group is yielded as one setting."""
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
             yield from assignments(inner, (*path, key))
@@ -28,13 +28,13 @@ def assignments(value: Any, path: tuple[Any, ...] = ()) -> Iterator[Assignment]:
 
 
 def lay_over(data: dict[str, Any], layer: Iterable[Assignment]) -> None:
-    """Put a layer's settings into ``data``, in their order.
+    """Merge a layer's settings into ``data``, in order.
 
-    Raises NotAGroup if the keys lead through a value.
+    Raises NotAGroup if one of the outer keys of a setting is a value.
     """
     layer = list(layer)
     choices = {path: value for path, value in layer if _is_choice(path)}
-    for path in sorted(choices, key=len):  # an outer choice drops those inside its options
+    for path in sorted(choices, key=len):  # outer choices first: they drop the choices inside their options
         _drop_former(data, path, choices[path])
     for path, value in layer:
         *groups, name = path
@@ -50,7 +50,7 @@ def lay_over(data: dict[str, Any], layer: Iterable[Assignment]) -> None:
 
 
 def _drop_former(data: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:
-    """Drop what belongs to a choice, if there is one and it is another than ``value``."""
+    """Drop the dependent settings of a choice if its current value differs from ``value``."""
     node: Any = data
     for group in path[:-1]:
         node = node.get(group) if isinstance(node, dict) else None

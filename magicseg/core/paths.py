@@ -5,8 +5,8 @@ from pathlib import Path
 
 
 def absolute(path: str | Path) -> str:
-    """Return the absolute path, with ``~`` expanded: jobs start in other folders.
+    """Return the absolute path, with ``~`` expanded, because jobs start in other directories.
 
-    The ``~`` of an unknown user stays as it is. Links and ``..`` are kept.
+    A ``~`` with an unknown user name is kept. Symlinks and ``..`` are not resolved.
     """
     return str(Path(os.path.expanduser(path)).absolute())

@@ -1,18 +1,18 @@
-"""Keep the present folder off the import path: a `numpy.py` that happens to lie there is nobody's numpy."""
+"""Keep the current directory off the import path, so that a stray `numpy.py` in it is never imported."""
 
 import os
 import sys
 
 import magicseg
 
-VARIABLE = "PYTHONSAFEPATH"  # Python then leaves the present folder out (since 3.11)
+VARIABLE = "PYTHONSAFEPATH"  # Python 3.11 and later then leave the current directory out
 
 
 def forget_present_folder() -> None:
-    """Take the present folder off this process's import path, and keep it off those of all that it starts.
+    """Remove the current directory from the import path of this process and of its child processes.
 
-    It comes there by ``python -m``, and by empty items in PYTHONPATH, as in ``/shared/plugins:``. It stays if
-    PYTHONPATH names it in full, or if this package lies in it.
+    ``python -m`` and empty items of PYTHONPATH (as in ``/shared/plugins:``) put it there. The directory is kept if
+    PYTHONPATH names it explicitly, or if this package lies in it.
     """
     os.environ[VARIABLE] = "1"
     items = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -21,7 +21,7 @@ def forget_present_folder() -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(named)
     try:
         here = os.getcwd()
-    except OSError:  # somebody has removed it
+    except OSError:  # the directory was deleted
         return
     if here != os.path.dirname(os.path.dirname(magicseg.__file__)) and here not in named:
         sys.path[:] = [item for item in sys.path if item not in {"", ".", here}]

@@ -1,13 +1,13 @@
-"""What looks like a password, a token or a key: it is refused where it would be written into a file of a run."""
+"""Detect passwords, tokens and keys, which must not be written into files of a run."""
 
 import re
 from collections.abc import Collection
 
-# Names by which programs take secrets. TOKENIZERS_PARALLELISM and the like are none.
+# Common names of variables that hold secrets. TOKENIZERS_PARALLELISM and similar names do not match.
 _NAME = re.compile(
     r"(^|_)(KEY|PAT)(_|$)|_KEY|API_?KEY|TOKEN(?!IZ)|SECRET|PASS(WORD|WD|PHRASE)|CREDENTIAL", re.IGNORECASE
 )
-# A password in an address, and keys that can be told by how they begin.
+# Passwords in URLs, and keys with a known prefix.
 _VALUE = re.compile(
     r"\b[A-Za-z][\w+.-]*://[^/\s@]*:[^/\s@]+@"
     r"|\b(hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
@@ -23,16 +23,16 @@ def secret_name(name: str) -> bool:
 
 
 def secret_value(text: str) -> bool:
-    """Return whether ``text`` holds an address with a password in it, or a key of a known form."""
+    """Return whether ``text`` contains a URL with a password, or a key in a known format."""
     return _VALUE.search(text) is not None
 
 
 def assigned_secret(text: str, names: Collection[str] = ()) -> str | None:
-    """Return the name that a line of shell or an option gives a secret to, as in ``export HF_TOKEN=abc``, or None.
+    """Return the variable that a shell line or an option sets to a secret, as in ``export HF_TOKEN=abc``, or None.
 
-    A value that is read when the line runs, as ``$(cat FILE)`` or ``$NAME``, is no secret in the line.
+    A value that is expanded when the line runs, such as ``$(cat FILE)`` or ``$NAME``, does not count.
 
-    Args: names: names of secrets besides those that look like one.
+    Args: names: additional variable names that hold secrets.
     """
     for name, value in _ASSIGNMENT.findall(text):
         bare = value.strip("\"'")

@@ -1,9 +1,9 @@
-"""What the operating system refuses on a disk, in words, and what to do about it."""
+"""Describe storage errors of the operating system, and the remedy for each."""
 
 import errno
 import os
 
-# The file system lacks an operation: hard links, locks, flushing of folders, renaming with flags.
+# The file system does not support an operation: hard links, locks, directory fsync, rename with flags.
 UNSUPPORTED = frozenset(
     {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV, errno.EMLINK}
 )
@@ -12,8 +12,8 @@ _WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _PERMISSION = "ask its owner for permission (ls -ld shows who that is)"
 _SERVER = "the file server or disk is failing: try again, else ask your administrator"
 _REMEDIES = {
-    errno.ENOSPC: "free some space or files on that disk (df -h and df -i show which lacks)",
-    errno.EDQUOT: "your quota is used up: delete files of yours there, or ask for more",
+    errno.ENOSPC: "free some space or inodes on that disk (see df -h and df -i)",
+    errno.EDQUOT: "your quota is used up: delete some of your files there, or ask for more quota",
     errno.EFBIG: "free some space, or raise the limit on a file's size (ulimit -f)",
     errno.EROFS: "that disk is read-only: use one that you can write to",
     errno.EACCES: _PERMISSION,
@@ -27,7 +27,7 @@ _REMEDIES = {
     errno.ENOTDIR: "a file is in the place of a folder: move it away",
     errno.EEXIST: "something else is in that place: move it away",
     errno.ENOTEMPTY: "something else is in that place: move it away",
-    errno.ELOOP: "links in that path form a circle: remove one",
+    errno.ELOOP: "symlinks in that path form a loop: remove one",
     errno.ENOENT: "a folder of that path was deleted: look with ls",
     errno.EIO: _SERVER,
     errno.ESTALE: _SERVER,

@@ -1,11 +1,12 @@
-"""Text from outside: captions, labels, file names, answers of servers. How it is refused, shown, and typed again."""
+"""Untrusted text (captions, labels, file names, server responses): validate it, escape it, quote it for a shell."""
 
 import shlex
 import unicodedata
 
-SHOWN = 2000  # characters of foreign text in a message
-# Unicode categories that a terminal or an editor acts on instead of showing: control, surrogate, line and paragraph
-# separators. Format characters (Cf) hold joiners that some languages need, so of them only those that reorder text.
+SHOWN = 2000  # most characters of untrusted text in a message
+# Unicode categories that a terminal or an editor interprets instead of displaying: control characters, surrogates,
+# line and paragraph separators. Format characters (Cf) include joiners that some languages need, so only the
+# bidirectional ones are listed.
 _ACTING = frozenset({"Cc", "Cs", "Zl", "Zp"})
 _REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -18,7 +19,7 @@ def acts(character: str) -> bool:
 def first_acting(text: str, *, allowed: str = "") -> str | None:
     """Return the first control or bidirectional character of ``text`` as ``U+XXXX``, or None.
 
-    Characters in ``allowed`` (such as a newline) do not count.
+    Characters in ``allowed`` (such as a newline) are skipped.
     """
     for character in text:
         if acts(character) and character not in allowed:
@@ -27,10 +28,10 @@ def first_acting(text: str, *, allowed: str = "") -> str | None:
 
 
 def printable(text: str, limit: int = SHOWN, *, allowed: str = "") -> str:
-    """Return ``text`` as one harmless piece of a message or a terminal's line.
+    """Return ``text`` escaped for a message or one line of a terminal.
 
-    Control and bidirectional characters, newlines among them, are replaced by escapes such as ``\\x1b``; text longer
-    than ``limit`` characters is cut and ends in ``...``. Characters in ``allowed`` are kept.
+    Control and bidirectional characters, including newlines, are replaced by escapes such as ``\\x1b``. Text longer
+    than ``limit`` characters is truncated and ends in ``...``. Characters in ``allowed`` are kept.
     """
     cut = text[:limit] + "..." if len(text) > limit else text
     if cut.isprintable():
@@ -39,9 +40,9 @@ def printable(text: str, limit: int = SHOWN, *, allowed: str = "") -> str:
 
 
 def indented(text: str, indent: str, limit: int = SHOWN) -> str:
-    """Return text of several lines, each of them `printable`, all but the first behind ``indent``.
+    """Return multi-line text: each line is escaped by `printable`, and all lines but the first begin with ``indent``.
 
-    So no line of a foreign text begins where a line of magicseg's own would.
+    The indentation keeps untrusted text from imitating a line of magicseg's own output.
     """
     return f"\n{indent}".join(printable(line, limit) for line in text.split("\n"))
 
@@ -51,5 +52,5 @@ def _escaped(character: str) -> str:
 
 
 def command(*words: object) -> str:
-    """Return a command line for a hint, quoted so that a shell takes every word as it is."""
+    """Return a command line for a hint, with every word quoted for a shell."""
     return shlex.join(str(word) for word in words)

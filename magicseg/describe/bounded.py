@@ -1,4 +1,4 @@
-"""An HTTP client whose requests end: within a time that counts from the first byte sent, and below a size."""
+"""An HTTP client with a time limit and a size limit for whole requests."""
 
 import asyncio
 from typing import Any
@@ -6,25 +6,25 @@ from typing import Any
 import httpx2
 import openai
 
-MOST_BYTES = 4 << 20  # of an answer, uncompressed: a hundred times what the longest that can be asked for takes
+MOST_BYTES = 4 << 20  # of a response, uncompressed: about a hundred times the longest response that can be requested
 _OF_TRANSFER = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
     """The client of the openai library, with a deadline for whole requests.
 
-    The library's own timeout is that of each read: a server that sends a byte a second never exceeds it.
+    The library's own timeout applies to each read, so a server that sends one byte per second never exceeds it.
     """
 
     def __init__(self, seconds: float) -> None:
-        """Args: seconds: from a request's start to the last byte of its answer."""
+        """Args: seconds: time limit from the start of a request to the last byte of its response."""
         super().__init__()
         self._seconds = seconds
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Return the whole answer.
+        """Return the whole response.
 
-        Raises: ReadTimeout after the deadline; ReadError above `MOST_BYTES`; whatever else the library raises.
+        Raises: ReadTimeout after the deadline; ReadError above `MOST_BYTES`; other exceptions of the library.
         """
         stream = {**options, "stream": True}
         try:
@@ -35,7 +35,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                 finally:
                     await response.aclose()
         except TimeoutError:
-            raise httpx2.ReadTimeout("the whole answer did not come in time", request=request) from None
+            raise httpx2.ReadTimeout("the response was not complete in time", request=request) from None
         headers = [(name, value) for name, value in response.headers.multi_items() if name not in _OF_TRANSFER]
         return httpx2.Response(response.status_code, headers=headers, content=body, request=response.request)
 
@@ -45,5 +45,5 @@ async def _read(response: httpx2.Response) -> bytes:
     async for part in response.aiter_bytes():
         body += part
         if len(body) > MOST_BYTES:
-            raise httpx2.ReadError(f"the answer is larger than {MOST_BYTES} bytes", request=response.request)
+            raise httpx2.ReadError(f"the response is larger than {MOST_BYTES} bytes", request=response.request)
     return bytes(body)

@@ -1,10 +1,10 @@
-"""Prompts put into a model's chat template, by a process that can be stopped.
+"""Render prompts with a model's chat template, in a separate process.
 
-A chat template is a program that comes with the weights. transformers runs it in a sandbox, which keeps it from files
-and Python's internals, but not from endless loops or from filling the memory. Here it runs in a process of its own,
-with a deadline and a limit on memory.
+A chat template is a program that comes with the weights. The sandbox of transformers denies it files and Python
+internals, but allows endless loops and unlimited memory. So it runs in a separate process, with a time limit and a
+memory limit.
 
-    python -m magicseg.describe.chat     reads one JSON request per line, writes one JSON answer per line
+    python -m magicseg.describe.chat     reads one JSON request per line, writes one JSON response per line
 """
 
 import contextlib
@@ -20,18 +20,18 @@ from typing import Any
 from magicseg.core.text import printable
 from magicseg.errors import BackendError
 
-_START = 600.0  # seconds; where a shared disk is slow, importing transformers takes minutes
+_START = 600.0  # seconds; importing transformers from a slow shared disk takes minutes
 DEADLINE = 60.0  # seconds for a batch; a template takes milliseconds
 MOST_CHARACTERS = 1 << 20  # of a rendered prompt
-_MOST_MEMORY = 1 << 30  # bytes beyond what the process has when it starts
+_MOST_MEMORY = 1 << 30  # bytes in addition to the memory at the start of the process
 _HINT = "choose another model, or set chat_template in describe.options.chat_template_options"
 
 
 class ChatTemplate:
-    """A tokenizer's chat template. The process that renders it starts with the first batch and ends with this."""
+    """A tokenizer's chat template. Its process starts with the first batch and ends with this object."""
 
     def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
-        """Args: options: more variables for the template. Raises: BackendError if there is no such template."""
+        """Args: options: additional template variables. Raises: BackendError if the template is missing."""
         more = dict(options)
         try:
             template = tokenizer.get_chat_template(more.pop("chat_template", None), more.get("tools"))
@@ -42,9 +42,9 @@ class ChatTemplate:
         self._process: subprocess.Popen[str] | None = None
 
     def render(self, prompts: Sequence[str]) -> list[str]:
-        """Return each prompt as the only message of a chat, followed by the beginning of the answer.
+        """Return each prompt rendered as the only message of a chat, with the generation prompt appended.
 
-        Raises: BackendError if the template fails, does not end in time, or makes too much text.
+        Raises: BackendError if the template fails, exceeds the time limit, or renders too much text.
         """
         process = self._started()
         line = _exchange(process, json.dumps({**self._request, "prompts": list(prompts)}) + "\n", DEADLINE)
@@ -52,7 +52,7 @@ class ChatTemplate:
             self._process = None
             _end(process)
             raise BackendError(
-                f"the model's chat template does not end within {DEADLINE:g} s, or takes too much memory", hint=_HINT
+                f"the model's chat template did not finish within {DEADLINE:g} s, or used too much memory", hint=_HINT
             )
         answer = json.loads(line)
         if "error" in answer:
@@ -98,14 +98,14 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            with contextlib.suppress(OSError):  # what is still to be written has no reader
+            with contextlib.suppress(OSError):  # unwritten data has no reader any more
                 stream.close()
 
 
 def main() -> None:
-    """Answer requests until there are no more; a request without end ends the process."""
+    """Answer requests until standard input ends. A request that exceeds the CPU time limit kills the process."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # output of libraries must not mix with responses
     from transformers.utils.chat_template_utils import render_jinja_template
 
     _limit_memory()
@@ -124,10 +124,10 @@ def main() -> None:
             longest = max(map(len, texts), default=0)
             answer: dict[str, Any] = {"texts": texts}
             if longest > MOST_CHARACTERS:
-                answer = {"error": f"it makes a prompt of {longest} characters"}
+                answer = {"error": f"it renders a prompt of {longest} characters"}
         except MemoryError:
             answer = {"error": "it takes too much memory"}
-        except Exception as error:  # whatever a template does
+        except Exception as error:  # a template may raise anything
             answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
         print(json.dumps(answer), file=answers, flush=True)
 
@@ -135,14 +135,14 @@ def main() -> None:
 def _limit_memory() -> None:
     import resource
 
-    with contextlib.suppress(OSError, ValueError):  # there is no such limit on some systems
+    with contextlib.suppress(OSError, ValueError):  # some systems lack this limit
         pages = int(open("/proc/self/statm").read().split()[0])  # noqa: SIM115
         most = pages * resource.getpagesize() + _MOST_MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def _limit_time() -> None:
-    """Let the system end this process, should the one that waits for it be gone."""
+    """Limit the CPU time, so that the process ends even if its parent is gone."""
     import resource
 
     used = resource.getrusage(resource.RUSAGE_SELF)

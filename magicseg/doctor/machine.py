@@ -162,7 +162,7 @@ def disk(place: Path) -> Check:
             "disk", Status.FAILED, f"{seen}; a file there {complaint(error)}", remedy(error) or "another place"
         )
     if absent:
-        seen = f"{seen}; no {', no '.join(absent)}: other ways are used there"
+        seen = f"{seen}; no {', no '.join(absent)}: fallbacks are used"
     return Check("disk", Status.OK, seen)
 
 
@@ -219,7 +219,7 @@ def shared_memory(needed: int, free: int | None = None) -> Check:
         return Check(
             "shared memory",
             Status.WARNING,
-            f"{seen}: what does not fit goes through pipes, which is slower",
+            f"{seen}: batches that do not fit go through pipes, which is slower",
             enlarge_hint(needed),
         )
     return Check("shared memory", Status.OK, seen)

@@ -116,7 +116,7 @@ def _results_in(path: Path) -> dict[tuple[str, str], _Found]:
                 folder /= f"limit-{content.get('images')}"
             found[name, head] = _Found(scores, folder, tuple(map(str, content.get("classes", ()))))
     if not found:
-        raise DataError(f"{path}: there are no results", hint=command("magicseg", "evaluate", path))
+        raise DataError(f"{path}: holds no results", hint=command("magicseg", "evaluate", path))
     return found
 
 
@@ -158,7 +158,7 @@ def _notes(cells: Sequence[Mapping[str, Any] | None]) -> tuple[str, ...]:
             notes.append(f"of different {what}")
     truths = dict.fromkeys(str(cell["ground_truth"]) for cell in there if "ground_truth" in cell)
     if len(truths) > 1:
-        notes.append(f"of different ground truth: {'; '.join(truths)}")
+        notes.append(f"ground truth differs: {'; '.join(truths)}")
     notes += dict.fromkeys(filter(None, map(threshold_warning, there)))
     return tuple(notes)
 

@@ -94,7 +94,7 @@ def above(head: "Head", logits: "Tensor", chosen: "Tensor", threshold: Threshold
     """
     kind, value = threshold.cut
     if threshold.score != "probability" and kind not in head.score_kinds:
-        raise ConfigError(f"the threshold is on the {kind}, and {head.name} has no such score")
+        raise ConfigError(f"the threshold applies to the score {kind!r}, which {head.name} does not have")
     return head.score(logits, chosen, kind) >= float(np.float32(value))
 
 

@@ -39,7 +39,7 @@ def _spans(value: Any) -> Any:
             continue
         first, last = int(span[1]), int(span[2])
         if not first <= last <= _GREATEST_VALUE:
-            raise ValueError(f"{item!r} is not a span of numbers up to {_GREATEST_VALUE}, the smaller one first")
+            raise ValueError(f"{item!r} is not an ascending range of numbers up to {_GREATEST_VALUE}")
         found.extend(range(first, last + 1))
         if len(found) > _GREATEST_VALUE:
             raise ValueError(f"there are more than {_GREATEST_VALUE} numbers")

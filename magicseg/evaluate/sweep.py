@@ -1,4 +1,4 @@
-"""Choosing the background threshold on images that are not the test's.
+"""Choose the background threshold on images outside the test split.
 
 threshold = sweep_threshold(head, protocol, data_dir)          # the benchmark's tuning split
 evaluate_benchmark(head, protocol, data_dir, out_dir, threshold=threshold)
@@ -27,32 +27,32 @@ if TYPE_CHECKING:
     from magicseg.evaluate.heads import Head, ScoreKind
 
 STEPS = 1000
-"""Steps from one quantile of the scores to the next."""
+"""Number of quantile steps of the scores."""
 
 LIMIT = 200
 RECIPE = 2
-"""Counts up when the same images give another threshold."""
+"""Version of the method: increased when the same images give another threshold."""
 
 _SHOWN = 50
-_GRID_PIXELS = 1 << 24  # pixels that are kept until the thresholds are chosen: about 200 MB
+_GRID_PIXELS = 1 << 24  # pixels kept in memory until the thresholds are chosen: about 200 MB
 
 
 class Counts:
-    """Pixels counted by class and score, for the mean IoU at every threshold.
+    """Histograms of pixels by class and score, which give the mean IoU at every threshold.
 
-    Args: labels: number of classes without background. thresholds: float32 (T,), ascending, without repetition.
+    Args: labels: number of classes without background. thresholds: float32 (T,), strictly ascending.
     """
 
     def __init__(self, labels: int, thresholds: NDArray[np.float32]) -> None:
         self.thresholds = thresholds
         bins = len(thresholds) + 1  # bin b: pixels whose score reaches b of the thresholds
-        self._objects = np.zeros((labels, bins), np.int64)  # all pixels, by their chosen class
-        self._hits = np.zeros((labels, bins), np.int64)  # those of that very class
+        self._objects = np.zeros((labels, bins), np.int64)  # all pixels, by predicted class
+        self._hits = np.zeros((labels, bins), np.int64)  # correctly predicted pixels
         self._background = np.zeros(bins, np.int64)
         self._truth = np.zeros(labels + 1, np.int64)
 
     def add(self, truth: NDArray[np.integer], chosen: NDArray[np.integer], score: NDArray[np.float32]) -> None:
-        """Count pixels: their class (0 is background), the chosen one (0 is the first label) and its score, (N,)."""
+        """Count pixels, (N,): true class (0 is background), best label (0 is the first label), and its score."""
         labels, bins = self._objects.shape
         true, chosen = truth.astype(np.int64), chosen.astype(np.int64)
         reached = np.searchsorted(self.thresholds, score, side="right")
@@ -63,9 +63,10 @@ class Counts:
         self._hits += np.bincount(cell[true == chosen + 1], minlength=labels * bins).reshape(labels, bins)
 
     def miou(self) -> NDArray[np.float64]:
-        """Mean IoU over the classes with a union at every threshold, float64 (T,); NaN without any pixel.
+        """Return the mean IoU at every threshold, float64 (T,), over classes with a non-empty union; NaN without
+        pixels.
 
-        Pixels that score less than the threshold are background.
+        Pixels that score below the threshold are background.
         """
 
         def at_least(counts: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -86,10 +87,10 @@ class Counts:
 
 
 class Sweep:
-    """Find the best of the scores that a head has, and the best threshold on it.
+    """Find the best kind of score of a head, and the best threshold on it.
 
-    The thresholds are quantiles of the scores that occur, so that they lie where the pixels are, whatever the scale.
-    They are chosen from the first ``grid_pixels`` pixels, which are kept until then; all pixels are counted.
+    The candidate thresholds are quantiles of the observed scores, so they suit any scale. They are computed from the
+    first ``grid_pixels`` pixels, which are kept in memory until then. All pixels are counted.
     """
 
     def __init__(
@@ -107,10 +108,10 @@ class Sweep:
         scores: Mapping["ScoreKind", NDArray[np.float32]],
         ignore: int,
     ) -> None:
-        """Count an image, or several.
+        """Count the pixels of one or several images.
 
-        Args: truth: vocabulary numbers, (..., H, W). chosen: the best label's index, 0 to C - 1. scores: of that
-            label, by kind.
+        Args: truth: vocabulary ids, (..., H, W). chosen: index of the best label, 0 to C - 1. scores: the best
+            label's score, by kind. ignore: the id of ignored pixels.
         """
         counted = truth != ignore
         pixels = _Pixels(
@@ -127,19 +128,21 @@ class Sweep:
             self._choose_thresholds()
 
     def curve(self, kind: "ScoreKind") -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return the thresholds on a kind of score, and the mean IoU at each. There must be a pixel."""
+        """Return the thresholds on a kind of score, and the mean IoU at each. At least one pixel must be counted."""
         if not self._counts:
             self._choose_thresholds()
         counts = self._counts[kind]
         return counts.thresholds, counts.miou()
 
     def best(self, about: Mapping[str, Any]) -> Threshold:
-        """Return the threshold with the best mean IoU, the lowest of equally good ones; of equally good scores, the
-        first kind. There must be a pixel.
+        """Return the threshold with the best mean IoU. At least one pixel must be counted.
 
-        Args: about: the images, as JSON values; kept in the details.
+        Ties go to the lowest threshold, and to the first kind of score.
+
+        Args: about: a description of the images, as JSON values; kept in the details.
         Returns: the threshold. Its details hold ``miou``, ``curve``, ``tried`` (the best mean IoU by kind of score)
-            and ``end``: "lowest" or "highest" if the best threshold is at that end of what occurs, else None.
+            and ``end``: "lowest" or "highest" if the best threshold is the lowest or highest observed score, else
+            None.
         """
         curves = {kind: self.curve(kind) for kind in self._kinds}
         tried = {kind: float(miou.max()) for kind, (_, miou) in curves.items()}
@@ -172,7 +175,7 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class _Pixels:
-    """Pixels that count: ``truth`` and ``chosen`` uint16 (N,), ``scores`` float32 (N,) by kind."""
+    """Pixels that are not ignored: ``truth`` and ``chosen`` uint16 (N,), ``scores`` float32 (N,) by kind."""
 
     truth: NDArray[np.uint16]
     chosen: NDArray[np.uint16]
@@ -198,17 +201,17 @@ def sweep_threshold(
     progress: Callable[[int, int], None] | None = None,
     attempt: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
 ) -> Threshold:
-    """Return the threshold with the best mean IoU on other images than the test's, see `Sweep.best`.
+    """Return the threshold with the best mean IoU on images outside the test split, see `Sweep.best`.
 
     Args:
         data_dir: the benchmark's folder.
-        tuning: where other images are: None for the benchmark's tuning split in ``data_dir``; a folder with that
-            split in the same layout, or any protocol with the same vocabulary, whose data are in ``data_dir``.
+        tuning: the images to sweep on. None: the benchmark's tuning split in ``data_dir``; a folder: that split in
+            the same layout; a protocol with the same vocabulary: its data in ``data_dir``.
         limit: at most this many images, spread evenly.
-        attempt: entered with an image's name while it is worked on.
+        attempt: a context manager, entered with an image's name while the image is processed.
 
-    Raises: ImageFailed where an image does not fit into memory, and what ``attempt`` raises; ConfigError where the
-        protocol has no threshold or no other split; DataError where one of the images is in the test split.
+    Raises: ImageFailed if an image does not fit in memory; exceptions of ``attempt``; ConfigError if the protocol has
+        no threshold or no other split; DataError if one of the images is in the test split.
     """
     import torch
 
@@ -222,7 +225,7 @@ def sweep_threshold(
     head.prepare(protocol.queries)
     sweep = Sweep(len(protocol.labels), head.score_kinds)
     with torch.inference_mode():
-        # Mixed, since neighbours in a list are often alike: the first ones decide the thresholds.
+        # Shuffled, because the first images decide the thresholds, and neighbours in a list are often alike.
         for done, name in enumerate(np.random.default_rng(0).permutation(names).tolist(), start=1):
             path = str(data.image_paths[data.place[name]])
             with attempt(name):
@@ -234,22 +237,22 @@ def sweep_threshold(
             if progress is not None:
                 progress(done, len(names))
     if not sweep.pixels:
-        raise DataError(f"{data.folder}: none of the {len(names)} images has a pixel that counts")
+        raise DataError(f"{data.folder}: all pixels of the {len(names)} images are ignored")
     return sweep.best(
         {"split": data.protocol.split, "images": len(names), "ground_truth": data.layout.text, "data": data.digest()}
     )
 
 
 def why_not(protocol: Protocol, data_dir: Path) -> str | None:
-    """Why no threshold can be swept on the benchmark's other split; None if it can."""
+    """Return why no threshold can be swept on the benchmark's other split, or None if it can be swept."""
     if protocol.background.rule != "threshold":
-        return "the protocol's rule needs none"
+        return "the protocol's background rule needs no threshold"
     if protocol.tuning_split is None:
         return "the protocol names no other split"
     try:
         open_data_set(protocol.for_split(protocol.tuning_split), data_dir)
     except DataError as error:
-        return f"of the split {protocol.tuning_split!r}: {error.message}"
+        return f"split {protocol.tuning_split!r}: {error.message}"
     return None
 
 
@@ -273,5 +276,5 @@ def _refuse_test_images(protocol: Protocol, data_dir: Path, data: DataSet, names
         raise DataError(
             f"{data.folder}: {len(shared)} of the {len(names)} images to sweep the threshold on are test images of "
             f"{protocol.name}: {', '.join(shared[:5])}",
-            hint="a threshold that was chosen on test images makes no honest score: give other images",
+            hint="give other images: a threshold tuned on test images biases the score",
         )

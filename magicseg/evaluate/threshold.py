@@ -1,4 +1,4 @@
-"""The threshold of background: a value, the kind of score it is on, and where it comes from."""
+"""The background threshold: its value, its kind of score, and its origin."""
 
 import math
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ _AT_END = {"lowest": "no pixel is background", "highest": "nearly every pixel is
 
 @dataclass(frozen=True, kw_only=True)
 class Threshold:
-    """Below which score the best class is background.
+    """A pixel whose best class scores below this threshold is background.
 
     Attributes:
         origin: "default", "given" or "swept".
-        score: what ``value`` is compared with. A "probability" is in [0, 1] and stands for its log-odds, as does the
-            value of results that name no score.
-        details: what the value was swept on, as JSON values.
+        score: kind of score that ``value`` is compared with. A "probability" in [0, 1] is converted to log-odds; so
+            is the value of earlier results, which name no score.
+        details: images and curve of the sweep, as JSON values.
     """
 
     value: float
@@ -46,23 +46,23 @@ class Threshold:
         return self.value if self.score == "probability" else [self.score, self.value]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values."""
+        """Return the threshold as JSON values."""
         return {"value": self.value, "score": self.score, "origin": self.origin, **self.details}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "Threshold":
-        """Read what `to_dict` gave, of earlier versions too."""
+        """Read the output of `to_dict`, also of earlier versions."""
         details = {key: value for key, value in stored.items() if key not in {"value", "score", "origin"}}
         score = stored.get("score", "probability")
         return cls(value=float(stored["value"]), origin=str(stored["origin"]), score=score, details=details)
 
     @property
     def warning(self) -> str | None:
-        """What is wrong with a swept threshold; None if nothing is, or if it was not swept."""
+        """A warning about a swept threshold, or None."""
         end = self.details.get("end")
         if end in _AT_END:
-            return f"the best threshold is the {end} score that occurs: {_AT_END[end]}"
-        # Earlier versions swept probabilities, which float32 rounds to 1 where a class is far ahead.
+            return f"the best threshold is the {end} observed score: {_AT_END[end]}"
+        # Earlier versions swept probabilities, which float32 rounds to 1 for confident pixels.
         if self.origin == "swept" and self.score == "probability" and not 0 < self.value < 1:
-            return "the threshold is an end of the grid it was swept on: evaluate again"
+            return "the threshold is at an end of the swept grid: evaluate again"
         return None

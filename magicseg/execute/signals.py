@@ -109,7 +109,7 @@ def start_process(process: BaseProcess, stop: StopFlag) -> None:
     def look(waited: float) -> None:
         if stop() or waited > _START_SECONDS:
             why = "interrupted" if stop() else f"not within {_START_SECONDS:.0f} s"
-            raise IncompleteError(f"no process can be started: {why}", hint="the same command goes on")
+            raise IncompleteError(f"no process can be started: {why}", hint="run the same command again")
 
     if open_files() - len(os.listdir("/proc/self/fd")) < _SPARE_FILES:  # else the fork server would die of it
         raise cannot_start(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
@@ -128,7 +128,7 @@ def cannot_start(error: OSError | EOFError) -> IncompleteError:
         )
     what = "the fork server is gone" if isinstance(error, EOFError | ConnectionError) else str(error)
     return IncompleteError(
-        f"no process can be started: {what}", hint="look whether memory or processes ran out: free -g; ulimit -u"
+        f"no process can be started: {what}", hint="check for exhausted memory or processes: free -g; ulimit -u"
     )
 
 

@@ -1,4 +1,4 @@
-"""Waiting with an end: for calls of other libraries that may never return."""
+"""Bounded waits for calls into other libraries that may never return."""
 
 import queue
 import threading
@@ -11,18 +11,18 @@ T = TypeVar("T")
 
 
 def bounded(call: Callable[[], T], look: Callable[[float], None]) -> T:
-    """Return what ``call`` returns, or raise what it raises; signals are heard meanwhile.
+    """Run ``call`` in a thread and return its result, or raise its exception. Signals are handled while it runs.
 
-    ``call`` runs in a thread of its own, which is left behind if ``look`` raises.
+    The thread is abandoned if ``look`` raises.
 
-    Args: look: called twice a second with the seconds waited so far; raises to end the wait.
+    Args: look: called twice a second with the seconds waited so far; it raises to end the wait.
     """
     outcome: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def attempt() -> None:
         try:
             outcome.put((call(), None))
-        except BaseException as error:  # raised in the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             outcome.put((None, error))
 
     began = time.monotonic()

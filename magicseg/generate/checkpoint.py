@@ -18,7 +18,7 @@ SD3_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokeni
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})  # the last has the safety checker
 # Not transformers' Auto classes, which look for code beside the weights, and no pipeline inside a pipeline.
 _CLASS = re.compile(r"(?!Auto[A-Z])(?!.*Pipeline)[A-Z]\w*", re.ASCII)
-_FOREIGN = "convert the checkpoint with diffusers' own classes, or take another one"
+_FOREIGN = "convert the checkpoint with diffusers' own classes, or use another one"
 _READ = ("json", "safetensors", "txt", "model")  # what a pipeline reads of its parts
 
 
@@ -44,7 +44,7 @@ def read_index(folder: Path, *, drop_t5: bool = False) -> Mapping[str, Any]:
             f"{where}: there is no such folder", hint="give the path of a folder with model_index.json"
         )
     try:
-        index = read_json(folder / INDEX, dict[str, Any], error=BackendError, hint="fetch the checkpoint anew")
+        index = read_json(folder / INDEX, dict[str, Any], error=BackendError, hint="fetch the checkpoint again")
     except FileNotFoundError:
         raise BackendError(
             f"{where} holds no {INDEX}: it is not a diffusers pipeline",
@@ -57,13 +57,13 @@ def read_index(folder: Path, *, drop_t5: bool = False) -> Mapping[str, Any]:
     if drop_t5:
         if index["_class_name"] != SD3:
             raise BackendError(
-                "generate.options.drop_t5: Stable Diffusion 3 alone can do without its T5 text encoder",
+                "generate.options.drop_t5: only Stable Diffusion 3 works without its T5 text encoder",
                 hint="set it to false",
             )
         index = {name: source for name, source in index.items() if name not in T5_PARTS}
     lacking = [part for part in parts_of(index) if not (folder / part).is_dir()]
     if lacking:
-        raise BackendError(f"{where} lacks the folder {lacking[0]!r}", hint="fetch the checkpoint anew")
+        raise BackendError(f"{where} lacks the folder {lacking[0]!r}", hint="fetch the checkpoint again")
     return index
 
 
@@ -75,17 +75,17 @@ def parts_of(index: Mapping[str, Any]) -> list[str]:
 def _refuse_foreign_part(file: Path, name: str, source: Sequence[Any]) -> None:
     """Raise BackendError unless a part is a class of a known library, under a plain name of a folder."""
     if not is_plain_name(name):
-        raise BackendError(f"{file}: {printable(name, 100)!r} is no name of a folder beside it", hint=_FOREIGN)
+        raise BackendError(f"{file}: {printable(name, 100)!r} is not the name of a folder beside it", hint=_FOREIGN)
     if list(source) == [None, None]:
         return
     if len(source) != 2 or not all(isinstance(each, str) for each in source):
-        raise BackendError(f"{file}: {name} is no pair of a library and a class", hint=_FOREIGN)
+        raise BackendError(f"{file}: {name} is not a pair of a library and a class", hint=_FOREIGN)
     library, kind = source
     if library not in _LIBRARIES or not _CLASS.fullmatch(kind):
         shown = printable(f"{library}.{kind}", 100)
         raise BackendError(
-            f"{file}: {name} is a {shown}; parts are classes of {', '.join(sorted(_LIBRARIES))}, and code that comes "
-            "with a checkpoint is never run",
+            f"{file}: {name} is a {shown}; components must be classes of {', '.join(sorted(_LIBRARIES))}; code that "
+            "comes with a checkpoint is never executed",
             hint=_FOREIGN,
         )
 

@@ -255,7 +255,7 @@ def _refuse_unnamed_variant(options: DiffusersOptions, folder: Path, parts: Sequ
     found = only_variant(names)
     if found and options.variant is None:
         raise BackendError(
-            f"{_where(options)}: has weights of the variant {printable(found, 40)} alone",
+            f"{_where(options)}: has only weights of the variant {printable(found, 40)}",
             hint=f"set generate.options.variant to {printable(found, 40)}",
         )
 

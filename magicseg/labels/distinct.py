@@ -16,8 +16,8 @@ def refuse_alike(names: Sequence[str], meanings: Sequence[Hashable], reader: str
         if meaning in first:
             raise BackendError(
                 f"{reader} cannot tell label {printable(name, 60)!r} from {printable(first[meaning], 60)!r}: "
-                "its tokenizer makes the same of both (words that it does not know, or cut at its length)",
-                hint="give one of them another name, shorter or in the language of the model",
+                "its tokenizer gives both the same tokens (unknown words, or truncated at its length)",
+                hint="rename one of them: shorter, or in the language of the model",
             )
         first[meaning] = name
 

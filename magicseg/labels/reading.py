@@ -110,12 +110,12 @@ def labels_of(text: str) -> Vocabulary:
     for place, name in enumerate(names, start=1):
         known = name if name in _SHIPPED else like_shipped(name)
         if known and (len(names) > 1 or name != known):
-            alone = f"it is given alone: --labels {known}" if len(names) > 1 else f"--labels {known}"
+            alone = f"give it alone: --labels {known}" if len(names) > 1 else f"--labels {known}"
             raise LabelError(f"{name!r} is the vocabulary {known!r}, not a label", hint=alone)
         if _FILE.match(name):
             raise LabelError(
                 f"{printable(name, MAX_NAME)!r} looks like a file, not a label",
-                hint=f"a label list ends in {', '.join(SUFFIXES)}, and such a list may hold any name",
+                hint=f"a label list ends in {', '.join(SUFFIXES)}; a list may contain any name",
             )
         # A qualifier, "bow (weapon)", is part of what is asked for.
         lists.labels.append(Label(id=place, name=lists.clean(name, place, "a name")))

@@ -1,4 +1,4 @@
-"""What the submitting shell's variables mean for a submission: sbatch's own, and those that hold secrets."""
+"""Handle environment variables of the submitting shell: ``SBATCH_*`` variables and secrets."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from magicseg.core.secrets import assigned_secret
 from magicseg.errors import ConfigError
 from magicseg.launch.profile import Profile
 
-# sbatch would let a variable win over a job script. Here it counts where the profile says nothing.
+# In sbatch, a variable overrides the job script. Here it only applies if the profile leaves the option unset.
 _TAKEN = {
     "SBATCH_ACCOUNT": "account",
     "SBATCH_PARTITION": "partition",
@@ -18,15 +18,15 @@ _TAKEN = {
     "SBATCH_RESERVATION": "extra.reservation",
     "SBATCH_WCKEY": "extra.wckey",
 }
-# Of no consequence for a job, or set by Slurm inside of one.
+# These have no effect on a job, or Slurm sets them inside a job.
 _IGNORED = re.compile("SBATCH_(DEBUG|COLOR|WAIT_PREFIX|(CPU|MEM)_BIND.*)")
 
 
 def site_overrides(profile: Profile) -> tuple[list[str], list[str]]:
-    """Return overrides for what ``SBATCH_*`` variables say and the profile does not, and sentences for the user.
+    """Return overrides from ``SBATCH_*`` variables for options that the profile leaves unset, and notes for the user.
 
-    An override is ``slurm.KEY=VALUE``. The sentences name what is taken and what is left out. Inside of a job, where
-    the variables may be meant for that job, all are left out.
+    An override is ``slurm.KEY=VALUE``. The notes name the variables that are used and ignored. Inside a job all are
+    ignored, because they may be meant for that job.
     """
     overrides, taken, dropped = [], [], []
     for name in sorted(os.environ):
@@ -43,16 +43,16 @@ def site_overrides(profile: Profile) -> tuple[list[str], list[str]]:
             taken.append(f"{name} ({option})")
         elif said != os.environ[name]:
             dropped.append(name)
-    told = [f"of your environment, for what the profile does not say: {', '.join(taken)}"] if taken else []
+    told = [f"used from your environment, since the profile leaves them unset: {', '.join(taken)}"] if taken else []
     if dropped:
-        told.append(f"of your environment, not used: {', '.join(dropped)}; the profile says what jobs ask for")
+        told.append(f"ignored from your environment: {', '.join(dropped)}; the profile defines what jobs request")
     return overrides, told
 
 
 def refuse_named_secrets(config: Config, profile: Profile) -> None:
-    """Raise ConfigError if the profile writes a variable into job scripts that a back end reads a key from.
+    """Raise ConfigError if the profile writes a variable that holds a back end's key into job scripts.
 
-    Such a variable is named by an option that ends in ``_env``, as ``describe.options.api_key_env`` does.
+    Options whose names end in ``_env``, such as ``describe.options.api_key_env``, name these variables.
     """
     named = {
         str(value): f"{stage}.options.{key}"
@@ -65,6 +65,6 @@ def refuse_named_secrets(config: Config, profile: Profile) -> None:
     found = sorted((written | assigned) & named.keys())
     if found:
         raise ConfigError(
-            f"{found[0]} holds the key that {named[found[0]]} names, and the profile would write it into job files",
-            hint=f"take it out of the profile, export it in your shell, and name it: pass_environment: [{found[0]}]",
+            f"{found[0]} holds the key that {named[found[0]]} names, and the profile would write it into job scripts",
+            hint=f"remove it from the profile, export it in your shell, and name it: pass_environment: [{found[0]}]",
         )

@@ -70,7 +70,7 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
     own = next((one for one in submissions(run) if one.number == number and one.stage == FOLLOW_UP), None)
     if own is None:
         raise RunError(
-            f"{run.path}: submission {number} is no follow-up job", hint=command("magicseg", "status", run.path)
+            f"{run.path}: submission {number} is not a follow-up job", hint=command("magicseg", "status", run.path)
         )
     asked = own.again()
     made = [one for one in submissions(run) if one.number in set(asked["submissions"])]

@@ -112,7 +112,7 @@ class Submission:
         """What a follow-up job submits again. Raises: DamageError if the record does not say all of it."""
         missing = sorted(_Asked.model_fields.keys() - self.asked.keys())
         if missing:
-            raise _damaged(self.folder, f"asked has no {', '.join(missing)}")
+            raise _damaged(self.folder, f"`asked` lacks {', '.join(missing)}")
         return self.asked
 
     def write(self) -> None:
@@ -181,7 +181,7 @@ def read_submission(folder: Path, *, most_shards: int) -> Submission:
     _refuse_ranges(folder, stored.tasks, most_shards, "shards")
     _refuse_ranges(folder, stored.ended.values(), tasks, "tasks that ended")
     if any(array.first + array.count > tasks for array in stored.arrays):
-        raise _damaged(folder, f"it names tasks beyond the {tasks} that it has")
+        raise _damaged(folder, f"it names tasks beyond its {tasks} tasks")
     return Submission(
         folder=folder,
         run=stored.run,
@@ -219,7 +219,7 @@ def _refuse_ranges(folder: Path, texts: Iterable[str], most: int, what: str) -> 
         count = int(high or low) - int(low) + 1
         total += count
         if count < 1 or total > most:
-            raise _damaged(folder, f"{span!r}: runs backwards, or makes more than {most:,} {what}")
+            raise _damaged(folder, f"{span!r}: is descending, or has more than {most:,} {what}")
 
 
 def _damaged(folder: Path, reason: str) -> DamageError:

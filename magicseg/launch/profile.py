@@ -62,7 +62,7 @@ class Resources(Settings):
     gres: Word | None = Field(None, description="generic resources; for plain GPUs `gpus` is enough")
     gpus: Count | Word = Field(0, union_mode="left_to_right", description="GPUs per node: 4, or with a type a100:4")
     cpus: int = Field(1, ge=1, description="CPUs per task; for training, per node")
-    memory: Size | None = Field("4G", description="per node; null: what the site gives")
+    memory: Size | None = Field("4G", description="per node; null: the site's default")
     memory_per_cpu: Size | None = Field(None, description="instead of `memory`")
     memory_per_gpu: Size | None = Field(None, description="instead of `memory`")
     time: TimeLimit = Field("1:00:00", description="the time limit, as Slurm writes it")
@@ -84,13 +84,13 @@ class Resources(Settings):
     @classmethod
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and info.field_name != "exclusive":
-            raise ValueError("must be a string or a number, not a truth value")
+            raise ValueError("must be a string or a number, not a boolean")
         return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if sum(getattr(self, name) is not None for name in _MEMORY) > 1:
-            raise ValueError(f"only one of {', '.join(_MEMORY)} can be asked for")
+            raise ValueError(f"set only one of {', '.join(_MEMORY)}")
         self.gpus_per_node  # noqa: B018 - raises ValueError
         return self
 
@@ -231,7 +231,7 @@ class Profile(Resources):
             if secret_name(name):
                 raise ValueError(f"{name} looks secret and would lie in a job file: name it in pass_environment")
             if secret_value(value):
-                raise ValueError(f"{name} holds a password or a key, which would lie in a job file: name it in "
+                raise ValueError(f"{name} holds a password or a key, which a job script would store: name it in "
                                  "pass_environment")  # fmt: skip
         return environment
 

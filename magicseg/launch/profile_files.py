@@ -25,7 +25,7 @@ _HINT = "quote values with ': ' or ' #' in them"
 
 
 _ENVIRONMENT_HINT = (
-    "take it out of the profile, export it in your shell, and name it: pass_environment: [NAME]   "
+    "remove it from the profile, export it in your shell, and name it: pass_environment: [NAME]   "
     "# or leave that at `all`"
 )
 

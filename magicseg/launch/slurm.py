@@ -178,9 +178,9 @@ def submit_script(script: Path, name: str) -> str:
     if len(numbers) != 1:
         shown = printable(printed.strip(), 200) or "nothing"
         raise SlurmSilence(
-            f"sbatch printed no job number, and the queue has {len(numbers) or 'no'} jobs called {name}; "
+            f"sbatch printed no job id, and the queue has {len(numbers) or 'no'} jobs named {name}; "
             f"it printed: {shown}",
-            hint=f"squeue --me --name={name}   # did it take the job? Submitting again takes only what is missing",
+            hint=f"squeue --me --name={name}   # was the job queued? Submitting again submits only what is missing",
         )
     return numbers.pop()
 

@@ -88,26 +88,26 @@ def submit(run: Run, request: Request) -> Submitted:
     if new:
         lines.append(f"next: {command('magicseg', 'status', run.path, '--watch')}")
     elif any(state.board.active(stage) and not state.complete(stage) for stage in stages):
-        lines.append(f"nothing to submit: the rest is in the queue; look: {command('magicseg', 'status', run.path)}")
+        lines.append(f"nothing to submit: the rest is in the queue; see: {command('magicseg', 'status', run.path)}")
     else:
-        lines.append(f"nothing to submit: {request.stage} is done; look: {command('magicseg', 'status', run.path)}")
+        lines.append(f"nothing to submit: {request.stage} is done; see: {command('magicseg', 'status', run.path)}")
     return Submitted(lines=lines, submissions=new, waiting=[*there, *followers])
 
 
 def _name_queued(run: Run, request: Request, error: MagicsegError, begun: Sequence[Submission]) -> None:
     """Add to an error that ended a submission what of it is in the queue, and how to go on."""
     queued = [
-        f"{array.name} ({f'job {array.job}' if array.job else 'perhaps: its number is not known'})"
+        f"{array.name} ({f'job {array.job}' if array.job else 'unconfirmed: its job id is unknown'})"
         for one in begun
         for array in one.arrays
     ]
     if not queued:
         return
-    error.message += f"; in the queue by then: {', '.join(queued)}"
+    error.message += f"; already queued: {', '.join(queued)}"
     error.args = (error.message,)
     rest = command("magicseg", "submit", request.stage, run.path)
     all_out = command("magicseg", "cancel", run.path)
-    error.hint = f"{error.hint + '; ' if error.hint else ''}{rest} submits the rest; {all_out} takes these back"
+    error.hint = f"{error.hint + '; ' if error.hint else ''}{rest} submits the rest; {all_out} cancels these"
 
 
 def dry_run(run: Run, request: Request) -> str:

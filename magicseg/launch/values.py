@@ -44,9 +44,9 @@ def public(text: str) -> str:
     """Return ``text``, which will lie in a job script. Raises ValueError if it holds a secret."""
     name = assigned_secret(text)
     if name is not None:
-        raise ValueError(f"{name} looks secret and would lie in a job file: name it in pass_environment")
+        raise ValueError(f"{name} looks secret, and a job script would store it: name it in pass_environment")
     if secret_value(text):
-        raise ValueError("holds a password or a key, and would lie in a job file: name it in pass_environment")
+        raise ValueError("holds a password or a key, which a job script would store: name it in pass_environment")
     return text
 
 

@@ -76,7 +76,7 @@ def label_pictures(
     """
     found: list[LabelledPicture] = []
     with (
-        storage_errors(out, "type the same again, or choose another folder: --out FOLDER"),
+        storage_errors(out, "run the same command again, or choose another folder: --out FOLDER"),
         Attempts(out) as attempts,
     ):
         before = _read_record(out / record, head)
@@ -113,8 +113,8 @@ def next_step(done: Sequence[LabelledPicture], out: Path) -> str:
     """Return the hint of a command that left pictures unlabelled."""
     if any(one.entry.get("reason") == "killed" for one in done):
         again = command("rm", "-r", out / "attempts")
-        return f"to try again the images that killed an earlier process: {again}; then the same command"
-    return "the same command again does what is missing"
+        return f"to retry images on which an earlier process died: {again}; then the same command"
+    return "run the same command again for the missing images"
 
 
 def _content(path: Path) -> tuple[bytes | UnreadableImage, str | None]:

@@ -35,7 +35,7 @@ class _Card(BaseModel):
     @classmethod
     def _is_in_the_folder(cls, name: str | None) -> str | None:
         if name is not None and not is_plain_name(name):
-            raise ValueError("is no name of a file of the same folder")
+            raise ValueError("is not the name of a file in the same folder")
         return name
 
 

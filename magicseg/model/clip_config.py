@@ -13,7 +13,7 @@ from magicseg.core.text import printable
 from magicseg.errors import ConfigError
 
 _DRIVEN = (
-    "magicseg drives open_clip's own vision transformers with a class token and learned pooling by 'tok' or 'avg' "
+    "magicseg supports open_clip's own vision transformers with a class token and learned pooling by 'tok' or 'avg' "
     "(ViT-*, OpenAI's, LAION's, DataComp's, CLIPA's), not ResNets, timm towers (SigLIP, EVA, PE) or CoCa"
 )
 _MOST_POSITIONS = 1 << 26  # patches times width
@@ -130,7 +130,7 @@ def check_clip_config(config: Mapping[str, Any], source: object) -> None:
         place = printable(".".join(map(str, first["loc"])), 200)
         raise ConfigError(
             f"{source}: this open_clip model cannot be used: {place}: {first['msg']}",
-            hint="only open_clip's own sizes and switches are read; nothing that names code or files",
+            hint="only open_clip's own sizes and switches are allowed; remove keys that name code or files",
         ) from None
 
 

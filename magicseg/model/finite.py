@@ -10,7 +10,7 @@ def refuse_weights_not_finite(module: nn.Module, where: str) -> None:
     for name, value in module.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise DataError(
-                f"{where}: {name} holds values that are not finite numbers: with them every answer is the same",
+                f"{where}: {name} holds values that are not finite numbers, so all predictions would be the same",
                 hint="restore the file, or train again with a lower learning rate",
             )
 

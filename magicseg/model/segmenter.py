@@ -387,7 +387,7 @@ def _refuse_misfit(settings: ModelSettings, card: Mapping[str, Any], path: Path)
     other = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
     if other:
         raise DataError(
-            f"{path}: {len(other)} tensors are not those of the model that model.json describes, such as {other[0]}: "
+            f"{path}: {len(other)} tensors differ from the model that model.json describes, such as {other[0]}: "
             f"{stored.get(other[0], 'missing')}, not {wanted.get(other[0], 'known')}",
             hint="restore both files from the same save",
         )

@@ -1,13 +1,13 @@
-"""Attempts: what a process is working on, written down before the work.
+"""Record the item that a process works on, before the work begins.
 
     with Attempts(folder) as attempts:
         if (left := attempts.killed(name, key)) is None:
             with attempts.on(name, key):
                 ...
 
-The out-of-memory killer leaves no message. An attempt that outlives its process names the item which that process
-worked on, so that the next one does not die of it too. A process that ends in any other way removes its attempt; one
-that is asked to stop does so at once (`forget_attempts`), since it may be killed soon after.
+The out-of-memory killer leaves no message. A record that outlives its process names the item that the process worked
+on, so that the next process can skip it. A process that ends in any other way removes its record. A process that
+receives a stop signal removes it at once (`forget_attempts`), since it may be killed soon after.
 
 FOLDER/attempts/PID-TOKEN.json   the process, as in a claim (`magicseg.run.claims`), and its item
 """
@@ -35,16 +35,16 @@ _OPEN: set[Path] = set()
 
 
 class _Stored(TypedDict):
-    """What is read of an attempt. ``item``: the digest of the item's name and key."""
+    """The fields of a record that are read. ``item``: the digest of the item's name and key."""
 
     item: str
 
 
 class Attempts:
-    """The attempts in a folder. As a context manager, it keeps this process's own attempt alive."""
+    """The attempts in a folder. As a context manager, it refreshes the heartbeat of this process's own attempt."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the attempts whose processes are dead. Files that are no attempts are left alone."""
+        """Read the attempts of dead processes. Other files are ignored."""
         self._folder = folder / "attempts"
         self._path = self._folder / f"{os.getpid()}-{os.urandom(8).hex()}.json"
         self._ended = threading.Event()
@@ -64,18 +64,18 @@ class Attempts:
     ) -> None:
         self._ended.set()
         with contextlib.suppress(OSError):
-            self._folder.rmdir()  # if it is empty
+            self._folder.rmdir()  # fails if it is not empty
 
     def killed(self, name: str, key: str) -> Path | None:
-        """Return the attempt of a process that died while it worked on an item; None if there is none.
+        """Return the attempt of a process that died while it worked on an item, or None.
 
-        Args: key: what decides the work beside the item's name. Attempts with another key do not count.
+        Args: key: the inputs of the work besides the item's name. Attempts with another key are ignored.
         """
         return self._left.get(_digest(name, key))
 
     @contextlib.contextmanager
     def on(self, name: str, key: str) -> Iterator[None]:
-        """Write down the item while the block runs."""
+        """Record the item while the block runs."""
         self._folder.mkdir(parents=True, exist_ok=True)
         shown = name.encode(errors="backslashreplace").decode()
         content = {**owner(), "image": shown, "item": _digest(name, key)}
@@ -94,16 +94,16 @@ class Attempts:
 
 
 def forget_attempts() -> None:
-    """Remove this process's attempts: it is asked to stop."""
+    """Remove this process's attempts, because it was asked to stop."""
     for path in tuple(_OPEN):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def told(attempt: Path) -> str:
-    """Say why an item is skipped, and how to try it again."""
+    """Return a sentence on why an item is skipped, and how to retry it."""
     return (
-        "an earlier process died while it worked on this image, probably for lack of memory; to try it again: "
+        "an earlier process died while it processed this image, probably out of memory; to try it again: "
         + command("rm", attempt)
     )
 

@@ -164,7 +164,7 @@ def lacking(folder: Path) -> list[str]:
         try:
             os.fsync(descriptor)
         except OSError:
-            found.append("flushing of folders")
+            found.append("directory fsync")
         finally:
             os.close(descriptor)
     finally:

@@ -345,7 +345,7 @@ class Ledger:
             if record.shard >= self.shards or record.samples != min(self.shard_size, self.samples - start):
                 raise ValueError(f"the plan has no shard {record.shard} of {record.samples} samples")
             if record.kept_count + sum(record.dropped.values()) > record.samples:
-                raise ValueError("more samples are kept and dropped than there are")
+                raise ValueError("it keeps and drops more samples than the shard has")
         except ValueError as error:
             raise DamageError(f"{where}: cannot be used: {error}", hint=self._repair()) from None
         return record

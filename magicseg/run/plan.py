@@ -89,7 +89,9 @@ class Plan:
         """Ids of a sample's labels, in the order of the draw."""
         ids = tuple(int(id_) for id_ in self.classes[index] if id_)
         if max(ids, default=0) > len(self.vocabulary):
-            raise DamageError(f"the plan's sample {index} has label {max(ids)} of {len(self.vocabulary)}")
+            raise DamageError(
+                f"the plan's sample {index} has label {max(ids)}; the vocabulary has {len(self.vocabulary)}"
+            )
         return ids
 
 

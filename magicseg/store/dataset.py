@@ -218,13 +218,13 @@ class Dataset:
         codecs = ["sharding_indexed"] if "shards" in wanted else ["vlen-utf8", "zstd"]
         facts = (found["shape"], found["chunk_grid"]["configuration"]["chunk_shape"])
         if facts != (list(wanted["shape"]), list(chunk)) or [each["name"] for each in found["codecs"]] != codecs:
-            raise self._damaged(where, f"shape, chunks or codecs are not those of shards of {self.shard_size}")
+            raise self._damaged(where, f"shape, chunks or codecs do not match {self.shard_size} samples per shard")
         if "shards" in wanted:
             inner = found["codecs"][0].get("configuration", {})
             names = [each.get("name") for each in inner.get("codecs", []) if isinstance(each, dict)]
             expected = ["vlen-bytes", "crc32c"] if codec == "jpeg" else ["bytes", "zstd"]
             if inner.get("chunk_shape") != list(wanted["chunks"]) or names != expected:
-                raise self._damaged(where, "the chunks inside of shards are not those that magicseg writes")
+                raise self._damaged(where, "the inner chunks of its shards are not those that magicseg writes")
 
     def is_jpeg(self, name: str) -> bool:
         """Whether an image array holds JPEG streams."""

@@ -1,7 +1,7 @@
-"""Look at an exported HDF5 file before its content is read: what it names, and what it would take in memory.
+"""Check an exported HDF5 file before its content is read: its references to other files, and its sizes in memory.
 
-HDF5 lets a dataset lie in other files (external links, external storage, virtual datasets) and claim any size. All
-that is refused here; every dataset has the shape, type and layout that `magicseg.store.hdf5` writes.
+HDF5 allows datasets in other files (external links, external storage, virtual datasets) and of any declared size.
+Both are refused: every dataset must have the shape, type and layout that `magicseg.store.hdf5` writes.
 """
 
 import os
@@ -17,7 +17,7 @@ from magicseg.core.documents import open_regular
 from magicseg.errors import DataError
 
 _ATTRIBUTE_BYTES = 16 << 20
-_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # to a text, as HDF5 stores it
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])  # HDF5's reference to a text
 _GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
 _FILTERS = {"masks": {_GZIP, _SHUFFLE, _FLETCHER32}, "images": {_LZF, _FLETCHER32}}
 _CHECKSUM = 4
@@ -25,9 +25,9 @@ _STAGES = 3
 
 
 class ExportedFile:
-    """An exported file that is open for reading; a context manager.
+    """An exported file, open for reading; a context manager.
 
-    Raises: DataError if it is not a regular file, or no HDF5.
+    Raises: DataError if it is missing, not a regular file, or not HDF5.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,8 +37,8 @@ class ExportedFile:
             raise DataError(f"{path}: there is no such file") from None
         self._size = os.fstat(self._raw.fileno()).st_size
         try:
-            # By its descriptor: the name may be in any encoding, and names another file later. Some disks have no
-            # locks; nobody writes an export twice.
+            # Opened by its descriptor: the path may be in any encoding, or refer to another file later. Without
+            # locks: some file systems have none, and exports are never modified.
             self.file = h5py.File(f"/proc/self/fd/{self._raw.fileno()}", "r", locking=False)
         except OSError as error:
             self._raw.close()
@@ -52,21 +52,21 @@ class ExportedFile:
         self._raw.close()
 
     def text(self, name: str) -> str:
-        """A text attribute. Raises: KeyError, ValueError."""
+        """Return a text attribute. Raises: KeyError, ValueError."""
         attribute = self.file.attrs.get_id(name)
         if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
-            raise ValueError(f"the attribute {name!r} is no text")
+            raise ValueError(f"the attribute {name!r} is not text")
         if attribute.get_storage_size() > _ATTRIBUTE_BYTES:
             raise ValueError(f"the attribute {name!r} is too long")
         return str(self.file.attrs[name])
 
     def check_datasets(self, config: Config) -> None:
-        """Refuse datasets in other files, and those whose shapes or types are not the settings'.
+        """Refuse datasets that are stored in other files, or whose shapes or types do not match the settings.
 
-        Raises: ValueError, KeyError.
+        Raises: ValueError, KeyError, TypeError.
         """
         if self.file.userblock_size or self.file.id.get_create_plist().get_sizes() != (8, 8):
-            raise ValueError("its addresses are not those that magicseg writes")
+            raise ValueError("its sizes of addresses are not those that magicseg writes")
         samples, size = config.plan.samples, config.generate.size
         self._check("labels", (samples, config.plan.max_labels), np.dtype("<u2"))
         self._check("captions", (samples, 2), None)
@@ -80,14 +80,14 @@ class ExportedFile:
     def _check(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any] | None) -> None:
         link = self.file.get(name, getlink=True)
         if link is None:
-            raise KeyError(f"there is no {name}")
+            raise KeyError(f"the dataset {name} is missing")
         if not isinstance(link, h5py.HardLink):
-            raise TypeError(f"{name} is a link to something else")
+            raise TypeError(f"{name} is a link, not a dataset")
         found = self.file[name]
         if not isinstance(found, h5py.Dataset):
-            raise TypeError(f"{name} is no dataset")
+            raise TypeError(f"{name} is not a dataset")
         if found.is_virtual or found.external:
-            raise ValueError(f"{name} lies in another file")
+            raise ValueError(f"{name} is stored in another file")
         if found.shape != shape:
             raise ValueError(f"{name} has shape {found.shape}, not {shape} as its settings say")
         plist = found.id.get_create_plist()
@@ -117,7 +117,7 @@ class ExportedFile:
             raise ValueError(f"{name} is longer than the file")
 
     def check_samples(self, name: str, start: int, stop: int, *, most: int) -> None:
-        """Refuse samples whose content would be larger than ``most`` bytes each in memory. Raises: ValueError."""
+        """Refuse samples larger than ``most`` bytes each in memory. Raises: ValueError."""
         found = self.file[name]
         if found.chunks is None:
             self._check_references(name, found, start, stop, most)
@@ -130,8 +130,8 @@ class ExportedFile:
             if info.byte_offset is None:
                 raise ValueError(f"{name} has no sample {index}")
             if info.size > most + most // 8 + 4096 or info.byte_offset + info.size > self._size:
-                raise ValueError(f"sample {index} of {name} is larger than the file or the settings say")
-            # HDF5 expands gzip without a bound. A filter whose bit is set was left out for this chunk.
+                raise ValueError(f"sample {index} of {name} is larger than the file or the settings allow")
+            # HDF5 decompresses gzip without a limit. A set bit in the mask means that the chunk skipped that filter.
             if _GZIP in filters and not info.filter_mask >> filters.index(_GZIP) & 1:
                 _, content = found.id.read_direct_chunk(place)
                 stream = zlib.decompressobj()
@@ -151,4 +151,6 @@ class ExportedFile:
         content = os.pread(self._raw.fileno(), size, offset + start * width * _REFERENCE.itemsize)
         lengths = np.frombuffer(content, _REFERENCE)["length"]
         if len(content) != size or lengths.max(initial=0) > min(most, self._size):
-            raise ValueError(f"{name} of samples {start} to {stop - 1}: one is longer than {most} bytes or the file")
+            raise ValueError(
+                f"{name} of samples {start} to {stop - 1}: a value is longer than {most} bytes or the file"
+            )

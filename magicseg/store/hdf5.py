@@ -68,7 +68,7 @@ def export_hdf5(run: Run, out: Path, progress: Callable[[int], None] = lambda sh
     Raises: IncompleteError when shards are missing, DataError if ``out`` exists.
     """
     taken = DataError(f"{out}: exists", hint="choose another file")
-    with storage_errors(out, "choose another file, or type the same again"):
+    with storage_errors(out, "choose another file, or run the same command again"):
         if os.path.lexists(out):
             raise taken
         digest = logical_digest(run)
@@ -120,7 +120,7 @@ def _refuse_nul(run: Run, samples: range, captions: Any) -> None:
     for index, pair in zip(samples, captions, strict=True):
         if any("\0" in str(text) for text in pair):
             raise DataError(
-                f"{run.path}: a caption of sample {index} holds U+0000, which texts of HDF5 cannot hold",
+                f"{run.path}: a caption of sample {index} holds U+0000, which HDF5 strings cannot hold",
                 hint=f"{command('magicseg', 'reset', 'describe', run.path)}   # then make captions and images again",
             )
 
@@ -305,7 +305,7 @@ def _read_stage(exported: ExportedFile, run: Run, shard: int, stage: str) -> dic
             exported.check_samples("masks", cut.start, cut.stop, most=2 * size * size)
             masks = file["masks"][cut]
             if ((masks > len(run.vocabulary)) & (masks != IGNORE)).any():
-                raise ValueError("a mask holds an id that is no label's")
+                raise ValueError("a mask holds an unknown label id")
             values[name] = masks
         elif name in _NAMES and run.store.is_jpeg(name):
             exported.check_samples(_NAMES[name], cut.start, cut.stop, most=_STREAM_BYTES + 6 * size * size)

@@ -106,7 +106,7 @@ def repair(run: Run, findings: Findings) -> list[str]:
                 with _claimed(ledger, shard) as record:
                     if record is not None and _record_faults(run, record):
                         ledger.take_back({shard})
-                        done.append(f"shard {shard} of {stage}: commit taken back")
+                        done.append(f"shard {shard} of {stage}: commit invalidated")
         removed = 0
         for path in findings.leftovers:
             owner = _owner(run, path)

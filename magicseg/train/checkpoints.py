@@ -76,7 +76,7 @@ class Checkpoint:
         expected = state.keys() - _frozen(stepper.model)
         if not expected <= stored.keys() <= state.keys():
             missing, unknown = sorted(expected - stored.keys()), sorted(stored.keys() - state.keys())
-            raise self._refusal(f"does not fit the model: it lacks {missing[:3]} and has {unknown[:3]} too much")
+            raise self._refusal(f"does not fit the model: missing {missing[:3]}, unexpected {unknown[:3]}")
         self._refuse_misfits(stepper)
         for name, value in stored.items():
             state[name].copy_(like(value, state[name]))

@@ -20,7 +20,7 @@ class SourceSettings(Settings):
     split: str | None = Field(None, description="of a folder: train, val, train2017, ...")
     labels: str | None = Field(
         None,
-        description="of a voc folder: the vocabulary that its ids are of, a shipped name or a .txt or .yaml list; "
+        description="vocabulary of a voc folder's ids: a shipped name or a .txt or .yaml list; "
         "null: the run's, if all ids fit",
     )
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="its share of samples, relatively")
@@ -32,7 +32,7 @@ class SourceSettings(Settings):
         if (self.run is None) != (self.split is not None):
             raise ValueError("a folder (voc, coco) needs a split, a run has none")
         if self.labels is not None and self.voc is None:
-            raise ValueError("labels go with voc: runs and COCO's annotations have names of their own")
+            raise ValueError("labels is only for voc: runs and COCO files contain their names")
         return self
 
     def absolute(self) -> Self:
@@ -81,10 +81,13 @@ class DataSettings(Settings):
         "are left out; null: none are",
     )
     shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
-    loader_workers: int = Field(default=2, ge=0, description="reading processes; 0: the trainer itself")
+    loader_workers: int = Field(default=2, ge=0, description="reader processes; 0: the trainer itself")
     loader_cache_mib: int = Field(default=512, ge=0, description="memory per reader for whole shards")
     loader_timeout: float = Field(
-        default=600.0, gt=0, allow_inf_nan=False, description="seconds that training waits for a batch of its readers"
+        default=600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds to wait for a batch before training ends with an error",
     )
     stage_to: str | None = Field(
         None, description="a folder on the node's own disk that the samples are copied to; $VARIABLES are expanded"

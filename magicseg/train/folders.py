@@ -159,7 +159,7 @@ class VocFolder(_Folder):
         unknown = values[(values > len(self.vocabulary)) & (values != IGNORE)]
         if unknown.size:
             raise DataError(
-                f"{path}: holds {unknown[0]}, which is no id of the vocabulary {self.vocabulary.name} "
+                f"{path}: holds {unknown[0]}, which is not an id of the vocabulary {self.vocabulary.name} "
                 f"(1 to {len(self.vocabulary)})",
                 hint="name the source's vocabulary in the order of its ids: {voc: ..., split: ..., labels: FILE}",
             )
@@ -214,11 +214,11 @@ class CocoFolder(_Folder):
         except FileNotFoundError as error:
             there = sorted(each.stem.removeprefix("instances_") for each in file.parent.glob("instances_*.json"))
             raise DataError(
-                f"{file}: there is no such file of annotations",
+                f"{file}: there is no such file; the annotations are read from it",
                 hint=f"splits here: {', '.join(there)}" if there else "give the folder with annotations/ in it",
             ) from error
         except LabelError as error:
-            raise DataError(f"{file}: {error}", hint=error.hint or "categories need names that differ") from error
+            raise DataError(f"{file}: {error}", hint=error.hint or "give every category a different name") from error
         names = tuple(image.file_name for image in content.images)
         folder = cls(path, split, vocabulary, names, annotated=content.images, digest=content.digest)
         paths = [folder.image_path(name) for name in names]
@@ -298,7 +298,7 @@ def _other_endings(folder: Path, names: Iterable[str]) -> dict[str, str]:
                     there.setdefault(str(Path(file).with_suffix("")), []).append(file)
         files = there.get(name, [])
         if len(files) > 1:
-            raise DataError(f"{folder}: {', '.join(sorted(files))} are all images of the name {name}")
+            raise DataError(f"{folder}: {', '.join(sorted(files))} all have the image name {name}")
         if files:
             found[name] = files[0]
     return found

@@ -107,7 +107,7 @@ def train(
         ConfigError: the images do not fit the encoder, or the batch cannot be dealt out evenly.
         DataError: masks hold classes that the vocabulary lacks.
         BackendError: a library for the log is missing, or the model cannot be compiled.
-        ReadersLost: a reading process is gone or stuck.
+        ReadersLost: a reader process is gone or stuck.
         StoreError, DataError: something cannot be written or read.
     """
     started = time.perf_counter()

@@ -171,9 +171,9 @@ def _voc(source: SourceSettings, run: Run, tell: Callable[[str], None]) -> VocFo
         folder.check_ids()
     except DataError as error:
         raise DataError(
-            f"{error.message}; the source names no labels, so the run's are tried", hint=example
+            f"{error.message}; the source has no `labels:`, so the run's labels were tried", hint=example
         ) from error
-    tell(f"{path}: no labels named; ids 1 to {len(run.vocabulary)} are taken as the run's: {_shown(run.vocabulary)}")
+    tell(f"{path}: no `labels:`; ids 1 to {len(run.vocabulary)} refer to the run's labels: {_shown(run.vocabulary)}")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""A batch as one tensor, for its way from a reading process: every tensor sent costs a connection of its own."""
+"""A batch as one tensor, for its way from a reader process: every tensor sent costs a connection of its own."""
 
 import math
 from typing import NamedTuple

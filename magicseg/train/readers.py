@@ -1,7 +1,7 @@
-"""Reading processes: batches made by other processes, delivered in order.
+"""Load batches in reader processes (DataLoader workers), and deliver them in order.
 
-No wait for them is without an end. Training ends with an error that says why, if a reader dies, or cannot deliver,
-or delivers nothing for `loader_timeout` seconds; and a signal that asks training to stop is heard meanwhile.
+Every wait is bounded. Training ends with an error that names the cause if a reader dies, cannot send a batch, or
+delivers nothing for `loader_timeout` seconds. A stop signal is handled while training waits for a batch.
 """
 
 import logging
@@ -30,14 +30,15 @@ from magicseg.train.packing import Packed, pack, unpack
 from magicseg.train.shared_memory import FOLDER, PREFETCHED, enlarge_hint, free_bytes, mebibytes, needed_bytes
 
 _CANNOT_SEND = 74  # EX_IOERR of sysexits.h
-_STOP_GRACE_SECONDS = 15.0  # in which a batch may still come after a stop was asked for
+_STOP_GRACE_SECONDS = 15.0  # time for one more batch after a stop request
 _log = logging.getLogger(__name__)
-# torch's orderly end of a loader waits for threads that wait for the lost reader: it must not begin.
+# torch's shutdown of a loader joins threads that wait for the lost reader, so it must not run. A reference here keeps
+# the loader alive.
 _abandoned: list[object] = []
 
 
 class ReadersLost(IncompleteError):
-    """No more batches come: a reading process is gone or stuck."""
+    """No more batches will arrive, because a reader process died or hangs."""
 
 
 def training_batches(
@@ -52,10 +53,10 @@ def training_batches(
     pin_memory: bool = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> Iterator[Batch]:
-    """This process's part of the batches of the steps ``start`` up to, not including, ``stop``.
+    """Yield this rank's part of the batches of steps ``start`` to ``stop`` - 1.
 
-    Args: batch_size: of all processes together. should_stop: asked while a batch is waited for.
-    Raises: ConfigError, see `input_size`; DataError or DamageError, naming the file, for what cannot be read;
+    Args: batch_size: global batch size, over all ranks. should_stop: polled while training waits for a batch.
+    Raises: ConfigError, see `input_size`; DataError or DamageError that names a file that cannot be read;
     ReadersLost.
     """
     steps = Steps(
@@ -88,24 +89,24 @@ def load_batches(
     patience: float = 600.0,
     should_stop: Callable[[], bool] | None = None,
 ) -> Iterator[Batch]:
-    """The batches of ``steps``, in order, read by ``workers`` processes (0: by this one).
+    """Yield the batches of ``steps``, in order, loaded by ``workers`` processes (0: by this process).
 
-    The processes come from a fork server: a store's threads do not survive a plain fork. They end with their
-    reader, which may still need a batch when a signal to the whole process group has asked it to stop.
+    A fork server starts the workers, because a store's threads do not survive a plain fork. Workers ignore stop
+    signals to the process group and end with the training process, which may need one more batch.
 
     Args: patience: seconds to wait for a batch.
-    Raises: DataError or DamageError, naming the file, when its batch is asked for; ReadersLost.
+    Raises: DataError or DamageError that names the file, when its batch is requested; ReadersLost.
     """
     loader = DataLoader(
         _Sent(dataset) if workers else dataset,
         batch_sampler=steps,
-        collate_fn=cast("Any", _as_is),  # what __getitems__ returns is a batch already
+        collate_fn=cast("Any", _as_is),  # __getitems__ already returns a batch
         num_workers=workers,
         prefetch_factor=PREFETCHED if workers else None,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=_begin_reading,
-        generator=torch.Generator(),  # else the loader draws from, and so moves, the global one
+        generator=torch.Generator(),  # otherwise the loader would advance the global generator
     )
     if not workers:
         return iter(loader)
@@ -113,7 +114,7 @@ def load_batches(
 
 
 class _Readers:
-    """Starts the processes of a loader, and waits for their batches."""
+    """Start the workers of a loader, and wait for their batches."""
 
     def __init__(
         self,
@@ -126,7 +127,7 @@ class _Readers:
         self._patience, self._should_stop = patience, should_stop
         self._stopping_since: float | None = None
         self._processes: Sequence[multiprocessing.Process] = ()
-        # torch keeps a current device for each thread, and allocates pinned memory for it.
+        # torch's current device is per thread, and pinned memory is allocated for it.
         device = torch.accelerator.current_device_index() if pin_memory else None
 
         def begin() -> Any:
@@ -140,12 +141,13 @@ class _Readers:
         except (OSError, EOFError) as error:
             raise _cannot_start(error) from error
         self._processes = self._batches._workers
-        # When a fault ends this process, its traceback still holds the batches. At exit, multiprocessing would ask
-        # the readers to terminate, which they do not hear, and wait for them: what has a priority, it does before.
+        # If an exception ends this process, its traceback still references the batches. At exit, multiprocessing
+        # would send SIGTERM to the readers, which ignore it, and join them. Finalizers with a priority run before
+        # that.
         Finalize(self._batches, _kill, args=(self._processes,), exitpriority=1)
 
     def batches(self) -> Iterator[Batch]:
-        """All of them. Raises: ReadersLost; DataError, DamageError, OSError of a reader."""
+        """Yield all batches. Raises: ReadersLost; DataError, DamageError or OSError from a reader."""
         while True:
             self._stopping_since = None
             try:
@@ -154,12 +156,12 @@ class _Readers:
                 _abandoned.append(self._batches)
                 raise
             except (RuntimeError, OSError, EOFError) as error:
-                if str(error).startswith("Caught "):  # in a reader: a fault of ours, whose traceback is wanted
+                if str(error).startswith("Caught "):  # a bug in a reader: keep the traceback
                     raise
                 _abandoned.append(self._batches)
                 self._refuse_dead()
                 raise ReadersLost(
-                    f"a batch of the reading processes cannot be received: {_first_line(error)}", hint=_hint(error)
+                    f"a batch of the reader processes cannot be received: {_first_line(error)}", hint=_hint(error)
                 ) from error
             if batch is None:
                 return
@@ -175,7 +177,7 @@ class _Readers:
                 raise ReadersLost("training was interrupted while it waited for a batch", hint=_GO_ON)
         if waited > self._patience:
             raise ReadersLost(
-                f"the reading processes delivered no batch within {self._patience:.0f} s",
+                f"the reader processes delivered no batch within {self._patience:.0f} s",
                 hint="does the storage answer? ls RUN; if it is only slow, raise train.loader_timeout",
             )
 
@@ -183,10 +185,10 @@ class _Readers:
         for process in self._processes:
             code = process.exitcode
             if code:
-                raise ReadersLost(f"reading process {process.pid} {_ending(code)}", hint=_after(code))
+                raise ReadersLost(f"reader process {process.pid} {_ending(code)}", hint=_after(code))
 
 
-_GO_ON = "the same command goes on from the newest checkpoint"
+_GO_ON = "the same command resumes from the newest checkpoint"
 
 
 def _ending(code: int) -> str:
@@ -197,20 +199,20 @@ def _ending(code: int) -> str:
 
 def _after(code: int) -> str:
     if code == -signal.SIGKILL:
-        return f"mostly for lack of memory: lower train.loader_workers or train.loader_cache_mib; {_GO_ON}"
+        return f"usually out of memory: lower train.loader_workers or train.loader_cache_mib; {_GO_ON}"
     if code == -signal.SIGBUS:
         return f"shared memory is full: df {FOLDER}; or set train.loader_workers=0; {_GO_ON}"
-    return f"{_GO_ON}; without reading processes: train.loader_workers=0"
+    return f"{_GO_ON}; without reader processes: train.loader_workers=0"
 
 
 def _cannot_start(error: Exception) -> ReadersLost:
-    return ReadersLost(f"the reading processes cannot be started: {_first_line(error)}", hint=_hint(error))
+    return ReadersLost(f"the reader processes cannot be started: {_first_line(error)}", hint=_hint(error))
 
 
 def _hint(error: Exception) -> str:
-    if "ancdata" in str(error) or "open files" in str(error):  # torch and Python have no class for it
-        return f"{open_files()} files may be open: ulimit -n 4096 allows more; or set train.loader_workers=0"
-    return f"{_GO_ON}; without reading processes: train.loader_workers=0"
+    if "ancdata" in str(error) or "open files" in str(error):  # torch and Python have no class for this error
+        return f"the limit is {open_files()} open files: ulimit -n 4096 raises it; or set train.loader_workers=0"
+    return f"{_GO_ON}; without reader processes: train.loader_workers=0"
 
 
 def _first_line(error: Exception) -> str:
@@ -222,8 +224,8 @@ def _warn_of_little_room(batch_size: int, side: int, readers: int) -> None:
     needed, free = needed_bytes(batch_size=batch_size, side=side, readers=readers), free_bytes()
     if needed > (free or 0):
         _log.warning(
-            "%s has %s free, and the batches of %d reading processes need %s: what does not fit goes through pipes, "
-            "which is slower; %s",
+            "%s has %s free, and the batches of %d reader processes need %s: batches that do not fit go through "
+            "pipes, which is slower; %s",
             FOLDER,
             mebibytes(free or 0),
             readers,
@@ -238,7 +240,7 @@ def _kill(readers: Sequence[multiprocessing.Process]) -> None:
 
 
 class _Sent(Dataset[Packed | MagicsegError | OSError]):
-    """Batches packed; and errors as they are: the loader would put a traceback into their message."""
+    """Return packed batches. Return errors as values, since the loader would add a traceback to their messages."""
 
     def __init__(self, dataset: SampleDataset) -> None:
         self._dataset = dataset
@@ -251,21 +253,21 @@ class _Sent(Dataset[Packed | MagicsegError | OSError]):
 
 
 def _begin_reading(worker: int) -> None:
-    cv2.setNumThreads(1)  # the readers are many already
-    # A batch is sent by a thread of the queue, which would print a traceback and go on without the batch.
+    cv2.setNumThreads(1)  # there are several reader processes already
+    # A queue thread sends the batch. By default it prints a traceback on an error and drops the batch.
     Queue._on_queue_feeder_error = staticmethod(_cannot_send)  # type: ignore[attr-defined]
     _end_with_reader(worker)
 
 
 def _cannot_send(error: Exception, _batch: object) -> NoReturn:
-    print(f"reading process {os.getpid()}: {type(error).__name__}: {_first_line(error)}", file=sys.stderr, flush=True)
+    print(f"reader process {os.getpid()}: {type(error).__name__}: {_first_line(error)}", file=sys.stderr, flush=True)
     os._exit(_CANNOT_SEND)
 
 
 def _end_with_reader(_worker: int) -> None:
-    """Have a reading process end when the process it reads for is killed.
+    """End a reader process when its training process is killed.
 
-    torch looks at the parent in the sense of the operating system: the fork server, which waits for its children.
+    torch watches the operating system's parent, but that is the fork server, which outlives the training process.
     """
     reader = multiprocessing.parent_process()
     assert reader is not None

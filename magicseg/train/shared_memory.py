@@ -1,13 +1,13 @@
-"""Shared memory for batches on their way from reading processes to training. Imports no torch.
+"""Shared memory for batches on their way from reader processes to training. Imports no torch.
 
-A reading process that finds no room in shared memory sends its batch through a pipe instead, which is slower.
+A reader process that finds no room in shared memory sends its batch through a pipe instead, which is slower.
 """
 
 import os
 from pathlib import Path
 
 FOLDER = Path("/dev/shm")  # where torch and the C library make shared memory
-PREFETCHED = 2  # batches per reading process
+PREFETCHED = 2  # batches per reader process
 _HELD = 2  # batches that training itself holds: the present one and the one before
 _PIXEL_BYTES = 3 + 3 + 4  # image, counterfactual, mask
 _COMMON_SIDE = 512  # pixels, where images differ and no crop is set

@@ -49,7 +49,7 @@ def staged(samples: KeptSamples, stage_to: str, *, key: str) -> KeptSamples:
         )
     folder = Path(expanded).absolute() / f"magicseg-{key[:16]}"
     sizes = _needed(samples)
-    with storage_errors(folder, "train again, or read from where the data are: train.stage_to: null"):
+    with storage_errors(folder, "train again, or read the original files: train.stage_to: null"):
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("a") as lock:
             if _locked(lock, folder):

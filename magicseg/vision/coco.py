@@ -1,6 +1,6 @@
-"""Read COCO's instances: one JSON file of polygons and run lengths for a whole split.
+"""Read COCO instances: one JSON file of polygons and run lengths (RLE) for a whole split.
 
-Everything is checked when the file is read, before pycocotools draws any of it: ids, sizes, coordinates, run lengths.
+Ids, sizes, coordinates and run lengths are checked when the file is read, before pycocotools draws any of them.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ _document = TypeAdapter(_Document)
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image as declared: size in pixels, and its instances as JSON text, which a reading process gets quickly."""
+    """An image as the file declares it: size in pixels, and instances as JSON text, which is quick to pickle."""
 
     file_name: str
     height: int
@@ -76,8 +76,8 @@ class CocoImage:
     def instances(self) -> list[dict[str, Any]]:
         """Return the instances in the file's order.
 
-        Each has ``id``, ``category`` (its place among the file's categories, from 1), ``crowd`` (bool), ``area``
-        (pixels) and ``segmentation`` (for `draw`).
+        Each has ``id``, ``category`` (index into the file's categories, from 1), ``crowd`` (bool), ``area`` (pixels)
+        and ``segmentation`` (for `draw`).
         """
         found: list[dict[str, Any]] = json.loads(self._instances)
         return found
@@ -85,7 +85,7 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A checked file of instances. ``categories``: names by ascending id; ``images``: by ascending id."""
+    """A validated instances file. ``categories`` (names) and ``images`` are sorted by id."""
 
     path: Path
     categories: tuple[str, ...]
@@ -96,12 +96,11 @@ class CocoFile:
 def read_coco(path: Path) -> CocoFile:
     """Read and check an ``instances_*.json``.
 
-    Ids are whole numbers; a string of digits is the number that it shows. Annotations without any polygon are left
-    out.
+    Ids are integers; a string of digits is converted. Annotations without any polygon are skipped.
 
-    Raises: FileNotFoundError; BackendError without pycocotools; DataError that names what is wrong, with its
-    annotation and image: ids that occur twice or refer to nothing, sizes above the limit, coordinates that are not
-    finite or far outside of the image, polygons of fewer than three points, run lengths that do not fill the image.
+    Raises: FileNotFoundError; BackendError without pycocotools; DataError that names the annotation and image of the
+    first fault: duplicate or dangling ids, sizes above the limit, coordinates that are not finite or far outside the
+    image, polygons of fewer than three points, run lengths that do not fill the image.
     """
     try:
         import pycocotools.mask  # noqa: F401
@@ -130,13 +129,13 @@ def draw(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
 
 
 def drawn_upright(file: CocoFile, images: Sequence[CocoImage], paths: Sequence[Path]) -> bool:
-    """Return whether the instances are drawn on images that are turned as their EXIF orientation says.
+    """Return whether the instances are drawn on images after their EXIF rotation.
 
-    Annotation tools differ in this. A file is annotated upright if the declared height and width of some image are
-    those of its turned pixels, not of its stored ones. Only the heads of the images are read.
+    Annotation tools differ in this. A file is annotated upright if it declares, for some image, the height and width
+    of the rotated pixels instead of the stored pixels. Only the image headers are read.
 
-    Args: images: those of the file that are used. paths: where they lie.
-    Raises: DataError that names an image of another size than declared, or one image of each kind if there are both.
+    Args: images: the images of the file that are used. paths: their paths.
+    Raises: DataError that names an image whose size is not the declared one, or two images if the file mixes both.
     """
     upright = stored = None
     with ThreadPoolExecutor(_READERS) as pool:
@@ -155,14 +154,14 @@ def drawn_upright(file: CocoFile, images: Sequence[CocoImage], paths: Sequence[P
                 )
     if upright is not None and stored is not None:
         raise DataError(
-            f"{file.path}: {upright} is annotated as its EXIF orientation turns it, {stored} as it is stored",
+            f"{file.path}: {upright} is annotated after its EXIF rotation, {stored} before it",
             hint="annotate all images the same way, or remove their EXIF orientation",
         )
     return upright is not None
 
 
 class _Fault(Exception):
-    """What is wrong with an entry of the file."""
+    """A fault in an entry of the file."""
 
 
 def _parsed(content: bytes) -> _Document:
@@ -171,7 +170,7 @@ def _parsed(content: bytes) -> _Document:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"][:3]))
-        raise _Fault(f"these are no COCO instances: {where}: {printable(first['msg'], 200)}") from error
+        raise _Fault(f"this is not a COCO instances file: {where}: {printable(first['msg'], 200)}") from error
     except ValueError as error:
         raise _Fault(f"this is not JSON: {printable(str(error), 200)}") from error
 
@@ -180,7 +179,7 @@ def _checked(document: _Document, path: Path, digest: str) -> CocoFile:
     categories = sorted(document["categories"], key=lambda entry: _number(entry["id"]))
     entries = sorted(document["images"], key=lambda entry: _number(entry["id"]))
     if not entries:
-        raise _Fault("there are no images in it")
+        raise _Fault("the file lists no images")
     for category in categories:
         _check_name(category["name"])
     sizes = [_size(entry) for entry in entries]
@@ -218,7 +217,7 @@ def _checked(document: _Document, path: Path, digest: str) -> CocoFile:
 
 
 def _number(value: Number) -> int:
-    """Return a whole number, however it is written."""
+    """Return an id or a size as an integer, from a number or a string of digits."""
     if isinstance(value, str):
         digits = value.removeprefix("-")
         if digits.isascii() and digits.isdecimal() and len(digits) <= _NUMBER_DIGITS:
@@ -229,19 +228,19 @@ def _number(value: Number) -> int:
 
 
 def _by_id(entries: Sequence[_ImageEntry] | Sequence[_CategoryEntry], what: str) -> dict[int, int]:
-    """Return the entries' places by their ids."""
+    """Return a mapping from id to index of an entry."""
     places: dict[int, int] = {}
     for place, entry in enumerate(entries):
         number = _number(entry["id"])
         if places.setdefault(number, place) != place:
-            raise _Fault(f"{what} {number} is there twice")
+            raise _Fault(f"{what} {number} occurs twice")
     return places
 
 
 def _place(places: Mapping[int, int], id_: Number, what: str) -> int:
     found = places.get(_number(id_))
     if found is None:
-        raise _Fault(f"it is of {what} {_shown(id_)}, which the file does not have")
+        raise _Fault(f"it refers to {what} {_shown(id_)}, which is not in the file")
     return found
 
 
@@ -250,11 +249,11 @@ def _check_name(name: str) -> None:
     if acting:
         raise _Fault(f"the category name {printable(name, 60)!r} holds the control character {acting}")
     if not name.strip() or len(name) > MAX_NAME:
-        raise _Fault(f"the category name {printable(name, 60)!r} has not 1 to {MAX_NAME} characters")
+        raise _Fault(f"the category name {printable(name, 60)!r} does not have 1 to {MAX_NAME} characters")
 
 
 def _size(entry: _ImageEntry) -> tuple[int, int]:
-    """Return height and width of an image, pixels, after checking them and the file's name."""
+    """Check an image's declared size and file name, and return its height and width in pixels."""
     name = entry["file_name"]
     path = PurePosixPath(name)
     if first_acting(name) or not path.name or path.is_absolute() or ".." in path.parts:
@@ -280,7 +279,7 @@ def _check_shape(segmentation: Any, height: int, width: int) -> None:
         raise _Fault("its segmentation is neither polygons nor run lengths")
     if segmentation.get("size") != [height, width]:
         size = _shown(segmentation.get("size"))
-        raise _Fault(f"it is drawn on {size} (height, width), the image is declared as [{height}, {width}]")
+        raise _Fault(f"its size is {size} (height, width), but the image is declared as [{height}, {width}]")
     counts = segmentation.get("counts")
     runs = _unpacked(counts) if isinstance(counts, str) else counts
     if not isinstance(runs, list) or not all(type(run) is int and run >= 0 for run in runs):
@@ -291,28 +290,28 @@ def _check_shape(segmentation: Any, height: int, width: int) -> None:
 
 def _check_polygon(part: Any, height: int, width: int) -> None:
     if not isinstance(part, list) or not set(map(type, part)) <= {int, float}:
-        raise _Fault("a polygon of it is no list of numbers")
+        raise _Fault("one of its polygons is not a list of numbers")
     if len(part) < 6 or len(part) % 2:
-        raise _Fault(f"a polygon of it has {len(part)} numbers; it needs three points or more, x and y in turn")
+        raise _Fault(f"one of its polygons has {len(part)} numbers; it needs three points or more, x and y in turn")
     try:
         finite = all(map(math.isfinite, part))
     except OverflowError:  # a whole number of more than 300 digits
         finite = False
     if not finite:
-        raise _Fault("a polygon of it has coordinates that are not finite numbers")
+        raise _Fault("one of its polygons has coordinates that are not finite numbers")
     xs, ys = part[::2], part[1::2]
     if min(xs) < -width or max(xs) > 2 * width or min(ys) < -height or max(ys) > 2 * height:
-        raise _Fault(f"a polygon of it lies far outside of its image of {width} x {height} pixels")
+        raise _Fault(f"one of its polygons lies far outside its image of {width} x {height} pixels")
 
 
 def _outline(part: Sequence[float]) -> float:
-    """Return the length of a polygon's outline, pixels, as pycocotools walks it."""
+    """Return the length of a polygon's outline in pixels, as pycocotools traces it."""
     xs, ys = part[::2], part[1::2]
     return sum(max(abs(xs[n] - xs[n - 1]), abs(ys[n] - ys[n - 1])) for n in range(len(xs)))
 
 
 def _area(segmentation: Any) -> float:
-    """Return the area of a checked shape, pixels."""
+    """Return the area of a validated shape in pixels."""
     if isinstance(segmentation, dict):
         counts = segmentation["counts"]
         runs = _unpacked(counts) if isinstance(counts, str) else counts
@@ -325,10 +324,10 @@ def _area(segmentation: Any) -> float:
 
 
 def _unpacked(text: str) -> list[int] | None:
-    """Return COCO's packed run lengths as numbers, or None if they are damaged.
+    """Decode COCO's compressed run lengths; return None if they are damaged.
 
-    A number is a sequence of characters with 5 bits each, the lowest first; from the fourth on it is the difference
-    to the number before the previous one (``rleFrString`` in COCO's maskApi.c, which does not check anything).
+    A number is a sequence of characters with 5 bits each, the lowest bits first. From the fourth number on, it is the
+    difference to the number two positions before (``rleFrString`` in COCO's maskApi.c, which checks nothing).
     """
     if not text or not text.isascii():
         return None

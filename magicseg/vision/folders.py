@@ -45,18 +45,18 @@ _SHOWN = 5
 
 
 def is_system_name(name: str) -> bool:
-    """Return whether a file or folder of this name was left by a system: ``._a.jpg``, ``@eaDir``, ``.nfs0000``."""
+    """Return whether a name is that of a system file or folder, such as ``._a.jpg``, ``@eaDir`` or ``.nfs0000``."""
     return name.startswith(("._", ".nfs", ".Trash-")) or name.lower() in _SYSTEM_NAMES
 
 
 def files_below(folder: Path, *, without: Path | None = None) -> Iterator[str]:
     """Yield the names, relative to ``folder``, of all files at any depth.
 
-    Linked folders are followed, each real folder once, so that links in a circle end. Files and folders of
-    `is_system_name` are left out.
+    Symlinked folders are followed. Each real folder is visited once, so that symlink loops end. System files and
+    folders (`is_system_name`) are skipped.
 
-    Args: without: a folder whose files are left out, too.
-    Raises: DataError that names a folder that cannot be listed.
+    Args: without: another folder to skip.
+    Raises: DataError that names the folder if a folder cannot be listed.
     """
     seen = set()
     if without is not None and without.exists():
@@ -86,18 +86,18 @@ def files_below(folder: Path, *, without: Path | None = None) -> Iterator[str]:
 
 
 def images_in(folder: Path, out: Path, *, tell: Callable[[str], None] = lambda text: None) -> list[str]:
-    """Return the images at any depth in a folder, sorted by their names relative to it.
+    """Return the images under a folder, recursively, sorted by relative path.
 
-    Files in ``out`` are left out: they are results, not input.
+    Files in ``out`` are skipped, because they are results.
 
-    Args: tell: called with a sentence on images that are skipped, because their format is not read.
-    Raises: DataError if there are none, or all would lie in ``out``.
+    Args: tell: called with a sentence on images in unsupported formats, which are skipped.
+    Raises: DataError if the folder has no images, or lies in ``out``.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder", hint="--images FOLDER")
     if folder.resolve().is_relative_to(out.resolve()):
         raise DataError(
-            f"{out}: the photographs lie in it, and masks would be taken for photographs",
+            f"{out}: contains the input images, so masks would be read as input",
             hint=f"choose another folder, beside them or inside: --out {command(folder / 'masks')}",
         )
     found, skipped = [], []
@@ -111,12 +111,12 @@ def images_in(folder: Path, out: Path, *, tell: Callable[[str], None] = lambda t
     shown = ", ".join(printable(name, 100) for name in skipped[:_SHOWN])
     if not found:
         raise DataError(
-            f"{folder}: holds no images" + (f" of a format that is read: {shown}" if skipped else ""),
-            hint=f"their names end in {', '.join(sorted(ENDINGS))}",
+            f"{folder}: holds no images" + (f" in a supported format: {shown}" if skipped else ""),
+            hint=f"supported extensions: {', '.join(sorted(ENDINGS))}",
         )
     if skipped:
         more = ", ..." if len(skipped) > _SHOWN else ""
-        tell(f"{folder}: skipped {len(skipped)} images of formats that are not read: {shown}{more}")
+        tell(f"{folder}: skipped {len(skipped)} images in unsupported formats: {shown}{more}")
     return sorted(found)
 
 

@@ -1,11 +1,11 @@
-"""Read images: the file formats of photographs, every colour mode of Pillow, to 8-bit RGB.
+"""Read image files, of every colour mode of Pillow, as 8-bit RGB.
 
 `decode_image` and `read_image` apply the same rules in every command:
 
-- Grey of more than 8 bits (modes I, I;16, F) is stretched: its least value becomes black, its greatest white.
-- Transparency is laid on white.
-- ``upright=True`` turns the image as its EXIF orientation says. Pixels that labels were drawn on are read as stored.
-- An image of more than `MAX_PIXELS` pixels is refused before anything is allocated for it.
+- Grey images of more than 8 bits (modes I, I;16, F) are scaled: the darkest value becomes black, the brightest white.
+- Transparent pixels are blended with white.
+- ``upright=True`` applies the EXIF orientation. Images with label maps are read as stored.
+- An image of more than `MAX_PIXELS` pixels is refused before memory is allocated for it.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ from magicseg.core.text import printable
 from magicseg.errors import DataError
 
 MAX_PIXELS = 200_000_000
-"""Most pixels of an image, unless a caller says otherwise: above the largest sensors of cameras and phones."""
+"""Default limit on the pixels of an image; no sensor of a camera or phone has more."""
 
 MAX_FILE_BYTES = 4 << 30
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "AVIF", "JPEG2000", "PPM", "QOI", "SGI")
-"""Pillow's formats that are read: none of them runs another program or reads another file."""
+"""Supported formats of Pillow. Their decoders run no other program and read no other file."""
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Texts and colour profiles, which no pixel depends on. Pillow limits their size, and refuses the image above it.
+# Texts and colour profiles, which do not affect pixels. Pillow refuses an image if they are larger than its limit.
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
-_ROWS = 256  # that are converted at a time
+_ROWS = 256  # rows that are converted at a time
 _QUARTER_TURNS = frozenset({5, 6, 7, 8})
 
 _pillow_limit = threading.Lock()
 
 
 class UnreadableImage(DataError):
-    """An image cannot be read. The message is the reason alone, and does not name the file."""
+    """An image cannot be read. The message is only the reason; it does not name the file."""
 
 
 class ImageTooLarge(UnreadableImage):
@@ -51,7 +51,7 @@ class ImageTooLarge(UnreadableImage):
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """``pixels``: uint8 (height, width, 3), RGB, read-only. ``pages``: how many the file has; the first was read."""
+    """``pixels``: uint8 (height, width, 3), RGB, read-only, of the first page. ``pages``: pages in the file."""
 
     pixels: NDArray[np.uint8]
     pages: int
@@ -60,14 +60,14 @@ class DecodedImage:
 def decode_image(content: bytes, *, upright: bool, max_pixels: int = MAX_PIXELS) -> DecodedImage:
     """Return the first page of an image file.
 
-    Args: upright: turn it as its EXIF orientation says.
-    Raises: UnreadableImage if it is too large, damaged or of no format in `FORMATS`.
+    Args: upright: apply the EXIF orientation.
+    Raises: UnreadableImage if the image is too large, damaged, or not in one of `FORMATS`.
     """
     try:
         try:
             return _decoded(content, upright, max_pixels)
         except ValueError:
-            # Perhaps a text or a profile above Pillow's limits.
+            # A text or a colour profile may exceed Pillow's limits: try without them.
             shorter = without_texts(content)
             if shorter is content:
                 raise
@@ -88,8 +88,8 @@ def _decoded(content: bytes, upright: bool, max_pixels: int) -> DecodedImage:
 def read_image(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
     """Return the first page of an image file as uint8 (height, width, 3), RGB, read-only.
 
-    Args: upright: turn it as its EXIF orientation says; False: pixels as they are stored.
-    Raises: DataError that names the file, if it is missing, too large, damaged or of no format in `FORMATS`.
+    Args: upright: apply the EXIF orientation; if False, return the pixels as stored.
+    Raises: DataError that names the file, if it is missing, too large, damaged, or not in one of `FORMATS`.
     """
     try:
         return decode_image(image_bytes(path), upright=upright).pixels
@@ -98,7 +98,7 @@ def read_image(path: Path, *, upright: bool = False) -> NDArray[np.uint8]:
 
 
 def image_bytes(path: Path) -> bytes:
-    """Return an image file's content. Raises: UnreadableImage if there is none, or it is not a regular file."""
+    """Return an image file's content. Raises: UnreadableImage if it is missing or not a regular file."""
     try:
         return read_bytes(path, limit=MAX_FILE_BYTES)
     except FileNotFoundError as error:
@@ -113,7 +113,7 @@ def _named(path: Path, reason: str) -> DataError:
 
 @dataclass(frozen=True)
 class StoredSize:
-    """Size of an image as stored, pixels, and whether its EXIF orientation turns it by 90 degrees."""
+    """Size of an image as stored, in pixels. ``turned``: whether its EXIF orientation is a quarter turn."""
 
     height: int
     width: int
@@ -121,7 +121,7 @@ class StoredSize:
 
 
 def read_size(path: Path) -> StoredSize:
-    """Return an image's size from the head of its file. Raises: DataError that names the file."""
+    """Return an image's size from its file header. Raises: DataError that names the file."""
     try:
         try:
             with path.open("rb") as file, _opened(file) as image:
@@ -134,7 +134,7 @@ def read_size(path: Path) -> StoredSize:
 
 
 def _stored_size(image: Image.Image) -> StoredSize:
-    # Pillow itself turns a TIFF, and its size.
+    # Pillow already applies the orientation of a TIFF, also to its size.
     turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in _QUARTER_TURNS
     return StoredSize(image.height, image.width, turned)
 
@@ -154,7 +154,7 @@ def rgb_pixels(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def without_texts(content: bytes) -> bytes:
-    """Return a PNG without texts and colour profiles; anything else, or a PNG without those, as it is."""
+    """Return a PNG without its texts and colour profiles. Other content is returned unchanged."""
     if not content.startswith(_PNG_SIGNATURE):
         return content
     whole, kept, start = memoryview(content), [], 0
@@ -170,9 +170,9 @@ def without_texts(content: bytes) -> bytes:
 
 @contextlib.contextmanager
 def opened(content: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    """Open an image, not decoded yet, and check its size.
+    """Open an image without decoding it, and check its size.
 
-    Raises: UnreadableImage if it is too large; whatever decoders raise of damaged files.
+    Raises: UnreadableImage if it is too large; any exception of the decoder if the file is damaged.
     """
     with _opened(io.BytesIO(content), formats) as image:
         width, height = image.size
@@ -183,7 +183,7 @@ def opened(content: bytes, max_pixels: int, formats: tuple[str, ...] = FORMATS) 
 
 @contextlib.contextmanager
 def _opened(file: IO[bytes], formats: tuple[str, ...] = FORMATS) -> Iterator[Image.Image]:
-    with _pillow_limit:  # Pillow's own limit belongs to the whole process; ours is checked by the callers
+    with _pillow_limit:  # Pillow's own limit is global to the process; callers check `max_pixels` instead
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(file, formats=formats)
@@ -194,22 +194,22 @@ def _opened(file: IO[bytes], formats: tuple[str, ...] = FORMATS) -> Iterator[Ima
 
 
 def _pages(image: Image.Image) -> int:
-    if image.format == "MPO":  # cameras put previews and depth maps behind the photograph
+    if image.format == "MPO":  # cameras append previews and depth maps to the photograph
         return 1
     try:
         return int(getattr(image, "n_frames", 1))
-    except Exception:  # a damaged page behind the first
+    except Exception:  # a later page is damaged
         return 1
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text names an object
-        return "it is an image of no known format"
+    if isinstance(error, UnidentifiedImageError):  # its message shows a Python object
+        return "its format is not supported"
     return printable(f"{type(error).__name__}: {error}".removesuffix(": "), 300)
 
 
 def _stretched(values: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Return grey values of any type as uint8: the least 0, the greatest 255."""
+    """Return grey values of any type as uint8, scaled so that the lowest is 0 and the highest 255."""
     low, high = float(np.min(values)), float(np.max(values))
     if not np.isfinite(high - low):
         raise ValueError("some of its values are not finite numbers")

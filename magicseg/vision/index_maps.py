@@ -9,22 +9,22 @@ from magicseg.errors import DataError
 from magicseg.vision.images import MAX_PIXELS, UnreadableImage, image_bytes, opened, without_texts
 
 _MODES = frozenset({"1", "L", "P", "I;16", "I;16B", "I"})
-_BIT_DEPTH = 24  # the byte of a PNG that says how many bits a value has
+_BIT_DEPTH = 24  # offset of a PNG's bit depth
 _HINT = "is it complete? write it again"
 
 
 def read_index_map(
     path: Path, *, size: tuple[int, int] | None = None, like: str = "the image"
 ) -> NDArray[np.integer]:
-    """Return the numbers in a PNG of palette indices or grey values, 1 to 16 bits, as they are stored.
+    """Return the stored values of a PNG of palette indices or grey values, 1 to 16 bits.
 
-    Args: size: (height, width) that the map must have. like: what has that size, for the error.
+    Args: size: required (height, width). like: the object that has this size, for the error.
     Returns: integers (height, width).
     Raises: DataError that names the file, if it cannot be read, is damaged, holds colours or has another size.
     """
     try:
         content = without_texts(image_bytes(path))
-        # The decoder does not look at checksums; `verify` does nothing else, and spends the image.
+        # The decoder does not check checksums. `verify` does, but the image must be opened again after it.
         with opened(content, MAX_PIXELS, ("PNG",)) as image:
             if size is not None and image.size != (size[1], size[0]):
                 raise DataError(
@@ -49,5 +49,5 @@ def read_index_map(
     if values.dtype == bool:
         return values.astype(np.uint8)
     bits = content[_BIT_DEPTH]
-    # Pillow spreads grey of 2 and 4 bits over 0 to 255.
+    # Pillow scales grey values of 2 and 4 bits to 0 to 255.
     return values // (255 // (2**bits - 1)) if scaled and bits < 8 else values

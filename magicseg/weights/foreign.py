@@ -1,7 +1,7 @@
-"""Check the configurations that come with weights before a model library reads them.
+"""Check the configuration files in a weights folder before a model library reads them.
 
-Nothing that lies beside weights may switch on code, name files outside its folder, or claim layers without end. Every
-call of a model library says so too (``trust_remote_code=False``); this check covers what such calls cannot say.
+They may not enable code, refer to files outside the folder, or declare excessive numbers of layers. Every call of a
+model library also passes ``trust_remote_code=False``; this check covers the remaining cases.
 """
 
 import json
@@ -15,10 +15,10 @@ from magicseg.core.text import printable
 from magicseg.errors import BackendError
 from magicseg.weights.pinned import Weights
 
-MOST_LAYERS = 1000  # of one kind; the deepest models that are published have some two hundred
+MOST_LAYERS = 1000  # of one kind; the deepest published models have about two hundred
 _CONFIG_BYTES = 64 << 20
-_DATA = frozenset({"tokenizer.json", "vocab.json"})  # large vocabularies, which are data for a tokenizer
-_ATTENTION = frozenset({"eager", "sdpa"})  # torch's own; other names stand for packages and for kernels on the hub
+_DATA = frozenset({"tokenizer.json", "vocab.json"})  # large vocabularies: data of a tokenizer, not configuration
+_ATTENTION = frozenset({"eager", "sdpa"})  # torch's own; other names refer to packages or to kernels on the hub
 _NAMES_A_KERNEL = re.compile(r"_?(?:attn|experts)_implementation(?:_internal)?")
 _CODE = frozenset(
     {
@@ -33,22 +33,24 @@ _CODE = frozenset(
 _COUNTS = re.compile(r".*(?:layers|depths?|experts|n_layer|layers_per_block|num_blocks|num_stages)")
 _WIDTHS = re.compile(r"(?:.*_)?(?:hidden_size|hidden_dim|d_model|embed_dim|width|n_embd)")  # of square matrices
 _ROWS = re.compile(r"(?:.*_)?(?:vocab_size|intermediate_size|ffn_dim|max_position_embeddings)")
-_ALWAYS = 1 << 24  # values that are allowed whatever the size of the weights
-_VALUES_PER_BYTE = 2  # of weights in four bits
+_ALWAYS = 1 << 24  # number of values that is always allowed, whatever the size of the weights
+_VALUES_PER_BYTE = 2  # with 4-bit weights
 _INDEX = ".index.json"
 
 
 def refuse_foreign_code(folder: Path, where: str, *, depth: int = 1) -> None:
-    """Check all JSON files of a folder of weights, ``depth`` folders deep.
+    """Check all JSON files in a weights folder, ``depth`` folders deep.
 
     Args: where: the setting and the weights, for messages.
-    Raises: BackendError if a file turns on code of the folder or of the hub, names a file elsewhere, has more layers
-    than `MOST_LAYERS` or matrices that the folder's files could not hold; also if it cannot be read or is too deep.
+    Raises: BackendError if a file enables code from the folder or the hub, refers to a file outside the folder,
+    declares more than `MOST_LAYERS` layers or matrices larger than the folder's files, cannot be read, or is nested
+    too deeply.
     """
     hint = "use weights that load without code of their own, or remove the entry if you know that it is not needed"
     if (folder / "adapter_config.json").exists():
         raise BackendError(
-            f"{where}: {folder / 'adapter_config.json'}: an adapter, which names other weights", hint="merge it first"
+            f"{where}: {folder / 'adapter_config.json'}: is an adapter, which refers to other weights",
+            hint="merge it into its base model",
         )
     files = list(_files(folder, depth))
     capacity = _VALUES_PER_BYTE * sum(path.stat().st_size for path in files if path.is_file())
@@ -62,7 +64,7 @@ def refuse_foreign_code(folder: Path, where: str, *, depth: int = 1) -> None:
         except ValueError as error:
             if isinstance(error, BackendError):
                 raise
-            continue  # the libraries cannot read it either, and say so where they need it
+            continue  # the libraries cannot read it either, and report it if they need it
         reason = forbidden(value) or _too_large(value, capacity)
         if path.name.endswith(_INDEX):
             reason = reason or _outside(value)
@@ -71,40 +73,43 @@ def refuse_foreign_code(folder: Path, where: str, *, depth: int = 1) -> None:
 
 
 def refuse_foreign_weights(weights: Weights, place: Path) -> None:
-    """Check the folder where weights lie: see `refuse_foreign_code`."""
+    """Check the folder of ``weights``, see `refuse_foreign_code`."""
     if place.is_dir():
         refuse_foreign_code(place, f"{weights.setting}: {weights.name}", depth=weights.depth)
 
 
 def forbidden(configuration: Any) -> str | None:
-    """Return what in a parsed configuration is refused, as text for a message; None if nothing is."""
+    """Return why a parsed configuration is refused, as text for a message; None if it is allowed."""
     for key, value in _entries(configuration):
         if key in _CODE and (value is True or (value and isinstance(value, str | list | dict))):
             return f"{key} is {_shown(value)}: it would run code that comes with the weights"
         if _NAMES_A_KERNEL.fullmatch(key):
             for name in _texts(value):
                 if name not in _ATTENTION:
-                    return f"{key} is {_shown(name)}; known are {', '.join(sorted(_ATTENTION))}"
+                    return f"{key} is {_shown(name)}; allowed are {', '.join(sorted(_ATTENTION))}"
         if _COUNTS.fullmatch(key):
             numbers = value if isinstance(value, list) else [value]
             for number in numbers:
                 if isinstance(number, int | float) and number > MOST_LAYERS:
-                    return f"{key} is {_shown(number)}; at most {MOST_LAYERS} are built"
+                    return f"{key} is {_shown(number)}; at most {MOST_LAYERS} are allowed"
     return None
 
 
 def _too_large(configuration: Any, capacity: int) -> str | None:
-    """Return a size that needs more values than the weights have, for which a library would allocate memory."""
+    """Return, as text, a declared size that needs more values than the weights have, or None.
+
+    A library would allocate memory for it.
+    """
     for key, value in _entries(configuration):
         if isinstance(value, int | float):
             needed = value * value if _WIDTHS.fullmatch(key) else value if _ROWS.fullmatch(key) else 0
             if needed > capacity + _ALWAYS:
-                return f"{key} is {_shown(value)}, and the files beside it hold at most {capacity} values"
+                return f"{key} is {_shown(value)}, but the weights hold at most {capacity} values"
     return None
 
 
 def is_plain_name(name: object) -> bool:
-    """Return whether a name stands for a file of the same folder, on every system."""
+    """Return whether a name refers to a file in the same folder, on every operating system."""
     return (
         isinstance(name, str)
         and name not in {"", ".", ".."}
@@ -115,7 +120,7 @@ def is_plain_name(name: object) -> bool:
 
 
 def _files(folder: Path, depth: int) -> Iterator[Path]:
-    """What lies in a folder, ``depth`` folders deep; a link to a file stands for that file."""
+    """Yield the files in a folder, ``depth`` folders deep. Symlinks to files are followed."""
     for entry in sorted(folder.iterdir()):
         if entry.suffix == ".json" or entry.is_file():
             yield entry
@@ -124,17 +129,17 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _outside(index: Any) -> str | None:
-    """Return a file that an index of shards names outside its own folder."""
+    """Return, as text, a file outside the folder that an index of shards refers to, or None."""
     files = index.get("weight_map") if isinstance(index, Mapping) else None
     names = files.values() if isinstance(files, Mapping) else ()
     for name in names:
         if not is_plain_name(name):
-            return f"its weight_map names {_shown(name)}, which is no file beside it"
+            return f"its weight_map names {_shown(name)}, which is not a file in its folder"
     return None
 
 
 def _entries(value: Any) -> Iterator[tuple[str, Any]]:
-    """All keys at any depth, with their values."""
+    """Yield all keys at any depth, with their values."""
     waiting = [value]
     while waiting:
         node = waiting.pop()

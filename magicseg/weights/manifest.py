@@ -27,7 +27,7 @@ MANIFEST = "weights.json"
 
 def _is_inside(name: str) -> str:
     if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-        raise ValueError("is no name of a file in a repository")
+        raise ValueError("is not the name of a file in a repository")
     return name
 
 

@@ -84,7 +84,7 @@ _LAUGHS = "\n".join(
         ("seed: !!timestamp 2026-01-01", "tag"),
         ("seed: !!int abc", "invalid literal"),
         ("9" * 5000, "digits"),
-        ("? [a, b]\n: 1", "key is not a single value"),
+        ("? [a, b]\n: 1", "key is not a scalar"),
         ("a: 'x", "line 1"),
         ("a\x00b", "YAML"),
     ],

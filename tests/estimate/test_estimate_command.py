@@ -54,7 +54,7 @@ def test_in_a_job_what_was_measured_elsewhere_does_not_count(magicseg, fresh):
         return json.loads(result.out)
 
     first = magicseg("estimate", fresh.path, "--pilot", 1, "--profile", "gpu")
-    assert first.err.splitlines()[0].startswith("pilot: on this machine; on a node as the profile has it: srun ")
+    assert first.err.splitlines()[0].startswith("pilot: on this machine; to run it on a node of the profile: srun ")
     for _ in range(2):
         report = measure()
         assert "measured on CPU, but the profile asks for a GPU" in report["warnings"][0]

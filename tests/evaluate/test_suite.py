@@ -139,7 +139,7 @@ def test_without_another_split_the_protocols_threshold_is_used_and_said(small, m
     asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", tmp_path / "voc", "--out", tmp_path / "out")
     code, _, told = run(*asked)
     assert code == 0
-    assert "background below 0.5, the protocol's, not chosen on other images: of the split 'train'" in told
+    assert "background below 0.5, the protocol's, not chosen on other images: split 'train'" in told
     results = json.loads((tmp_path / "out" / "voc21.json").read_text())
     assert results["threshold"] == {"value": 0.5, "score": "probability", "origin": "default"}
     assert "of 1449: not the whole benchmark" in told
@@ -260,7 +260,7 @@ def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data,
     assert f"{miou:.4f} [" in " ".join(table.split())
     assert "voc21 (part), model: of different protocols" in told
     error, _, _ = run("compare", tmp_path / "nothing")
-    assert "there are no results" in error.message
+    assert "holds no results" in error.message
 
 
 def test_the_difference_over_the_same_images_has_a_paired_interval(small, model, data, tmp_path):

@@ -21,7 +21,7 @@ def faulty_run(path, fault, at=(), *overrides, stage="describe"):
     [
         ("reject", "32 of 32 samples (100%) were dropped: disliked"),
         ("raise", "32 of 32 samples (100%) were dropped: error"),
-        ("template", "32 of 32 samples (100%) have a caption of the template, not of the model: no-json 32"),
+        ("template", "32 of 32 samples (100%) have a template caption instead of the model's: no-json 32"),
     ],
 )
 def test_a_stage_stops_in_the_shard_in_which_one_reason_has_nearly_all_samples(tmp_path, fault, told):

@@ -225,7 +225,7 @@ def test_stable_diffusion_3_does_without_its_t5_encoder_and_the_others_refuse(ch
     made = generator(folder, drop_t5=True)
     assert made.pipeline.pipe.text_encoder_3 is None
     assert made.pipeline.paint(["a cat", "a sofa"], [1, 2]).images.shape == (2, 32, 32, 3)
-    with pytest.raises(BackendError, match="Stable Diffusion 3 alone"):
+    with pytest.raises(BackendError, match="only Stable Diffusion 3"):
         generator("sd2", drop_t5=True)
 
 

@@ -371,9 +371,9 @@ def test_sbatch_variables_count_where_the_profile_says_nothing_and_others_are_to
     profile = profile_of(tmp_path, text, *overrides)
     assert (profile.account, profile.partition, profile.extra) == ("lab", "gpu", {"reservation": "spring"})
     assert told == [
-        "of your environment, for what the profile does not say: SBATCH_ACCOUNT (account), "
+        "used from your environment, since the profile leaves them unset: SBATCH_ACCOUNT (account), "
         "SBATCH_RESERVATION (reservation)",
-        "of your environment, not used: SBATCH_PARTITION, SBATCH_TIMELIMIT; the profile says what jobs ask for",
+        "ignored from your environment: SBATCH_PARTITION, SBATCH_TIMELIMIT; the profile defines what jobs request",
     ]
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     overrides, told = site_overrides(profile)
@@ -487,7 +487,7 @@ def test_resources_that_no_job_could_ask_for_are_damage_where_they_are_needed(em
 
 def test_a_follow_up_job_whose_record_does_not_say_what_to_submit_is_damage(empty, folder):
     (folder / "submission.json").write_bytes(damaged(stage="follow-up", asked={"submissions": [1]}))
-    with pytest.raises(DamageError, match=r"submission\.json.*asked has no overrides, profile"):
+    with pytest.raises(DamageError, match=r"submission\.json.*`asked` lacks overrides, profile"):
         follow_up(empty, 1)
 
 

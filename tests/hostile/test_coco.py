@@ -57,7 +57,7 @@ IMAGE, ANNOTATION = ("images", 0), ("annotations", 0)
 BAD = {
     "a NaN coordinate": (shape([[5, 5, float("nan"), 5, 20, 20]]), "annotation 5 of a.jpg: .* not finite"),
     "an infinite coordinate": (shape([[5, 5, float("inf"), 5, 20, 20]]), "not finite"),
-    "a coordinate of 1e300": (shape([[5, 5, 1e300, 5, 20, 20]]), "far outside of its image of 40 x 30"),
+    "a coordinate of 1e300": (shape([[5, 5, 1e300, 5, 20, 20]]), "far outside its image of 40 x 30"),
     "a coordinate of 10^400": (shape([[5, 5, 10**400, 5, 20, 20]]), "not finite"),
     "a coordinate of a million": (shape([[5, 5, 1_000_000, 5, 20, 20]]), "far outside"),
     "a negative coordinate": (shape([[5, 5, -1e6, 5, 20, 20]]), "far outside"),
@@ -65,18 +65,18 @@ BAD = {
     "a polygon of one number": (shape([[5]]), "has 1 numbers"),
     "an empty polygon": (shape([[]]), "has 0 numbers"),
     "a polygon of an odd count": (shape([[1, 2, 3, 4, 5, 6, 7]]), "has 7 numbers"),
-    "a polygon of strings": (shape([["5", "5", "9", "5", "9", "9"]]), "no list of numbers"),
-    "a polygon of booleans": (shape([[True, False] * 3]), "no list of numbers"),
-    "a polygon of nulls": (shape([[None] * 6]), "no list of numbers"),
-    "a polygon that is not in a list": (shape(SQUARE), "no list of numbers"),
-    "polygons within polygons": (shape([[SQUARE]]), "no list of numbers"),
+    "a polygon of strings": (shape([["5", "5", "9", "5", "9", "9"]]), "not a list of numbers"),
+    "a polygon of booleans": (shape([[True, False] * 3]), "not a list of numbers"),
+    "a polygon of nulls": (shape([[None] * 6]), "not a list of numbers"),
+    "a polygon that is not in a list": (shape(SQUARE), "not a list of numbers"),
+    "polygons within polygons": (shape([[SQUARE]]), "not a list of numbers"),
     "a polygon that goes up and down a million times": (shape([[0, 0, 39, 29] * 100_000]), "outlines are longer"),
     "a shape that is text": (shape("shape"), "neither polygons nor run lengths"),
     "a shape that is null": (shape(None), "neither polygons nor run lengths"),
     "a shape that is a number": (shape(7), "neither polygons nor run lengths"),
-    "runs of another size": (runs([1200], (40, 30)), r"drawn on \[40, 30\]"),
-    "runs of no size": (shape({"counts": [1200]}), "drawn on None"),
-    "runs of a huge size": (runs([10**10], (100_000, 100_000)), "drawn on"),
+    "runs of another size": (runs([1200], (40, 30)), r"its size is \[40, 30\]"),
+    "runs of no size": (shape({"counts": [1200]}), "its size is None"),
+    "runs of a huge size": (runs([10**10], (100_000, 100_000)), "its size is"),
     "runs that do not fill the image": (runs([7]), "do not fill the image"),
     "runs that fill more": (runs([1200, 4000000000]), "do not fill the image"),
     "negative runs": (runs([-4, 1204]), "cannot be read"),
@@ -106,11 +106,11 @@ BAD = {
     "a name with an escape sequence": (changed((*IMAGE, "file_name"), "\x1b[2J"), "is not the name of a file"),
     "an id that is text": (changed((*IMAGE, "id"), "first"), "'first' is not a whole number"),
     "an id of 5000 digits": (json.dumps(SOUND).replace('"id": 5,', f'"id": {"9" * 5000},'), "."),
-    "an image twice": (changed(("images",), SOUND["images"] * 2), "image 1 is there twice"),
-    "a category twice": (changed(("categories",), SOUND["categories"] * 2), "category 1 is there twice"),
+    "an image twice": (changed(("images",), SOUND["images"] * 2), "image 1 occurs twice"),
+    "a category twice": (changed(("categories",), SOUND["categories"] * 2), "category 1 occurs twice"),
     "a category name twice": (changed(("categories", 1, "name"), "Cat"), "names both"),
-    "a category without a name": (changed(("categories", 0, "name"), " "), "has not 1 to"),
-    "a category name of a million letters": (changed(("categories", 0, "name"), "x" * 10**6), "has not 1 to"),
+    "a category without a name": (changed(("categories", 0, "name"), " "), "does not have 1 to"),
+    "a category name of a million letters": (changed(("categories", 0, "name"), "x" * 10**6), "does not have 1 to"),
     "a category name that acts": (changed(("categories", 0, "name"), "cat\nhint: rm"), r"control character U\+000A"),
     "an annotation of no image": (changed((*ANNOTATION, "image_id"), 2), "annotation 5: it is of image 2, which"),
     "an annotation of no category": (changed((*ANNOTATION, "category_id"), 3), "it is of category 3, which"),
@@ -118,12 +118,12 @@ BAD = {
         changed(("annotations",), [{"id": 5, "image_id": 1, "category_id": 7}]),
         "annotations.0.segmentation",
     ),
-    "no images": (changed(("images",), []), "there are no images"),
+    "no images": (changed(("images",), []), "lists no images"),
     "annotations that are no list": (changed(("annotations",), {"5": {}}), "annotations: "),
     "no document": ("", "not JSON"),
     "half a document": (json.dumps(SOUND)[:-30], "not JSON"),
     "brackets without end": ("[" * 200_000, "not JSON"),
-    "a list": ("[]", "no COCO instances"),
+    "a list": ("[]", "not a COCO instances file"),
 }
 
 
@@ -170,7 +170,7 @@ def test_huge_coordinates_are_refused_in_little_memory(tmp_path):
     )
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n{code}"
     done = subprocess.run([sys.executable, "-c", limited, tmp_path], capture_output=True, text=True, timeout=120)
-    assert "far outside of its image" in done.stdout, done.stderr
+    assert "far outside its image" in done.stdout, done.stderr
 
 
 def turned(orientation):
@@ -215,7 +215,7 @@ def test_images_annotated_in_both_ways_are_refused_by_name(tmp_path):
     document["images"] += [{"id": 2, "file_name": "b.png", "height": 20, "width": 10}]
     write(tmp_path, document, size=(40, 30), exif=turned(6))
     Image.new("RGB", (20, 10)).save(tmp_path / "train2017/b.png", exif=turned(8))
-    with pytest.raises(DataError, match=r"b\.png is annotated as its EXIF orientation turns it, .*a\.jpg as it is"):
+    with pytest.raises(DataError, match=r"b\.png is annotated after its EXIF rotation, .*a\.jpg before it"):
         CocoFolder.open(tmp_path, "train2017")
 
 

@@ -206,9 +206,9 @@ def test_a_part_that_claims_to_expand_is_not_expanded(finished, monkeypatch, siz
     forge_index(path, 3, 0, len(header) + 40)
     expanded = []
     monkeypatch.setattr(zarr.codecs.ZstdCodec, "_decode_sync", lambda *_: expanded.append(1))
-    with pytest.raises(DamageError, match=r"expand|say how large"):
+    with pytest.raises(DamageError, match=r"expand|state its content size"):
         finished.store.read("mask/mask", 35, 36)
-    with pytest.raises(DamageError, match=r"expand|say how large"):
+    with pytest.raises(DamageError, match=r"expand|state its content size"):
         reader(finished).mask(35)
     assert not expanded
 

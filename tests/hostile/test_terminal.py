@@ -254,7 +254,7 @@ def test_a_closed_stream_is_not_the_next_file_that_is_opened(shell: Any, tmp_pat
 
 def test_the_folder_that_is_gone_is_named(shell: Any) -> None:
     _, _, err = shell("mkdir gone; cd gone; rmdir ../gone; magicseg init x --preset miniature")
-    assert "the folder in which this was typed is gone" in err
+    assert "the current directory was deleted" in err
 
 
 def test_an_encoding_without_the_characters_writes_escapes(shell: Any, tmp_path: Path) -> None:

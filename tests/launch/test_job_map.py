@@ -186,7 +186,7 @@ def test_a_stage_that_is_refused_leaves_the_stages_before_it_in_the_queue(fresh,
     assert "slurm.gpus" in caught.value.hint
     made = submissions(fresh)
     assert [one.stage for one in made] == ["describe", "generate"]
-    queued_by_then = f"in the queue by then: {made[0].names[0]} (job 101), {made[1].names[0]} (job 102)"
+    queued_by_then = f"already queued: {made[0].names[0]} (job 101), {made[1].names[0]} (job 102)"
     assert caught.value.message.endswith(queued_by_then)
     assert f"magicseg submit all {fresh.path} submits the rest" in caught.value.hint
     assert f"magicseg cancel {fresh.path}" in caught.value.hint
@@ -196,7 +196,7 @@ def test_an_array_that_is_refused_names_the_arrays_before_it_that_are_in_the_que
     slurm.fails("sbatch", "sbatch: error: Job violates accounting/QOS policy", call=2)
     with pytest.raises(SlurmError) as caught:
         submit(fresh, Request(stage="describe", profile="cpu", shards_per_task=1, overrides=("slurm.array_size=3",)))
-    assert caught.value.message.endswith(f"in the queue by then: {submissions(fresh)[0].names[0]} (job 101)")
+    assert caught.value.message.endswith(f"already queued: {submissions(fresh)[0].names[0]} (job 101)")
 
 
 BANNER = """-----------------------------------------------------------------
@@ -232,7 +232,7 @@ def test_an_sbatch_that_answers_without_a_number_is_told_and_the_job_is_looked_f
         submit(fresh, Request(stage="describe", profile="cpu"))
     (made,) = submissions(fresh)
     assert f"squeue --me --name={made.names[0]}" in caught.value.hint
-    assert f"{made.names[0]} (perhaps: its number is not known)" in caught.value.message
+    assert f"{made.names[0]} (unconfirmed: its job id is unknown)" in caught.value.message
     slurm.says("squeue", queued(made.names[0], "0-5", "RUNNING", job="77"))
     assert [task.label for task in board_of(fresh).active()] == [f"77_{index}" for index in range(6)]
 
@@ -399,7 +399,7 @@ def test_a_follow_up_job_of_what_is_done_submits_nothing(fresh, slurm):
 def test_only_a_follow_up_job_follows_up(fresh, slurm):
     made, *_ = submit(fresh, Request(stage="describe", profile="cpu")).submissions
     for number in (made.number, 99):
-        with pytest.raises(RunError, match="no follow-up job"):
+        with pytest.raises(RunError, match="not a follow-up job"):
             follow_up(fresh, number)
 
 

@@ -124,7 +124,7 @@ def test_a_turned_photograph_is_masked_as_it_is_seen(tmp_path, magicseg):
     ("words", "message"),
     [
         ((), "mask needs a run, or photographs"),
-        (("run", "--labels", "cat"), "--labels goes with --images"),
+        (("run", "--labels", "cat"), "--labels needs --images"),
         (("--images", "mine", "--out", "out"), "--images needs --labels and --out"),
         (("--images", "mine", "--labels", "cat", "--out", "out"), "--images needs settings for the masker"),
         (("--images", "mine", "--labels", "cat", "--out", "out", *MASKER, "--workers", "2"), "--workers does not go"),
@@ -133,7 +133,7 @@ def test_a_turned_photograph_is_masked_as_it_is_seen(tmp_path, magicseg):
             ("--images", "mine", "--labels", "cat", "--out", "out", "--shards-per-job", "2"),
             "--shards-per-job does not",
         ),
-        (("--images", "mine", "--labels", "cat", "--out", "mine", *MASKER), "mine: the photographs lie in it"),
+        (("--images", "mine", "--labels", "cat", "--out", "mine", *MASKER), "mine: contains the input images"),
         (("--images", "none", "--labels", "cat", "--out", "out", *MASKER), "none: there is no such folder"),
         (("--images", "mine", "--labels", "cat, cat", "--out", "out", *MASKER), "'cat' names both 1 and 2"),
         (("--images", "mine", "--labels", "cat", "--out", "out", "--preset", "painted"), "masks of 0 of 1 images"),
@@ -311,7 +311,7 @@ def test_masks_inside_the_photographs_folder_are_not_photographs(tmp_path):
     assert images_in(tmp_path / "mine", tmp_path / "mine" / "masks") == ["a.png", "masks2/b.png"]
     (tmp_path / "link").symlink_to(tmp_path / "mine")
     assert images_in(tmp_path / "mine", tmp_path / "link" / "masks") == ["a.png", "masks2/b.png"]
-    with pytest.raises(DataError, match="the photographs lie in it"):
+    with pytest.raises(DataError, match="contains the input images"):
         images_in(tmp_path / "mine" / "masks2", tmp_path / "mine")
 
 

@@ -167,7 +167,7 @@ def test_what_a_disk_lacks_is_found_and_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))
     monkeypatch.setattr(os, "fsync", refusing(errno.EINVAL))
-    assert lacking(tmp_path) == ["file locks", "hard links", "flushing of folders"]
+    assert lacking(tmp_path) == ["file locks", "hard links", "directory fsync"]
     assert "no hard links" in disk(tmp_path).seen
     assert list(tmp_path.iterdir()) == []
 

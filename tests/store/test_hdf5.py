@@ -119,7 +119,7 @@ def test_a_file_without_one_of_its_parts_is_refused(exported, tmp_path, name):
     damaged.write_bytes(exported.read_bytes())
     with h5py.File(damaged, "r+") as file:
         del file[name]
-    with pytest.raises(DataError, match=f"there is no {name}"):
+    with pytest.raises(DataError, match=f"dataset {name} is missing"):
         import_hdf5(damaged, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -111,7 +111,7 @@ def test_repair_takes_back_exactly_the_damaged_shards(finished, expected_digest)
     (finished.store.path / "mask/mask/4.0.0").unlink()
     (finished.store.path / "describe/captions/0.0").write_bytes(b"x")
     done = repair(finished, inspect(finished))
-    assert done == ["shard 0 of describe: commit taken back", "shard 4 of mask: commit taken back"]
+    assert done == ["shard 0 of describe: commit invalidated", "shard 4 of mask: commit invalidated"]
     assert before.keys() - commits_of(finished).keys() == {("describe", 0), ("mask", 4)}
     assert logical_digest(mend(finished)) == expected_digest
     untouched = {

@@ -28,7 +28,7 @@ PLAIN = DataSettings(crop=None, photometric=False)
 
 @dataclass(frozen=True)
 class Killed(Squares):
-    """A reading process is killed when it reads sample ``last``, but not before the file ``after`` exists."""
+    """A reader process is killed when it reads sample ``last``, but not before the file ``after`` exists."""
 
     last: int = 0
     after: Path = Path("/")
@@ -43,7 +43,7 @@ class Killed(Squares):
 
 @dataclass(frozen=True)
 class Stuck(Squares):
-    """A reading process reads for ever, as from a file server that is gone."""
+    """A reader process reads for ever, as from a file server that is gone."""
 
     def read(self, indices):
         time.sleep(600)
@@ -52,7 +52,7 @@ class Stuck(Squares):
 
 @dataclass(frozen=True)
 class Mute(Squares):
-    """A reading process cannot send what it has read."""
+    """A reader process cannot send what it has read."""
 
     def read(self, indices):
         def refuse(*_arguments, **_options):
@@ -64,7 +64,7 @@ class Mute(Squares):
 
 @dataclass(frozen=True)
 class NoFiles(Squares):
-    """A reading process may open no more files."""
+    """A reader process may open no more files."""
 
     def read(self, indices):
         raise OSError(24, "Too many open files", "store/0000.zip")
@@ -77,7 +77,7 @@ def batches(samples, **options):
 
 
 def test_a_killed_reader_ends_training_with_its_number_and_its_signal():
-    with pytest.raises(ReadersLost, match=r"reading process \d+ was killed by SIGKILL") as caught:
+    with pytest.raises(ReadersLost, match=r"reader process \d+ was killed by SIGKILL") as caught:
         list(batches(Killed(np.arange(16), last=5), workers=2))
     assert "memory" in caught.value.hint
     assert caught.value.exit_code == 1

@@ -283,8 +283,8 @@ def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
     file = coco / "annotations/instances_val2017.json"
     good = json.loads(file.read_text())
     for change, message in (
-        ({"size": [31, 40], "counts": [0]}, r"annotation 1 of a\.jpg: it is drawn on \[31, 40\]"),
-        ([[1, 2]], r"annotation 1 of a\.jpg: a polygon of it has 2 numbers"),
+        ({"size": [31, 40], "counts": [0]}, r"annotation 1 of a\.jpg: its size is \[31, 40\]"),
+        ([[1, 2]], r"annotation 1 of a\.jpg: one of its polygons has 2 numbers"),
         ({"size": [30, 40], "counts": None}, r"annotation 1 of a\.jpg: its run lengths cannot be read"),
     ):
         good["annotations"][0]["segmentation"] = change
@@ -293,7 +293,7 @@ def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
             CocoFolder.open(coco, "val2017")
     for text in ("{", "[]", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}'):
         file.write_text(text)
-        with pytest.raises(DataError, match=f"{file}: th(is is not JSON|ese are no COCO instances)"):
+        with pytest.raises(DataError, match=f"{file}: this is not (JSON|a COCO instances file)"):
             CocoFolder.open(coco, "val2017")
     with pytest.raises(DataError, match=r"instances_train2017\.json: there is no such file") as caught:
         CocoFolder.open(coco, "train2017")
@@ -326,7 +326,7 @@ def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fr
         ("{run: self, voc: x, split: val}", "exactly one"),
         ("{voc: x}", "needs a split"),
         ("{run: self, split: val}", "a run has none"),
-        ("{coco: x, split: val, labels: voc20}", "labels go with voc"),
+        ("{coco: x, split: val, labels: voc20}", "labels is only for voc"),
         ("{run: self, weight: 0}", "greater than 0"),
     ],
 )
@@ -373,7 +373,7 @@ def test_ids_of_a_source_that_names_no_labels_are_the_runs_and_that_is_said(fres
 
 def test_ids_that_the_run_has_no_label_for_are_refused_with_what_to_write(fresh, tmp_path):
     folder = folder_in_vocs_layout(tmp_path / "mine", ids=[len(fresh.vocabulary) + 1])
-    with pytest.raises(DataError, match=rf"a0\.png: holds {len(fresh.vocabulary) + 1}, which is no id") as caught:
+    with pytest.raises(DataError, match=rf"a0\.png: holds {len(fresh.vocabulary) + 1}, which is not an id") as caught:
         open_sources(with_sources(fresh, {"voc": str(folder), "split": "train"}))
     assert "labels: LIST" in caught.value.hint
 
@@ -418,7 +418,7 @@ def test_images_in_vocs_layout_may_have_other_endings(tmp_path, ending):
 def test_two_images_of_one_name_are_refused(tmp_path):
     folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1], ending=".png")
     Image.new("RGB", (20, 16)).save(folder / "JPEGImages/a0.webp")
-    with pytest.raises(DataError, match=r"a0\.png, a0\.webp are all images of the name a0"):
+    with pytest.raises(DataError, match=r"a0\.png, a0\.webp all have the image name a0"):
         VocFolder.open(folder, "train", named("cat"))
 
 

@@ -45,9 +45,9 @@ def test_images_of_other_formats_are_said_to_be_skipped(tmp_path, name):
     touch(tmp_path, "b.jpg", name, "notes.txt")
     told = []
     assert images_in(tmp_path, tmp_path / "out", tell=told.append) == ["b.jpg"]
-    assert told == [f"{tmp_path}: skipped 1 images of formats that are not read: {name}"]
+    assert told == [f"{tmp_path}: skipped 1 images in unsupported formats: {name}"]
     (tmp_path / "b.jpg").unlink()
-    with pytest.raises(DataError, match=f"no images of a format that is read: {name}"):
+    with pytest.raises(DataError, match=f"no images in a supported format: {name}"):
         images_in(tmp_path, tmp_path / "out")
 
 
