@@ -126,7 +126,7 @@ def json_schema() -> str:
 
 
 def load_config(*, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """A preset, then a file's values over it, then ``key.path=value`` overrides: see `magicseg.core.layers`.
+    """Merge a preset, a file and ``key.path=value`` overrides, in this order: see `magicseg.core.layers`.
 
     Raises: ConfigError naming the key, with the nearest valid one for an unknown key.
     """

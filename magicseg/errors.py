@@ -18,7 +18,7 @@ class MagicsegError(Exception):
         self.hint = hint
 
     def lines(self) -> list[str]:
-        """Return what is shown: ``error: ...``, perhaps with indented further lines, and ``hint:  ...`` if any."""
+        """Return the lines to print: ``error: ...``, indented further lines, and ``hint:  ...`` if any."""
         shown = [f"error: {indented(self.message, ' ' * 7)}"]
         return [*shown, f"hint:  {printable(self.hint)}"] if self.hint else shown
 
@@ -68,4 +68,4 @@ class IncompleteError(MagicsegError):
 
 
 class LimitReached(IncompleteError):
-    """One reason took a larger share of a stage's samples than the settings allow: the stage stops."""
+    """A stage stops, because more of its samples failed for one reason than the settings allow."""

@@ -9,7 +9,7 @@ _STRICT_TYPES = frozenset({"int", "float", "bool"})
 
 
 def _make_strict(schema: Any, *, inside: bool = False) -> None:
-    """Make all numbers and booleans of a model's schema strict; the models inside it have theirs done already."""
+    """Make all numbers and booleans of a model's schema strict. Nested models are already strict."""
     if isinstance(schema, list):
         for item in schema:
             _make_strict(item, inside=inside)

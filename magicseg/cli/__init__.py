@@ -1,4 +1,4 @@
-"""The command line's entry: imports nothing heavy, so that an interrupt ends it quietly from the first moment on."""
+"""Entry point of the command line. It imports nothing heavy, so that an early interrupt gives no traceback."""
 
 import os
 import signal

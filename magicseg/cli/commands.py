@@ -34,7 +34,7 @@ from magicseg.core.storage import complaint, remedy
 from magicseg.errors import DataError, MagicsegError, RunError, StoreError
 
 _CD = "the current directory was deleted: cd to another one"
-# What a path that was typed can have wrong.
+# Errors that a path on the command line can cause.
 _ABOUT_NAMES = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.EISDIR})
 
 app = typer.Typer(
@@ -96,7 +96,7 @@ def _options(
 
 
 def run() -> None:
-    """Run the command that was typed, and end the process with its exit code."""
+    """Run the command line, and exit with its exit code."""
     forget_present_folder()
     relax()
     streams = Streams()
@@ -107,7 +107,7 @@ def run() -> None:
         fault = _fault_of(error, streams)
         if fault is None:
             raise
-        if error.errno != errno.EPIPE:  # whoever read the results has seen enough
+        if error.errno != errno.EPIPE:  # the reader of the pipe has closed it
             report_error(fault)
         code = fault.exit_code
     sys.exit(code)
@@ -121,13 +121,13 @@ def _exit_code() -> int | str | None:
             error.hint = _CD
         report_error(error)
         return error.exit_code
-    except SystemExit as end:  # click's own end of every command
+    except SystemExit as end:  # click ends every command with it
         return end.code
     return 0
 
 
 def _with_home(argument: str) -> str:
-    """Expand ``--out=~/x``, which shells leave as it is."""
+    """Expand the ``~`` in ``--out=~/x``, which shells do not expand."""
     option, sign, value = argument.partition("=")
     return f"{option}={os.path.expanduser(value)}" if sign and option.startswith("--") else argument
 
@@ -141,7 +141,7 @@ def _is_folder_gone() -> bool:
 
 
 def _fault_of(error: OSError, streams: Streams) -> MagicsegError | None:
-    """What an error of the operating system that nothing else has explained says; None if it names no file."""
+    """Return a message for an unhandled OSError, or None if it names no file."""
     if error is streams.lost:
         return StoreError(
             f"the results cannot be written to standard output: {error.strerror}",

@@ -34,18 +34,18 @@ def report_error(error: MagicsegError) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Plain JSON on standard output; what a terminal would act on is written as escapes."""
+    """Print plain JSON to standard output, with control characters escaped."""
     text = json.dumps(without_nan(value), indent=1, ensure_ascii=False, allow_nan=False)
     typer.echo(_ACTING_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def print_line(text: str) -> None:
-    """A line of results on standard output; what a terminal would act on is written as escapes."""
+    """Print a line of results to standard output, with control characters escaped."""
     typer.echo(printable(text))
 
 
 def log_text(text: str) -> str:
-    """A part of a log as it is shown: its lines and tabs, and escapes for what else a terminal would act on."""
+    """Return a part of a log for display: newlines and tabs are kept, other control characters are escaped."""
     return printable(text, len(text), allowed="\n\r\t")
 
 
@@ -55,7 +55,7 @@ def note(text: str) -> None:
 
 
 def plain_console(*, stderr: bool = False) -> "Console":
-    """A console that shows texts as they are: no markup, and escapes for what a terminal would act on."""
+    """A console without markup, which escapes control characters."""
     from rich.console import Console
     from rich.text import Text
 

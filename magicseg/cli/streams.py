@@ -1,4 +1,4 @@
-"""Standard output and standard error that may be closed, full, or of another encoding."""
+"""Guard standard output and standard error, which may be closed, full, or in another encoding."""
 
 import io
 import os
@@ -7,10 +7,10 @@ from typing import Any, BinaryIO, cast
 
 
 class _Stream(io.FileIO):
-    """A standard stream that fails at most once: what is written after that is dropped."""
+    """A standard stream that fails at most once; later output is dropped."""
 
     def __init__(self, descriptor: int, *, lossy: bool) -> None:
-        """Args: lossy: drop what cannot be written without raising."""
+        """Args: lossy: drop output that cannot be written, instead of raising."""
         super().__init__(descriptor, "w", closefd=False)
         self._lossy = lossy
         self.fault: OSError | None = None
@@ -59,7 +59,7 @@ class Streams:
 
     @property
     def lost(self) -> OSError | None:
-        """Why results could not be written, or None."""
+        """The error that kept results from being written, or None."""
         return self._results.fault if self._results else None
 
 

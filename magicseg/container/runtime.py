@@ -79,7 +79,7 @@ def find_runtime(executable: str | None = None) -> Runtime:
 
 
 def named_runtime(executable: str | None = None) -> Runtime:
-    """Return `find_runtime`'s, or, where there is none, Apptainer by its name: for commands that are only shown."""
+    """Return the runtime of `find_runtime`, or a placeholder for Apptainer if none is installed, for dry runs."""
     try:
         return find_runtime(executable)
     except ContainerError:

@@ -244,7 +244,7 @@ def binds(trial: Trial) -> Check:
 
 
 def shared_memory_inside(trial: Trial) -> Check:
-    """Whether the image's shared memory takes the batches of a training with the default settings."""
+    """Check that the batches of a training with default settings fit in the image's shared memory."""
     return shared_memory(default_need(), free=int(trial.json("python3", "-c", _SHARED)))
 
 

@@ -85,14 +85,14 @@ def check_draft(draft: Draft, labels: Sequence[Label], max_tokens: int) -> None:
 
 
 def _without_thoughts(text: str) -> str:
-    """Drop the first ``<think>...</think>``. Not by an expression: those search anew from every ``<think>``."""
+    """Drop the first ``<think>...</think>``. A regular expression would take quadratic time."""
     start = text.find("<think>")
     end = text.find("</think>", start)
     return text[:start].rstrip() + text[end + len("</think>") :] if 0 <= start < end else text
 
 
 def _without_fence(text: str) -> str:
-    """Return what is inside a fence of three backquotes, alone or with ``json``, if the text is one."""
+    """Return the content of a Markdown code fence, plain or ``json``, if the whole text is such a fence."""
     head, newline, rest = text.partition("\n")
     if newline and head.rstrip(" \t") in {_FENCE, f"{_FENCE}json"} and rest.endswith(_FENCE):
         return rest.removesuffix(_FENCE)

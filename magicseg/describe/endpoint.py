@@ -185,7 +185,7 @@ class OpenAICaptioner:
 
 
 class _Health:
-    """Whether the endpoint lives, as far as all requests tell."""
+    """Track over all requests whether the endpoint is alive."""
 
     def __init__(self, options: OpenAIOptions, *, secret: str) -> None:
         self._options = options

@@ -58,7 +58,7 @@ def profile(run: Run) -> Check:
 
 
 def shared_memory_of(run: Run) -> Check:
-    """Whether shared memory takes the batches of one of the run's training processes."""
+    """Check that the batches of one training process of the run fit in shared memory."""
     train = run.config.train
     side = train.crop or (None if train.sources else run.config.generate.size)
     needed = needed_bytes(batch_size=train.batch_size, side=side, readers=train.loader_workers)

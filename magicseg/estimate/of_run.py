@@ -196,7 +196,7 @@ def _total(
 
 
 class _LogRow(BaseModel):
-    """What an estimate needs of a row of the training's log."""
+    """The fields of a row of the training log that an estimate needs."""
 
     step: int = Field(ge=0, lt=10**12)
     samples_per_second: float = Field(gt=1e-9, lt=1e12)

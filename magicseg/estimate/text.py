@@ -66,7 +66,7 @@ def between(texts: Iterable[str]) -> str:
 
 
 def hours_text(hours: float) -> str:
-    """Three figures of it; of less than a thousandth, that it is less."""
+    """Format a number with three digits; below a thousandth, as less than a thousandth."""
     if 0 < hours < 0.001:
         return "<0.001"
     return f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"

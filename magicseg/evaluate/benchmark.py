@@ -58,7 +58,7 @@ Loaded = tuple[NDArray[np.uint8], NDArray[np.uint16]]
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How far a benchmark is: ``done`` of ``parts``; ``results`` when all are done, else None.
+    """Progress of a benchmark: ``done`` of ``parts``; ``results`` if all are done, else None.
 
     ``failed``: why images could not be scored. Their parts are not done; no image is ever left out of results.
     """
@@ -220,7 +220,7 @@ class _Worker:
         self.pool, self.ahead, self.stop, self.progress = pool, ahead, stop, progress
 
     def run(self, parts: Mapping[int, Sequence[str]], identity: str) -> Iterator[tuple[int, Part]]:
-        """The parts, one after the other, as they are done; fewer where asked to stop, or images failed."""
+        """Yield the parts as they are finished; fewer if a stop was requested, or images failed."""
         protocol = self.data.protocol
         classes = len(protocol.classes)
         total = sum(map(len, parts.values()))

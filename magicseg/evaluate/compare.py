@@ -57,7 +57,7 @@ def compare(paths: Sequence[Path], measure: str = "miou") -> list[Row]:
 
 @dataclass(frozen=True)
 class _Found:
-    """Stored scores of a head, and the folder that has its parts, if they are kept."""
+    """Stored scores of a head, and the folder of its parts, if it exists."""
 
     scores: Mapping[str, Any]
     parts: Path
@@ -121,7 +121,7 @@ def _results_in(path: Path) -> dict[tuple[str, str], _Found]:
 
 
 class _Scores(TypedDict):
-    """What is shown of a head; other keys are kept as they are."""
+    """The displayed scores of a head; other keys are kept unchanged."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
 
@@ -130,7 +130,7 @@ class _Scores(TypedDict):
 
 
 class _Results(_Scores):
-    """What is shown of a benchmark."""
+    """The displayed results of a benchmark."""
 
     benchmark: str
     provenance: dict[str, Any]
@@ -164,7 +164,7 @@ def _notes(cells: Sequence[Mapping[str, Any] | None]) -> tuple[str, ...]:
 
 
 def threshold_warning(scores: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the threshold of stored scores, None if nothing is."""
+    """Return a warning about the threshold of stored scores, or None."""
     threshold = scores.get("threshold")
     return Threshold.from_dict(threshold).warning if threshold else None
 

@@ -12,10 +12,10 @@ from magicseg.evaluate.intervals import LEAST_IMAGES, LEVEL, RESAMPLES, ImageCou
 from magicseg.evaluate.metrics import Confusion, Scores, confusion_matrix
 
 COUNTS_RECIPE = 1
-"""Counts up when the counts of the same maps change."""
+"""Version: increased when the counts of the same maps change."""
 
 RECIPE = 2
-"""Counts up when the scores that follow from the same counts change, or what is told of them."""
+"""Version: increased when the scores of the same counts, or their description, change."""
 
 CONVENTIONS = {
     "miou": "mean IoU over the classes in the ground truth or predicted anywhere (mmsegmentation's mIoU)",

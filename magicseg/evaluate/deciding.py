@@ -30,12 +30,12 @@ def threshold_of(protocol: Protocol, given: Threshold | None) -> Threshold | Non
 
 
 class ImageFailed(IncompleteError):
-    """An image cannot be scored: there is no memory for it, or an earlier process died of it."""
+    """An image cannot be scored: it does not fit in memory, or an earlier process died while processing it."""
 
 
 @contextlib.contextmanager
 def memory_errors(head: "Head", size: tuple[int, ...], protocol: Protocol, name: str) -> Iterator[None]:
-    """Turn a lack of memory into an `ImageFailed` that names the image. Args: size: the image's shape."""
+    """Convert out-of-memory errors to an `ImageFailed` that names the image. Args: size: the image's shape."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -80,7 +80,7 @@ def image_logits(
         batch_size=WINDOWS_AT_ONCE,
         multiple=head.stride,
     ):
-        # NaN wins in a maximum, and one number per pixel is quickly looked through.
+        # A maximum propagates NaN, and checking one number per pixel is cheap.
         if not bool(logits.amax(dim=0).isfinite().all()):
             raise DataError(f"{name}: the scores of {head.name} are not finite", hint="are its weights damaged?")
         yield rows, logits

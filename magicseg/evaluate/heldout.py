@@ -105,7 +105,7 @@ def score_heldout(
 def swept_threshold(
     head: Head, vocabulary: Vocabulary, settings: EvaluateSettings, *, image_size: int, seed: int
 ) -> Threshold:
-    """Return the threshold with the best mIoU on scenes that are not the test's. Args: seed: of those scenes."""
+    """Return the threshold with the best mIoU on other scenes than the test's. Args: seed: seed of those scenes."""
     head.prepare([(name,) for name in vocabulary.names])
     sweep = Sweep(len(vocabulary), head.score_kinds)
     for images, truth in _scenes(vocabulary, settings, image_size=image_size, seed=seed):

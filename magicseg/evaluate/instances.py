@@ -1,4 +1,4 @@
-"""COCO's instances as class maps in the numbers of a benchmark's vocabulary."""
+"""Convert COCO instances to class maps with the ids of a benchmark's vocabulary."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -124,9 +124,9 @@ def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, struct.error, zlib.error):
-        return None  # damaged: made again
+        return None  # damaged: computed again
     except zipfile.BadZipFile:
-        return None  # damaged: made again
+        return None  # damaged: computed again
     if (tables[1].sum(axis=0) != confusion.sum(axis=1)).any() or len(content) != len(stored_names):
         return None
     return Part(

@@ -22,7 +22,7 @@ from magicseg.vision.folders import ENDINGS, images_in, is_system_name
 from magicseg.vision.images import MAX_PIXELS
 
 RECORD = "predictions.jsonl"
-RECIPE = 3  # goes up whenever the same picture gives a model other pixels
+RECIPE = 3  # version: increased when the same image gives a model other pixels
 
 
 def pictures_of(
@@ -74,7 +74,7 @@ def pictures_of(
 
 
 def _is_image(match: Path, pattern: Path) -> bool:
-    """Return whether a file that matches a pattern is an image, and not what a system left there."""
+    """Return whether a file that matches a pattern is an image, not a system file."""
     found = set(match.parts) - set(pattern.parts)
     return match.suffix.lower() in ENDINGS and not any(map(is_system_name, found)) and match.is_file()
 

@@ -25,7 +25,7 @@ class TextHead:
 
     @torch.inference_mode()
     def prepare(self, classes: Sequence[Sequence[str]]) -> None:
-        """Encode the classes, each an ensemble of its names. Raises: BackendError if two cannot be told apart."""
+        """Encode the classes, each an ensemble of its names. Raises: BackendError if two are indistinguishable."""
         self._model.check_classes(classes)
         self._text = self._model.encode_classes(classes)
 

@@ -130,7 +130,7 @@ def logit_stripes(
 
 
 class _Windows:
-    """The windows of one image. Each goes through the model when its rows are needed, and is forgotten after them."""
+    """The windows of one image. Each is computed when its rows are needed, and freed after its last row."""
 
     def __init__(
         self,

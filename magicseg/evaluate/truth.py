@@ -136,7 +136,7 @@ def data_folder(protocol: Protocol, data: Path) -> Path:
 
 
 def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True) -> DataSet:
-    """Find the split's images and labels, and that none is missing. No image is decoded.
+    """Find the split's images and labels, and check that none is missing. No image is decoded.
 
     Raises: DataError that says which files are missing, how many, and where they come from.
     """

@@ -35,7 +35,7 @@ class ShardEvent:
 
 
 class _Tally:
-    """What became of a stage's samples: those committed before this job, and this job's."""
+    """Counts of a stage's kept and dropped samples: those committed before this job, plus this job's."""
 
     def __init__(self, run: Run, stage: str) -> None:
         self._run, self._stage = run, stage

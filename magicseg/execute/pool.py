@@ -157,7 +157,7 @@ def run_stage(
                     for job in jobs.values():
                         job.process.kill()
                     if time.monotonic() - stopping_since > _STOP_GRACE_SECONDS + _KILL_SECONDS:
-                        break  # a worker that waits for a dead disk cannot even be killed
+                        break  # a worker that waits for a dead disk cannot be killed
             else:
                 start_jobs()
             if not jobs:

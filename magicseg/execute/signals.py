@@ -52,7 +52,7 @@ def on_signals(
     second_acts: bool = True,
     then: Callable[[], None] = lambda: None,
 ) -> Iterator[StopFlag]:
-    """Let signals set ``flag``; the second one of a kind acts as usual, or is as harmless as the first.
+    """Set ``flag`` on a signal; a second signal of the same kind has its default effect, or sets ``flag`` again.
 
     Args: then: called in the handler of every signal.
     """
@@ -111,7 +111,7 @@ def start_process(process: BaseProcess, stop: StopFlag) -> None:
             why = "interrupted" if stop() else f"not within {_START_SECONDS:.0f} s"
             raise IncompleteError(f"no process can be started: {why}", hint="run the same command again")
 
-    if open_files() - len(os.listdir("/proc/self/fd")) < _SPARE_FILES:  # else the fork server would die of it
+    if open_files() - len(os.listdir("/proc/self/fd")) < _SPARE_FILES:  # otherwise the fork server would crash
         raise cannot_start(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
     try:
         bounded(process.start, look)
@@ -120,7 +120,7 @@ def start_process(process: BaseProcess, stop: StopFlag) -> None:
 
 
 def cannot_start(error: OSError | EOFError) -> IncompleteError:
-    """The error for a process that could not be started."""
+    """Return the error for a process that could not be started."""
     if isinstance(error, OSError) and error.errno in OUT_OF_FILES:
         return IncompleteError(
             f"no process can be started: {error.strerror}, of {open_files()} allowed",

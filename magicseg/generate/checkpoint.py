@@ -73,7 +73,7 @@ def parts_of(index: Mapping[str, Any]) -> list[str]:
 
 
 def _refuse_foreign_part(file: Path, name: str, source: Sequence[Any]) -> None:
-    """Raise BackendError unless a part is a class of a known library, under a plain name of a folder."""
+    """Raise BackendError unless a component is a class of a known library and has a plain folder name."""
     if not is_plain_name(name):
         raise BackendError(f"{file}: {printable(name, 100)!r} is not the name of a folder beside it", hint=_FOREIGN)
     if list(source) == [None, None]:

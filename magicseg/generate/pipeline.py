@@ -250,7 +250,7 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
 
 
 def _refuse_unnamed_variant(options: DiffusersOptions, folder: Path, parts: Sequence[str]) -> None:
-    """Raise BackendError if a part has weights of one variant alone, and the options name none."""
+    """Raise BackendError if a component has only weights of one variant, and the options name no variant."""
     names = [path.relative_to(folder).as_posix() for part in parts for path in (folder / part).iterdir()]
     found = only_variant(names)
     if found and options.variant is None:

@@ -1,4 +1,4 @@
-"""Labels that a model cannot tell apart, because its tokenizer makes the same of them."""
+"""Refuse labels that a model cannot tell apart, because its tokenizer gives them the same tokens."""
 
 from collections.abc import Hashable, Sequence
 
@@ -7,7 +7,7 @@ from magicseg.errors import BackendError
 
 
 def refuse_alike(names: Sequence[str], meanings: Sequence[Hashable], reader: str) -> None:
-    """Raise BackendError, naming the first two labels of which a model reads the same.
+    """Raise BackendError that names the first two labels with the same tokens.
 
     Args: meanings: what the model makes of each name, as its tokens. reader: what reads them, for the message.
     """
@@ -23,7 +23,7 @@ def refuse_alike(names: Sequence[str], meanings: Sequence[Hashable], reader: str
 
 
 def refuse_unknown(names: Sequence[str], meanings: Sequence[Sequence[int]], unknown: int | None, reader: str) -> None:
-    """Raise BackendError for the first label of which a model knows no word. Args: as `known_tokens` returns them."""
+    """Raise BackendError for the first label without any known token. Args: as `known_tokens` returns them."""
     for name, meaning in zip(names, meanings, strict=True):
         if unknown is not None and set(meaning) <= {unknown}:
             raise BackendError(

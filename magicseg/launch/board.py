@@ -77,7 +77,7 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
     recorded = {array.name: array.job for one in open_ for array in one.arrays if array.job is not None}
 
     def own(found: Iterable[TaskState]) -> Iterable[TaskState]:
-        """Leave out the jobs of a run that was at this path before: they have the same names."""
+        """Filter out jobs of an earlier run at the same path: they have the same names."""
         return (state for state in found if recorded.get(state.name, state.job) == state.job)
 
     if installed("squeue"):

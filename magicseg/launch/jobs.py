@@ -100,7 +100,7 @@ class Submission:
         return self.folder / f"{label}_0_log.out"
 
     def asked_resources(self) -> Resources:
-        """What its jobs asked for. Raises: DamageError if the record says nothing that a job could ask for."""
+        """The resources that its jobs requested. Raises: DamageError if the record's values are invalid."""
         try:
             return Resources.model_validate(dict(self.resources))
         except ValidationError as error:
@@ -109,7 +109,7 @@ class Submission:
             raise _damaged(self.folder, f"{where}: {first['msg']}") from None
 
     def again(self) -> Mapping[str, Any]:
-        """What a follow-up job submits again. Raises: DamageError if the record does not say all of it."""
+        """The settings that a follow-up job submits again. Raises: DamageError if the record is incomplete."""
         missing = sorted(_Asked.model_fields.keys() - self.asked.keys())
         if missing:
             raise _damaged(self.folder, f"`asked` lacks {', '.join(missing)}")
@@ -140,7 +140,7 @@ class _StoredArray(BaseModel):
 
 
 class _Asked(BaseModel):
-    """What a follow-up job submits again; empty in other records."""
+    """Settings that a follow-up job submits again; empty in other records."""
 
     model_config = ConfigDict(extra="forbid")
     stage: Literal["describe", "generate", "mask", "train", "evaluate", "all"] = "all"
@@ -200,7 +200,7 @@ def read_submission(folder: Path, *, most_shards: int) -> Submission:
                 name=array.name,
                 first=array.first,
                 count=array.count,
-                # Older versions took a site's banner for the number. The queue knows the job by its name.
+                # Older versions stored a site's banner as the job id. The queue still has the job's name.
                 job=array.job if array.job and re.fullmatch("[0-9]{1,18}", array.job) else None,
             )
             for array in stored.arrays
@@ -256,7 +256,7 @@ def _entries(folder: Path) -> list[Path]:
         return list(folder.iterdir())
     except FileNotFoundError:
         return []
-    except OSError as error:  # to take it for empty would submit everything twice
+    except OSError as error:  # treating it as empty would submit everything twice
         raise StoreError(
             f"{folder}: cannot be listed: {error.strerror or error}",
             hint=f"{command('chmod', '-R', 'u+rwX', folder)}   # or ask its owner",

@@ -42,7 +42,7 @@ def find_tasks(
 
 
 def _is_file(path: Path) -> bool:
-    """Whether there is an ordinary file, that may nevertheless be unreadable."""
+    """Return whether the log is a regular file, which may still be unreadable."""
     with _log_errors(path):
         return path.is_file()
 

@@ -112,12 +112,12 @@ class Resources(Settings):
 
     @property
     def gpus_per_node(self) -> int:
-        """How many GPUs a node is asked for, in whatever way Slurm takes it."""
+        """The number of GPUs per node, requested in any of Slurm's ways."""
         return gpus_per_node(self.gpus, self.gres, self.extra, self.nodes)
 
     @property
     def asks_gpu(self) -> bool:
-        """Whether GPUs are among it."""
+        """Whether GPUs are requested."""
         return self.gpus_per_node > 0
 
     @property
@@ -127,7 +127,7 @@ class Resources(Settings):
 
     @property
     def memory_bytes(self) -> int | None:
-        """The memory of a node that is asked for, in bytes; None if the site decides."""
+        """The requested memory per node, in bytes; None if the site decides."""
         if self.memory_per_cpu is not None:
             return bytes_of(self.memory_per_cpu) * self.cpus
         if self.memory_per_gpu is not None:
@@ -261,7 +261,7 @@ class Profile(Resources):
             common |= small | {"nodes": 1, "processes": None, "memory_per_cpu": None, "memory_per_gpu": None}
             common["extra"] = {name: value for name, value in self.extra.items() if name not in GPU_OPTIONS}
         own = _spelled(self.stages.get(stage, {}))  # type: ignore[call-overload]
-        if any(own.get(name) is not None for name in _MEMORY):  # a stage's own way of asking replaces the common one
+        if any(own.get(name) is not None for name in _MEMORY):  # a stage's memory setting replaces the common one
             common |= dict.fromkeys(_MEMORY)
         unknown = sorted(map(str, own.keys() - common.keys()))
         if unknown:

@@ -166,7 +166,7 @@ class SiteLimits:
 
 
 def submit_script(script: Path, name: str) -> str:
-    """Submit a script. Returns: the job's number.
+    """Submit a script. Returns: the job id.
 
     Args: name: the job's name, by which the queue is asked if ``sbatch`` prints no number, or several.
     Raises: SlurmError if ``sbatch`` refuses; SlurmSilence if nobody knows whether it took the job.
@@ -211,7 +211,7 @@ def queue(names: Sequence[str]) -> list[TaskState]:
     format_ = "|".join((_MARK, "%F", "%K", "%T", "%N", "%M", "%L", "%j", "%r"))
     text = call(["squeue", "--states=all", f"--name={','.join(names)}", f"--format={format_}"])
     marked = [line for line in text.splitlines() if line.startswith(f"{_MARK}|")]
-    if not marked:  # no header: something else than squeue has answered, and the queue may not be empty
+    if not marked:  # no header: this is not squeue's output, and the queue may not be empty
         raise SlurmError(
             f"squeue printed {printable(text.strip(), 200)!r}, which is not understood", hint="try again later"
         )
@@ -264,13 +264,13 @@ def accounting(names: Sequence[str], since: str) -> list[TaskState]:
 
 
 def release() -> str:
-    """The version of Slurm's commands, ``slurm 24.05.1``."""
+    """Return the version of Slurm's commands, such as ``slurm 24.05.1``."""
     lines = call(["sbatch", "--version"]).splitlines()
     return next((line for line in lines if re.match(r"slurm\S* \d", line)), "slurm of an unknown version")
 
 
 def partitions() -> list[str]:
-    """The partitions by name, state, time limit and number of nodes, one string each."""
+    """Return the partitions, one string each: name, state, time limit and number of nodes."""
     lines = call(["sinfo", "--noheader", f"--format={_MARK}|%P %a %l %D"]).splitlines()
     return [" ".join(line.partition("|")[2].split()) for line in lines if line.startswith(f"{_MARK}|")]
 

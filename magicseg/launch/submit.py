@@ -95,7 +95,7 @@ def submit(run: Run, request: Request) -> Submitted:
 
 
 def _name_queued(run: Run, request: Request, error: MagicsegError, begun: Sequence[Submission]) -> None:
-    """Add to an error that ended a submission what of it is in the queue, and how to go on."""
+    """Add the queued jobs and the next commands to an error that ended a submission."""
     queued = [
         f"{array.name} ({f'job {array.job}' if array.job else 'unconfirmed: its job id is unknown'})"
         for one in begun

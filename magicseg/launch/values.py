@@ -41,7 +41,7 @@ def bytes_of(text: str) -> int:
 
 
 def public(text: str) -> str:
-    """Return ``text``, which will lie in a job script. Raises ValueError if it holds a secret."""
+    """Return ``text``, which a job script will contain. Raises ValueError if it holds a secret."""
     name = assigned_secret(text)
     if name is not None:
         raise ValueError(f"{name} looks secret, and a job script would store it: name it in pass_environment")

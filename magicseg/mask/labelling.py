@@ -44,7 +44,7 @@ class LabelledPicture:
 
     @property
     def remark(self) -> str | None:
-        """What a user should know of it: why it has no class map, or that only its first page was read."""
+        """A note for the user: why there is no class map, or that only the first page was read."""
         if not self.labelled:
             return f"{self.entry['reason']}: {self.entry['detail']}"
         skipped = self.entry.get("skipped_pages", 0)

@@ -190,7 +190,7 @@ class OriginalSegmenter:
 
 @contextlib.contextmanager
 def _authors_packages() -> Iterator[None]:
-    """Raise BackendError, which names the extra, where the authors' packages cannot be imported."""
+    """Raise BackendError that names the extra if the authors' packages cannot be imported."""
     try:
         yield
     except ImportError as error:

@@ -79,7 +79,7 @@ class ZeroShotDetector(ABC):
 
 
 def refuse_alike_names(names: Sequence[str], tokenizer: Any) -> None:
-    """Raise BackendError if the tokenizer knows no word of a name, or makes the same of two."""
+    """Raise BackendError if the tokenizer knows no word of a name, or gives two names the same tokens."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
     special = set(tokenizer.all_special_ids) - {unknown}
     meanings = [known_tokens(tokenizer(name)["input_ids"], unknown=unknown, special=tuple(special)) for name in names]

@@ -218,7 +218,7 @@ def _wrong_activation(architecture: str | None, why: str, *, quick: bool) -> Con
 def _fitting(
     blueprint: ClipBlueprint, tensors: dict[str, Tensor], file: Path, architecture: str
 ) -> dict[str, Tensor]:
-    """Return weights by the names of the blueprint's model, for which nothing is allocated here.
+    """Return weights under the names of the blueprint's model, which is not allocated here.
 
     Raises ConfigError unless every tensor has its place and its shape.
     """

@@ -73,7 +73,7 @@ class _Vision(_Tower):
 
 
 class _TokenizerOptions(_Part):
-    """What open_clip's tokenizers are told; not ``trust_remote_code``, and no path."""
+    """Allowed arguments of open_clip's tokenizers: not ``trust_remote_code``, and no path."""
 
     clean: str | None = Field(None, pattern=r"^[a-z]{1,20}$")
     strip_sep_token: bool | None = None

@@ -49,7 +49,7 @@ class Encoder(Protocol):
         """K texts -> float (K, D), not normalised."""
 
     def text_tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
-        """What `encode_text` sees of each text: texts with the same tokens have the same embedding."""
+        """Return the tokens of each text. Texts with the same tokens have the same embedding."""
 
     def text_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """Names (in this module) and parameters of what `encode_text` uses."""

@@ -1,4 +1,4 @@
-"""Weights and scores that are not finite numbers: of a damaged file, or of a training or dtype that overflowed."""
+"""Refuse weights and scores that are not finite, from a damaged file, a diverged training or a dtype overflow."""
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ def refuse_weights_not_finite(module: nn.Module, where: str) -> None:
 
 
 def refuse_scores_not_finite(scores: Tensor) -> None:
-    """Raise DataError if a model's scores are not finite. A GPU is waited for."""
+    """Raise DataError if a model's scores are not finite. Synchronizes with the GPU."""
     if not bool(scores.isfinite().all()):
         raise DataError(
             "the model's scores of an image are not finite numbers",

@@ -372,7 +372,7 @@ def load_segmenter(folder: str | Path) -> Segmenter:
 
 
 def _refuse_misfit(settings: ModelSettings, card: Mapping[str, Any], path: Path) -> None:
-    """Raise DataError unless the model of these settings has the tensors that the file's header names.
+    """Raise DataError unless the model of these settings has exactly the tensors in the file's header.
 
     The model is built without memory for its weights, so that settings cannot claim more than the file holds.
     """

@@ -185,7 +185,7 @@ def _curves(run: Run) -> list[Curve]:
                     columns.setdefault(name, []).append((step, value))
             except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # not a row of training
-    except (FileNotFoundError, DataError):  # of the latter the status warns
+    except (FileNotFoundError, DataError):  # the status warns about damage
         return []
     columns.pop("step", None)
     titles = _CURVES | {name: name.replace("/", ": ") for name in sorted(columns.keys() - _CURVES.keys())}

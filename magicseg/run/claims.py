@@ -80,7 +80,7 @@ class Claim:
 
 
 class _Stored(TypedDict, total=False):
-    """A claim's content; what is missing is not known."""
+    """A claim's content; missing keys are unknown."""
 
     token: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
@@ -92,13 +92,13 @@ class _Stored(TypedDict, total=False):
 
 
 def _read(path: Path) -> _Stored | None:
-    """A claim's content; None if there is none, or it cannot be used."""
+    """Return a claim's content, or None if it is missing or invalid."""
     try:
         return read_json(path, _Stored, limit=_CLAIM_BYTES)
     except FileNotFoundError:
         return None
     except DataError as error:
-        # Somebody else's, which we may not read: foreign, but a claim.
+        # Another user's claim, which is not readable: it still counts.
         return _Stored() if isinstance(error.__cause__, PermissionError) else None
 
 

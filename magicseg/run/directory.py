@@ -170,7 +170,7 @@ class Run:
         return Ledger(self.path / "ledger" / stage, self.plan.samples, self.plan.shard_size)
 
     def refuse_live_claims(self, stages: Sequence[str], then: str) -> None:
-        """Raise RunError if somebody is at work on one of the stages. Args: then: the command for afterwards."""
+        """Raise RunError if a process works on one of the stages. Args: then: the command to type afterwards."""
         for stage in stages:
             ledger = self.ledger(stage)
             for shard in ledger.live_claims():

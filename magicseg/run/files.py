@@ -20,7 +20,7 @@ _AT_FDCWD, _RENAME_NOREPLACE = -100, 1
 
 
 def fsync_path(path: Path) -> None:
-    """Flush a file's data, or a folder's entries, to disk. File systems that cannot flush folders are left alone."""
+    """Call fsync on a file or directory. Does nothing on file systems without directory fsync."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,19 +52,19 @@ def write_atomic(path: Path, data: bytes, *, exclusive: bool = False) -> bool:
         error.filename, error.filename2 = str(path), None
         raise
     finally:
-        with contextlib.suppress(OSError):  # whatever is wrong is told already
+        with contextlib.suppress(OSError):  # the error was already reported
             temporary.unlink(missing_ok=True)
     fsync_path(path.parent)
     return True
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a new name in the same folder, that nobody else can foresee. It is short, since ``path`` may be long."""
+    """Return a new, unpredictable name in the same folder. It is short, since ``path`` may be long."""
     return path.with_name(f"{path.name[:40]}.{os.getpid()}.{os.urandom(8).hex()}{TEMPORARY}")
 
 
 def publish(temporary: Path, path: Path) -> bool:
-    """Give a whole file its name, unless the name is taken; ``temporary`` may then still be there.
+    """Rename a complete file to its final name, unless the name is taken; then ``temporary`` may be left over.
 
     A hard link does it. Where the file system refuses those, a rename that replaces nothing; and where it lacks that
     too, a file of reservation keeps others from renaming at the same time. A kill leaves either no file or the
@@ -95,7 +95,7 @@ def _rename_exclusively(temporary: Path, path: Path) -> None:
 
 
 def _rename_reserved(temporary: Path, path: Path) -> None:
-    """Rename while this process alone has created the reservation."""
+    """Rename a file while this process holds the reservation of the name."""
     reservation = path.with_name(f".{path.name}{TEMPORARY}")
     until = time.monotonic() + _RESERVED_SECONDS
     while True:
@@ -124,7 +124,7 @@ def to_json(value: Any) -> bytes:
 
 @contextlib.contextmanager
 def storage_errors(path: Path, then: str) -> Iterator[None]:
-    """Turn the operating system's complaints about storage into a `StoreError` that names the file.
+    """Convert an OSError about storage to a `StoreError` that names the file.
 
     Args: path: what is worked on, for complaints that name no file. then: the command to type, or what to do, once
     the cause is mended. How to mend it, the error's number tells.
@@ -141,7 +141,7 @@ def storage_errors(path: Path, then: str) -> Iterator[None]:
 
 
 def lacking(folder: Path) -> list[str]:
-    """Return what the file system of a folder cannot do that is done another way there, in words.
+    """Return the operations that a folder's file system lacks, as text; fallbacks are used for them.
 
     Raises: OSError if files cannot be written there at all.
     """

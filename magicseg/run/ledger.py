@@ -116,7 +116,7 @@ def _record_bytes(record: CommitRecord) -> bytes:
 
 @dataclass(frozen=True)
 class Ledger:
-    """The ledger of one stage of one run, whose plan has so many samples in shards of so many."""
+    """The ledger of one stage of one run, given the plan's number of samples and of samples per shard."""
 
     folder: Path
     samples: int
@@ -204,7 +204,7 @@ class Ledger:
         return None
 
     def failures(self) -> dict[int, str]:
-        """Why shards failed, by shard. A note that cannot be read is the reason itself."""
+        """Return the reasons of failed shards, by shard. An unreadable note is reported as the reason."""
         found: dict[int, str] = {}
         for shard, path in self._listed("failures"):
             try:
@@ -217,7 +217,7 @@ class Ledger:
         return {shard: why for shard, why in found.items() if shard < self.shards}
 
     def live_claims(self) -> list[int]:
-        """Shards that somebody may be at work on."""
+        """Return the shards that a live process may be working on."""
         return [shard for shard in self.claimed() if is_live(self.claim_path(shard))]
 
     def claimed(self) -> list[int]:
@@ -258,7 +258,7 @@ class Ledger:
             self.record_path(shard).unlink(missing_ok=True)
             self.failure_path(shard).unlink(missing_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            fsync_path(self.folder / "commits")  # what belongs to a commit goes only once the commit is gone
+            fsync_path(self.folder / "commits")  # files of a commit are removed only after the commit itself
 
     def unreadable(self) -> list[Path]:
         """Record files that are damaged, and files that do not belong in the ledger.
@@ -289,7 +289,7 @@ class Ledger:
     def leftovers(self) -> list[Path]:
         """Temporary files of writers that were killed; none while anybody is at work on the stage."""
         found = sorted(path for path in self.folder.rglob(f"*{TEMPORARY}") if path.is_file())
-        return [] if self.live_claims() else found  # asked last: whoever begins now writes what is not in the list
+        return [] if self.live_claims() else found  # checked last: a process that starts now writes new files
 
     def salvage(self) -> None:
         """Write the compact file again without its damaged lines."""
@@ -366,6 +366,6 @@ class Ledger:
 
 
 def _refuse_denied(error: DamageError) -> None:
-    """Raise the error again if the operating system refused the file: that is no damage which repair could mend."""
+    """Raise the error again if the operating system refused to read the file, because `repair` cannot fix that."""
     if isinstance(error.__cause__, OSError):
         raise error

@@ -122,7 +122,7 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
 
 
 def _rate(records: Collection[CommitRecord]) -> float | None:
-    """Samples a second, over the time in which at least one shard was being made; pauses do not count."""
+    """Return samples per second over the time in which at least one shard was in progress, without pauses."""
     now = datetime.datetime.now(datetime.UTC)
     samples, seconds, spans = 0, 0.0, []
     for record in records:

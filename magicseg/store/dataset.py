@@ -67,7 +67,7 @@ class _Codec(TypedDict):
 
 
 class _Metadata(TypedDict):
-    """What is looked at of an array's metadata."""
+    """The checked fields of an array's metadata."""
 
     shape: list[Annotated[int, Field(ge=0, le=2**40)]]
     chunk_grid: _ChunkGrid
@@ -202,7 +202,7 @@ class Dataset:
         return found.with_config({"write_empty_chunks": True})
 
     def _check_metadata(self, name: str) -> None:
-        """Refuse metadata that this store's sizes do not bear out, before Zarr sees them. Raises: DamageError."""
+        """Refuse metadata that does not match this store's sizes, before Zarr reads it. Raises: DamageError."""
         where = f"{name}/zarr.json"
         path = self.path / where
         try:

@@ -247,7 +247,7 @@ def _import(exported: ExportedFile, source: Path, path: Path, progress: Callable
                 hint="the file is damaged: export it again",
             )
     except (DataError, IncompleteError):
-        with storage_errors(path, command("rm", "-r", path)):  # nothing that came from the file may stay committed
+        with storage_errors(path, command("rm", "-r", path)):  # no shard from the file may stay committed
             for stage in STAGES:
                 commits = run.ledger(stage).commits().items()
                 run.ledger(stage).take_back({shard for shard, record in commits if record.imported_from})

@@ -76,7 +76,7 @@ def inspect(run: Run, progress: Callable[[int], None] = lambda count: None) -> F
 
 
 def repair(run: Run, findings: Findings) -> list[str]:
-    """Undo what is damaged, so that the next run redoes it. Returns: what was done, a sentence each.
+    """Invalidate damaged commits, so that the next run redoes them. Returns: one sentence per action.
 
     Whatever belongs to a shard is touched only under the shard's claim, and after another look at its commit: work
     that others commit meanwhile stays. Raises: RunError if somebody is at work on the run; StoreError.
@@ -141,7 +141,7 @@ def _claimed(ledger: Ledger, shard: int) -> Iterator[CommitRecord | None]:
 
 
 def _owner(run: Run, path: Path) -> tuple[Ledger, int] | None:
-    """The ledger and shard that a file of the store belongs to; None for files elsewhere."""
+    """Return the ledger and shard that a file of the store belongs to, or None."""
     if not path.is_relative_to(run.store.path):
         return None
     stage, _, name = path.relative_to(run.store.path).parts
@@ -149,7 +149,7 @@ def _owner(run: Run, path: Path) -> tuple[Ledger, int] | None:
 
 
 def _record_faults(run: Run, record: CommitRecord) -> list[str]:
-    """What is wrong with the files of a shard, by file and fault."""
+    """Return the faults of a shard's files, by file."""
     faults = ((name, _file_fault(run.store.path / name, *record.files[name])) for name in record.files)
     return [f"{name}: {fault}" for name, fault in faults if fault]
 
@@ -164,7 +164,7 @@ def _set_aside(run: Run, path: Path) -> Path:
 
 
 def _file_fault(path: Path, digest: str, size: int) -> str | None:
-    """What is wrong with a file. Raises: DamageError if the operating system does not let us read it."""
+    """Return the fault of a file, or None. Raises: DamageError if the operating system refuses to read it."""
     try:
         with open_regular(path, error=DamageError) as file:
             actual = os.fstat(file.fileno()).st_size

@@ -69,7 +69,7 @@ class Checkpoint:
     def restore(self, stepper: Stepper) -> None:
         """Put weights, buffers, moments and averages back.
 
-        Raises: StoreError when it does not hold just what the model has, or values that are not finite.
+        Raises: StoreError if its tensors are not exactly the model's, or have values that are not finite.
         """
         state = stepper.model.state_dict()
         stored = self._under("model/")

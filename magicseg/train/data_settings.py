@@ -36,7 +36,7 @@ class SourceSettings(Settings):
         return self
 
     def absolute(self) -> Self:
-        """The same with absolute paths."""
+        """Return the same settings with absolute paths."""
         paths = {kind: getattr(self, kind) for kind in ("run", "voc", "coco")}
         found = {kind: absolute(path) for kind, path in paths.items() if path is not None and path != SELF}
         if self.labels is not None and is_label_file(self.labels):

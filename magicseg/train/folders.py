@@ -39,7 +39,7 @@ Pairs = tuple[list[NDArray[np.uint8]], None, list[NDArray[np.uint16]]]
 
 @dataclass(frozen=True)
 class _Folder(ABC):
-    """What both layouts share: samples are numbered in the order of the split's list, each a shard of its own.
+    """Base class of both layouts: samples are numbered in the order of the split's list, one sample per shard.
 
     ``upright``: images are turned as their EXIF orientation says.
     """
@@ -130,7 +130,7 @@ class VocFolder(_Folder):
     def open(cls, path: Path, split: str, vocabulary: Vocabulary) -> Self:
         """Read the split's list and look whether all its files are there.
 
-        Args: vocabulary: what the numbers in the label files mean; the layout does not say it.
+        Args: vocabulary: the labels of the ids in the label files; the layout does not contain them.
         Raises: DataError naming what is missing.
         """
         list_path = path / "ImageSets" / "Segmentation" / f"{split}.txt"
@@ -176,7 +176,7 @@ class VocFolder(_Folder):
             deque(pool.map(check, range(len(self.names))), maxlen=0)
 
     def identity(self) -> dict[str, Any]:
-        """Names, SHA-256 of all label files, names and sizes of the images; the labels where they are not VOC's."""
+        """Return names, SHA-256 of all label files, names and sizes of images; labels too, if they are not VOC's."""
         labels = hashlib.sha256()
         for name in self.names:
             labels.update(hashlib.sha256(self.label_path(name).read_bytes()).digest())
@@ -198,7 +198,7 @@ class CocoFolder(_Folder):
 
     @classmethod
     def open(cls, path: Path, split: str) -> Self:
-        """Read the instances and look whether all images are there, and of the size that was annotated.
+        """Read the instances, and check that all images exist and have the annotated size.
 
         Raises: DataError naming what is missing or malformed.
         """
@@ -214,7 +214,7 @@ class CocoFolder(_Folder):
         except FileNotFoundError as error:
             there = sorted(each.stem.removeprefix("instances_") for each in file.parent.glob("instances_*.json"))
             raise DataError(
-                f"{file}: there is no such file; the annotations are read from it",
+                f"{file}: there is no such file (COCO annotations)",
                 hint=f"splits here: {', '.join(there)}" if there else "give the folder with annotations/ in it",
             ) from error
         except LabelError as error:

@@ -104,7 +104,7 @@ class _Step(TypedDict):
 
 
 def _step(line: bytes, path: Path) -> float:
-    """The step of a line; beyond all steps if it has none."""
+    """Return the step of a line; a line without a step sorts after all steps."""
     try:
         return parse_json(line, _Step, source=path, nan=True)["step"]
     except DataError:

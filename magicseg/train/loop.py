@@ -218,7 +218,7 @@ class _Training:
         )
 
     def run(self) -> None:
-        """Train all steps that are left, or those until somebody wants to stop.
+        """Train all remaining steps, or until a stop is requested.
 
         Raises: ReadersLost, after a checkpoint if this process trains alone: peers would wait for it.
         """

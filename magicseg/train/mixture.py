@@ -146,7 +146,7 @@ def _open(
 
 
 def _voc(source: SourceSettings, run: Run, tell: Callable[[str], None]) -> VocFolder:
-    """Open a folder in VOC's layout under the vocabulary that it names, else under the run's if all ids fit.
+    """Open a folder in VOC's layout with the vocabulary of its ``labels``, else with the run's if all ids fit.
 
     Raises: DataError if they do not, or if the images are those of PASCAL VOC, whose ids are not the run's.
     """

@@ -1,4 +1,4 @@
-"""A batch as one tensor, for its way from a reader process: every tensor sent costs a connection of its own."""
+"""Pack a batch into one tensor to send it from a reader process, because every sent tensor needs a connection."""
 
 import math
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Packed(NamedTuple):
     parts: tuple[Part, ...]
 
     def pin_memory(self) -> "Packed":
-        """Return a copy in pinned memory: torch's loader calls it."""
+        """Return a copy in pinned memory. torch's loader calls this method."""
         return Packed(torch.as_tensor(self.data).pin_memory(), self.parts)
 
 

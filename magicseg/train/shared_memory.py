@@ -1,6 +1,6 @@
-"""Shared memory for batches on their way from reader processes to training. Imports no torch.
+"""Size of the shared memory for batches from reader processes. Imports no torch.
 
-A reader process that finds no room in shared memory sends its batch through a pipe instead, which is slower.
+If a batch does not fit in shared memory, the reader process sends it through a pipe, which is slower.
 """
 
 import os
@@ -34,12 +34,12 @@ def free_bytes() -> int | None:
 
 
 def mebibytes(size: int) -> str:
-    """A size in bytes, for people."""
+    """Return a size in bytes as text in MiB."""
     return f"{size / 2**20:.0f} MiB"
 
 
 def enlarge_hint(needed: int) -> str:
-    """What to type for more shared memory."""
+    """Return a hint on how to enlarge shared memory."""
     size = -(-needed // 2**30)
     return (
         f"docker run --shm-size={size}g, or mount -o remount,size={size}G {FOLDER}; "

@@ -56,7 +56,7 @@ def listing(weights: Weights) -> dict[str, HubFile]:
 
 
 def _plainly_named(weights: Weights, files: dict[str, HubFile]) -> dict[str, HubFile]:
-    """Raise BackendError for a name that leads out of the repository's folder, or acts on a terminal."""
+    """Raise BackendError for a name outside the repository's folder, or with control characters."""
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or first_acting(name):

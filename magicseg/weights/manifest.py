@@ -94,12 +94,12 @@ class Manifest:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Manifest":
-        """The reverse of `to_dict`. Raises: ValueError for anything else."""
+        """Read the output of `to_dict`. Raises: ValueError for anything else."""
         return cls.from_stored(_Stored.model_validate(data))
 
     @classmethod
     def from_stored(cls, stored: "_Stored") -> "Manifest":
-        """The manifest of a checked file."""
+        """Return the manifest from validated content."""
         names = {
             name: Fetched(
                 {file: FetchedFile(one.sha256, one.size) for file, one in entry.files.items()}, tuple(entry.others)

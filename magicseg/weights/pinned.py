@@ -153,7 +153,7 @@ def place_of(model: str) -> Path:
 
 
 def only_variant(names: Collection[str]) -> str | None:
-    """Return the infix that a folder's safetensors have, if there is a folder without any that have none."""
+    """Return the variant infix of a folder's safetensors, if some folder has only files with an infix."""
     infixes: dict[PurePosixPath, set[str | None]] = {}
     for name in map(PurePosixPath, names):
         if name.suffix == ".safetensors":

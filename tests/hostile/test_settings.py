@@ -205,9 +205,9 @@ _PROTOCOL = {
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("class_values", ["0-99999999999"], "span"),
+        ("class_values", ["0-99999999999"], "ascending range"),
         ("class_values", ["0-65535", "0-65535"], "more than"),
-        ("class_values", ["19-0"], "span"),
+        ("class_values", ["19-0"], "ascending range"),
         ("class_values", ["0-" + "9" * 4000], "class_values"),
         ("class_values", ["²-³"], "integer"),
         ("class_values", ["7"], "integer"),
