@@ -52,7 +52,7 @@ def test_the_pool_counts_what_its_workers_did_together(magicseg, tmp_path):
     run = faulty_run(tmp_path / "run", "template", (), "plan.samples=6", "plan.shard_size=1")
     result = magicseg("describe", run.path, "--workers", "2", "--shards-per-job", "1")
     assert result.code == 1
-    assert "(100%) have a caption of the template" in result.err
+    assert "(100%) have a template caption" in result.err
 
 
 def test_the_limit_changes_no_byte_and_no_fingerprint(tmp_path):
@@ -88,7 +88,7 @@ def test_captions_of_the_template_are_counted_and_shown(magicseg, tmp_path):
     assert magicseg("report", run.path).code == 0
     page = (run.path / "report.html").read_text()
     assert "captions of the template: 48 no-json (50.0 %)" in page
-    assert "48 of 96 samples (50%) have a caption of the template" in page
+    assert "48 of 96 samples (50%) have a template caption" in page
 
 
 def test_drops_count_reason_by_reason_and_fallbacks_together():

@@ -44,7 +44,7 @@ _BYTES = 3 << 30
 
 @pytest.fixture
 def bounded() -> Iterator[None]:
-    """End a case that waits for ever or takes 3 GB of memory more than there was."""
+    """Kill a case that hangs, or allocates more than 3 GB of memory."""
 
     def stop(_number: int, _frame: FrameType | None) -> None:
         raise AssertionError(f"still at it after {_SECONDS} seconds")
@@ -63,7 +63,7 @@ def bounded() -> Iterator[None]:
 
 @pytest.fixture
 def fault_of(bounded: None) -> Callable[..., MagicsegError | None]:
-    """Run a command: the error that a user sees, None if all went well. Other exceptions would be tracebacks."""
+    """Run a command and return the error that a user sees, or None. Other exceptions would be tracebacks."""
 
     def run(*arguments: object) -> MagicsegError | None:
         try:
@@ -77,7 +77,7 @@ def fault_of(bounded: None) -> Callable[..., MagicsegError | None]:
 
 @pytest.fixture
 def put(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
-    """Put something odd in the place of a file: a folder, a pipe, a device, a file that may not be read."""
+    """Replace a file by a folder, a pipe, a device or an unreadable file."""
 
     def replace(path: Path, kind: str) -> None:
         if kind == "denied":

@@ -1,4 +1,4 @@
-"""Broken models and checkpoints: refused by name, or the stage stops; none gives an answer that means nothing."""
+"""Broken models and checkpoints: they are refused by name, or the stage stops. No meaningless output is written."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What sites, profiles and records of submissions may hold: banners, odd GPUs, YAML, JSON, secrets. No traceback."""
+"""Hostile site output, profiles and submission records: banners, GPU syntax, YAML, JSON, secrets. No traceback."""
 
 import hashlib
 import json
@@ -378,7 +378,7 @@ def test_sbatch_variables_count_where_the_profile_says_nothing_and_others_are_to
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     overrides, told = site_overrides(profile)
     assert overrides == []
-    assert "not used: SBATCH_ACCOUNT, SBATCH_PARTITION" in told[0]
+    assert "ignored from your environment: SBATCH_ACCOUNT, SBATCH_PARTITION" in told[0]
 
 
 @pytest.mark.parametrize("value", ["a b", "x\n#SBATCH --uid=0", "-x", "$(id)", "{a: b}", "&a", "!!int x"])

@@ -1,4 +1,4 @@
-"""Files of COCO instances that are malformed or want much memory: a named error when they are opened."""
+"""COCO files that are malformed or would need much memory: opening them is an error that names the fault."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Language models and endpoints that never come to an end, or say what acts on a terminal."""
+"""Language models and endpoints that never finish, or return control characters."""
 
 import json
 import re
@@ -25,7 +25,7 @@ LONG = 1 << 19
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The client's pauses, a thousandth as long."""
+    """Shorten the client's pauses to a thousandth."""
     import openai._base_client as client
 
     monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)
@@ -174,7 +174,7 @@ def test_a_server_s_words_do_not_act_on_the_terminal(status):
 
 
 class Tokenizer:
-    """As much of one as a template needs."""
+    """The part of a tokenizer that a chat template needs."""
 
     special_tokens_map = {"eos_token": "<end>"}  # noqa: RUF012
 

@@ -1,4 +1,4 @@
-"""Forged exports: nothing outside of the file is read, nothing claimed is believed, nothing stays."""
+"""Forged exports: no other file is read, declared sizes are checked, and a refused import leaves no files."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def exports(finished_run, jpeg_run, tmp_path_factory):
 
 @pytest.fixture
 def refused(exports, tmp_path):
-    """Forge an export, and see that it is refused and that nothing is left."""
+    """Forge an export, and check that it is refused and that no files are left."""
 
     def check(change, *, kind="pixels", errors=(DataError, ConfigError, LabelError)):
         source, target = tmp_path / "forged.h5", tmp_path / "run"

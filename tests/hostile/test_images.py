@@ -1,4 +1,4 @@
-"""Image files and index maps that are damaged, huge or something else: a named error, and little memory."""
+"""Image files and index maps that are damaged, huge or of another type: a named error, and little memory."""
 
 import io
 import os
@@ -26,7 +26,7 @@ def encoded(format, size=(40, 30), mode="RGB", **save):
 
 
 def claiming(format, side):
-    """A small file whose head claims a square of ``side`` pixels."""
+    """A small file whose header declares a square of ``side`` pixels."""
     content = bytearray(encoded(format))
     if format == "PNG":
         return png(np.ones((3, 3), int), 8, size=(side, side))

@@ -1,4 +1,4 @@
-"""Labels as they are typed and in lists: no file is taken for a label, and no list multiplies or acts."""
+"""Hostile labels, typed and in lists: file names, expanding aliases, control characters."""
 
 import os
 import re

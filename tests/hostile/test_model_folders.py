@@ -1,4 +1,4 @@
-"""Folders of weights from strangers: no code of theirs runs, nobody is asked, claimed sizes are not allocated."""
+"""Untrusted weights folders: no code runs, no prompt appears, declared sizes are not allocated."""
 
 import ast
 import builtins
@@ -50,7 +50,7 @@ SMALL = {"prompt_tokens": 1, "decoder_layers": 1, "decoder_width": 8, "decoder_h
 
 
 class Payload:
-    """Marks a file when it is unpickled."""
+    """Create a marker file when it is unpickled."""
 
     def __init__(self, marker):
         self.marker = marker
@@ -61,7 +61,7 @@ class Payload:
 
 @pytest.fixture(autouse=True)
 def marker(tmp_path, monkeypatch, models_apart):
-    """The file that code of a folder would make: it must not be there in the end, and nobody may be asked."""
+    """The marker file that code in a folder would create. It must not exist at the end, and no prompt may appear."""
 
     def ask(*_):
         pytest.fail("somebody was asked on the terminal")
@@ -74,7 +74,7 @@ def marker(tmp_path, monkeypatch, models_apart):
 
 
 def planted(folder, marker):
-    """The folder with Python files wherever a library could look for some."""
+    """The folder with Python files in every place where a library could look for code."""
     code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Evil:\n    pass\n"
     places = [folder, *(path for path in folder.rglob("*") if path.is_dir()), folder / "custom_generate"]
     for place in places:
@@ -85,7 +85,7 @@ def planted(folder, marker):
 
 
 def changed(file, **entries):
-    """Put entries into a JSON file, which is made if it is not there."""
+    """Add entries to a JSON file, and create the file if it is missing."""
     value = json.loads(file.read_text()) if file.exists() else {}
     file.write_text(json.dumps(value | entries))
 
@@ -129,7 +129,7 @@ LOADERS = {
 
 @pytest.fixture(scope="session")
 def sound(checkpoint, tmp_path_factory):
-    """A sound folder by its kind, made once; not to be changed."""
+    """A sound folder by its kind, made once; do not modify it."""
 
     @functools.cache
     def make(kind):

@@ -87,7 +87,7 @@ def test_sbatch_variables_are_taken_or_told_and_a_follow_up_job_asks_for_the_sam
     result = here("submit", "describe", fresh.path, "--profile", "cpu", "--resubmit", "1")
     assert result.code == 0
     assert "SBATCH_ACCOUNT (account)" in result.err
-    assert "not used: SBATCH_TIMELIMIT" in result.err
+    assert "ignored from your environment: SBATCH_TIMELIMIT" in result.err
     made, after = submissions(fresh)
     assert "--account=lab\n" in (made.folder / "101_submission.sh").read_text()
     assert 'slurm.account="lab"' in after.asked["overrides"]
