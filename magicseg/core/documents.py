@@ -165,9 +165,9 @@ def parse_yaml(
     deeply, or has aliases that form a cycle or expand exponentially.
     """
     try:
-        _check_depth(text)
+        _check_events(text)
         value = yaml.load(text, _Loader if numbers else _TextLoader)
-        _check_expansion(value, most=len(text) + 1000)
+        _check_expansion(value, most=2 * len(text) + 1000)
     except (yaml.YAMLError, ValueError, RecursionError) as fault:
         raise error(f"{source}: is not YAML that can be read: {_reason(fault)}", hint=hint) from None
     return value
@@ -210,10 +210,13 @@ def _reason(fault: Exception) -> str:
     return printable(str(fault), 300)
 
 
-def _check_depth(text: str) -> None:
-    """Raise ValueError for deep nesting, which would overflow the stack of the C composer and kill the process."""
+def _check_events(text: str) -> None:
+    """Raise ValueError for tags, and for deep nesting, which would overflow the stack of the C composer."""
     depth = 0
     for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionStartEvent) and event.tag is not None:
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            raise ValueError(f"line {line}: the tag {event.tag} is not supported; leave it out")
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > _YAML_DEPTH:
@@ -228,13 +231,13 @@ def _check_expansion(value: Any, most: int) -> None:
     open_nodes = [(value, 0)]
     while open_nodes:
         node, depth = open_nodes.pop()
-        count += 1
+        count += 1 + (len(node) if isinstance(node, str) else 0)
         if depth > _YAML_DEPTH:
             raise ValueError(f"it is nested more than {_YAML_DEPTH} levels deep")
         if count > most:
             raise ValueError("its aliases multiply it beyond its own size")
         if isinstance(node, dict):
-            open_nodes += [(each, depth + 1) for each in node.values()]
+            open_nodes += [(each, depth + 1) for item in node.items() for each in item]
         elif isinstance(node, list):
             open_nodes += [(each, depth + 1) for each in node]
 

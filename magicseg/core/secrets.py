@@ -13,6 +13,7 @@ _VALUE = re.compile(
     r"|\b(hf_[A-Za-z0-9]{16,}|sk-[\w-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|xox[abprs]-[\w-]{10,}|AKIA[A-Z0-9]{16})"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\bBearer\s+[\w.~+/=-]{8,}"
 )
 _ASSIGNMENT = re.compile(r"(?<![\w-])(?:--)?([A-Za-z_][\w-]*)=([\"']?[^\s;&|]*)")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from magicseg.errors import ConfigError
+from magicseg.core.documents import open_regular
+from magicseg.errors import ConfigError, DataError
 from magicseg.evaluate.heads import Head
 from magicseg.evaluate.memory_bank import RECIPE, MemoryBank, MemoryBankHead, build_bank
 from magicseg.evaluate.segmenter_head import SegmenterHead
@@ -79,6 +80,7 @@ def _memory_bank(model: Segmenter, target: Target, run: Run, settings: EvaluateS
 
 def _read(path: Path, run: Run, digest: str) -> MemoryBank | None:
     try:
+        open_regular(path).close()  # safetensors would wait for the writer of a pipe
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["magicseg"])
             if header["digest"] != digest:
@@ -89,5 +91,5 @@ def _read(path: Path, run: Run, digest: str) -> MemoryBank | None:
                 classes=file.get_tensor("classes"),
                 samples=int(header["samples"]),
             )
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return None  # there is none, or it is damaged: made again
+    except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None  # missing or damaged: it is made again

@@ -85,6 +85,9 @@ class Resources(Settings):
     def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and info.field_name != "exclusive":
             raise ValueError("must be a string or a number, not a boolean")
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if annotation in {int, int | None} and isinstance(value, str) and not re.fullmatch("[+-]?[0-9]{1,18}", value):
+            raise ValueError("must be a whole number")
         return value
 
     @model_validator(mode="after")

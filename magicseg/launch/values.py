@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 
 from magicseg.core.secrets import assigned_secret, secret_value
 
+_LONGEST_SECONDS = 366 * 86400
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -78,7 +79,9 @@ def minutes_of(text: str) -> int:
     else:
         seconds = first * 60 + second
     if seconds < 1:
-        raise ValueError("is no time at all")
+        raise ValueError("must be longer than zero")
+    if seconds > _LONGEST_SECONDS:
+        raise ValueError("must be at most 366 days")
     return math.ceil(seconds / 60)
 
 

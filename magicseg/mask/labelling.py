@@ -10,6 +10,7 @@ OUT/attempts/           the pictures that are being worked on, see `magicseg.run
 import contextlib
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from magicseg.backends import ClassMap, Image, Rejection
+from magicseg.core.documents import read_rows
 from magicseg.core.text import command
 from magicseg.errors import DataError, MagicsegError
 from magicseg.mask.pictures import class_png, overlay_jpeg
@@ -187,7 +189,7 @@ def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledPictu
             f"{path}: its masks are of other labels or settings: {'; '.join(differing[:5])}",
             hint="choose another folder: --out FOLDER",
         )
-    if not path.read_bytes().endswith(b"\n"):
+    if not _ends_in_newline(path):
         _append(path, b"")  # what comes next must not join a line that was cut off
     found: dict[str, LabelledPicture] = {}
     for line in lines[1:]:
@@ -208,11 +210,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError):
-        for text in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):  # one that was being written when the command was killed
-                line = json.loads(text)
-                if isinstance(line, dict):
-                    yield line
+        yield from read_rows(path)
+
+
+def _ends_in_newline(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _append(path: Path, line: bytes) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicseg.backends import Detections, DetectRequest, SegmentRequest, Segments
+from magicseg.core.documents import read_bytes
 from magicseg.errors import BackendError
 from magicseg.labels import Label
 from magicseg.mask.batches import HasBatch
@@ -206,7 +207,7 @@ def _config_identity(config: str) -> str:
     if config in ("swin-t", "swin-b"):
         return config
     try:
-        return hashlib.sha256(Path(config).read_bytes()).hexdigest()
+        return hashlib.sha256(read_bytes(Path(config), error=BackendError)).hexdigest()
     except OSError as error:
         raise BackendError(
             f"detector.options.config: {config}: {error.strerror}", hint="swin-t, swin-b or a file"

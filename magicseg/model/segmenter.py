@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from magicseg.core.documents import open_regular
 from magicseg.errors import DataError
 from magicseg.labels.distinct import refuse_alike
 from magicseg.model.card import FORMAT, model_card, read_card
@@ -355,6 +356,7 @@ def load_segmenter(folder: str | Path) -> Segmenter:
     card = read_card(folder)
     path = folder / str(card["weights"])
     try:
+        open_regular(path).close()  # safetensors would wait for the writer of a pipe
         settings = ModelSettings.model_validate(card["settings"])
         _refuse_misfit(settings, card, path)
         model = Segmenter(settings, encoder=_saved_encoder(settings, card, folder))

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from magicseg.core.documents import open_regular
+from magicseg.errors import DataError
 from magicseg.run.files import to_json, write_atomic
 
 _FORMAT = 1
@@ -64,10 +66,11 @@ def default_folder() -> Path:
 
 def _stored(path: Path, key: Mapping[str, Any]) -> Tensor | None:
     try:
+        open_regular(path).close()  # safetensors would wait for the writer of a pipe
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["magicseg"])
             texts: Tensor = file.get_tensor("texts")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):  # not there, or damaged: computed anew
+    except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
     return texts if header == {"key": key, "digest": _digest(texts)} else None
 

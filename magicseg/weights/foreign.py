@@ -47,14 +47,13 @@ def refuse_foreign_code(folder: Path, where: str, *, depth: int = 1) -> None:
     too deeply.
     """
     hint = "use weights that load without code of their own, or remove the entry if you know that it is not needed"
-    if (folder / "adapter_config.json").exists():
-        raise BackendError(
-            f"{where}: {folder / 'adapter_config.json'}: is an adapter, which refers to other weights",
-            hint="merge it into its base model",
-        )
     files = list(_files(folder, depth))
     capacity = _VALUES_PER_BYTE * sum(path.stat().st_size for path in files if path.is_file())
     for path in files:
+        if path.name == "adapter_config.json":
+            raise BackendError(
+                f"{where}: {path}: is an adapter, which refers to other weights", hint="merge it into its base model"
+            )
         if path.suffix != ".json" or path.name in _DATA:
             continue
         try:
@@ -124,8 +123,11 @@ def _files(folder: Path, depth: int) -> Iterator[Path]:
     for entry in sorted(folder.iterdir()):
         if entry.suffix == ".json" or entry.is_file():
             yield entry
-        elif depth > 1 and entry.is_dir():
-            yield from _files(entry, depth - 1)
+        elif entry.is_dir():
+            if depth > 1:
+                yield from _files(entry, depth - 1)
+        elif entry.exists():  # a library would wait for the writer of a pipe
+            raise BackendError(f"{entry}: is not a regular file", hint="fetch the weights again")
 
 
 def _outside(index: Any) -> str | None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import tiny_clip
 import torch
 from coloured_squares import SETTINGS as TRAIN
 from coloured_squares import VOCABULARY, Squares
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_runs import LIMITED, do, make_run
 
@@ -275,3 +278,39 @@ def test_a_whole_checkpoint_goes_on(trained, tmp_path):
     (tmp_path / "checkpoints" / path.name).write_bytes(path.read_bytes())
     done = train(Squares(np.arange(12)), VOCABULARY, settings, tmp_path, seed=0, data_fingerprint="data")
     assert done.weights_digest == json.loads((out / "model" / "model.json").read_text())["weights_digest"]
+
+
+@pytest.fixture
+def saved_model(tmp_path):
+    save_segmenter(build_segmenter(SETTINGS, seed=0), tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")], ids=["pipe", "folder", "device"]
+)
+@pytest.mark.usefixtures("bounded")
+def test_weights_that_are_not_a_regular_file_are_refused_by_name(saved_model, make):
+    path = saved_model / "model.safetensors"
+    path.unlink()
+    make(path)
+    with pytest.raises(DataError, match=r"model\.safetensors: is not a regular file"):
+        load_model(saved_model)
+
+
+@pytest.mark.usefixtures("bounded")
+def test_a_record_of_predictions_with_garbage_or_a_pipe_in_its_place_ends_no_command_in_a_traceback(
+    saved_model, typed, tmp_path
+):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    words = ("predict", "a.png", "--model", saved_model, "--labels", "cat,dog", "--out", "out")
+    assert typed(*words).code == 0
+    record = tmp_path / "out" / "predictions.jsonl"
+    with record.open("a") as file:
+        file.write("[" * 200_000 + "\n\x00\n[1]\n")
+    assert typed(*words).code == 0
+    record.unlink()
+    os.mkfifo(record)
+    done = typed(*words)
+    assert done.code == 2
+    assert "predictions.jsonl: is not a regular file" in done.err

@@ -229,6 +229,9 @@ PROFILES = {
     "a key twice": "cpus: 1\ncpus: 2\n",
     "a key twice in a group": "stages: {train: {cpus: 1, cpus: 2}}",
     "a tag": "cpus: !!int abc",
+    "a number with a separator": "cpus: 1_000",
+    "a fraction where a count is wanted": "nodes: 2.0",
+    "a time limit of centuries": "time: 9999999999:00:00",
     "a python tag": "cpus: !!python/object/apply:os.system [true]",
     "a merge key": "a: &a {cpus: 1}\n<<: *a\n",
     "an integer of 5,000 digits": f"cpus: {'9' * 5000}",
@@ -319,6 +322,7 @@ def test_a_variable_that_looks_like_nothing_is_taken(tmp_path, name):
     [
         "environment: {HTTPS_PROXY: 'http://me:geheim@proxy:3128'}",
         "environment: {A: hf_abcdefghijklmnopqrstuvwxyz}",
+        "setup: [\"curl -H 'Authorization: Bearer abcdef0123456789' https://host\"]",
         "environment: {A: sk-proj-abcdefghijklmnopqrst}",
         "environment: {A: ghp_abcdefghijklmnopqrstuvwxyz}",
         "setup: ['git clone https://me:geheim@host/x']",
