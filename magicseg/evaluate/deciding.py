@@ -68,22 +68,23 @@ def image_logits(
     ``head.prepare(protocol.queries)`` comes first.
 
     Yields: the rows, and their logits, float32 (Q, rows, W).
-    Raises: DataError where a pixel's largest is not finite.
+    Raises: DataError, naming the image, if its scores are not finite.
     """
-    for rows, logits in logit_stripes(
-        head.logits,
-        image,
-        short_side=protocol.short_side,
-        long_side=protocol.long_side,
-        window=protocol.window,
-        stride_px=protocol.stride,
-        batch_size=WINDOWS_AT_ONCE,
-        multiple=head.stride,
-    ):
-        # A maximum propagates NaN, and checking one number per pixel is cheap.
-        if not bool(logits.amax(dim=0).isfinite().all()):
-            raise DataError(f"{name}: the scores of {head.name} are not finite", hint="are its weights damaged?")
-        yield rows, logits
+    from magicseg.model.finite import NotFiniteError
+
+    try:
+        yield from logit_stripes(
+            head.logits,
+            image,
+            short_side=protocol.short_side,
+            long_side=protocol.long_side,
+            window=protocol.window,
+            stride_px=protocol.stride,
+            batch_size=WINDOWS_AT_ONCE,
+            multiple=head.stride,
+        )
+    except NotFiniteError as error:
+        raise DataError(f"{name}: the scores of {head.name} are not finite", hint=error.hint) from error
 
 
 def above(head: "Head", logits: "Tensor", chosen: "Tensor", threshold: Threshold) -> "Tensor":

@@ -5,6 +5,10 @@ from torch import Tensor, nn
 from magicseg.errors import DataError
 
 
+class NotFiniteError(DataError):
+    """The scores of an image are not finite numbers."""
+
+
 def refuse_weights_not_finite(module: nn.Module, where: str) -> None:
     """Raise DataError, naming the first such tensor, if a module holds values that are not finite."""
     for name, value in module.state_dict().items():
@@ -16,9 +20,9 @@ def refuse_weights_not_finite(module: nn.Module, where: str) -> None:
 
 
 def refuse_scores_not_finite(scores: Tensor) -> None:
-    """Raise DataError if a model's scores are not finite. Synchronizes with the GPU."""
+    """Raise NotFiniteError if a model's scores are not finite. Synchronizes with the GPU."""
     if not bool(scores.isfinite().all()):
-        raise DataError(
+        raise NotFiniteError(
             "the model's scores of an image are not finite numbers",
             hint="are its weights damaged, or was it trained to the end? magicseg report RUN",
         )
