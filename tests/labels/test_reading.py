@@ -149,7 +149,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_folder_is_no_label_list(tmp_path):
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(LabelError, match=r"folder\.yaml: cannot be read: Is a directory"):
+    with pytest.raises(LabelError, match=r"folder\.yaml: is not a regular file"):
         load_vocabulary("folder.yaml", base=tmp_path)
 
 

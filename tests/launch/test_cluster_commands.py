@@ -42,7 +42,7 @@ def here(slurm, tmp_path, monkeypatch, capsys):
         (["describe", "RUN"], "which cluster is it?", "cpu, gpu"),
         (["describe", "RUN", "--profile", "cpus"], "no profile 'cpus'", "cpu, gpu"),
         (["describe", "RUN", "--profile", "./site.yaml"], "site.yaml", "PATH.yaml"),
-        (["describe", "RUN", "--profile", "RUN"], "cannot be read: Is a directory", "PATH.yaml"),
+        (["describe", "RUN", "--profile", "RUN"], "is not a regular file", "PATH.yaml"),
         (["describe", "RUN", "--profile", "cpu", "--set", "partition=a"], "slurm.KEY=VALUE", "slurm.partition"),
         (["describe", "RUN", "--profile", "cpu", "--set", "slurm.partion=a"], "partion is not a key", "partition"),
         (["describe", "RUN", "--profile", "cpu", "--set", "slurm.partition=a b"], "partition", "docs/cluster.md"),
