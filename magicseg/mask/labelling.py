@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from magicseg.backends import ClassMap, Image, Rejection
-from magicseg.core.documents import read_rows
+from magicseg.core.documents import read_bytes
 from magicseg.core.text import command
 from magicseg.errors import DataError, MagicsegError
 from magicseg.mask.pictures import class_png, overlay_jpeg
@@ -34,6 +34,7 @@ Made = tuple[tuple[bytes | None, bytes | None], dict[str, Any]]
 """A picture's class map and overlay as files, and its entry in the record."""
 
 _NO_FILES = (None, None)
+_RECORD_BYTES = 1 << 30  # some million images
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError):
-        yield from read_rows(path)
+        for text in read_bytes(path, limit=_RECORD_BYTES).splitlines():
+            # A half-written line, and foreign ones. Names of files may hold surrogates, which stricter parsers refuse.
+            with contextlib.suppress(ValueError, RecursionError):
+                line = json.loads(text)
+                if isinstance(line, dict):
+                    yield line
 
 
 def _ends_in_newline(path: Path) -> bool:
