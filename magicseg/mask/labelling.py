@@ -212,7 +212,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with contextlib.suppress(FileNotFoundError):
         for text in read_bytes(path, limit=_RECORD_BYTES).splitlines():
-            # A half-written line, and foreign ones. Names of files may hold surrogates, which stricter parsers refuse.
+            # Lines may be half written. Names may hold surrogates, which stricter parsers refuse.
             with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict):
