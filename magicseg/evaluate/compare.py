@@ -120,6 +120,13 @@ def _results_in(path: Path) -> dict[tuple[str, str], _Found]:
     return found
 
 
+class _Threshold(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    value: float
+    origin: str
+
+
 class _Scores(TypedDict):
     """The displayed scores of a head; other keys are kept unchanged."""
 
@@ -127,6 +134,7 @@ class _Scores(TypedDict):
 
     miou: float | None
     miou_interval: NotRequired[tuple[float, float] | None]
+    threshold: NotRequired[_Threshold | None]
 
 
 class _Results(_Scores):
@@ -134,6 +142,7 @@ class _Results(_Scores):
 
     benchmark: str
     provenance: dict[str, Any]
+    classes: NotRequired[list[str]]
     baselines: NotRequired[dict[str, _Scores]]
 
 
