@@ -183,7 +183,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
         results = parse_json(content, dict[str, Any], source=folder, nan=True)
         return results if isinstance(results["provenance"]["identity"], str) and results["images"] else None
     except (DataError, KeyError, TypeError):
-        return None  # damaged: written anew
+        return None  # damaged: it is written again
 
 
 def benchmark_identity(head: "Head", data: DataSet, threshold: Threshold | None) -> str:

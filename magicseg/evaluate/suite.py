@@ -350,4 +350,4 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         return parse_json(content, dict[str, Any], source=path, nan=True)
     except DataError:
-        return None  # damaged: written anew
+        return None  # damaged: it is written again

@@ -173,7 +173,7 @@ def read_submission(folder: Path, *, most_shards: int) -> Submission:
     """Return the record in ``folder``.
 
     Args: most_shards: shards that its tasks may name together.
-    Raises: FileNotFoundError if there is none; DamageError if it is not one.
+    Raises: FileNotFoundError if the record is missing; DamageError if it is not the record of a submission.
     """
     path = folder / _FILE
     stored = read_json(path, _Stored, error=DamageError, hint=_way_out(folder))

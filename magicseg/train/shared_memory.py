@@ -25,7 +25,7 @@ def needed_bytes(*, batch_size: int, side: int | None, readers: int) -> int:
 
 
 def free_bytes() -> int | None:
-    """Return the free bytes of shared memory; None if there is none on this machine."""
+    """Return the free bytes of shared memory, or None if the machine has no shared memory."""
     try:
         state = os.statvfs(FOLDER)
     except OSError:

@@ -109,7 +109,7 @@ def _memory(folder: Path) -> Path:
 
 
 def _remembered(folder: Path) -> dict[str, tuple[list[int], str]]:
-    with contextlib.suppress(OSError, RuntimeError, DataError):  # then hash anew
+    with contextlib.suppress(OSError, RuntimeError, DataError):  # then the files are hashed again
         return {name: (list(stamp), digest) for name, (stamp, digest) in read_json(_memory(folder), _Memory).items()}
     return {}
 
