@@ -18,6 +18,9 @@ def main() -> None:
         before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:
             signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # nothing has begun
+        from magicseg.core.safe_path import forget_present_folder
+
+        forget_present_folder()  # before anything from another package is imported
         from magicseg.cli.commands import run
 
         signal.signal(signal.SIGINT, before)

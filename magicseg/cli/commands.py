@@ -29,7 +29,6 @@ from magicseg.cli import (
 from magicseg.cli.output import report_error
 from magicseg.cli.streams import Streams
 from magicseg.collector import relax
-from magicseg.core.safe_path import forget_present_folder
 from magicseg.core.storage import complaint, remedy
 from magicseg.errors import DataError, MagicsegError, RunError, StoreError
 
@@ -97,7 +96,6 @@ def _options(
 
 def run() -> None:
     """Run the command line, and exit with its exit code."""
-    forget_present_folder()
     relax()
     streams = Streams()
     try:

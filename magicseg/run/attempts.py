@@ -31,6 +31,7 @@ from magicseg.run.claims import HEARTBEAT_SECONDS, is_live, owner
 from magicseg.run.files import write_atomic
 
 _BYTES = 1 << 16
+_TRIES = 100
 _OPEN: set[Path] = set()
 
 
@@ -49,7 +50,11 @@ class Attempts:
         self._path = self._folder / f"{os.getpid()}-{os.urandom(8).hex()}.json"
         self._ended = threading.Event()
         self._left: dict[str, Path] = {}
-        for path in sorted(self._folder.glob("*.json")):
+        try:
+            names = sorted(os.listdir(self._folder))
+        except FileNotFoundError:
+            names = []
+        for path in [self._folder / name for name in names if name.endswith(".json")]:
             with contextlib.suppress(FileNotFoundError, DataError):
                 item = read_json(path, _Stored, limit=_BYTES)["item"]
                 if not is_live(path):
@@ -76,16 +81,27 @@ class Attempts:
     @contextlib.contextmanager
     def on(self, name: str, key: str) -> Iterator[None]:
         """Record the item while the block runs."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         shown = name.encode(errors="backslashreplace").decode()
         content = {**owner(), "image": shown, "item": _digest(name, key)}
         _OPEN.add(self._path)
         try:
-            write_atomic(self._path, json.dumps(content).encode())
+            self._write(json.dumps(content).encode())
             yield
         finally:
             _OPEN.discard(self._path)
             self._path.unlink(missing_ok=True)
+
+    def _write(self, content: bytes) -> None:
+        # Another process that ends may remove the folder between the two steps, as long as it is empty.
+        for left in reversed(range(_TRIES)):
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                write_atomic(self._path, content)
+            except (FileNotFoundError, FileExistsError):
+                if not left:
+                    raise
+            else:
+                return
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_SECONDS):

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,17 @@ def test_processes_of_another_machine_live_as_long_as_they_touch_their_attempt(t
     assert Attempts(tmp_path).killed("a", "1") is None
     os.utime(path, (1, 1))
     assert Attempts(tmp_path).killed("a", "1") == path
+
+
+def test_a_process_that_ends_does_not_take_the_folder_from_one_that_begins(tmp_path):
+    def work(_):
+        for number in range(100):
+            with Attempts(tmp_path) as attempts, attempts.on(f"{number}.png", "1"):
+                pass
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(work, range(4))) == [None] * 4
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"item": 5}', b'{"item": "\x00', b'{"pid": -1}', b"[" * 9000])
