@@ -1,7 +1,7 @@
 # make install   a virtual environment in .venv with everything in it
 # make demo      the whole chain in miniature, offline
 # make test      all tests, in three processes: one waits for Slurm while the others compute (TESTERS=4: in four)
-# make lint      formatting, lint, types, pinned versions
+# make lint      formatting, lint, types, layers of imports, pinned versions
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -39,4 +39,5 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python tools/constraints.py audit

@@ -36,17 +36,17 @@ import torch
 from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
-from magicseg.config import load_config
-from magicseg.evaluate.heldout import evaluate_heldout, predict, score_heldout
-from magicseg.evaluate.memory_bank import MemoryBankHead, build_bank
-from magicseg.evaluate.segmenter_head import SegmenterHead
+from magicseg.config.loading import load_config
+from magicseg.data.kept_samples import KeptSamples
+from magicseg.evaluate.heads.memory_bank import MemoryBankHead, build_bank
+from magicseg.evaluate.heads.segmenter_head import SegmenterHead
+from magicseg.evaluate.painted import evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.threshold import Threshold
-from magicseg.execute.pool import run_stage
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.segmenter import Segmenter, load_segmenter
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
-from magicseg.store.kept import KeptSamples
+from magicseg.stages.pool import run_stage
 from magicseg.train.loop import train
 
 BASE = "base"

@@ -18,7 +18,7 @@ from measure import medians, print_table
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-from magicseg.evaluate.metrics import confusion_matrix
+from magicseg.evaluate.metrics.confusion import confusion_matrix
 
 IGNORE_VALUE = 255
 

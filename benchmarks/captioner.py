@@ -17,9 +17,9 @@ from pathlib import Path
 from measure import print_table
 
 from magicseg.backends import DescribeRequest, Rejection
-from magicseg.describe.local_model import TransformersCaptioner
+from magicseg.core.randomness import sample_seed
 from magicseg.labels import load_vocabulary
-from magicseg.run.randomness import sample_seed
+from magicseg.stages.describe.local_model import TransformersCaptioner
 
 
 def _packaged() -> dict[str, str]:

@@ -16,14 +16,14 @@ import time
 import torch
 from measure import in_fresh_process, peak_mib, print_table
 
+from magicseg.config.model import OpenClipSettings
+from magicseg.config.training import TrainSettings
+from magicseg.data.dataset import Batch
 from magicseg.labels import Label, Vocabulary
 from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import OpenClipSettings
 from magicseg.model.targets import sample_targets
-from magicseg.train.data import Batch
 from magicseg.train.optim import build_optimizer, trained_parameters
-from magicseg.train.settings import TrainSettings
 from magicseg.train.step import LossTerms
 
 

@@ -27,9 +27,9 @@ from measure import peak_mib, print_table, timed
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from magicseg.backends import GenerateRequest, ImagePair
-from magicseg.generate.counterfactual import counterfactual_caption
-from magicseg.generate.diffusion import DiffusersGenerator
 from magicseg.labels import Label
+from magicseg.stages.generate.counterfactual import counterfactual_caption
+from magicseg.stages.generate.diffusion import DiffusersGenerator
 
 CAT = Label(id=1, name="cat")
 CAPTION = "a photo of a small red cat on a beach at noon, with hills behind it and number {} on a sign"

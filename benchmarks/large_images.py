@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from measure import in_fresh_process, peak_mib, print_table, timed
 
-from magicseg.evaluate.sliding import padded_size, window_places
+from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.model.open_vocabulary import load_model
 from magicseg.model.segmenter import build_segmenter, save_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings
+from magicseg.model.sliding_window import padded_size, window_places
 
 _WINDOW, _STRIDE = 512, 426
 

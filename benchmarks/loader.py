@@ -1,9 +1,9 @@
 """Training's loader gives augmented samples at least 1.5 times as fast as a DataLoader over a folder of image files.
 
 Reference: a torch DataLoader with as many workers over the same pictures as JPEG 95 with PNG masks (and as PNG), with
-the same augmentations (crop at a random scale, distorted colours, flip: the very functions of
-`magicseg.train.augment`), the same random order of samples and batches and the same dtypes at the end. The store is
-read with whole shards cached (the setting ``loader_cache_mib`` has room for a shuffle window) and sample by sample.
+the same augmentations (crop at a random scale, distorted colours, flip: the functions of
+`magicseg.data.augmentation`), the same random order of samples and batches and the same dtypes at the end. The store
+is read with whole shards cached (``loader_cache_mib`` has room for a shuffle window) and sample by sample.
 Starting up is left out: the clock runs from the first batch to the last. Ratios are the store's samples per second
 over the folder's, medians over repeats in which all take turns.
 
@@ -29,9 +29,8 @@ from numpy.typing import NDArray
 from scenes import commit_all, make_run, read_files, triples, write_folder, write_store
 from torch.utils.data import DataLoader, Dataset
 
-from magicseg.labels import IGNORE
-from magicseg.store.kept import KeptSamples
-from magicseg.train.augment import (
+from magicseg.config.training_data import DataSettings
+from magicseg.data.augmentation import (
     MEAN_COLOUR,
     choose_crop,
     cut_image,
@@ -40,9 +39,10 @@ from magicseg.train.augment import (
     draw_distortion,
     mirror,
 )
-from magicseg.train.data import Batch
-from magicseg.train.data_settings import DataSettings
-from magicseg.train.readers import training_batches
+from magicseg.data.dataset import Batch
+from magicseg.data.kept_samples import KeptSamples
+from magicseg.data.loader import training_batches
+from magicseg.labels import IGNORE
 
 
 class FolderDataset(Dataset[Batch]):

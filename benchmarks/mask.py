@@ -30,7 +30,7 @@ from measure import print_table, timed
 
 from magicseg.backends import Masked, MaskRequest
 from magicseg.labels import Label
-from magicseg.mask.detect_segment import DetectSegmentMasker
+from magicseg.stages.mask.detect_segment import DetectSegmentMasker
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "mask"))
 

@@ -40,15 +40,15 @@ from typing import Any
 import torch
 from ablations import BASE, print_table
 
-from magicseg.config import load_config
-from magicseg.evaluate.heldout import evaluate_heldout
-from magicseg.execute.job import ShardEvent, run_shards
+from magicseg.config.loading import load_config
+from magicseg.data.kept_samples import KeptSamples
+from magicseg.evaluate.painted import evaluate_heldout
 from magicseg.model.segmenter import load_segmenter
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES, stage_weights
-from magicseg.store.kept import KeptSamples
+from magicseg.stages.worker import ShardEvent, run_shards
 from magicseg.train.loop import train
-from magicseg.weights.digest import path_identity
+from magicseg.weights.hashing import path_identity
 
 MOST = "generated"  # the kind of data that base has, and all that the amount of data is asked of
 _PAINTER = ("generate.backend=painter", "generate.options={}", "generate.validity=null")

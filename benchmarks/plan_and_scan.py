@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 from measure import in_fresh_process, medians, peak_mib, print_table, timed
 
-from magicseg.config import load_config
+from magicseg.config.loading import load_config
+from magicseg.core.files import to_json
 from magicseg.run import STAGES, Run
-from magicseg.run.files import to_json
 from magicseg.run.ledger import CommitRecord, Ledger
-from magicseg.run.plan import write_plan
-from magicseg.run.status import run_status
+from magicseg.run.progress import run_status
 from magicseg.run.versions import library_versions
+from magicseg.store.plan import write_plan
 
 
 def _plan(folder: Path, samples: int, shard_size: int) -> tuple[float, float, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pictures
 
-from magicseg.config import load_config
+from magicseg.config.loading import load_config
 from magicseg.labels import BACKGROUND
 from magicseg.run import STAGES, Run
 from magicseg.run.ledger import CommitRecord

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from measure import in_fresh_process, peak_mib, print_table, timed
 
-from magicseg.config import load_config
-from magicseg.execute.pool import run_stage
+from magicseg.config.loading import load_config
 from magicseg.run import STAGES, Run
+from magicseg.stages.pool import run_stage
 
 
 def _stage(path: Path, stage: str) -> tuple[float, float, float]:

@@ -19,7 +19,7 @@ import numpy as np
 from measure import medians, print_table
 from scenes import commit_all, folder_mib, make_run, read_files, triples, write_folder, write_store
 
-from magicseg.store.kept import KeptSamples
+from magicseg.data.kept_samples import KeptSamples
 
 
 def main() -> None:

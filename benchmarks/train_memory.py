@@ -20,12 +20,12 @@ import torch
 from measure import print_table
 from numpy.typing import NDArray
 
+from magicseg.config.model import EncoderSettings
+from magicseg.config.training import TrainSettings
+from magicseg.data.dataset import Read
 from magicseg.labels import Label, Vocabulary
 from magicseg.model.segmenter import Segmenter
-from magicseg.model.settings import EncoderSettings
-from magicseg.train.data import Read
 from magicseg.train.loop import TrainProgress, train
-from magicseg.train.settings import TrainSettings
 
 _SIDE = 16
 

@@ -23,14 +23,14 @@ import torch
 from measure import print_table
 from scenes import commit_all, make_run, triples, write_store
 
-from magicseg.config import load_config
+from magicseg.config.loading import load_config
+from magicseg.data.kept_samples import KeptSamples
+from magicseg.data.loader import training_batches
 from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
-from magicseg.store.kept import KeptSamples
 from magicseg.train.loop import TrainProgress, train
 from magicseg.train.optim import build_optimizer
-from magicseg.train.readers import training_batches
 from magicseg.train.step import LossTerms
 
 Clocks = tuple[float, float]  # seconds of wall time, of CPU time

@@ -15,10 +15,9 @@ __all__ = ["__version__", "load_model"]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
+        from magicseg.core.package import package_version
 
-        globals()[name] = version("magicseg")
-        return globals()[name]
+        return package_version()
     if name == "load_model":
         from magicseg.model.open_vocabulary import load_model
 

@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from magicseg.errors import BackendError, ConfigError, MagicsegError
+from magicseg.core.errors import BackendError, ConfigError, MagicsegError
+from magicseg.core.settings import Settings
 from magicseg.labels import Label
-from magicseg.settings import Settings
 from magicseg.weights import Weights
 
 Image = NDArray[np.uint8]  # (height, width, 3), RGB, 0 to 255

@@ -12,9 +12,9 @@ import pytest
 from model_runs import Checkpoints
 from tiny_runs import CommandLine, do, make_run
 
-from magicseg.collector import relax
+from magicseg.core.garbage_collection import relax
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 relax()  # with all libraries loaded, looking for cycles is a fortieth of the tests' time
 

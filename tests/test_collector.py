@@ -5,7 +5,7 @@ import sys
 
 CODE = """
 import atexit, gc
-from magicseg.collector import relax
+from magicseg.core.garbage_collection import relax
 atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0))  # at the very end
 relax()
 """

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import yaml
 
-from magicseg.config import load_config
-from magicseg.execute.job import ShardEvent, run_shards
+from magicseg.config.loading import load_config
 from magicseg.run import STAGES, Run
+from magicseg.stages.worker import ShardEvent, run_shards
 
 TINY = (
     *("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4"),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magicseg.describe.words import COLOURS
+from magicseg.stages.describe.words import COLOURS
 from training import arguments, scenes
 from training.loop import Plan, averaged, chosen, torch_rng, train
 from training.painted import LIGHT_WORDS, SCENE_WORDS, Painted

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from magicseg.run.files import write_atomic
+from magicseg.core.files import write_atomic
 from training.scenes import counter_rng
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -26,11 +26,11 @@ from PIL import ImageFilter
 from torch import Tensor
 
 from magicseg.backends import DescribeRequest, Description, GenerateRequest, ImagePair
-from magicseg.describe.grammar import GrammarCaptioner
-from magicseg.generate.diffusion import DiffusersGenerator
+from magicseg.data.kept_samples import KeptSamples
 from magicseg.miniature.caption import parse
 from magicseg.run import Run
-from magicseg.store.kept import KeptSamples
+from magicseg.stages.describe.grammar import GrammarCaptioner
+from magicseg.stages.generate.diffusion import DiffusersGenerator
 from training import judge as judging
 from training import scenes
 from training.clip import TEMPLATE

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from magicseg.describe.words import COLOURS, LIGHTS, SCENES
 from magicseg.miniature.caption import SceneSpec
+from magicseg.stages.describe.words import COLOURS, LIGHTS, SCENES
 from training import scenes
 from training.latents import PATCH
 from training.places import areas_of, columns_of

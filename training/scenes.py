@@ -16,11 +16,11 @@ from numpy.random import Generator, Philox
 from numpy.typing import NDArray
 
 from magicseg.backends import DescribeRequest, Description, Image
-from magicseg.describe.grammar import GrammarCaptioner
-from magicseg.generate.counterfactual import replace_labels
 from magicseg.labels import Vocabulary, load_vocabulary
 from magicseg.miniature.caption import SceneSpec, parse
 from magicseg.miniature.painter import NOISE, paint
+from magicseg.stages.describe.grammar import GrammarCaptioner
+from magicseg.stages.generate.counterfactual import replace_labels
 
 SIZE = 64
 OBJECTS = (0.2, 0.65, 0.15)  # shares of scenes with none, one and two objects

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 from transformers import CLIPTokenizer
 
-from magicseg.describe.words import COLOURS, FILLERS, LIGHTS, OPENINGS, PLACES, SCENES, SIZES
-from magicseg.generate.counterfactual import REPLACEMENT
+from magicseg.stages.describe.words import COLOURS, FILLERS, LIGHTS, OPENINGS, PLACES, SCENES, SIZES
+from magicseg.stages.generate.counterfactual import REPLACEMENT
 from training.scenes import nouns
 
 LENGTH = 32  # holds every caption of one or two objects

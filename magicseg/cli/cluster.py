@@ -7,12 +7,12 @@ import typer
 
 from magicseg.cli.estimate import profile_reference
 from magicseg.cli.output import JsonOption, RunArgument, log_text, note, print_json, print_line
+from magicseg.core.errors import BackendError, ConfigError
 from magicseg.core.text import command
-from magicseg.errors import BackendError, ConfigError
 
 if TYPE_CHECKING:
-    from magicseg.launch.board import Board
     from magicseg.launch.planning import Request
+    from magicseg.launch.queue_state import Board
     from magicseg.launch.submit import Submitted
     from magicseg.run.directory import Run
 
@@ -133,8 +133,8 @@ def _profile(option: str | None, run: "Run") -> str:
 
 def _estimate_lines(run: "Run", request: "Request") -> list[str]:
     """What is known of how long it will take, before anything is queued."""
-    from magicseg.estimate.of_run import estimate
-    from magicseg.estimate.text import summary_lines
+    from magicseg.estimate.run_estimate import estimate
+    from magicseg.estimate.wording import summary_lines
     from magicseg.launch.planning import stages_of
     from magicseg.launch.profile_files import load_profile
 
@@ -195,9 +195,9 @@ def logs(
     failed: Annotated[bool, typer.Option("--failed", help="the last lines of every task that failed")] = False,
 ) -> None:
     """Show the logs of jobs: of one task, or the last line of each."""
-    from magicseg.launch.board import board_of
     from magicseg.launch.logs import find_tasks, last_lines, whole
     from magicseg.launch.logs import follow as grow
+    from magicseg.launch.queue_state import board_of
     from magicseg.run.directory import Run
 
     opened = Run.open(run)
@@ -230,8 +230,8 @@ def logs(
 
 def cancel(run: RunArgument, stage: StageArgument = None) -> None:
     """Take a run's jobs out of the queue. What is committed stays; `submit` goes on from there."""
-    from magicseg.launch.board import board_of
     from magicseg.launch.jobs import submitting
+    from magicseg.launch.queue_state import board_of
     from magicseg.launch.slurm import SlurmError
     from magicseg.launch.slurm import cancel as cancel_jobs
     from magicseg.run.directory import Run

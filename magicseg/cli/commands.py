@@ -28,9 +28,9 @@ from magicseg.cli import (
 )
 from magicseg.cli.output import report_error
 from magicseg.cli.streams import Streams
-from magicseg.collector import relax
+from magicseg.core.errors import DataError, MagicsegError, RunError, StoreError
+from magicseg.core.garbage_collection import relax
 from magicseg.core.storage import complaint, remedy
-from magicseg.errors import DataError, MagicsegError, RunError, StoreError
 
 _CD = "the current directory was deleted: cd to another one"
 # Errors that a path on the command line can cause.
@@ -79,9 +79,9 @@ app.command("import", rich_help_panel="The data set")(data.import_)
 
 def _show_version(shown: bool) -> None:
     if shown:
-        from magicseg import __version__
+        from magicseg.core.package import package_version
 
-        typer.echo(f"magicseg {__version__}")
+        typer.echo(f"magicseg {package_version()}")
         raise typer.Exit
 
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicseg.cli.output import JsonOption, note, plain_console, print_json, print_line
+from magicseg.core.errors import ContainerError
 from magicseg.core.text import command
-from magicseg.errors import ContainerError
 
 if TYPE_CHECKING:
-    from magicseg.doctor.check import Check
+    from magicseg.core.checks import Check
 
 app = typer.Typer(
     help="Build, test and try the image that jobs run in: docs/containers.md.",
@@ -100,7 +100,7 @@ def try_(
     from magicseg.container.image import identify, refuse_unsigned
     from magicseg.container.runtime import find_runtime, start_flags
     from magicseg.container.trial import try_image
-    from magicseg.doctor.check import Status
+    from magicseg.core.checks import Status
 
     runtime, found = find_runtime(executable), identify(image)
     if verify is not None:
@@ -188,7 +188,7 @@ def _start(
     """Become the command, so that signals and exit codes are its own."""
     from magicseg.container.image import identify, refuse_unsigned
     from magicseg.container.runtime import command, find_runtime, inside, named_runtime, start_flags
-    from magicseg.run.image import VARIABLE
+    from magicseg.run.container_image import VARIABLE
 
     runtime = named_runtime(executable) if dry_run else find_runtime(executable)
     found = identify(image)

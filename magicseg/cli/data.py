@@ -19,7 +19,7 @@ class ExportFormat(enum.StrEnum):
 def verify(run: RunArgument) -> None:
     """Check every file of a run against its ledger: flipped bytes, truncated, missing and foreign files."""
     from magicseg.run.directory import Run
-    from magicseg.store.verify import inspect, refuse_damage
+    from magicseg.run.verify import inspect, refuse_damage
 
     findings = inspect(Run.open(run))
     if findings.leftovers:
@@ -31,8 +31,8 @@ def verify(run: RunArgument) -> None:
 def repair(run: RunArgument) -> None:
     """Take back the commits of what is damaged, so that the next run redoes it."""
     from magicseg.run.directory import Run
-    from magicseg.store.verify import inspect
-    from magicseg.store.verify import repair as repair_run
+    from magicseg.run.verify import inspect
+    from magicseg.run.verify import repair as repair_run
 
     opened = Run.open(run)
     done = repair_run(opened, inspect(opened))
@@ -43,8 +43,8 @@ def repair(run: RunArgument) -> None:
 
 def digest(run: RunArgument) -> None:
     """Print one SHA-256 of the data set's content, independent of how it was made and is kept."""
+    from magicseg.run.digest import logical_digest
     from magicseg.run.directory import Run
-    from magicseg.store.digest import logical_digest
 
     typer.echo(logical_digest(Run.open(run)))
 
@@ -55,8 +55,8 @@ def export(
     format_: Annotated[ExportFormat, typer.Option("--format", help="the file's format")] = ExportFormat.HDF5,
 ) -> None:
     """Write the whole data set into one file."""
+    from magicseg.exchange.hdf5 import export_hdf5
     from magicseg.run.directory import Run
-    from magicseg.store.hdf5 import export_hdf5
 
     opened = Run.open(run)
     with progress("export", opened.plan.shards, "shards") as show:
@@ -69,7 +69,7 @@ def import_(
     into: Annotated[Path, typer.Option("--into", metavar="RUN", help="the run to make")],
 ) -> None:
     """Make a finished run of an exported file."""
-    from magicseg.store.hdf5 import import_hdf5
+    from magicseg.exchange.hdf5 import import_hdf5
 
     run = import_hdf5(file, into)
     print_line(f"{run.path}: {run.plan.samples} samples")

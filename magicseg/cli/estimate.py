@@ -13,9 +13,9 @@ from magicseg.core.text import command
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from magicseg.execute.job import ShardEvent
     from magicseg.launch.profile import Profile
     from magicseg.run.directory import Run
+    from magicseg.stages.worker import ShardEvent
 
 
 def profile_reference(option: str | None, run: "Run") -> str | None:
@@ -49,8 +49,8 @@ def estimate(
 
     A pilot's shards are the run's own and stay. Without a profile, it is this machine's workers that are meant.
     """
-    from magicseg.errors import IncompleteError
-    from magicseg.estimate.of_run import estimate as measure
+    from magicseg.core.errors import IncompleteError
+    from magicseg.estimate.run_estimate import estimate as measure
     from magicseg.launch.environment import site_overrides
     from magicseg.launch.profile_files import load_profile
     from magicseg.run.directory import Run
@@ -75,9 +75,9 @@ def estimate(
 
 
 def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | None) -> None:
-    from magicseg.estimate.measured import pilot
+    from magicseg.core.signals import StopFlag, on_signals
+    from magicseg.estimate.measurements import pilot
     from magicseg.estimate.warnings import pilot_command
-    from magicseg.execute.signals import StopFlag, on_signals
     from magicseg.run.claims import job_label
 
     if site and site.resources("generate").asks_gpu and not job_label():
@@ -99,7 +99,7 @@ def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | Non
 
 
 def _show(report: dict[str, Any]) -> None:
-    from magicseg.estimate.text import basis, totals, training_line
+    from magicseg.estimate.wording import basis, totals, training_line
 
     if not report["stages"]:
         note(f"{report['run']}: nothing is left, and nothing was measured: all of it was imported")
@@ -127,7 +127,7 @@ def _table(report: dict[str, Any]) -> "Table":
     """A column for each stage: what was measured, then what is left of it, then the whole of it."""
     from rich.table import Table
 
-    from magicseg.estimate.text import between, duration, hours_text, size, tasks_text
+    from magicseg.estimate.wording import between, duration, hours_text, size, tasks_text
 
     stages = report["stages"]
     table = Table("", *(entry["stage"] for entry in stages), title=report["run"], title_justify="left")

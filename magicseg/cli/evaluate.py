@@ -10,9 +10,9 @@ import typer
 from magicseg.cli.output import JsonOption, note, plain_console, print_json, progress
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.deciding import ImageFailed
-    from magicseg.evaluate.settings import EvaluateSettings
-    from magicseg.evaluate.target import Target
+    from magicseg.config.evaluation import EvaluateSettings
+    from magicseg.evaluate.decoding import ImageFailed
+    from magicseg.evaluate.model_under_test import Target
 
 _MEASURES = ("miou", "miou_over_classes_in_ground_truth", "mean_boundary_iou", "pixel_accuracy")
 
@@ -49,12 +49,12 @@ def evaluate(
     Without --benchmark as the run's settings say; the miniature's are held-out scenes with exact ground truth. What
     is done is not done again. Several processes share it out: torchrun --nproc-per-node=N -m magicseg evaluate ...
     """
-    from magicseg.errors import IncompleteError
+    from magicseg.core.distributed import EVALUATION, World, joined
+    from magicseg.core.errors import IncompleteError
+    from magicseg.core.signals import STOP_SIGNALS, StopFlag, on_signals
+    from magicseg.evaluate.model_under_test import Target
     from magicseg.evaluate.suite import Suite
-    from magicseg.evaluate.target import Target
-    from magicseg.execute.signals import STOP_SIGNALS, StopFlag, on_signals
     from magicseg.run.attempts import forget_attempts
-    from magicseg.train.distributed import EVALUATION, World, joined
 
     given = {
         "benchmarks": benchmark or None,
@@ -101,9 +101,9 @@ def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":
     """The run's settings, or the defaults, with what is typed over them."""
     from pydantic import ValidationError
 
-    from magicseg.errors import ConfigError
-    from magicseg.evaluate.protocol import protocol_names
-    from magicseg.evaluate.settings import EvaluateSettings
+    from magicseg.config.evaluation import EvaluateSettings
+    from magicseg.core.errors import ConfigError
+    from magicseg.data.protocol import protocol_names
 
     own = target.run.config.evaluate.model_dump() if target.run else {}
     if target.run is None and given["benchmarks"] is None:
@@ -123,7 +123,7 @@ def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":
 
 
 def _device(world: Any) -> str:
-    from magicseg.errors import BackendError
+    from magicseg.core.errors import BackendError
 
     try:
         return str(world.device)
@@ -198,7 +198,7 @@ def compare(
     """
     from dataclasses import asdict
 
-    from magicseg.errors import ConfigError
+    from magicseg.core.errors import ConfigError
     from magicseg.evaluate.compare import cell_text, difference_text
     from magicseg.evaluate.compare import compare as compare_results
 

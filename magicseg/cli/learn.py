@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicseg.cli.output import RunArgument, note, progress
+from magicseg.core.errors import IncompleteError
 from magicseg.core.text import command
-from magicseg.errors import IncompleteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,10 +20,10 @@ def train(run: RunArgument) -> None:
 
     On several GPUs: torchrun --nproc-per-node=N -m magicseg train RUN
     """
-    from magicseg.execute.signals import STOP_SIGNALS, StopFlag, on_signals
+    from magicseg.core.distributed import World
+    from magicseg.core.signals import STOP_SIGNALS, StopFlag, on_signals
     from magicseg.run.directory import Run
-    from magicseg.train.distributed import World
-    from magicseg.train.of_run import train_run
+    from magicseg.train.run_training import train_run
 
     world = World.from_environment()
     if world.launched:  # one line from every rank about a setting that is as it is meant to be, see the loop

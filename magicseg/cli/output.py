@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from magicseg.core.documents import without_nan
+from magicseg.core.errors import MagicsegError
 from magicseg.core.text import indented, printable
-from magicseg.errors import MagicsegError
 
 if TYPE_CHECKING:
     from rich.console import Console

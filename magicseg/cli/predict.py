@@ -37,13 +37,13 @@ def predict(
 
     DIR/predictions.jsonl tells of every picture how large each label is. The same command again does what is missing.
     """
-    from magicseg.errors import IncompleteError
+    from magicseg.core.errors import IncompleteError
+    from magicseg.core.signals import StopFlag, on_signals
     from magicseg.evaluate.predict import RECORD, pictures_of, predict_pictures
-    from magicseg.execute.signals import StopFlag, on_signals
+    from magicseg.images.reading import MAX_PIXELS
     from magicseg.labels import labels_of
-    from magicseg.mask.labelling import LabelledPicture, next_step
     from magicseg.run.attempts import forget_attempts
-    from magicseg.vision.images import MAX_PIXELS
+    from magicseg.stages.mask.labelling import LabelledPicture, next_step
 
     vocabulary = labels_of(labels)
     pictures = pictures_of(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)

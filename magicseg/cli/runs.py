@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from magicseg.cli.output import RunArgument, note
+from magicseg.core.errors import ConfigError
 from magicseg.core.text import command
-from magicseg.errors import ConfigError
 
 PresetOption = Annotated[str | None, typer.Option("--preset", help="a shipped set of settings")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="a YAML file of settings")]
@@ -27,9 +27,9 @@ def init(
     set_: SetOption = None,
 ) -> None:
     """Make a run: resolve its settings, freeze its plan, create its store."""
-    from magicseg.config import load_config, preset_names
+    from magicseg.config.loading import load_config, preset_names
+    from magicseg.core.files import lacking, storage_errors
     from magicseg.run.directory import Run
-    from magicseg.run.files import lacking, storage_errors
     from magicseg.run.fingerprint import WEIGHTED, stage_weights
 
     if preset is None and config is None:
@@ -53,7 +53,7 @@ def fetch(
 ) -> None:
     """Get the pretrained weights that the run's settings name on the hub, and verify them."""
     from magicseg.run.directory import Run
-    from magicseg.weights.fetch import fetch as fetch_weights
+    from magicseg.run.fetch import fetch as fetch_weights
 
     fetch_weights(Run.open(run), verify=verify, report=note)
 
@@ -80,7 +80,7 @@ def demo(
     Beside RUN it makes RUN-exact-masks and RUN-no-counterfactual-loss, whose scores stand in RUN's report.
     """
     from magicseg.cli import evaluate, learn
-    from magicseg.config import load_config
+    from magicseg.config.loading import load_config
     from magicseg.miniature.compared import doing, make_compared
     from magicseg.miniature.short import SHORT
     from magicseg.run.directory import Run
@@ -142,6 +142,6 @@ def reset(
 
 def schema() -> None:
     """Print the JSON schema of the settings."""
-    from magicseg.config import json_schema
+    from magicseg.config.loading import json_schema
 
     typer.echo(json_schema())

@@ -21,7 +21,7 @@ def score(
     import json
 
     from magicseg.core.documents import without_nan
-    from magicseg.evaluate.protocol import load_protocol
+    from magicseg.data.protocol import load_protocol
     from magicseg.evaluate.score import score as score_predictions
 
     result = score_predictions(load_protocol(benchmark), data, predictions)

@@ -8,11 +8,11 @@ import typer
 
 from magicseg.cli.output import RunArgument, note, progress
 from magicseg.cli.runs import ConfigOption, PresetOption, SetOption
+from magicseg.core.errors import ConfigError
 from magicseg.core.text import command
-from magicseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from magicseg.config import MaskSettings
+    from magicseg.config.array_stages import MaskSettings
     from magicseg.labels import Vocabulary
 
 WorkersOption = Annotated[
@@ -115,9 +115,9 @@ def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
 def _mask_settings(
     run: Path | None, preset: str | None, config: Path | None, overrides: list[str] | None
 ) -> "MaskSettings":
-    from magicseg.config import load_config
-    from magicseg.mask.photographs import refuse_uncached
+    from magicseg.config.loading import load_config
     from magicseg.run.directory import Run
+    from magicseg.stages.mask.image_folder import refuse_uncached
 
     if run is not None:
         if preset or config or overrides:
@@ -141,13 +141,13 @@ def _mask_settings(
 def _mask_photographs(
     images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings", max_pixels: int | None
 ) -> None:
-    from magicseg.errors import IncompleteError
-    from magicseg.execute.signals import StopFlag, on_signals
-    from magicseg.mask.labelling import LabelledPicture, next_step
-    from magicseg.mask.photographs import mask_photographs
+    from magicseg.core.errors import IncompleteError
+    from magicseg.core.signals import StopFlag, on_signals
+    from magicseg.images.listing import images_in
+    from magicseg.images.reading import MAX_PIXELS
     from magicseg.run.attempts import forget_attempts
-    from magicseg.vision.folders import images_in
-    from magicseg.vision.images import MAX_PIXELS
+    from magicseg.stages.mask.image_folder import mask_photographs
+    from magicseg.stages.mask.labelling import LabelledPicture, next_step
 
     total = len(images_in(images, out, tell=note))
     with on_signals(StopFlag(), then=forget_attempts) as stop, progress("mask", total, "images") as show:
@@ -172,11 +172,11 @@ def run_one(
     path: RunArgument, stage: str, workers: int | None, shards_per_job: int | None, shards: str | None
 ) -> None:
     """Do one array stage. Raises: IncompleteError when some of it is not done in the end."""
-    from magicseg.execute.job import ShardEvent
-    from magicseg.execute.pool import default_workers, missing_message, run_stage
-    from magicseg.execute.signals import StopFlag, on_signals
+    from magicseg.core.ranges import parse_ranges
+    from magicseg.core.signals import StopFlag, on_signals
     from magicseg.run.directory import Run
-    from magicseg.run.ranges import parse_ranges
+    from magicseg.stages.pool import default_workers, missing_message, run_stage
+    from magicseg.stages.worker import ShardEvent
 
     opened = Run.open(path)
     if shards is not None and not shards.strip():

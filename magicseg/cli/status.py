@@ -21,7 +21,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="again every few seconds while work goes on")] = False,
 ) -> None:
     """Show how far a run is: stages, shards, jobs, failures and their reasons."""
-    from magicseg.launch.status import cluster_status
+    from magicseg.launch.overview import cluster_status
     from magicseg.run.directory import Run
 
     opened = Run.open(run)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-import magicseg
 from magicseg.container.runtime import (
     OLDEST,
     Flag,
@@ -21,8 +20,9 @@ from magicseg.container.runtime import (
     namespaces_work,
     privileges,
 )
-from magicseg.doctor.check import Check, Status, ask, attempt, gigabytes
-from magicseg.errors import ContainerError
+from magicseg.core.checks import Check, Status, ask, attempt, gigabytes
+from magicseg.core.errors import ContainerError
+from magicseg.core.package import PACKAGE
 
 DEFINITION = "Apptainer.def"
 Variant = Literal["cuda", "rocm", "cpu"]
@@ -52,7 +52,7 @@ def find_checkout(given: Path | None) -> Path:
 
     Raises: ContainerError.
     """
-    places = [given] if given else [Path(magicseg.__file__).parents[1], Path.cwd()]
+    places = [given] if given else [PACKAGE.parent, Path.cwd()]
     for place in places:
         if (place / DEFINITION).is_file():
             return place.absolute()

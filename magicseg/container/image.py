@@ -12,9 +12,9 @@ from pydantic import BaseModel
 
 from magicseg.container.runtime import Runtime, call, command
 from magicseg.core.documents import parse_json, read_json
+from magicseg.core.errors import ContainerError, DataError
+from magicseg.core.files import write_atomic
 from magicseg.core.text import command as typed
-from magicseg.errors import ContainerError, DataError
-from magicseg.run.files import write_atomic
 
 VERSION_LABEL = "org.opencontainers.image.version"
 PREFIX = "/magicseg"  # where the image has the virtual environment, and lists of what is in it

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from magicseg.core.checks import ask
+from magicseg.core.errors import ContainerError
 from magicseg.core.safe_path import VARIABLE as SAFE_PATH
-from magicseg.doctor.check import ask
-from magicseg.errors import ContainerError
 
 NAMES = ("apptainer", "singularity")
 OLDEST = {"apptainer": (1, 2), "singularity": (4, 0)}  # the first that fill in a definition's arguments

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import magicseg
 from magicseg.container.runtime import Flag, Runtime, call, command, inside
-from magicseg.doctor.check import Check, Status, ask, attempt
-from magicseg.doctor.machine import default_need, shared_memory
-from magicseg.errors import ContainerError
+from magicseg.core.checks import Check, Status, ask, attempt
+from magicseg.core.errors import ContainerError
+from magicseg.core.package import package_version
+from magicseg.data.shared_memory import check_shared_memory, default_need
 
 LIBRARIES = (
     *("torch", "torchvision", "torchmetrics", "safetensors", "diffusers", "transformers", "tokenizers", "accelerate"),
@@ -47,7 +47,7 @@ print(json.dumps({"names": names, "for_gpus": bool(torch.version.cuda or torch.v
 """
 _SHARED = """
 import json
-from magicseg.train.shared_memory import free_bytes
+from magicseg.data.shared_memory import free_bytes
 print(json.dumps(free_bytes() or 0))
 """
 _LISTENER = """
@@ -150,12 +150,12 @@ def versions(trial: Trial) -> Check:
     """Versions inside; magicseg's must be the one outside."""
     found = trial.json("python3", "-c", _VERSIONS)
     seen = ", ".join(f"{name} {version}" for name, version in found.items())
-    if found["magicseg"] == magicseg.__version__:
+    if found["magicseg"] == package_version():
         return Check("", Status.OK, seen)
     return Check(
         "",
         Status.FAILED,
-        f"{seen}; but this machine has magicseg {magicseg.__version__}, and jobs refuse another one",
+        f"{seen}; but this machine has magicseg {package_version()}, and jobs refuse another one",
         "build the image again, or install the image's version here",
     )
 
@@ -245,7 +245,7 @@ def binds(trial: Trial) -> Check:
 
 def shared_memory_inside(trial: Trial) -> Check:
     """Check that the batches of a training with default settings fit in the image's shared memory."""
-    return shared_memory(default_need(), free=int(trial.json("python3", "-c", _SHARED)))
+    return check_shared_memory(default_need(), free=int(trial.json("python3", "-c", _SHARED)))
 
 
 def miniature(trial: Trial) -> Check:

@@ -21,9 +21,9 @@ import yaml
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
+from magicseg.core.errors import ConfigError, DataError, MagicsegError
 from magicseg.core.storage import reason, remedy
 from magicseg.core.text import printable
-from magicseg.errors import ConfigError, DataError, MagicsegError
 
 DOCUMENT_BYTES = 64 << 20
 _LINE_BYTES = 1 << 20

@@ -3,7 +3,7 @@
 import os
 import sys
 
-import magicseg
+from magicseg.core.package import PACKAGE
 
 VARIABLE = "PYTHONSAFEPATH"  # Python 3.11 and later then leave the current directory out
 
@@ -23,5 +23,5 @@ def forget_present_folder() -> None:
         here = os.getcwd()
     except OSError:  # the directory was deleted
         return
-    if here != os.path.dirname(os.path.dirname(magicseg.__file__)) and here not in named:
+    if here != str(PACKAGE.parent) and here not in named:
         sys.path[:] = [item for item in sys.path if item not in {"", ".", here}]

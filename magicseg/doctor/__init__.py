@@ -1,6 +1,6 @@
 """``magicseg doctor``: what of this machine, and of a run, stands in the way, and what to do about it."""
 
-from magicseg.doctor.check import Check, Status
+from magicseg.core.checks import Check, Status
 from magicseg.doctor.examine import examine
 
 __all__ = ["Check", "Status", "examine"]

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from magicseg.doctor.check import Check, Status, attempt
-from magicseg.doctor.machine import machine_checks
-from magicseg.doctor.of_run import run_checks
+from magicseg.core.checks import Check, Status, attempt
+from magicseg.doctor.machine_checks import machine_checks
+from magicseg.doctor.run_checks import run_checks
 from magicseg.run.directory import Run
 
 

@@ -14,7 +14,9 @@ def estimate_warnings(
 ) -> list[str]:
     """One sentence each, with what to type.
 
-    Args: entries: of stages, as `magicseg.estimate.of_run.estimate` has them. reference: the profile's name or path.
+    Args:
+        entries: of stages, as returned by `magicseg.estimate.run_estimate.estimate`.
+        reference: the profile's name or path.
     """
     if profile is None:
         return []

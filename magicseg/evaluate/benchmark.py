@@ -21,9 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.core.documents import parse_json, read_bytes, without_nan
+from magicseg.core.errors import ConfigError, DataError
+from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.text import command
-from magicseg.errors import ConfigError, DataError
-from magicseg.evaluate.counts import (
+from magicseg.data.ground_truth import DataSet, open_data_set
+from magicseg.data.protocol import Protocol
+from magicseg.evaluate.decoding import WINDOWS_AT_ONCE, ImageFailed, label_image, threshold_of
+from magicseg.evaluate.metrics.counts import (
     CONVENTIONS,
     COUNTS_RECIPE,
     ImageResult,
@@ -31,20 +35,16 @@ from magicseg.evaluate.counts import (
     image_scores,
     scored,
 )
-from magicseg.evaluate.counts import (
+from magicseg.evaluate.metrics.counts import (
     RECIPE as SCORES_RECIPE,
 )
-from magicseg.evaluate.deciding import WINDOWS_AT_ONCE, ImageFailed, label_image, threshold_of
 from magicseg.evaluate.parts import PART, Part, cut, evenly, join, part_path, read_part, write_part
-from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.threshold import Threshold
-from magicseg.evaluate.truth import DataSet, open_data_set
 from magicseg.run.attempts import Attempts, told
-from magicseg.run.files import storage_errors, to_json, write_atomic
 from magicseg.run.versions import library_versions
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.heads import Head
+    from magicseg.evaluate.heads.base import Head
 
 RECIPE = 1
 """Counts up when this code's results change."""

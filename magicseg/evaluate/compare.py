@@ -13,12 +13,12 @@ from pydantic import ConfigDict
 from typing_extensions import TypedDict
 
 from magicseg.core.documents import read_json
+from magicseg.core.errors import DataError
 from magicseg.core.text import command
-from magicseg.errors import DataError
 from magicseg.evaluate.threshold import Threshold
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.intervals import ImageCounts
+    from magicseg.evaluate.metrics.intervals import ImageCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Row:
 def compare(paths: Sequence[Path], measure: str = "miou") -> list[Row]:
     """All benchmarks and heads that are in any of ``paths``: runs, models' folders, or single results files.
 
-    Args: measure: what differences are of, a single one of `magicseg.evaluate.intervals.measures`.
+    Args: measure: what differences are of, a single one of `magicseg.evaluate.metrics.intervals.measures`.
     Raises: DataError where there are no results, or a file is none.
     """
     found = [_results_in(path) for path in paths]
@@ -67,7 +67,7 @@ class _Found:
 def _difference(first: _Found | None, second: _Found | None, measure: str) -> dict[str, Any] | None:
     if first is None or second is None or first.classes != second.classes:
         return None
-    from magicseg.evaluate.intervals import difference_interval
+    from magicseg.evaluate.metrics.intervals import difference_interval
 
     low, high = (each.scores.get(measure) for each in (first, second))
     one, other = _by_image(first), _by_image(second)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.errors import BackendError
-from magicseg.evaluate.deciding import label_image
-from magicseg.evaluate.protocol import Protocol
+from magicseg.core.errors import BackendError
+from magicseg.core.files import storage_errors
+from magicseg.data.ground_truth import DataSet, open_data_set
+from magicseg.data.protocol import Protocol
+from magicseg.evaluate.decoding import label_image
 from magicseg.evaluate.threshold import Threshold
-from magicseg.evaluate.truth import DataSet, open_data_set
+from magicseg.images.colours import css_colour, overlay
 from magicseg.labels import BACKGROUND, IGNORE
-from magicseg.mask.colours import css_colour, overlay
-from magicseg.run.files import storage_errors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from magicseg.evaluate.heads import Head
+    from magicseg.evaluate.heads.base import Head
 
 EXAMPLES = 4
 _BARS = 60  # classes in a column

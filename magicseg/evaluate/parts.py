@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from magicseg.core.documents import read_bytes
+from magicseg.core.files import write_atomic
 from magicseg.core.text import command
-from magicseg.evaluate.counts import ImageResult, tabulate
-from magicseg.evaluate.intervals import ImageCounts
-from magicseg.evaluate.metrics import Confusion
-from magicseg.run.files import write_atomic
+from magicseg.evaluate.metrics.confusion import Confusion
+from magicseg.evaluate.metrics.counts import ImageResult, tabulate
+from magicseg.evaluate.metrics.intervals import ImageCounts
 
 PART = 16
 """Images in a part. Whoever stops loses less than one part per process."""

@@ -1,4 +1,4 @@
-"""``magicseg predict``: a trained model on pictures of one's own, see `magicseg.mask.labelling` for what it leaves.
+"""``magicseg predict``: segment images with a trained model. Output files: see `magicseg.stages.mask.labelling`.
 
 The record is OUT/predictions.jsonl; a picture's line has its size and, by label, how many pixels it covers, which
 share of the picture that is, and the mean score there.
@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.backends import ClassMap, Image
-from magicseg.errors import BackendError, DataError
+from magicseg.core.distributed import ALONE
+from magicseg.core.errors import BackendError, DataError
+from magicseg.images.listing import ENDINGS, images_in, is_system_name
+from magicseg.images.reading import MAX_PIXELS
 from magicseg.labels import Vocabulary
-from magicseg.mask.labelling import LabelledPicture, Labeller, label_pictures
 from magicseg.model.card import read_card
-from magicseg.train.distributed import ALONE
-from magicseg.vision.folders import ENDINGS, images_in, is_system_name
-from magicseg.vision.images import MAX_PIXELS
+from magicseg.stages.mask.labelling import LabelledPicture, Labeller, label_pictures
 
 RECORD = "predictions.jsonl"
 RECIPE = 3  # version: increased when the same image gives a model other pixels

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.errors import DataError
-from magicseg.evaluate.metrics import Scores, confusion_matrix
-from magicseg.evaluate.protocol import Protocol
-from magicseg.evaluate.truth import DataSet, open_data_set, require, size_text, spans
+from magicseg.core.errors import DataError
+from magicseg.data.ground_truth import DataSet, open_data_set, require, size_text, spans
+from magicseg.data.protocol import Protocol
+from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
+from magicseg.images.index_maps import read_index_map
 from magicseg.labels import BACKGROUND
-from magicseg.vision.index_maps import read_index_map
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,24 +16,24 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from magicseg.config.evaluation import MINIATURE, EvaluateSettings
 from magicseg.core.documents import parse_json, read_bytes, without_nan
+from magicseg.core.errors import BackendError, ConfigError, DataError, StoreError
+from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.text import command
-from magicseg.errors import BackendError, ConfigError, DataError, StoreError
+from magicseg.data.ground_truth import DataSet, data_folder, open_data_set
+from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
-from magicseg.evaluate.counts import CONVENTIONS, RECIPE
-from magicseg.evaluate.deciding import ImageFailed
-from magicseg.evaluate.protocol import load_protocol
-from magicseg.evaluate.settings import MINIATURE, EvaluateSettings
-from magicseg.evaluate.target import Target
+from magicseg.evaluate.decoding import ImageFailed
+from magicseg.evaluate.metrics.counts import CONVENTIONS, RECIPE
+from magicseg.evaluate.model_under_test import Target
 from magicseg.evaluate.threshold import Threshold
-from magicseg.evaluate.truth import DataSet, data_folder, open_data_set
-from magicseg.miniature.heldout import undrawn
+from magicseg.miniature.held_out_scenes import undrawn
 from magicseg.model.card import model_card, read_card
 from magicseg.run.attempts import Attempts, told
-from magicseg.run.files import storage_errors, to_json, write_atomic
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.heads import Head
+    from magicseg.evaluate.heads.base import Head
     from magicseg.model.segmenter import Segmenter
 
 Report = Callable[[str], None]
@@ -139,7 +139,7 @@ class Suite:
     @cached_property
     def _model_and_heads(self) -> "tuple[Segmenter, list[Head]]":
         try:
-            from magicseg.evaluate.baselines import heads_of
+            from magicseg.evaluate.heads.baselines import heads_of
         except ImportError as error:
             raise BackendError(
                 f"evaluation needs torch: {error}",
@@ -174,7 +174,7 @@ class Suite:
         if known is not None and known.get("provenance") == provenance:
             return known
         model, heads = self._model_and_heads
-        from magicseg.evaluate.heldout import evaluate_heldout
+        from magicseg.evaluate.painted import evaluate_heldout
 
         scores = evaluate_heldout(
             model,

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.errors import ConfigError, DataError
-from magicseg.evaluate.deciding import image_logits, memory_errors
+from magicseg.core.errors import ConfigError, DataError
+from magicseg.data.ground_truth import DataSet, open_data_set
+from magicseg.data.protocol import Protocol
+from magicseg.evaluate.decoding import image_logits, memory_errors
 from magicseg.evaluate.parts import evenly
-from magicseg.evaluate.protocol import Protocol
 from magicseg.evaluate.threshold import Threshold
-from magicseg.evaluate.truth import DataSet, open_data_set
 from magicseg.labels import BACKGROUND
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from magicseg.evaluate.heads import Head, ScoreKind
+    from magicseg.evaluate.heads.base import Head, ScoreKind
 
 STEPS = 1000
 """Number of quantile steps of the scores."""

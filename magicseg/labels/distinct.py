@@ -2,8 +2,8 @@
 
 from collections.abc import Hashable, Sequence
 
+from magicseg.core.errors import BackendError
 from magicseg.core.text import printable
-from magicseg.errors import BackendError
 
 
 def refuse_alike(names: Sequence[str], meanings: Sequence[Hashable], reader: str) -> None:

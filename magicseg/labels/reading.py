@@ -21,8 +21,8 @@ from typing import Any, NoReturn
 import yaml
 
 from magicseg.core.documents import read_bytes
+from magicseg.core.errors import LabelError
 from magicseg.core.text import first_acting, printable
-from magicseg.errors import LabelError
 from magicseg.labels.vocabulary import MAX_LABELS, Label, Vocabulary, name_key, split_qualifier
 
 MAX_NAME = 200  # characters

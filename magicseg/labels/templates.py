@@ -4,7 +4,7 @@ from importlib.resources import files
 
 import yaml
 
-from magicseg.errors import ConfigError
+from magicseg.core.errors import ConfigError
 
 
 def load_templates(name: str) -> tuple[str, ...]:

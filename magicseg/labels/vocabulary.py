@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Self
 
-from magicseg.errors import LabelError
+from magicseg.core.errors import LabelError
 from magicseg.labels.inflect import plural
 
 BACKGROUND = 0

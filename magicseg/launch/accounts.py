@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magicseg.launch.board import seconds_of
 from magicseg.launch.jobs import Submission
+from magicseg.launch.queue_state import seconds_of
 from magicseg.launch.slurm import SlurmError, call, installed
 
 _FIELDS = "JobID,State,Elapsed,TotalCPU,AllocCPUS,MaxRSS,TRESUsageInAve"

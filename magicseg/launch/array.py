@@ -14,14 +14,14 @@ from pathlib import Path
 from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmExecutor
 
-import magicseg
-from magicseg.launch.container import container_lines
+from magicseg.core.package import package_version
+from magicseg.core.ranges import format_ranges
+from magicseg.launch.job_image import container_lines
 from magicseg.launch.profile import Profile
 from magicseg.launch.script import interpreter, sbatch_options, setup_lines, task_teardown
 from magicseg.launch.slurm import SlurmError, cancel, submit_script
 from magicseg.launch.task import run_task
 from magicseg.run.directory import Run
-from magicseg.run.ranges import format_ranges
 
 # sbatch's long names that submitit has parameters for; all others are "additional".
 _SUBMITIT_NAMES = {"job-name": "job_name", "cpus-per-task": "cpus_per_task", "ntasks-per-node": "ntasks_per_node"} | {
@@ -85,7 +85,7 @@ def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
             run=str(run.path),
             stage=stage,
             shards=format_ranges(shards),
-            version=magicseg.__version__,
+            version=package_version(),
             delay=profile.stagger_seconds * offset if offset < spec.parallel else 0.0,
             shares=spec.shares,
         )

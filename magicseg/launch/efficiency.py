@@ -17,7 +17,7 @@ from magicseg.launch.profile import JOBS
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
-from magicseg.run.status import evaluated, trained
+from magicseg.run.progress import evaluated, trained
 
 _TARGET_SECONDS = 1800.0
 _HEADROOM = 1.25

@@ -4,9 +4,9 @@ import json
 import os
 import re
 
-from magicseg.config import Config
+from magicseg.config.run import Config
+from magicseg.core.errors import ConfigError
 from magicseg.core.secrets import assigned_secret
-from magicseg.errors import ConfigError
 from magicseg.launch.profile import Profile
 
 # In sbatch, a variable overrides the job script. Here it only applies if the profile leaves the option unset.

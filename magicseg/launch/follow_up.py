@@ -4,19 +4,19 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
+from magicseg.core.errors import IncompleteError, PlanMismatch, RunError
+from magicseg.core.ranges import format_ranges
 from magicseg.core.text import command
-from magicseg.errors import IncompleteError, PlanMismatch, RunError
-from magicseg.launch.board import Board, board_of
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.planning import Request
 from magicseg.launch.profile import FOLLOW_UP
+from magicseg.launch.queue_state import Board, board_of
 from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import Submitted, submit
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
-from magicseg.run.ranges import format_ranges
-from magicseg.run.status import evaluated, trained
+from magicseg.run.progress import evaluated, trained
 
 _POLL_SECONDS = 3.0
 _PATIENCE_SECONDS = 240.0  # a follow-up job has ten minutes

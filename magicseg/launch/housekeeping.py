@@ -3,13 +3,13 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from magicseg.core.ranges import format_ranges
 from magicseg.launch.planning import State
 from magicseg.run.claims import claiming_job
 from magicseg.run.fingerprint import STAGES
-from magicseg.run.ranges import format_ranges
 
 if TYPE_CHECKING:
-    from magicseg.launch.board import Task
+    from magicseg.launch.queue_state import Task
 
 
 def take_back_claims(state: State) -> None:

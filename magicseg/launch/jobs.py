@@ -18,13 +18,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from magicseg.core.documents import read_json
+from magicseg.core.errors import DamageError, RunError, StoreError
+from magicseg.core.files import storage_errors, to_json, write_atomic
+from magicseg.core.ranges import parse_ranges
 from magicseg.core.text import command
-from magicseg.errors import DamageError, RunError, StoreError
 from magicseg.launch.profile import Resources
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
-from magicseg.run.files import storage_errors, to_json, write_atomic
-from magicseg.run.ranges import parse_ranges
 
 _FILE = "submission.json"
 _MOST_SHARDS = 1_000_000  # of one submission, where the plan has fewer

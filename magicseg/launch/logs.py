@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from magicseg.errors import RunError
-from magicseg.launch.board import Board, Task
+from magicseg.core.errors import RunError
+from magicseg.launch.queue_state import Board, Task
 
 _POLL_SECONDS = 0.5
 

@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import magicseg
+from magicseg.core.errors import IncompleteError
+from magicseg.core.package import package_version
+from magicseg.core.ranges import format_ranges
 from magicseg.core.text import command
-from magicseg.errors import IncompleteError
-from magicseg.launch.board import Board, Task, board_of
 from magicseg.launch.grouping import (
     contiguous_groups,
     median_seconds,
@@ -18,12 +18,12 @@ from magicseg.launch.grouping import (
 )
 from magicseg.launch.jobs import ArrayJob, Submission, job_name, now
 from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
+from magicseg.launch.queue_state import Board, Task, board_of
 from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES, WEIGHTED
 from magicseg.run.ledger import CommitRecord
-from magicseg.run.ranges import format_ranges
-from magicseg.run.status import evaluated, trained
+from magicseg.run.progress import evaluated, trained
 
 if TYPE_CHECKING:
     from magicseg.launch.array import ArraySpec
@@ -201,7 +201,7 @@ def planned(run: Run, profile: Profile, request: Request, todo: Todo, limits: Si
         number=number,
         stage=todo.stage,
         created=now(),
-        version=magicseg.__version__,
+        version=package_version(),
         tasks=tuple(format_ranges(group) for group in todo.groups),
         arrays=tuple(arrays),
         profile=request.profile,

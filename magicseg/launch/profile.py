@@ -13,10 +13,11 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from magicseg.core.paths import absolute
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
+from magicseg.core.settings import Settings
 from magicseg.core.text import printable
 from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS
 from magicseg.launch.gpus import gpus_per_node
-from magicseg.launch.values import (
+from magicseg.launch.quoting import (
     Bind,
     Line,
     Module,
@@ -29,7 +30,6 @@ from magicseg.launch.values import (
     minutes_of,
 )
 from magicseg.run.fingerprint import STAGES
-from magicseg.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

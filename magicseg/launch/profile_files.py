@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from magicseg.core.documents import parse_yaml, read_bytes
-from magicseg.core.layers import NotAGroup, assignments, lay_over
+from magicseg.core.errors import ConfigError
+from magicseg.core.overrides import NotAGroup, assignments, lay_over
 from magicseg.core.text import printable
-from magicseg.errors import ConfigError
 from magicseg.launch.profile import ContainerSettings, Profile, key_of, shown_input
 
 _OVERRIDE = "slurm."

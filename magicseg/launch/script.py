@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
+from magicseg.core.errors import ConfigError
 from magicseg.core.safe_path import VARIABLE as SAFE_PATH
-from magicseg.errors import ConfigError
 from magicseg.launch.profile import Profile, Resources
 from magicseg.launch.task import STOPPED
 

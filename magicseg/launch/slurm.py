@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from magicseg.core.errors import MagicsegError, RunError
+from magicseg.core.ranges import parse_ranges
 from magicseg.core.text import printable
-from magicseg.errors import MagicsegError, RunError
-from magicseg.run.ranges import parse_ranges
 
 _TIMEOUT_SECONDS = 120
 # Variables that a job, or a user's shell, may hold and that would change what these commands do.

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from magicseg.core.errors import ConfigError, MagicsegError
+from magicseg.core.files import storage_errors
 from magicseg.core.text import command
-from magicseg.errors import ConfigError, MagicsegError
-from magicseg.launch.container import admitted
 from magicseg.launch.environment import refuse_named_secrets
 from magicseg.launch.housekeeping import take_back_claims, tidy
+from magicseg.launch.job_image import admitted
 from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
 from magicseg.launch.planning import (
     ALL,
@@ -38,7 +39,6 @@ from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training import follow_up_script, training_script
 from magicseg.run.directory import Run
-from magicseg.run.files import storage_errors
 from magicseg.run.fingerprint import STAGES
 
 

@@ -14,15 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import magicseg
-from magicseg.collector import relax
+from magicseg.core.errors import MagicsegError, RunError
+from magicseg.core.garbage_collection import relax
+from magicseg.core.package import package_version
+from magicseg.core.ranges import format_ranges, parse_ranges
 from magicseg.core.text import command, indented
-from magicseg.errors import MagicsegError, RunError
-from magicseg.execute.job import ShardEvent, run_shards
 from magicseg.run.claims import STALE_SECONDS, is_live
+from magicseg.run.container_image import present_image, refuse_other_image
 from magicseg.run.directory import Run
-from magicseg.run.image import present_image, refuse_other_image
-from magicseg.run.ranges import format_ranges, parse_ranges
+from magicseg.stages.worker import ShardEvent, run_shards
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 _POLL_SECONDS = 2.0
@@ -86,9 +86,9 @@ def _say(text: str) -> None:
 def refuse_misfit(run: Path, version: str) -> None:
     """Raises: RunError if this is another version of magicseg than the one that submitted; PlanMismatch if this is
     another image than the run's."""
-    if version != magicseg.__version__:
+    if version != package_version():
         raise RunError(
-            f"{run}: was submitted by magicseg {version}, but this node or image has {magicseg.__version__}",
+            f"{run}: was submitted by magicseg {version}, but this node or image has {package_version()}",
             hint="install the same version on both sides, or build the image again, then submit again",
         )
     refuse_other_image(
@@ -104,9 +104,9 @@ def _wait(seconds: float, stop: Callable[[], bool]) -> None:
 
 def _evaluate(path: Path, part: tuple[int, int], stop: "_Warned") -> None:
     """Score the model on this task's share of the images. Ends the process if it was told to stop."""
+    from magicseg.core.distributed import World
+    from magicseg.evaluate.model_under_test import Target
     from magicseg.evaluate.suite import Suite
-    from magicseg.evaluate.target import Target
-    from magicseg.train.distributed import World
 
     target = Target.of(path)
     assert target.run is not None

@@ -4,8 +4,8 @@ import shlex
 import sys
 from importlib.resources import files
 
-import magicseg
-from magicseg.launch.container import REFUSED, container_lines
+from magicseg.core.package import package_version
+from magicseg.launch.job_image import REFUSED, container_lines
 from magicseg.launch.jobs import Submission
 from magicseg.launch.profile import FOLLOW_UP, Profile
 from magicseg.launch.script import directives, interpreter, sbatch_options, setup_lines
@@ -28,7 +28,7 @@ def training_script(run: Run, profile: Profile, submission: Submission, dependen
     """The settings of this training in front of the work of ``slurm/train.sbatch``."""
     text = (files("magicseg") / "slurm" / "train.sbatch").read_text(encoding="utf-8")
     work = text.partition("\n# ---")[2].partition("\n")[2]
-    fits = f'"${{python[@]}}" -m magicseg.launch.fits "$run" {shlex.quote(magicseg.__version__)} || exit {REFUSED}'
+    fits = f'"${{python[@]}}" -m magicseg.launch.limits "$run" {shlex.quote(package_version())} || exit {REFUSED}'
     return "\n".join(
         [
             *_header(run, profile, submission, dependency),

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from magicseg.describe.words import COLOURS, FILLERS, LIGHTS, PLACES, SCENES, SIZES
+from magicseg.stages.describe.words import COLOURS, FILLERS, LIGHTS, PLACES, SCENES, SIZES
 
 NOUNS = ("car", "house", "tree", "boat", "umbrella", "fish", "flower", "mushroom", "kite", "cup")
 

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
-from magicseg.config import validate_config
+from magicseg.config.loading import validate_config
+from magicseg.core.errors import IncompleteError
 from magicseg.core.text import command
-from magicseg.errors import IncompleteError
 from magicseg.run.directory import Run
 
 _STOP_GRACE_SECONDS = 30.0

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from magicseg.backends import Masked, MaskRequest, Rejection
-from magicseg.errors import LabelError
+from magicseg.core.errors import LabelError
 from magicseg.miniature.caption import UnreadableCaption
 from magicseg.miniature.painter import Painter, paint
 

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from magicseg.backends import ClassMap, GenerateRequest, Image, ImagePair, Rejection
-from magicseg.describe.words import COLOURS, PLACES
-from magicseg.errors import LabelError
+from magicseg.core.errors import LabelError
+from magicseg.core.settings import Settings
 from magicseg.labels import BACKGROUND, Label
+from magicseg.miniature.backdrops import paint_scene
 from magicseg.miniature.caption import NOUNS, ObjectSpec, SceneSpec, UnreadableCaption, parse
 from magicseg.miniature.objects import OBJECTS, PALETTE, Colour, Pen
-from magicseg.miniature.scenes import paint_scene
-from magicseg.settings import Settings
+from magicseg.stages.describe.words import COLOURS, PLACES
 
 RECIPE = 1  # goes up whenever the same seed and caption give other pixels
 

@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from magicseg.core.documents import parse_json, read_bytes
+from magicseg.core.errors import DataError
 from magicseg.core.text import printable
-from magicseg.errors import DataError
 from magicseg.weights.foreign import is_plain_name
 from magicseg.weights.pinned import SHIPPED
 

@@ -18,13 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from magicseg.config.model import ModelSettings, OpenClipSettings, encoder_weights
 from magicseg.core.documents import read_json
-from magicseg.errors import BackendError, ConfigError
+from magicseg.core.errors import BackendError, ConfigError
 from magicseg.model.clip_config import check_clip_config
-from magicseg.model.settings import ModelSettings, OpenClipSettings, encoder_weights
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
-from magicseg.weights.digest import path_identity
+from magicseg.weights.hashing import path_identity
 
 CONFIG = "open_clip_config.json"
 

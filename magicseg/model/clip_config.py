@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from magicseg.core.errors import ConfigError
 from magicseg.core.text import printable
-from magicseg.errors import ConfigError
 
 _DRIVEN = (
     "magicseg supports open_clip's own vision transformers with a class token and learned pooling by 'tok' or 'avg' "

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magicseg.errors import ConfigError
+from magicseg.core.errors import ConfigError
 
 
 class MaskDecoder(nn.Module):

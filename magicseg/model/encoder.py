@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from magicseg.errors import BackendError, ConfigError, DataError
+from magicseg.config.model import EncoderSettings, OpenClipSettings
+from magicseg.core.errors import BackendError, ConfigError, DataError
 from magicseg.model.batch_norm import BatchNorm2d
-from magicseg.model.settings import EncoderSettings, OpenClipSettings
 
 if TYPE_CHECKING:
     from magicseg.model.open_clip_encoder import OpenClipEncoder

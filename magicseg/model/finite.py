@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from magicseg.errors import DataError
+from magicseg.core.errors import DataError
 
 
 class NotFiniteError(DataError):

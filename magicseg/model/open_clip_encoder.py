@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, default_bpe
 from torch import Tensor, nn
 
+from magicseg.config.model import OpenClipSettings
+from magicseg.core.errors import BackendError, ConfigError, DataError
 from magicseg.core.text import printable
-from magicseg.errors import BackendError, ConfigError, DataError
 from magicseg.labels.distinct import known_tokens
 from magicseg.model.clip_checkpoint import CONFIG, ClipBlueprint, build_clip, pretrained_clip
-from magicseg.model.settings import OpenClipSettings
 
 _TEXTS = 256  # in one call of the text tower
 

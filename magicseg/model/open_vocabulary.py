@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from magicseg.errors import DataError
-from magicseg.evaluate.sliding import logit_stripes
+from magicseg.core.errors import DataError
+from magicseg.images.reading import rgb_pixels
 from magicseg.model.segmenter import Segmenter, load_segmenter
-from magicseg.vision.images import rgb_pixels
+from magicseg.model.sliding_window import logit_stripes
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage

@@ -25,17 +25,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from magicseg.config.model import ModelSettings, OpenClipSettings
 from magicseg.core.documents import open_regular
-from magicseg.errors import DataError
+from magicseg.core.errors import DataError
+from magicseg.core.files import write_atomic
 from magicseg.labels.distinct import refuse_alike
 from magicseg.model.card import FORMAT, model_card, read_card
 from magicseg.model.decoder import MaskDecoder, upsample_logits
 from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder, open_clip_encoders
 from magicseg.model.finite import refuse_weights_not_finite
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
-from magicseg.model.settings import ModelSettings, OpenClipSettings
 from magicseg.model.text_cache import cached_texts, text_key
-from magicseg.run.files import write_atomic
 from magicseg.weights.foreign import refuse_foreign_code
 
 ClassNames = Sequence[str] | Sequence[Sequence[str]]

@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from magicseg.core.documents import open_regular
-from magicseg.errors import DataError
-from magicseg.run.files import to_json, write_atomic
+from magicseg.core.errors import DataError
+from magicseg.core.files import to_json, write_atomic
 
 _FORMAT = 1
 

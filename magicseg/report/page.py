@@ -11,11 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from magicseg.core.documents import read_json, read_rows
+from magicseg.core.errors import DamageError, DataError
+from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command, printable
-from magicseg.errors import DamageError, DataError
 from magicseg.report.charts import line_chart, short_number
 from magicseg.report.results import MANY_CLASSES, MEASURES, Other, Scores, flat, read_results
-from magicseg.report.samples import (
+from magicseg.report.sample_gallery import (
     Commits,
     Shown,
     choose_dropped,
@@ -24,9 +25,8 @@ from magicseg.report.samples import (
     show_sample,
 )
 from magicseg.run.directory import Run
-from magicseg.run.files import storage_errors, write_atomic
 from magicseg.run.fingerprint import STAGES
-from magicseg.run.status import run_status
+from magicseg.run.progress import run_status
 from magicseg.run.versions import library_versions
 
 REPORT_NAME = "report.html"

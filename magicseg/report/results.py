@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image as Pictures
 
 from magicseg.core.documents import read_bytes, read_json
-from magicseg.errors import DataError
+from magicseg.core.errors import DataError
 from magicseg.evaluate.threshold import Threshold
 
 MEASURES = {

@@ -25,10 +25,10 @@ from typing import Self
 from typing_extensions import TypedDict
 
 from magicseg.core.documents import read_json
+from magicseg.core.errors import DataError
+from magicseg.core.files import write_atomic
 from magicseg.core.text import command
-from magicseg.errors import DataError
 from magicseg.run.claims import HEARTBEAT_SECONDS, is_live, owner
-from magicseg.run.files import write_atomic
 
 _BYTES = 1 << 16
 _TRIES = 100

@@ -22,9 +22,9 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from magicseg.core.documents import read_json
+from magicseg.core.errors import DataError
+from magicseg.core.files import to_json
 from magicseg.core.text import printable
-from magicseg.errors import DataError
-from magicseg.run.files import to_json
 
 HEARTBEAT_SECONDS = 20.0
 STALE_SECONDS = 180.0

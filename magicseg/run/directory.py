@@ -18,14 +18,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from magicseg.config import Config, read_config
+from magicseg.config.evaluation import is_protocol_file
+from magicseg.config.loading import read_config
+from magicseg.config.run import Config
+from magicseg.core.errors import PlanMismatch, RunError
+from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.core.paths import absolute
 from magicseg.core.text import command
-from magicseg.errors import PlanMismatch, RunError
-from magicseg.evaluate.settings import is_protocol_file
 from magicseg.labels import Vocabulary, is_label_file, load_vocabulary
 from magicseg.run.claims import holder
-from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
+from magicseg.run.container_image import IMAGE_NAME
 from magicseg.run.fingerprint import (
     STAGES,
     Fingerprint,
@@ -34,13 +36,12 @@ from magicseg.run.fingerprint import (
     stage_fingerprints,
     stage_weights,
 )
-from magicseg.run.image import IMAGE_NAME
 from magicseg.run.ledger import CommitRecord, Ledger
-from magicseg.run.plan import Plan, plan_inputs, read_plan, write_plan
+from magicseg.store.plan import Plan, plan_inputs, read_plan, write_plan
 from magicseg.weights.manifest import MANIFEST, Manifest
 
 if TYPE_CHECKING:
-    from magicseg.store.dataset import Dataset
+    from magicseg.store.zarr_store import Dataset
 
 CONFIG_NAME = "magicseg.yaml"
 ESTIMATE_NAME = "estimate.json"
@@ -116,7 +117,7 @@ class Run:
 
     def lay_out(self, vocabulary: Vocabulary) -> None:
         """Freeze the plan and create the empty store and ledgers."""
-        from magicseg.store.dataset import Dataset
+        from magicseg.store.zarr_store import Dataset
 
         write_plan(self.path / "plan", self.config, vocabulary)
         plan = read_plan(self.path / "plan")
@@ -161,7 +162,7 @@ class Run:
     @cached_property
     def store(self) -> "Dataset":
         """The data set's arrays."""
-        from magicseg.store.dataset import Dataset
+        from magicseg.store.zarr_store import Dataset
 
         return Dataset(self.path / "dataset.zarr", self.plan.shard_size, self.config.generate.size)
 

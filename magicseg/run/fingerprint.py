@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from magicseg.backends import Backend, choices_in, choose_backend, identity_in, weights_in, weights_of
-from magicseg.config import Config, GenerateSettings, StageSettings
-from magicseg.mask import finding
-from magicseg.model.settings import encoder_weights
-from magicseg.run.files import to_json
-from magicseg.settings import Settings
+from magicseg.config import finding
+from magicseg.config.array_stages import GenerateSettings, StageSettings
+from magicseg.config.model import encoder_weights
+from magicseg.config.run import Config
+from magicseg.core.files import to_json
+from magicseg.core.settings import Settings
 from magicseg.weights import Weights
-from magicseg.weights.digest import path_identity
+from magicseg.weights.hashing import path_identity
 from magicseg.weights.manifest import Manifest
 
 STAGES = ("describe", "generate", "mask")

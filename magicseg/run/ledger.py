@@ -20,12 +20,12 @@ from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from typing_extensions import TypedDict
 
 from magicseg.core.documents import parse_json, read_bytes, read_json
+from magicseg.core.errors import DamageError, DataError
+from magicseg.core.files import TEMPORARY, fsync_path, to_json, write_atomic
+from magicseg.core.ranges import count_ranges, parse_ranges
 from magicseg.core.text import command
-from magicseg.errors import DamageError, DataError
 from magicseg.run.claims import is_live
-from magicseg.run.files import TEMPORARY, fsync_path, to_json, write_atomic
 from magicseg.run.fingerprint import Fingerprint
-from magicseg.run.ranges import count_ranges, parse_ranges
 
 _RECORD_BYTES = 1 << 20  # of one record or note
 

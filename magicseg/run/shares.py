@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from magicseg.core.errors import LimitReached
 from magicseg.core.text import command
-from magicseg.errors import LimitReached
 from magicseg.run.directory import CONFIG_NAME, Run
 from magicseg.run.fingerprint import stage_settings
 from magicseg.run.ledger import CommitRecord

@@ -6,7 +6,7 @@ import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from magicseg.run.image import present_image
+from magicseg.run.container_image import present_image
 
 _DISTRIBUTIONS = (
     "magicseg",

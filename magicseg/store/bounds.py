@@ -11,7 +11,7 @@ from zarr.codecs import ZstdCodec
 from zarr.registry import register_codec
 
 from magicseg.core.documents import open_regular
-from magicseg.errors import DamageError
+from magicseg.core.errors import DamageError
 
 if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec

@@ -22,13 +22,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
+from magicseg.config.training import TrainSettings
+from magicseg.core.distributed import World, from_first
 from magicseg.core.documents import open_regular, parse_json
+from magicseg.core.errors import DataError, PlanMismatch, StoreError
+from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.core.text import command
-from magicseg.errors import DataError, PlanMismatch, StoreError
-from magicseg.run.files import TEMPORARY, storage_errors, write_atomic
-from magicseg.train.distributed import World, from_first
 from magicseg.train.optim import trained_parameters
-from magicseg.train.settings import TrainSettings
 from magicseg.train.sharding import like, whole
 from magicseg.train.step import Stepper
 

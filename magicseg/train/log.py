@@ -14,11 +14,11 @@ from typing import Any
 
 from typing_extensions import TypedDict
 
+from magicseg.config.training import TrainSettings
 from magicseg.core.documents import parse_json, read_bytes, without_nan
+from magicseg.core.errors import BackendError, DataError
+from magicseg.core.files import to_json, write_atomic
 from magicseg.core.text import command
-from magicseg.errors import BackendError, DataError
-from magicseg.run.files import to_json, write_atomic
-from magicseg.train.settings import TrainSettings
 
 _LOG_BYTES = 1 << 30
 Row = Mapping[str, Any]

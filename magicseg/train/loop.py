@@ -9,9 +9,10 @@
 
 Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a
 finished run nothing is done again. Every step derives its own randomness from (seed, step): no state is lost.
-Many processes share this out (`magicseg.train.distributed`): `Steps` deals each batch to the ranks, losses are means
+Many processes share this out (`magicseg.core.distributed`): `Steps` deals each batch to the ranks, losses are means
 over all of them, gradients are averaged, and only rank 0 logs and saves. A checkpoint goes on in any number of
-processes. A step's numbers are read one step late (`magicseg.train.late`), so that no step waits for the device.
+processes. A step's metrics are read one step later (`magicseg.train.deferred_metrics`), so that no
+step waits for the device.
 """
 
 import contextlib
@@ -25,20 +26,20 @@ from typing import Any, Literal
 
 import torch
 
-from magicseg.errors import ConfigError, RunError
+from magicseg.config.model import deciding_settings
+from magicseg.config.training import TrainSettings
+from magicseg.core.distributed import ALONE, World, from_first
+from magicseg.core.errors import ConfigError, RunError
+from magicseg.data.dataset import Mixture, Samples, input_size
+from magicseg.data.loader import ReadersLost, training_batches
 from magicseg.labels import Vocabulary
 from magicseg.model.card import read_card
 from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
-from magicseg.model.settings import deciding_settings
 from magicseg.run.claims import STALE_SECONDS, holder, try_claim
 from magicseg.train.checkpoints import check_identity, gather, shared_checkpoint, write_checkpoint
-from magicseg.train.data import Mixture, Samples, input_size
-from magicseg.train.distributed import ALONE, World, from_first
-from magicseg.train.late import Late, Outcome
+from magicseg.train.deferred_metrics import Late, Outcome
 from magicseg.train.log import Log
 from magicseg.train.optim import learning_rate, set_learning_rate
-from magicseg.train.readers import ReadersLost, training_batches
-from magicseg.train.settings import TrainSettings
 from magicseg.train.sharding import is_sharded, whole
 from magicseg.train.step import Stepper
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from magicseg.train.settings import TrainSettings
+from magicseg.config.training import TrainSettings
 
 _NEVER_DECAYED = ("class_token", "positions", "positional_embedding", "prompts.tokens")
 

@@ -8,8 +8,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from magicseg.train.distributed import World
-from magicseg.train.settings import TrainSettings
+from magicseg.config.training import TrainSettings
+from magicseg.core.distributed import World
 
 
 def is_sharded(settings: TrainSettings, world: World) -> bool:

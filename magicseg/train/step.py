@@ -1,7 +1,7 @@
 """One step of training: targets, losses, gradients, and an update that is left out where anything is not finite.
 
 Nothing here waits for the device. What a step found (`Outcome`) is a small tensor of all processes together, read
-when it has arrived: see `magicseg.train.late`.
+when it has arrived: see `magicseg.train.deferred_metrics`.
 """
 
 import contextlib
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from magicseg.errors import BackendError
+from magicseg.config.training import TrainSettings
+from magicseg.core.distributed import World, added_up
+from magicseg.core.errors import BackendError
+from magicseg.data.dataset import Batch
 from magicseg.labels import Vocabulary
 from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss, mean_counts, true_pairs
 from magicseg.model.segmenter import Segmenter
 from magicseg.model.targets import Targets, sample_targets
-from magicseg.train.data import Batch
-from magicseg.train.distributed import World, added_up
 from magicseg.train.ema import Ema
 from magicseg.train.optim import build_optimizer
-from magicseg.train.settings import TrainSettings
 from magicseg.train.sharding import is_sharded, replicate, shard, whole
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

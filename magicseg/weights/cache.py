@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 from magicseg.weights.foreign import refuse_foreign_weights
 from magicseg.weights.pinned import Weights
 

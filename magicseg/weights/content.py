@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from magicseg.weights.cache import location
-from magicseg.weights.digest import path_identity
+from magicseg.weights.hashing import path_identity
 from magicseg.weights.pinned import Weights
 
 

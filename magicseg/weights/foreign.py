@@ -11,8 +11,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from magicseg.core.documents import read_bytes
+from magicseg.core.errors import BackendError
 from magicseg.core.text import printable
-from magicseg.errors import BackendError
 from magicseg.weights.pinned import Weights
 
 MOST_LAYERS = 1000  # of one kind; the deepest published models have about two hundred

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+from magicseg.core.errors import BackendError, IncompleteError, MagicsegError, StoreError
 from magicseg.core.text import command, first_acting, printable
-from magicseg.errors import BackendError, IncompleteError, MagicsegError, StoreError
 from magicseg.weights.cache import hub_cache, seen_cache, snapshot
 from magicseg.weights.pinned import Weights
 

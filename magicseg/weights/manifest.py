@@ -15,11 +15,11 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, Field
 
 from magicseg.core.documents import read_json
+from magicseg.core.errors import BackendError, RunError
+from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command
-from magicseg.errors import BackendError, RunError
-from magicseg.run.files import storage_errors, write_atomic
 from magicseg.weights.cache import seen_cache, snapshot
-from magicseg.weights.digest import files_digest
+from magicseg.weights.hashing import files_digest
 from magicseg.weights.pinned import Weights
 
 MANIFEST = "weights.json"

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from magicseg.core.paths import absolute
-from magicseg.settings import Settings
+from magicseg.core.settings import Settings
 
 # What model libraries read of a folder; other files (README, .cache) may change without notice.
 READ = tuple(f"*.{suffix}" for suffix in ("json", "safetensors", "model", "txt", "jinja", "tiktoken"))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 from magicseg.weights.foreign import forbidden
 
 

@@ -8,7 +8,7 @@ from tiny_runs import change
 from magicseg.cli import learn, runs
 from magicseg.miniature.short import SHORT
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 BESIDE = ("exact-masks", "no-counterfactual-loss")
 SMALLEST = (

@@ -31,7 +31,7 @@ magicseg.cli.main()
         ("magicseg.cli.runs", ("schema",)),
         ("magicseg.config", ("schema",)),
         ("magicseg.run.directory", ("describe", "nowhere")),
-        ("magicseg.train.distributed", ("train", "nowhere")),
+        ("magicseg.core.distributed", ("train", "nowhere")),
     ],
 )
 def test_an_interrupt_while_modules_are_imported_ends_with_130_and_no_words(module, words):

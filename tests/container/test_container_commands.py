@@ -15,8 +15,8 @@ from magicseg.container.build import Build, build_checks, build_flags, find_chec
 from magicseg.container.image import identify
 from magicseg.container.runtime import find_runtime, has_subordinate_ids, start_flags
 from magicseg.container.trial import try_image
-from magicseg.doctor.check import Status
-from magicseg.errors import ContainerError
+from magicseg.core.checks import Status
+from magicseg.core.errors import ContainerError
 
 TOP = Path(__file__).parents[2]
 STAND_IN = """#!{python}

@@ -17,7 +17,7 @@ import magicseg as package
 from magicseg.container import trial
 from magicseg.container.image import identify
 from magicseg.container.runtime import find_runtime, start_flags
-from magicseg.doctor.check import Status
+from magicseg.core.checks import Status
 
 
 def test_an_ordinary_user_passes_every_check_of_the_image(image, workshop):

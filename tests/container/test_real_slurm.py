@@ -13,7 +13,7 @@ from tiny_runs import TINY, do, make_run
 
 from magicseg.container.image import identify
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 SETTINGS = (
     *("train.steps=6", "train.batch_size=8", "train.warmup_steps=2", "train.loader_workers=0", "evaluate.scenes=8"),

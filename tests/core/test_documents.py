@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.core.documents import parse_json, parse_yaml, read_bytes, read_json, read_yaml, to_yaml
-from magicseg.errors import ConfigError, DataError
+from magicseg.core.errors import ConfigError, DataError
 
 _plain = st.recursive(
     st.none()

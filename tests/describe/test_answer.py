@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.describe.answer import Draft, Unusable, check_draft, read_answer
-from magicseg.describe.prompt import echoes_prompt, write_prompt
 from magicseg.labels import Label, load_vocabulary
+from magicseg.stages.describe.answer import Draft, Unusable, check_draft, read_answer
+from magicseg.stages.describe.instructions import echoes_prompt, write_prompt
 
 CAT = Label(id=1, name="cat", synonyms=("feline",))
 DOG = Label(id=2, name="dog")

@@ -12,10 +12,10 @@ from bad_server import BadServer, Reply, completion
 from tiny_model import make_tiny_model
 from tiny_runs import do, make_run
 
-from magicseg.errors import BackendError, PlanMismatch
-from magicseg.execute.job import run_shards
+from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
+from magicseg.stages.worker import run_shards
 
 ANSWERS = tuple(
     json.dumps({"with": f"A {look} {noun} far away in the mist.", "without": "Mist over still water."})

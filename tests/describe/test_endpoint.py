@@ -9,9 +9,9 @@ import pytest
 from bad_server import GOOD, BadServer, Reply, completion
 
 from magicseg.backends import DescribeRequest, Description, find_backend
-from magicseg.describe.endpoint import OpenAICaptioner
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 from magicseg.labels import Label
+from magicseg.stages.describe.endpoint import OpenAICaptioner
 
 CAT = Label(id=1, name="cat")
 KEY = "sk-very-secret-0123456789"
@@ -121,7 +121,7 @@ def test_a_rate_limit_is_waited_for_as_long_as_the_server_says():
 )
 def test_one_bad_answer_costs_one_attempt_and_is_counted(reply, reason):
     """Sample 2 always gets the bad one at first; the others are answered."""
-    from magicseg.describe.writer import WritingOptions, _ask
+    from magicseg.stages.describe.writer import WritingOptions, _ask
 
     bad = _ask(requests(6)[2], 0, WritingOptions()).seed % 2**31
     answers, _ = describe(lambda number, body: reply if body["seed"] == bad else Reply(), timeout=0.3)

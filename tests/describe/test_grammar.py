@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.backends import DescribeRequest, Description, Rejection, find_backend
-from magicseg.describe.grammar import GrammarCaptioner
-from magicseg.describe.naming import article, spoken, takes_article
-from magicseg.describe.words import LIGHTS, PLACES, SCENES
 from magicseg.labels import Label, load_vocabulary, vocabulary_names
 from magicseg.labels.mentions import names
 from magicseg.miniature.caption import NOUNS, parse
+from magicseg.stages.describe.grammar import GrammarCaptioner
+from magicseg.stages.describe.naming import article, spoken, takes_article
+from magicseg.stages.describe.words import LIGHTS, PLACES, SCENES
 
 CAPTIONER = GrammarCaptioner(None, GrammarCaptioner.Options())
 MINIATURE = load_vocabulary("miniature").labels

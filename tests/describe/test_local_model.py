@@ -13,12 +13,12 @@ import torch
 from tiny_model import make_tiny_model
 
 from magicseg.backends import DescribeRequest, find_backend
-from magicseg.describe.local_model import TransformersCaptioner
-from magicseg.describe.sampling import SeededSampling, choose
-from magicseg.describe.writer import Ask, Failed
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 from magicseg.labels import Label
-from magicseg.weights.digest import path_identity
+from magicseg.stages.describe.local_model import TransformersCaptioner
+from magicseg.stages.describe.sampling import SeededSampling, choose
+from magicseg.stages.describe.writer import Ask, Failed
+from magicseg.weights.hashing import path_identity
 
 CAT = Label(id=1, name="cat")
 ANSWERS = (
@@ -201,7 +201,7 @@ def test_of_a_gguf_model_the_file_counts_and_what_is_beside_it(tmp_path):
 
 def test_the_name_of_the_weights_is_known_without_any_library(tmp_path):
     code = (
-        "import sys; from magicseg.describe.local_model import TransformersCaptioner as T;"
+        "import sys; from magicseg.stages.describe.local_model import TransformersCaptioner as T;"
         f"print(T.weights(T.Options(model='owner/name', revision='{COMMIT}'))[0].name);"
         "print(sorted({'torch', 'transformers', 'openai', 'huggingface_hub'} & set(sys.modules)))"
     )
@@ -241,8 +241,8 @@ def refused(model, **more):
 
 def test_a_model_that_is_not_in_the_cache_is_an_error_with_the_command_to_type(tmp_path):
     code = (
-        "from magicseg.describe.local_model import TransformersCaptioner as T\n"
-        "from magicseg.errors import BackendError\n"
+        "from magicseg.stages.describe.local_model import TransformersCaptioner as T\n"
+        "from magicseg.core.errors import BackendError\n"
         f"options = T.Options(model='owner/name', revision='{COMMIT}', device='cpu', dtype='float32')\n"
         "try: T(None, options)\n"
         "except BackendError as error: print(error, error.hint)"
@@ -256,7 +256,7 @@ def test_a_model_that_is_not_in_the_cache_is_an_error_with_the_command_to_type(t
 def test_a_pinned_model_is_loaded_from_the_hubs_cache_without_a_network(tmp_path, babbler):
     shutil.copytree(babbler, tmp_path / "models--owner--name" / "snapshots" / COMMIT)
     code = (
-        "from magicseg.describe.local_model import TransformersCaptioner as T\n"
+        "from magicseg.stages.describe.local_model import TransformersCaptioner as T\n"
         f"options = T.Options(model='owner/name', revision='{COMMIT}', device='cpu', dtype='float32')\n"
         "print(type(T(None, options)._model).__name__)"
     )
@@ -326,8 +326,8 @@ def test_code_that_comes_with_a_checkpoint_is_never_run_whatever_the_terminal_an
     (folder / file).write_text(json.dumps(config | {"auto_map": names}))
     code = (
         "import sys\n"
-        "from magicseg.describe.local_model import TransformersCaptioner as T\n"
-        "from magicseg.errors import BackendError\n"
+        "from magicseg.stages.describe.local_model import TransformersCaptioner as T\n"
+        "from magicseg.core.errors import BackendError\n"
         "try: T(None, T.Options(model=sys.argv[1], device='cpu', dtype='float32'))\n"
         "except BackendError as error: print(error, error.hint)"
     )

@@ -7,13 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.backends import DescribeRequest, Description, Rejection, find_backend
-from magicseg.describe.length import CLIP_TOKENS, count_tokens
-from magicseg.describe.naming import article, spoken
-from magicseg.describe.scenery import SCENES
-from magicseg.describe.template import TemplateCaptioner, draw_setting
 from magicseg.labels import Label, load_vocabulary, vocabulary_names
 from magicseg.labels.inflect import plural
 from magicseg.labels.mentions import names
+from magicseg.stages.describe.length import CLIP_TOKENS, count_tokens
+from magicseg.stages.describe.naming import article, spoken
+from magicseg.stages.describe.scenery import SCENES
+from magicseg.stages.describe.template import TemplateCaptioner, draw_setting
 
 VOC = load_vocabulary("voc20").labels
 seeds = st.integers(0, 2**63 - 1)

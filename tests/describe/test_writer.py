@@ -5,9 +5,9 @@ import json
 import pytest
 
 from magicseg.backends import DescribeRequest, Description, Rejection
-from magicseg.describe.template import describe_by_template
-from magicseg.describe.writer import Failed, WritingOptions, write_descriptions
 from magicseg.labels import Label
+from magicseg.stages.describe.template import describe_by_template
+from magicseg.stages.describe.writer import Failed, WritingOptions, write_descriptions
 
 CAT, DOG = Label(id=1, name="cat"), Label(id=2, name="dog")
 GOOD = json.dumps({"with": "A grey cat on a red sofa.", "without": "A red sofa by a window."})

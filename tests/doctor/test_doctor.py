@@ -8,8 +8,8 @@ import sys
 import pytest
 from tiny_runs import change, do, make_run
 
-from magicseg.doctor import Status, machine, of_run
-from magicseg.doctor.check import ask
+from magicseg.core.checks import ask
+from magicseg.doctor import Status, machine_checks, run_checks
 from magicseg.run import Run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -44,29 +44,29 @@ def on_path(tmp_path, monkeypatch):
 
 
 def found(run, name):
-    return next(check for check in of_run.run_checks(run) if check.name == name)
+    return next(check for check in run_checks.run_checks(run) if check.name == name)
 
 
 # --------------------------------------------------------------------------------------------------- this machine
 
 
 def test_all_that_we_ask_for_is_looked_up(monkeypatch):
-    assert "numpy" in machine.packages().seen
-    real = machine.installed_version
-    monkeypatch.setattr(machine, "installed_version", lambda name: None if name == "torch" else real(name))
-    assert machine.packages().status is Status.NOTE
-    assert "magicseg[models]" in machine.packages().remedy
-    assert machine.torch_devices().status is Status.NOTE
-    monkeypatch.setattr(machine, "installed_version", lambda name: "0.1" if name == "zarr" else real(name))
-    assert machine.packages().status is Status.FAILED
-    seen = machine.packages().seen
+    assert "numpy" in machine_checks.packages().seen
+    real = machine_checks.installed_version
+    monkeypatch.setattr(machine_checks, "installed_version", lambda name: None if name == "torch" else real(name))
+    assert machine_checks.packages().status is Status.NOTE
+    assert "magicseg[models]" in machine_checks.packages().remedy
+    assert machine_checks.torch_devices().status is Status.NOTE
+    monkeypatch.setattr(machine_checks, "installed_version", lambda name: "0.1" if name == "zarr" else real(name))
+    assert machine_checks.packages().status is Status.FAILED
+    seen = machine_checks.packages().seen
     assert "lacking: zarr" in seen
     assert ">=3.1.3" in seen
 
 
 def test_a_torch_that_cannot_be_imported_is_found_without_importing_it(on_path):
     on_path("torch", "raise ImportError('libcudart.so.13: cannot open shared object file')")
-    check = machine.torch_devices()
+    check = machine_checks.torch_devices()
     assert check.status is Status.FAILED
     assert "libcudart.so.13" in check.seen
     assert "pip install" in check.remedy
@@ -84,20 +84,20 @@ class cuda:
 
 def test_gpus_are_shown_with_their_memory_and_missed_where_the_driver_has_some(on_path, tools):
     on_path("torch", _GPU.format(count=2))
-    check = machine.torch_devices()
+    check = machine_checks.torch_devices()
     assert check.status is Status.OK
     assert check.seen.count("Big GPU, 70.0 GB of 80.0 GB free") == 2
     on_path("torch", _GPU.format(count=0))
-    assert machine.torch_devices().status is Status.NOTE, "a login node has none"
+    assert machine_checks.torch_devices().status is Status.NOTE, "a login node has none"
     tools("nvidia-smi", "echo 'GPU 0: Big GPU'")
-    check = machine.torch_devices()
+    check = machine_checks.torch_devices()
     assert check.status is Status.WARNING
     assert "GPU 0: Big GPU" in check.seen
 
 
 def test_a_machine_without_slurm_and_containers_is_no_failure(tools):
-    assert machine.slurm().status is Status.NOTE
-    assert machine.container().status is Status.NOTE
+    assert machine_checks.slurm().status is Status.NOTE
+    assert machine_checks.container().status is Status.NOTE
 
 
 def test_slurm_is_asked_for_version_partitions_and_accounting(tools):
@@ -105,34 +105,34 @@ def test_slurm_is_asked_for_version_partitions_and_accounting(tools):
         tools(name, "exit 0")
     tools("sbatch", "echo Welcome to the cluster; echo slurm 24.05.1")
     tools("sinfo", "echo Welcome to the cluster; echo 'magicseg|gpu* up 1-00:00:00 12'")
-    check = machine.slurm()
+    check = machine_checks.slurm()
     assert check.status is Status.OK
     assert check.seen == "slurm 24.05.1; partitions (name, state, time limit, nodes): gpu* up 1-00:00:00 12"
     tools("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
-    check = machine.slurm()
+    check = machine_checks.slurm()
     assert check.status is Status.WARNING
     assert "accounting storage is disabled" in check.seen
     tools("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
-    check = machine.slurm()
+    check = machine_checks.slurm()
     assert check.status is Status.FAILED
     assert "Unable to contact" in check.seen
 
 
 def test_half_a_slurm_is_a_failure(tools):
     tools("sinfo", "exit 0")
-    check = machine.slurm()
+    check = machine_checks.slurm()
     assert check.status is Status.FAILED
     assert "sbatch" in check.seen
 
 
 def test_containers_and_quotas_are_what_their_commands_say(tools, tmp_path):
     tools("apptainer", "echo apptainer version 1.4.0")
-    assert machine.container().seen == "apptainer version 1.4.0"
-    assert machine.quota(tmp_path).status is Status.NOTE
+    assert machine_checks.container().seen == "apptainer version 1.4.0"
+    assert machine_checks.quota(tmp_path).status is Status.NOTE
     tools("quota", "echo '/dev/sda 5G 10G 11G'")
-    assert machine.quota(tmp_path).status is Status.OK
+    assert machine_checks.quota(tmp_path).status is Status.OK
     tools("lfs", "echo '/scratch 11G* 10G 11G'; exit 1")
-    check = machine.quota(tmp_path)
+    check = machine_checks.quota(tmp_path)
     assert check.status is Status.WARNING
     assert "11G*" in check.seen
 
@@ -144,20 +144,20 @@ def test_a_program_that_hangs_is_left_alone(tools):
 
 
 def test_a_small_disk_and_a_closed_one_are_said(small_disk, monkeypatch):
-    assert machine.disk(small_disk).status is Status.WARNING
+    assert machine_checks.disk(small_disk).status is Status.WARNING
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(small_disk / "deep" / "hub"))
-    check = machine.hub()
+    check = machine_checks.hub()
     assert check.status is Status.WARNING
     assert "export HF_HOME" in check.remedy
     assert not (small_disk / "deep").exists(), "nothing is made"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert machine.disk(small_disk).status is Status.FAILED
-    assert "you cannot write there" in machine.hub().seen
+    assert machine_checks.disk(small_disk).status is Status.FAILED
+    assert "you cannot write there" in machine_checks.hub().seen
 
 
 def test_a_token_is_not_shown(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    check = machine.hub()
+    check = machine_checks.hub()
     assert "a token is set" in check.seen
     assert "hf_secret" not in check.seen
 
@@ -166,7 +166,7 @@ def test_a_token_is_not_shown(monkeypatch):
 
 
 def test_a_finished_run_is_well(finished):
-    checks = {check.name: check for check in of_run.run_checks(finished)}
+    checks = {check.name: check for check in run_checks.run_checks(finished)}
     assert {check.status for check in checks.values()} <= {Status.OK, Status.NOTE}
     assert checks["mask: work"].seen == "6 of 6 shards are committed"
     assert checks["room for the rest"].status is Status.OK
@@ -185,12 +185,12 @@ def test_weights_that_are_not_fetched_are_a_failure_as_long_as_they_are_needed(t
     run = make_run(
         tmp_path / "run", "generate.backend=diffusers", f"generate.options={{model: org/model, revision: '{COMMIT}'}}"
     )
-    (check,) = of_run.weights(run, "generate", needed=True)
+    (check,) = run_checks.weights(run, "generate", needed=True)
     assert check.status is Status.FAILED
     assert check.remedy == f"magicseg fetch {run.path}"
-    (done,) = of_run.weights(run, "generate", needed=False)
+    (done,) = run_checks.weights(run, "generate", needed=False)
     assert done.status is Status.NOTE
-    assert list(of_run.weights(run, "describe", needed=True)) == []
+    assert list(run_checks.weights(run, "describe", needed=True)) == []
 
 
 def test_a_back_end_is_looked_at_with_its_libraries(tmp_path, on_path):
@@ -214,7 +214,7 @@ def test_a_library_that_is_not_installed_may_be_in_the_image(tmp_path, monkeypat
     run = make_run(
         tmp_path / "run", "describe.backend=openai", "describe.options={base_url: 'http://127.0.0.1:9/v1', model: m}"
     )
-    monkeypatch.setattr(of_run, "find_spec", lambda name: None)
+    monkeypatch.setattr(run_checks, "find_spec", lambda name: None)
     check = found(run, "describe: back end")
     assert check.status is Status.WARNING
     assert "not installed here: openai" in check.seen
@@ -223,8 +223,8 @@ def test_a_library_that_is_not_installed_may_be_in_the_image(tmp_path, monkeypat
 def test_a_module_of_a_package_that_is_not_installed_is_one_that_is_not_installed(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     for module in ("no_such_package.part", "json.part.deeper"):
-        monkeypatch.setattr(of_run, "libraries_of", lambda *_, module=module: (module,))
-        check = of_run.backend(run, "describe")
+        monkeypatch.setattr(run_checks, "libraries_of", lambda *_, module=module: (module,))
+        check = run_checks.backend(run, "describe")
         assert check.status is Status.WARNING
         assert f"not installed here: {module}" in check.seen
         assert check.remedy.endswith("pip install 'magicseg[models]'")
@@ -240,10 +240,10 @@ def test_a_module_of_a_package_that_is_not_installed_is_one_that_is_not_installe
 )
 def test_the_remedy_names_what_pip_installs_and_not_the_module(tmp_path, monkeypatch, module, remedy):
     run = make_run(tmp_path / "run")
-    monkeypatch.setattr(of_run, "libraries_of", lambda *_: (module,))
-    monkeypatch.setattr(of_run, "find_spec", lambda name: object())
-    monkeypatch.setattr(of_run, "ask", lambda *_: (1, "broken"))
-    check = of_run.backend(run, "describe")
+    monkeypatch.setattr(run_checks, "libraries_of", lambda *_: (module,))
+    monkeypatch.setattr(run_checks, "find_spec", lambda name: object())
+    monkeypatch.setattr(run_checks, "ask", lambda *_: (1, "broken"))
+    check = run_checks.backend(run, "describe")
     assert check.status is Status.FAILED
     assert check.remedy == remedy
 
@@ -260,7 +260,7 @@ def test_what_is_left_is_measured_by_what_is_there(fresh, monkeypatch):
     class Full:
         f_bavail, f_frsize, f_files, f_favail = 1, 4096, 100, 100
 
-    monkeypatch.setattr(of_run.os, "statvfs", lambda path: Full)
+    monkeypatch.setattr(run_checks.os, "statvfs", lambda path: Full)
     assert found(fresh, "room for the rest").status is Status.FAILED
 
 
@@ -275,7 +275,7 @@ def test_a_profile_that_does_not_fit_is_found(tmp_path):
 
 def test_a_damaged_plan_hides_no_other_finding(finished):
     shutil.rmtree(finished.path / "plan")
-    names = {check.name: check.status for check in of_run.run_checks(Run.open(finished.path))}
+    names = {check.name: check.status for check in run_checks.run_checks(Run.open(finished.path))}
     assert names["settings"] is Status.FAILED
     assert names["generate: back end"] is Status.OK
 

@@ -5,8 +5,8 @@ import math
 
 from tiny_runs import change, make_run
 
-from magicseg.execute.pool import default_shards_per_job, default_workers
 from magicseg.run import STAGES
+from magicseg.stages.pool import default_shards_per_job, default_workers
 
 
 def test_without_anything_done_it_says_what_to_type_and_that_works(magicseg, fresh):

@@ -6,15 +6,15 @@ import json
 import pytest
 from tiny_runs import change, do
 
-from magicseg.errors import PlanMismatch
-from magicseg.estimate.measured import pilot
-from magicseg.estimate.of_run import estimate
-from magicseg.estimate.text import duration, hours_text, size, summary_lines, tasks_text
-from magicseg.execute.signals import StopFlag
+from magicseg.core.errors import PlanMismatch
+from magicseg.core.files import to_json
+from magicseg.core.signals import StopFlag
+from magicseg.estimate.measurements import pilot
+from magicseg.estimate.run_estimate import estimate
+from magicseg.estimate.wording import duration, hours_text, size, summary_lines, tasks_text
 from magicseg.launch.profile import Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.run import STAGES, Run
-from magicseg.run.files import to_json
 
 GIB = 2**30
 

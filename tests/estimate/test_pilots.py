@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import change, do
 
-from magicseg.errors import IncompleteError, PlanMismatch, StoreError
-from magicseg.estimate.measured import measured, pilot, pilot_shards
-from magicseg.execute.signals import StopFlag
+from magicseg.core.errors import IncompleteError, PlanMismatch, StoreError
+from magicseg.core.signals import StopFlag
+from magicseg.estimate.measurements import measured, pilot, pilot_shards
 from magicseg.run import STAGES, Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 
 def run_pilot(run, shards):

@@ -14,14 +14,14 @@ import torch
 from benchmark_data import ColourHead, make, save_png
 from PIL import Image
 
-from magicseg.errors import ConfigError, DataError
+from magicseg.core.errors import ConfigError, DataError
+from magicseg.data.ground_truth import open_data_set
+from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.benchmark import evaluate_benchmark, read_results, results_folder
-from magicseg.evaluate.metrics import Scores, confusion_matrix
+from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
 from magicseg.evaluate.parts import PART, evenly, read_part
-from magicseg.evaluate.protocol import load_protocol
-from magicseg.evaluate.sliding import slide
 from magicseg.evaluate.threshold import Threshold
-from magicseg.evaluate.truth import open_data_set
+from magicseg.model.sliding_window import slide
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "ade20k", "cityscapes")
 GIVEN = Threshold(value=0.6, origin="given")
@@ -128,8 +128,8 @@ def test_processes_at_the_same_time_give_what_one_gives(voc, tmp_path):
 
 @pytest.mark.slow
 def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_does_what(real_data, tmp_path):
+    from magicseg.config.model import EncoderSettings, ModelSettings
     from magicseg.model.segmenter import build_segmenter
-    from magicseg.model.settings import EncoderSettings, ModelSettings
 
     encoder = EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16)
     settings = ModelSettings(encoder=encoder, prompt_tokens=1, decoder_layers=1, decoder_width=16, decoder_heads=2)
@@ -243,7 +243,7 @@ def test_an_image_that_killed_an_evaluation_is_skipped_by_name_until_its_attempt
     code = (
         "import os, signal, sys; from pathlib import Path; import numpy as np\n"
         "from benchmark_data import ColourHead; from magicseg.evaluate.benchmark import evaluate_benchmark\n"
-        "from magicseg.evaluate.protocol import Protocol\n"
+        "from magicseg.data.protocol import Protocol\n"
         "calls = []\n"
         "class Killed(ColourHead):\n"
         "    def logits(self, crops):\n"
@@ -277,8 +277,8 @@ def test_images_in_stripes_of_rows_count_the_same(voc, tmp_path, monkeypatch, va
 
     protocol = small("voc21")
     whole = evaluate_benchmark(Untied(), protocol, voc, tmp_path / "whole", threshold=GIVEN)
-    monkeypatch.setattr("magicseg.evaluate.sliding.WHOLE_VALUES", 0)
-    monkeypatch.setattr("magicseg.evaluate.sliding.STRIPE_VALUES", values)
+    monkeypatch.setattr("magicseg.model.sliding_window.WHOLE_VALUES", 0)
+    monkeypatch.setattr("magicseg.model.sliding_window.STRIPE_VALUES", values)
     stripes = evaluate_benchmark(Untied(), protocol, voc, tmp_path / "stripes", threshold=GIVEN)
     assert without_time(stripes.results) == without_time(whole.results)
 
@@ -415,10 +415,10 @@ def test_content_is_digested_as_it_was_read(voc, tmp_path):
 
 
 def test_protocols_and_scoring_need_no_torch():
-    code = "import magicseg.evaluate.score, magicseg.evaluate.truth, sys; assert 'torch' not in sys.modules"
+    code = "import magicseg.evaluate.score, magicseg.data.ground_truth, sys; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_evaluation_without_a_clip_does_not_wait_for_open_clip():
-    code = "import magicseg.evaluate.baselines, sys; assert 'open_clip' not in sys.modules"
+    code = "import magicseg.evaluate.heads.baselines, sys; assert 'open_clip' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

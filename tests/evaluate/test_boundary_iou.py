@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from magicseg.evaluate.boundary import band_width, boundary_counts
+from magicseg.evaluate.metrics.boundary import band_width, boundary_counts
 
 IGNORED = 255
 

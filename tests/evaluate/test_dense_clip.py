@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from tiny_clip import build
 
-from magicseg.errors import ConfigError
-from magicseg.evaluate.dense_clip import DenseClipHead, bank_features
+from magicseg.config.model import ModelSettings
+from magicseg.core.errors import ConfigError
+from magicseg.evaluate.heads.dense_clip import DenseClipHead, bank_features
 from magicseg.model.decoder import upsample_logits
 from magicseg.model.dense import DENSE_VARIANTS, dense_last_block
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import ModelSettings
 
 IMAGES = torch.randint(0, 256, (2, 3, 24, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

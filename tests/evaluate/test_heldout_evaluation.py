@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from magicseg.evaluate.heldout import OTHER_SCENES, evaluate_heldout, predict, score_heldout
-from magicseg.evaluate.segmenter_head import SegmenterHead
-from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.config.evaluation import EvaluateSettings
+from magicseg.config.model import EncoderSettings, ModelSettings
+from magicseg.evaluate.heads.segmenter_head import SegmenterHead
+from magicseg.evaluate.painted import OTHER_SCENES, evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
-from magicseg.miniature.heldout import heldout_scene
+from magicseg.miniature.held_out_scenes import heldout_scene
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings
 
 SETTINGS = EvaluateSettings(scenes=5, batch_size=2)
 VOCABULARY = load_vocabulary("miniature")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from magicseg.evaluate.intervals import ImageCounts, difference_interval, intervals, measures
-from magicseg.evaluate.metrics import Scores
+from magicseg.evaluate.metrics.confusion import Scores
+from magicseg.evaluate.metrics.intervals import ImageCounts, difference_interval, intervals, measures
 
 FIELDS = ("hits", "truth", "predicted", "boundary_hits", "boundary_truth", "boundary_predicted")
 SINGLE = ("miou", "miou_over_classes_in_ground_truth", "pixel_accuracy", "mean_accuracy", "frequency_weighted_iou")

@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from magicseg.errors import DataError
-from magicseg.evaluate.memory_bank import MemoryBankHead, build_bank
+from magicseg.core.errors import DataError
+from magicseg.evaluate.heads.memory_bank import MemoryBankHead, build_bank
 from magicseg.labels import BACKGROUND, IGNORE, Label, Vocabulary
 from magicseg.model.decoder import upsample_logits
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from magicseg.evaluate.metrics import Scores, ValueOutOfRange, confusion_matrix
+from magicseg.evaluate.metrics.confusion import Scores, ValueOutOfRange, confusion_matrix
 
 IGNORE_VALUE = 255
 

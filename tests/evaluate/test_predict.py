@@ -10,11 +10,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from magicseg.cli import app
-from magicseg.errors import DataError, MagicsegError
+from magicseg.config.model import EncoderSettings, ModelSettings
+from magicseg.core.errors import DataError, MagicsegError
 from magicseg.evaluate.predict import pictures_of
 from magicseg.model.open_vocabulary import load_model
 from magicseg.model.segmenter import build_segmenter, save_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings
 from magicseg.run.attempts import Attempts
 
 SETTINGS = ModelSettings(

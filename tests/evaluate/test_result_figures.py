@@ -5,10 +5,10 @@ import pytest
 from benchmark_data import ColourHead, make
 from PIL import Image
 
+from magicseg.data.protocol import load_protocol
 from magicseg.evaluate import figures
 from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.figures import write_charts, write_examples
-from magicseg.evaluate.protocol import load_protocol
 
 
 @pytest.fixture(params=["voc21", "coco-stuff"])

@@ -10,8 +10,8 @@ from small_pngs import GREY, PALETTE, png
 from typer.testing import CliRunner
 
 from magicseg.cli.score import score as score_command
-from magicseg.errors import ConfigError, DataError
-from magicseg.evaluate.protocol import load_protocol, protocol_names
+from magicseg.core.errors import ConfigError, DataError
+from magicseg.data.protocol import load_protocol, protocol_names
 from magicseg.evaluate.score import score
 
 VOC21, VOC20 = load_protocol("voc21"), load_protocol("voc20")

@@ -10,10 +10,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magicseg.evaluate import sliding
-from magicseg.evaluate.sliding import bilinear_rows, logit_stripes, padded_size, resized_size, slide, window_places
+from magicseg.config.model import EncoderSettings, ModelSettings
+from magicseg.model import sliding_window
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings
+from magicseg.model.sliding_window import (
+    bilinear_rows,
+    logit_stripes,
+    padded_size,
+    resized_size,
+    slide,
+    window_places,
+)
 
 SIZES = st.tuples(st.integers(1, 70), st.integers(1, 70))
 
@@ -208,12 +215,12 @@ def whole_image(logits_of, image, window, stride, multiple, short_side, batch_si
 
 def in_stripes(*arguments, values, **options):
     """The logits, and how many rows each stripe has."""
-    before = sliding.WHOLE_VALUES, sliding.STRIPE_VALUES, sliding._SMALL_WINDOW
-    sliding.WHOLE_VALUES, sliding.STRIPE_VALUES, sliding._SMALL_WINDOW = 0, values, 0
+    before = sliding_window.WHOLE_VALUES, sliding_window.STRIPE_VALUES, sliding_window._SMALL_WINDOW
+    sliding_window.WHOLE_VALUES, sliding_window.STRIPE_VALUES, sliding_window._SMALL_WINDOW = 0, values, 0
     try:
         stripes = list(logit_stripes(*arguments, **options))
     finally:
-        sliding.WHOLE_VALUES, sliding.STRIPE_VALUES, sliding._SMALL_WINDOW = before
+        sliding_window.WHOLE_VALUES, sliding_window.STRIPE_VALUES, sliding_window._SMALL_WINDOW = before
     rows = [row for place, logits in stripes for row in range(place.start, place.stop)]
     assert rows == list(range(arguments[1].shape[0]))
     assert all(logits.shape[1] == place.stop - place.start for place, logits in stripes)
@@ -292,7 +299,7 @@ def test_memory_grows_with_labels_and_window_and_not_with_the_image():
     code = """
 import sys
 import numpy as np, torch
-from magicseg.evaluate import sliding
+from magicseg.model import sliding_window
 
 def peak():
     return next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -301,10 +308,10 @@ def head(crops):
     return torch.zeros(len(crops), 150, crops.shape[2] // 16, crops.shape[3] // 16)
 
 torch.set_num_threads(1)
-sliding.WHOLE_VALUES, sliding.STRIPE_VALUES = 1 << 21, 1 << 20
+sliding_window.WHOLE_VALUES, sliding_window.STRIPE_VALUES = 1 << 21, 1 << 20
 for window, short_side in ((None, None), (256, 500)):
     before = peak()
-    for rows, logits in sliding.logit_stripes(
+    for rows, logits in sliding_window.logit_stripes(
         head, np.zeros((600, 900, 3), np.uint8), short_side=short_side, window=window, stride_px=200,
         batch_size=4, multiple=16,
     ):

@@ -13,15 +13,15 @@ from tiny_clip import build
 from typer.testing import CliRunner
 
 from magicseg.cli import app
-from magicseg.errors import MagicsegError
+from magicseg.config.evaluation import EvaluateSettings
+from magicseg.config.model import ModelSettings
+from magicseg.core.errors import MagicsegError
+from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.compare import compare
-from magicseg.evaluate.protocol import load_protocol
-from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.evaluate.model_under_test import Target
 from magicseg.evaluate.suite import Suite
-from magicseg.evaluate.target import Target
 from magicseg.evaluate.threshold import Threshold
 from magicseg.model.segmenter import build_segmenter, save_segmenter
-from magicseg.model.settings import ModelSettings
 
 HEADS = ("vanilla", "maskclip", "sclip", "clearclip")
 
@@ -180,7 +180,7 @@ def test_two_processes_give_what_one_gives(small, model, data, tmp_path):
 def test_an_image_of_the_sweep_without_memory_is_named_and_the_other_heads_are_scored(
     small, model, data, tmp_path, monkeypatch
 ):
-    from magicseg.evaluate.segmenter_head import SegmenterHead
+    from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 
     seen = []
 

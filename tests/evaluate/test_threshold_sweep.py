@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from magicseg.errors import ConfigError, DataError
-from magicseg.evaluate import heldout
+from magicseg.config.evaluation import EvaluateSettings
+from magicseg.core.errors import ConfigError, DataError
+from magicseg.data.protocol import load_protocol
+from magicseg.evaluate import painted
 from magicseg.evaluate.benchmark import evaluate_benchmark
-from magicseg.evaluate.heldout import score_heldout
-from magicseg.evaluate.metrics import Scores, confusion_matrix
-from magicseg.evaluate.protocol import load_protocol
-from magicseg.evaluate.settings import EvaluateSettings
+from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
+from magicseg.evaluate.painted import score_heldout
 from magicseg.evaluate.sweep import Counts, Sweep, sweep_threshold, why_not
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
@@ -91,11 +91,11 @@ def test_a_threshold_among_scores_that_saturate_in_float32_is_found_on_scenes_an
     assert (logits.softmax(1).amax(1) == 1).all()
     assert (logits.amax(1).sigmoid() == 1).all()
 
-    monkeypatch.setattr(heldout, "heldout_scene", lambda *_, **__: (image[:16, :16], truth[:16, :16]))
+    monkeypatch.setattr(painted, "heldout_scene", lambda *_, **__: (image[:16, :16], truth[:16, :16]))
     settings = EvaluateSettings(scenes=2, batch_size=2)
     vocabulary = load_vocabulary("miniature")
     common = {"image_size": 16, "seed": 0}
-    chosen = heldout.swept_threshold(head, vocabulary, settings, **common)
+    chosen = painted.swept_threshold(head, vocabulary, settings, **common)
     assert (chosen.score, chosen.value, chosen.details["end"], chosen.warning) == ("log-odds", 60, None, None)
     assert chosen.details["miou"] == 1 > chosen.details["tried"]["cosine"]
     thresholds = {head.name: chosen}

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 from benchmark_data import make
 
-from magicseg.config import validate_config
-from magicseg.errors import ConfigError
-from magicseg.evaluate import watch as watching
-from magicseg.evaluate.protocol import load_protocol
+from magicseg.config.loading import validate_config
+from magicseg.config.model import EncoderSettings, ModelSettings
+from magicseg.core.errors import ConfigError
+from magicseg.data.protocol import load_protocol
+from magicseg.evaluate.model_under_test import Target
 from magicseg.evaluate.suite import Suite
-from magicseg.evaluate.target import Target
-from magicseg.evaluate.watch import watch
-from magicseg.miniature.heldout import heldout_scene
+from magicseg.miniature.held_out_scenes import heldout_scene
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings
-from magicseg.run.status import evaluated
+from magicseg.run.progress import evaluated
+from magicseg.train import validation
+from magicseg.train.validation import watch
 
 SETTINGS = ModelSettings(
     encoder=EncoderSettings(image_size=32, stride=8, width=16, layers=1, heads=2, embed_dim=16),
@@ -37,13 +37,13 @@ def with_evaluation(run, **settings):
 
 def test_the_miniature_looks_at_scenes_that_the_test_does_not_show(finished, monkeypatch):
     seen = []
-    score = watching.score_heldout
+    score = validation.score_heldout
 
     def spy(heads, vocabulary, settings, *, image_size, seed):
         seen.append(seed)
         return score(heads, vocabulary, settings, image_size=image_size, seed=seed)
 
-    monkeypatch.setattr(watching, "score_heldout", spy)
+    monkeypatch.setattr(validation, "score_heldout", spy)
     run = with_evaluation(finished, scenes=4)
     results = watch(run)(build_segmenter(SETTINGS, seed=0).eval(), 10)
     assert 0 <= results["miou"] <= 1
@@ -66,7 +66,7 @@ def test_a_benchmark_is_looked_at_by_its_other_split_or_not_at_all(finished, tmp
 
 
 def test_without_drawings_of_the_labels_there_are_no_scenes_to_look_at(finished, monkeypatch):
-    monkeypatch.setattr("magicseg.miniature.heldout.NOUNS", ("car",))
+    monkeypatch.setattr("magicseg.miniature.held_out_scenes.NOUNS", ("car",))
     assert watch(finished) is None
     path = finished.path
     target = Target(

@@ -3,10 +3,10 @@
 import pytest
 from tiny_runs import LIMITED, change, do, make_run
 
-from magicseg.errors import LimitReached
+from magicseg.core.errors import LimitReached
 from magicseg.run import Run
+from magicseg.run.progress import run_status
 from magicseg.run.shares import Shares
-from magicseg.run.status import run_status
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import TINY, make_run
 
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 
 @pytest.mark.slow

@@ -7,14 +7,14 @@ import threading
 import pytest
 from tiny_runs import change, do, make_run
 
-from magicseg.errors import BackendError, PlanMismatch
-from magicseg.execute.job import run_shards
-from magicseg.execute.shard import execute_shard, load_backend
-from magicseg.execute.stages import STAGE_CODE
+from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.run import Run
 from magicseg.run.claims import try_claim
-from magicseg.store.digest import logical_digest
-from magicseg.store.verify import inspect
+from magicseg.run.digest import logical_digest
+from magicseg.run.verify import inspect
+from magicseg.stages.registry import STAGE_CODE
+from magicseg.stages.shard import execute_shard, load_backend
+from magicseg.stages.worker import run_shards
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

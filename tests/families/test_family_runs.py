@@ -9,10 +9,10 @@ import pytest
 from model_runs import FAMILIES, make_model_run
 from tiny_runs import do
 
-from magicseg.execute.job import run_shards
 from magicseg.labels import IGNORE
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
+from magicseg.stages.worker import run_shards
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

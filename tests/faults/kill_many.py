@@ -23,8 +23,8 @@ from tiny_runs import do, make_run  # noqa: E402
 
 from magicseg.run import STAGES, Run  # noqa: E402
 from magicseg.run.claims import is_live  # noqa: E402
-from magicseg.store.digest import logical_digest  # noqa: E402
-from magicseg.store.verify import inspect  # noqa: E402
+from magicseg.run.digest import logical_digest  # noqa: E402
+from magicseg.run.verify import inspect  # noqa: E402
 
 # Twelve shards; the back ends rest before each batch, so that kills find them at work.
 SLOW = (

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import make_run
 
 from magicseg.run import STAGES
-from magicseg.store.verify import inspect
+from magicseg.run.verify import inspect
 
 
 def fill(folder, *, leave=0):

@@ -10,7 +10,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
-from magicseg.generate.diffusion import DiffusersGenerator
+from magicseg.stages.generate.diffusion import DiffusersGenerator
 
 
 @pytest.fixture(autouse=True)

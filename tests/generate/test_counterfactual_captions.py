@@ -5,11 +5,11 @@ from itertools import cycle
 import pytest
 
 from magicseg.backends import GenerateRequest, Rejection
-from magicseg.generate.counterfactual import counterfactual_caption, replace_labels
 from magicseg.labels import Label, load_vocabulary
 from magicseg.labels.inflect import plural
 from magicseg.labels.mentions import names
 from magicseg.labels.vocabulary import split_qualifier
+from magicseg.stages.generate.counterfactual import counterfactual_caption, replace_labels
 
 
 def label(name, *synonyms, id=1):

@@ -10,8 +10,8 @@ import torch
 from pair_requests import request
 from safetensors.torch import load_file, save_file
 
-from magicseg.errors import BackendError
-from magicseg.generate.diffusion import DiffusersGenerator
+from magicseg.core.errors import BackendError
+from magicseg.stages.generate.diffusion import DiffusersGenerator
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -179,9 +179,9 @@ def test_a_device_on_which_nothing_fits_gets_other_advice(generator):
 LOAD = """
 import sys
 from types import SimpleNamespace
-from magicseg.errors import BackendError
-from magicseg.generate.diffusion import DiffusersGenerator
-from magicseg.generate.diffusion import DiffusersGenerator as Generator
+from magicseg.core.errors import BackendError
+from magicseg.stages.generate.diffusion import DiffusersGenerator
+from magicseg.stages.generate.diffusion import DiffusersGenerator as Generator
 for revision in sys.argv[1:]:
     options = Generator.Options(model="org/tiny", revision=revision, device="cpu", dtype="float32", steps=1)
     try:

@@ -10,15 +10,15 @@ import pytest
 from pydantic import ValidationError
 from tiny_runs import make_run
 
-from magicseg.config import load_config, preset_names
-from magicseg.errors import BackendError, ConfigError
-from magicseg.generate.diffusion import DiffusersGenerator
-from magicseg.generate.families import SCHEDULERS
-from magicseg.generate.options import DiffusersOptions, SchedulerName
+from magicseg.config.loading import load_config, preset_names
+from magicseg.core.errors import BackendError, ConfigError
 from magicseg.run import Run
 from magicseg.run.fingerprint import stage_fingerprints
+from magicseg.stages.generate.diffusion import DiffusersGenerator
+from magicseg.stages.generate.families import SCHEDULERS
+from magicseg.stages.generate.options import DiffusersOptions, SchedulerName
 from magicseg.weights import Weights
-from magicseg.weights.digest import path_identity
+from magicseg.weights.hashing import path_identity
 from magicseg.weights.manifest import Manifest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -66,8 +66,8 @@ def test_of_a_name_a_pipelines_files_are_read(checkpoint):
 
 def test_identity_imports_no_model_library(checkpoint):
     code = (
-        "import sys; from magicseg.generate.diffusion import DiffusersGenerator as G; "
-        "from magicseg.weights.digest import path_identity; "
+        "import sys; from magicseg.stages.generate.diffusion import DiffusersGenerator as G; "
+        "from magicseg.weights.hashing import path_identity; "
         f"print(path_identity(G.weights(G.Options(model={str(checkpoint('flux'))!r}))[0], 'here')); "
         "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)"
     )

@@ -13,8 +13,8 @@ from pair_requests import DOG, request
 from tiny_pipelines import FAMILIES
 
 from magicseg.backends import ImagePair, Rejection
-from magicseg.generate.diffusion import image_fault
-from magicseg.generate.families import SCHEDULERS
+from magicseg.stages.generate.diffusion import image_fault
+from magicseg.stages.generate.families import SCHEDULERS
 
 
 def equal(one, other):
@@ -278,7 +278,7 @@ import sys
 sys.modules["diffusers"] = None
 from types import SimpleNamespace
 from magicseg.backends import find_backend
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 kind = find_backend("generators", "diffusers")
 try:
     kind(SimpleNamespace(size=32, batch_size=1), kind.Options(model={str(checkpoint("sd2"))!r}))

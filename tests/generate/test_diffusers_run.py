@@ -3,10 +3,10 @@
 import pytest
 from tiny_runs import change, do, make_run
 
-from magicseg.errors import PlanMismatch
-from magicseg.execute.job import run_shards
+from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
+from magicseg.stages.worker import run_shards
 
 
 @pytest.fixture

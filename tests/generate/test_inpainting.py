@@ -10,10 +10,10 @@ from pydantic import ValidationError
 from tiny_runs import change, do, make_run
 
 from magicseg.backends import ImagePair, Rejection
-from magicseg.errors import BackendError, PlanMismatch
-from magicseg.generate.inpainting import grown
+from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
+from magicseg.stages.generate.inpainting import grown
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from magicseg.generate.measures import contrast, difference_hash, sharpness
+from magicseg.stages.generate.image_quality import contrast, difference_hash, sharpness
 
 
 def noise(seed=0, size=64):

@@ -5,9 +5,9 @@ import json
 import pytest
 from tiny_runs import change, do, make_run
 
-from magicseg.errors import PlanMismatch
+from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

@@ -13,7 +13,7 @@ import pytest
 from tiny_runs import Result
 
 from magicseg.cli import app, main
-from magicseg.errors import MagicsegError
+from magicseg.core.errors import MagicsegError
 
 Typed = Callable[..., Result]
 

@@ -17,20 +17,20 @@ from tiny_runs import LIMITED, do, make_run
 
 from magicseg import load_model
 from magicseg.cli.output import print_json
+from magicseg.config.model import EncoderSettings, ModelSettings, OpenClipSettings
 from magicseg.core.documents import without_nan
-from magicseg.errors import BackendError, DataError, LimitReached, StoreError
-from magicseg.evaluate.memory_bank import MemoryBank, MemoryBankHead
-from magicseg.evaluate.segmenter_head import SegmenterHead
+from magicseg.core.errors import BackendError, DataError, LimitReached, StoreError
+from magicseg.evaluate.heads.memory_bank import MemoryBank, MemoryBankHead
+from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.labels import Label, Vocabulary
 from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
-from magicseg.mask.batches import HasBatch
-from magicseg.mask.models import ClipDetector
-from magicseg.mask.zero_shot import refuse_alike_names
 from magicseg.model.open_clip_encoder import open_clip_encoder
 from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings, OpenClipSettings
-from magicseg.run.status import run_status
+from magicseg.run.progress import run_status
 from magicseg.train.loop import train
+from magicseg.vision.batches import HasBatch
+from magicseg.vision.shipped import ClipDetector
+from magicseg.vision.transformers_detector import refuse_alike_names
 
 SETTINGS = ModelSettings(
     encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=8),

@@ -12,22 +12,22 @@ from tiny_runs import do, make_run
 
 from magicseg.container.image import identify, labels
 from magicseg.container.runtime import Runtime
+from magicseg.core.errors import ConfigError, ContainerError, DamageError, MagicsegError, RunError, StoreError
+from magicseg.core.files import to_json
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
-from magicseg.errors import ConfigError, ContainerError, DamageError, MagicsegError, RunError, StoreError
-from magicseg.estimate.of_run import estimate
-from magicseg.launch.board import board_of
+from magicseg.estimate.run_estimate import estimate
 from magicseg.launch.efficiency import efficiency
 from magicseg.launch.environment import refuse_named_secrets, site_overrides
 from magicseg.launch.follow_up import follow_up
 from magicseg.launch.gpus import gpus_in_count, gpus_in_list
 from magicseg.launch.jobs import next_number, submissions
 from magicseg.launch.logs import find_tasks, follow, last_lines
+from magicseg.launch.overview import cluster_status
 from magicseg.launch.profile_files import load_profile
+from magicseg.launch.queue_state import board_of
 from magicseg.launch.script import interpreter, sbatch_options
 from magicseg.launch.slurm import SlurmError, job_numbers_in, queue
-from magicseg.launch.status import cluster_status
 from magicseg.run import Run
-from magicseg.run.files import to_json
 
 # -------------------------------------------------------------------------------------------------- Slurm's answers
 

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from magicseg.errors import DataError
-from magicseg.evaluate.instances import read_instances
+from magicseg.core.errors import DataError
+from magicseg.data.coco import _unpacked, draw, read_coco
+from magicseg.data.coco_class_maps import read_instances
+from magicseg.data.labelled_folders import CocoFolder
 from magicseg.labels import load_vocabulary
-from magicseg.train.folders import CocoFolder
-from magicseg.vision.coco import _unpacked, draw, read_coco
 
 SQUARE = [5, 5, 20, 5, 20, 20, 5, 20]
 SOUND = {
@@ -163,8 +163,8 @@ def test_an_id_is_the_same_however_it_is_written(tmp_path, image_id, other):
 def test_huge_coordinates_are_refused_in_little_memory(tmp_path):
     write(tmp_path, shape([[5, 5, 1e9, 5, 1e9, 1e9]]))
     code = (
-        "import resource, sys; from pathlib import Path; from magicseg.train.folders import CocoFolder\n"
-        "from magicseg.errors import DataError\n"
+        "import resource, sys; from pathlib import Path; from magicseg.data.labelled_folders import CocoFolder\n"
+        "from magicseg.core.errors import DataError\n"
         "try: CocoFolder.open(Path(sys.argv[1]), 'train2017')\n"
         "except DataError as error: print(error.message)\n"
     )

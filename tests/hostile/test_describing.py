@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.backends import DescribeRequest
-from magicseg.describe import bounded, chat
-from magicseg.describe.answer import Unusable, _without_fence, _without_thoughts, check_draft, read_answer
-from magicseg.describe.chat import ChatTemplate
-from magicseg.describe.endpoint import OpenAICaptioner
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 from magicseg.labels import Label
+from magicseg.stages.describe import bounded, chat
+from magicseg.stages.describe.answer import Unusable, _without_fence, _without_thoughts, check_draft, read_answer
+from magicseg.stages.describe.chat import ChatTemplate
+from magicseg.stages.describe.endpoint import OpenAICaptioner
 
 CAT = Label(id=1, name="cat")
 LONG = 1 << 19

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicseg.errors import ConfigError, DataError, LabelError, MagicsegError
+from magicseg.core.errors import ConfigError, DataError, LabelError, MagicsegError
+from magicseg.exchange.hdf5 import export_hdf5, import_hdf5
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
-from magicseg.store.hdf5 import export_hdf5, import_hdf5
+from magicseg.run.digest import logical_digest
 
 pytestmark = pytest.mark.usefixtures("bounded")
 SECRET = b"a local file that nobody is to see " * 4000

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from small_pngs import chunk, png
 
-from magicseg.errors import DataError
+from magicseg.core.errors import DataError
+from magicseg.data.labelled_folders import VocFolder
+from magicseg.images.codecs import check_jpeg, decode_jpeg, encode_jpeg
+from magicseg.images.index_maps import read_index_map
+from magicseg.images.reading import read_image
 from magicseg.labels import load_vocabulary
-from magicseg.mask.labelling import label_pictures
-from magicseg.store.images import check_jpeg, decode_jpeg, encode_jpeg
-from magicseg.train.folders import VocFolder
-from magicseg.vision.images import read_image
-from magicseg.vision.index_maps import read_index_map
+from magicseg.stages.mask.labelling import label_pictures
 
 
 def encoded(format, size=(40, 30), mode="RGB", **save):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.errors import LabelError
+from magicseg.core.errors import LabelError
 from magicseg.labels import labels_of, load_vocabulary, reading, vocabulary_names
 from magicseg.labels.reading import MAX_SYNONYMS, _parse, _parts
 

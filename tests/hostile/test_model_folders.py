@@ -18,20 +18,20 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import magicseg
-from magicseg.describe.local_model import TransformersCaptioner
-from magicseg.errors import BackendError, ConfigError, DataError, MagicsegError
-from magicseg.generate.checkpoint import read_index
-from magicseg.generate.options import DiffusersOptions
-from magicseg.generate.pipeline import load_pipeline
-from magicseg.mask.batches import HasBatch
-from magicseg.mask.models import ClipDetector, OriginalDetector, OriginalSegmenter, TransformersDetector
-from magicseg.mask.models import TransformersSegmenter as Segmenter
+from magicseg.config.model import ModelSettings, OpenClipSettings
+from magicseg.core.errors import BackendError, ConfigError, DataError, MagicsegError
 from magicseg.model import load_model
 from magicseg.model.encoder import build_encoder
 from magicseg.model.segmenter import build_segmenter, save_segmenter
-from magicseg.model.settings import ModelSettings, OpenClipSettings
 from magicseg.model.text_cache import cached_texts
+from magicseg.stages.describe.local_model import TransformersCaptioner
+from magicseg.stages.generate.options import DiffusersOptions
+from magicseg.stages.generate.pipeline import load_pipeline
+from magicseg.stages.generate.pipeline_folder import read_index
 from magicseg.train.checkpoints import newest_checkpoint
+from magicseg.vision.batches import HasBatch
+from magicseg.vision.shipped import ClipDetector, OriginalDetector, OriginalSegmenter, TransformersDetector
+from magicseg.vision.shipped import TransformersSegmenter as Segmenter
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
 

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from magicseg.errors import DamageError
+from magicseg.core.errors import DamageError
+from magicseg.core.files import to_json
 from magicseg.run import Run
 from magicseg.run.claims import is_live, try_claim
-from magicseg.run.files import to_json
-from magicseg.run.status import run_status
-from magicseg.store.verify import inspect, repair
+from magicseg.run.progress import run_status
+from magicseg.run.verify import inspect, repair
 
 pytestmark = pytest.mark.usefixtures("bounded")
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from magicseg.config import load_config, read_config
-from magicseg.errors import ConfigError, MagicsegError
-from magicseg.evaluate.protocol import load_protocol
+from magicseg.config.loading import load_config, read_config
+from magicseg.core.errors import ConfigError, MagicsegError
+from magicseg.data.protocol import load_protocol
 from magicseg.run import Run
 from magicseg.run.fingerprint import resolve_backends
 

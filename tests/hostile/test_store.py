@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from numcodecs import Zstd
 from tiny_runs import do
 
-from magicseg.errors import DamageError, DataError, RunError
+from magicseg.core.errors import DamageError, DataError, RunError
+from magicseg.exchange.hdf5 import export_hdf5
 from magicseg.run import Run
 from magicseg.run.claims import try_claim
+from magicseg.run.digest import logical_digest
+from magicseg.run.verify import inspect, repair
 from magicseg.store.bounds import zstd_size
-from magicseg.store.digest import logical_digest
-from magicseg.store.hdf5 import export_hdf5
-from magicseg.store.samples import SampleFiles
-from magicseg.store.verify import inspect, repair
+from magicseg.store.sample_reader import SampleFiles
 
 pytestmark = pytest.mark.usefixtures("bounded")
 

@@ -13,8 +13,8 @@ import pytest
 from tiny_runs import CommandLine, make_run
 
 from magicseg.cli.output import log_text, note, plain_console, print_json, print_line, report_error
+from magicseg.core.errors import DataError, RunError
 from magicseg.core.text import acts, command, indented, printable
-from magicseg.errors import DataError, RunError
 
 FOREIGN = [
     "\x1b[2J\x1b]0;title\x07",

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from magicseg.errors import BackendError, RunError
+from magicseg.core.errors import BackendError, RunError
 from magicseg.weights import Weights, digest, hub
 from magicseg.weights.manifest import MANIFEST, Fetched, FetchedFile, Manifest
 

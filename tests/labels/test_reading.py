@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.errors import LabelError
+from magicseg.core.errors import LabelError
 from magicseg.labels import load_vocabulary
 from magicseg.labels.reading import MAX_NAME, _parse
 from magicseg.labels.vocabulary import MAX_LABELS, name_key

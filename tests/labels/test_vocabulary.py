@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.errors import ConfigError, LabelError
+from magicseg.core.errors import ConfigError, LabelError
 from magicseg.labels import BACKGROUND, IGNORE, Label, Vocabulary, load_templates, load_vocabulary, vocabulary_names
 
 

@@ -27,7 +27,7 @@ def _images_are_where_profiles_have_them(monkeypatch: pytest.MonkeyPatch) -> Non
     def identified(path: Path) -> Image:
         return Image(path, f"sha256:{'ab' * 32}", 4242, 1_700_000_000)
 
-    monkeypatch.setattr("magicseg.launch.container.identify", identified)
+    monkeypatch.setattr("magicseg.launch.job_image.identify", identified)
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from magicseg.core.files import to_json
 from magicseg.launch.jobs import ArrayJob, Submission, job_name, now, submissions
 from magicseg.run import Run
-from magicseg.run.files import to_json
 
 COMMANDS = ("sbatch", "squeue", "sacct", "scontrol", "scancel", "srun")
 _SCRIPT = """#!/bin/sh

@@ -7,11 +7,11 @@ import pytest
 from stand_ins import accounted, queued, record
 from tiny_runs import do
 
-from magicseg.launch.board import KINDS, board_of, job_summaries, seconds_of
 from magicseg.launch.jobs import submissions
+from magicseg.launch.overview import cluster_status
 from magicseg.launch.planning import Request
+from magicseg.launch.queue_state import KINDS, board_of, job_summaries, seconds_of
 from magicseg.launch.slurm import SlurmError
-from magicseg.launch.status import cluster_status
 from magicseg.launch.submit import submit
 
 SIX = ("0", "1", "2", "3", "4", "5")

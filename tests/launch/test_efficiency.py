@@ -12,7 +12,7 @@ from magicseg.launch.accounts import Account, parse_accounts
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.grouping import contiguous_groups
 from magicseg.launch.profile_files import load_profile
-from magicseg.launch.values import bytes_of
+from magicseg.launch.quoting import bytes_of
 
 GIB = 2**30
 

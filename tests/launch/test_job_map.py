@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from stand_ins import accounted, claim, queued, record
 from tiny_runs import do
 
-from magicseg.errors import ConfigError, DamageError, RunError, StoreError
-from magicseg.launch.board import board_of
+from magicseg.core.errors import ConfigError, DamageError, RunError, StoreError
+from magicseg.core.ranges import format_ranges
 from magicseg.launch.follow_up import follow_up, left_undone
 from magicseg.launch.jobs import ArrayJob, Submission, job_name, next_number, submissions, submitting
 from magicseg.launch.planning import Request
+from magicseg.launch.queue_state import board_of
 from magicseg.launch.slurm import SlurmError, SlurmSilence
 from magicseg.launch.submit import submit
 from magicseg.run import Run
-from magicseg.run.ranges import format_ranges
 
 line = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 values = st.none() | st.booleans() | st.integers() | line

@@ -9,10 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stand_ins import accounted, queued, record
 
-from magicseg.errors import RunError
+from magicseg.core.errors import RunError
 from magicseg.launch import logs
-from magicseg.launch.board import board_of
 from magicseg.launch.logs import find_tasks, follow, last_lines
+from magicseg.launch.queue_state import board_of
 
 
 @pytest.fixture

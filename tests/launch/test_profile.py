@@ -10,14 +10,14 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from magicseg.config import load_config
-from magicseg.errors import ConfigError
+from magicseg.config.loading import load_config
+from magicseg.core.errors import ConfigError
 from magicseg.launch.array import ArraySpec, array_script
 from magicseg.launch.jobs import ArrayJob, Submission
 from magicseg.launch.profile import JOBS
 from magicseg.launch.profile_files import load_profile, profile_names, validate_profile
+from magicseg.launch.quoting import bytes_of
 from magicseg.launch.training import follow_up_script, training_script
-from magicseg.launch.values import bytes_of
 from magicseg.run import Run
 
 WORDS = ("partition", "account", "qos", "constraint", "exclude", "gres", "mail_user", "mail_type")

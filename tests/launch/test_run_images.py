@@ -11,15 +11,15 @@ from stand_ins import queued
 
 import magicseg as package
 from magicseg.container.image import VERSION_LABEL, identify
-from magicseg.errors import ConfigError, ContainerError, PlanMismatch, RunError
-from magicseg.launch.container import container_lines
+from magicseg.core.errors import ConfigError, ContainerError, PlanMismatch, RunError
+from magicseg.launch.job_image import container_lines
 from magicseg.launch.jobs import submissions
 from magicseg.launch.planning import Request
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.script import interpreter
 from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import dry_run, submit
-from magicseg.run.image import IMAGE_NAME, recorded_image
+from magicseg.run.container_image import IMAGE_NAME, recorded_image
 
 RUNTIME = """#!/bin/sh
 PATH=/usr/bin:/bin
@@ -37,7 +37,7 @@ esac
 def site(tmp_path, monkeypatch):
     """A profile with an image; another image; a program that says what it is told."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("magicseg.launch.container.identify", identify)
+    monkeypatch.setattr("magicseg.launch.job_image.identify", identify)
     (tmp_path / "first.sif").write_text("signed")
     (tmp_path / "second.sif").write_text("another")
     (tmp_path / "key.pem").touch()
@@ -229,7 +229,7 @@ def test_a_job_verifies_the_signature_once_more(site, tmp_path):
 
 def test_a_task_in_another_image_than_the_run_s_does_nothing(fresh, site, slurm, magicseg):
     submit(fresh, ask(site()))
-    code = "import sys; from magicseg.launch.fits import main; main(*sys.argv[1:])"
+    code = "import sys; from magicseg.launch.limits import main; main(*sys.argv[1:])"
 
     def fits(digest, version=package.__version__):
         return subprocess.run(

@@ -16,8 +16,8 @@ from tiny_runs import do, make_run
 import magicseg as package
 from magicseg.run import Run
 from magicseg.run.claims import STALE_SECONDS
-from magicseg.store.digest import logical_digest
-from magicseg.store.verify import inspect
+from magicseg.run.digest import logical_digest
+from magicseg.run.verify import inspect
 
 CODE = "import json, sys; from magicseg.launch.task import run_task; run_task(**json.loads(sys.argv[1]))"
 

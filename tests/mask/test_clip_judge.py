@@ -13,11 +13,12 @@ from PIL import Image
 from tiny_runs import do, make_run
 
 from magicseg.backends import DetectRequest
-from magicseg.errors import BackendError, ConfigError
+from magicseg.config.finding import FindOptions
+from magicseg.core.errors import BackendError, ConfigError
 from magicseg.labels import Label
-from magicseg.mask.batches import HasBatch
-from magicseg.mask.finding import Finder, FindOptions
-from magicseg.mask.models import ClipDetector
+from magicseg.vision.batches import HasBatch
+from magicseg.vision.finder import Finder
+from magicseg.vision.shipped import ClipDetector
 
 CAT, DOG = Label(id=1, name="cat"), Label(id=2, name="dog")
 AGAINST = ["dog", "cat", "empty scene"]

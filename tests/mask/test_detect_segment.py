@@ -8,10 +8,10 @@ from pictures import labels
 from tiny_runs import change, do, make_run
 
 from magicseg.backends import GenerateRequest, Masked, MaskRequest, Rejection
-from magicseg.errors import BackendError, PlanMismatch
+from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.labels import IGNORE
-from magicseg.mask.detect_segment import DetectSegmentMasker
 from magicseg.run import Run
+from magicseg.stages.mask.detect_segment import DetectSegmentMasker
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from magicseg.backends import Detections
-from magicseg.errors import BackendError
-from magicseg.mask.finding import FindOptions, select_objects
+from magicseg.config.finding import FindOptions
+from magicseg.core.errors import BackendError
+from magicseg.vision.finder import select_objects
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

@@ -18,7 +18,7 @@ from test_segmenters import request as segment_request
 from tiny_models import bert_tokenizer
 
 from magicseg.backends import DetectRequest
-from magicseg.mask.original_detector import _Bert
+from magicseg.vision.original_detector import _Bert
 
 NAMES = ("cat", "dining table")
 CAPTION = "cat. dining table."

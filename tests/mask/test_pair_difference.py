@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from magicseg.backends import DescribeRequest, GenerateRequest, Masked, MaskRequest, Rejection, find_backend
-from magicseg.describe.grammar import GrammarCaptioner
 from magicseg.labels import load_vocabulary
-from magicseg.mask.pair_difference import PairDifferenceMasker, difference_mask
 from magicseg.miniature.painter import Painter, paint
+from magicseg.stages.describe.grammar import GrammarCaptioner
+from magicseg.stages.mask.pair_difference import PairDifferenceMasker, difference_mask
 
 LABELS = load_vocabulary("miniature").labels
 FLAT = np.full((40, 40, 3), 120, dtype=np.uint8)

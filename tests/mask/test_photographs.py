@@ -13,12 +13,12 @@ from PIL import Image
 from tiny_runs import make_run
 
 from magicseg.backends import SegmentRequest
-from magicseg.config import load_config
-from magicseg.errors import BackendError, DataError
+from magicseg.config.loading import load_config
+from magicseg.core.errors import BackendError, DataError
+from magicseg.images.listing import images_in
+from magicseg.images.overlays import class_png
 from magicseg.labels import IGNORE, labels_of
-from magicseg.mask.photographs import mask_photographs
-from magicseg.mask.pictures import class_png
-from magicseg.vision.folders import images_in
+from magicseg.stages.mask.image_folder import mask_photographs
 from magicseg.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("faulty")
@@ -195,7 +195,7 @@ def test_damaged_exif_costs_one_photograph_not_the_rest(tmp_path):
 def test_a_photograph_that_does_not_fit_in_memory_does_not_end_the_others(tmp_path, monkeypatch):
     import patch_backends
 
-    from magicseg.devices import OutOfMemory
+    from magicseg.core.devices import OutOfMemory
 
     honest = patch_backends.PatchSegmenter.segment
 
@@ -236,7 +236,7 @@ def test_outlines_drawn_some_at_a_time_give_the_same_masks(tmp_path, monkeypatch
     monkeypatch.setattr(patch_backends.PatchSegmenter, "segment", segment)
     if in_parts:
         monkeypatch.setattr(patch_backends.PatchSegmenter, "segment_parts", segment_parts, raising=False)
-    monkeypatch.setattr("magicseg.mask.detect_segment.PART_VALUES", 40 * 60)
+    monkeypatch.setattr("magicseg.stages.mask.detect_segment.PART_VALUES", 40 * 60)
     assert masked(tmp_path, out="parts") == whole
     assert asked == [1, 1, 1]
     one, other = (np.asarray(Image.open(tmp_path / out / "a.png.png")) for out in ("whole", "parts"))
@@ -291,7 +291,7 @@ def test_masks_of_other_weights_recipes_or_options_are_not_continued(tmp_path, m
     with pytest.raises(DataError, match=r"settings: mask.options.box_threshold is 0.5, was 0.3"):
         masked(tmp_path, "mask.options.box_threshold=0.5")
     with monkeypatch.context() as other:
-        other.setattr("magicseg.mask.detect_segment.RECIPE", 9)
+        other.setattr("magicseg.stages.mask.detect_segment.RECIPE", 9)
         with pytest.raises(DataError, match=r"recipes.detect-segment is 9, was "):
             masked(tmp_path)
     with monkeypatch.context() as other:

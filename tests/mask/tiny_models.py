@@ -246,7 +246,7 @@ def sam2(folder: Path) -> None:
 
 def original_grounding_dino(folder: Path) -> None:
     """The release's files: a configuration, a checkpoint with the training's prefix, a folder of BERT."""
-    from magicseg.mask.original_detector import SLConfig, _with_bert, library, read_settings
+    from magicseg.vision.original_detector import SLConfig, _with_bert, library, read_settings
 
     folder.mkdir(parents=True)
     tokenizer = bert_tokenizer()

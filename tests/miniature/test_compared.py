@@ -4,7 +4,7 @@ import psutil
 import pytest
 from tiny_runs import make_run
 
-from magicseg.errors import IncompleteError
+from magicseg.core.errors import IncompleteError
 from magicseg.miniature import compared
 from magicseg.miniature.compared import doing
 

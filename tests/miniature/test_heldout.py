@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from magicseg.errors import ConfigError
+from magicseg.core.errors import ConfigError
 from magicseg.labels import load_vocabulary
-from magicseg.miniature.heldout import heldout_scene
+from magicseg.miniature.held_out_scenes import heldout_scene
 
 MINIATURE = load_vocabulary("miniature")
 

@@ -3,9 +3,9 @@
 import pytest
 from tiny_runs import do
 
-from magicseg.config import load_config
+from magicseg.config.loading import load_config
 from magicseg.run import STAGES, Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 SMALL = ("plan.samples=8", "generate.options.steps=2", "generate.batch_size=2")
 

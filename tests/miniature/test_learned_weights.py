@@ -12,10 +12,10 @@ import pytest
 
 import magicseg.miniature
 from magicseg.backends import GenerateRequest
-from magicseg.generate.diffusion import DiffusersGenerator
+from magicseg.config.model import OpenClipSettings
 from magicseg.labels import load_vocabulary
 from magicseg.model.encoder import build_encoder
-from magicseg.model.settings import OpenClipSettings
+from magicseg.stages.generate.diffusion import DiffusersGenerator
 
 WEIGHTS = Path(magicseg.miniature.__file__).parent / "weights"
 

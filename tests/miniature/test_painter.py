@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from magicseg.backends import GenerateRequest, ImagePair, Rejection, find_backend
-from magicseg.describe.words import COLOURS, LIGHTS, PLACES, SCENES, SIZES
-from magicseg.errors import LabelError
+from magicseg.core.errors import LabelError
 from magicseg.labels import Label, load_vocabulary
 from magicseg.miniature.caption import NOUNS, ObjectSpec, SceneSpec, UnreadableCaption, parse
 from magicseg.miniature.painter import Painter, paint
+from magicseg.stages.describe.words import COLOURS, LIGHTS, PLACES, SCENES, SIZES
 
 LABELS = load_vocabulary("miniature").labels
 BY_NAME = {label.name: label for label in LABELS}

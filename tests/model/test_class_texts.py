@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.labels.templates import load_templates
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings
 from magicseg.model.text_cache import cached_texts
 
 SMALL = {"prompt_tokens": 1, "decoder_layers": 1, "decoder_width": 8, "decoder_heads": 2}

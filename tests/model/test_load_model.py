@@ -10,9 +10,9 @@ from PIL import Image
 
 import magicseg
 from magicseg import load_model
-from magicseg.errors import DataError
+from magicseg.config.model import EncoderSettings, ModelSettings
+from magicseg.core.errors import DataError
 from magicseg.model.segmenter import build_segmenter, save_segmenter
-from magicseg.model.settings import EncoderSettings, ModelSettings
 
 SETTINGS = ModelSettings(
     encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=8),
@@ -124,7 +124,7 @@ def test_a_run_is_its_model(folder, model):
 
 def test_importing_the_package_and_its_settings_loads_no_torch():
     code = (
-        "import sys, magicseg, magicseg.model, magicseg.model.settings, magicseg.config; "
+        "import sys, magicseg, magicseg.model, magicseg.config.model, magicseg.config; "
         "assert 'torch' not in sys.modules; magicseg.load_model; from magicseg.model import focal_loss, MaskDecoder; "
         "assert 'torch' in sys.modules"
     )

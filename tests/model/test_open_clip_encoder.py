@@ -14,12 +14,12 @@ from safetensors.torch import load_file, save_file
 from tiny_clip import MEAN, STD, VARIANTS, config_of, stock
 from torch import nn
 
-from magicseg.errors import BackendError, ConfigError, DataError
+from magicseg.config.model import ModelSettings, OpenClipSettings
+from magicseg.core.errors import BackendError, ConfigError, DataError
 from magicseg.model.encoder import Encoder, build_encoder
 from magicseg.model.open_clip_encoder import resize_positions
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import ModelSettings, OpenClipSettings
 
 
 def clip_settings(weights, **options):

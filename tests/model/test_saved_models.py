@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from magicseg.errors import BackendError, DataError
+from magicseg.config.model import EncoderSettings, ModelSettings
+from magicseg.core.errors import BackendError, DataError
 from magicseg.model.segmenter import (
     build_segmenter,
     frozen_names,
@@ -19,7 +20,6 @@ from magicseg.model.segmenter import (
     untrained_like,
     weights_digest,
 )
-from magicseg.model.settings import EncoderSettings, ModelSettings
 
 FORMAT_1 = Path(__file__).parent / "format1"
 SMALL = {"prompt_tokens": 1, "decoder_layers": 2, "decoder_width": 8, "decoder_heads": 2}

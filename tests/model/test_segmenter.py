@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from magicseg.errors import ConfigError, DataError
+from magicseg.config.model import EncoderSettings, ModelSettings
+from magicseg.core.errors import ConfigError, DataError
 from magicseg.model.encoder import Encoder, MiniatureEncoder, TextEncoder, ngram_buckets
 from magicseg.model.losses import focal_loss
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.segmenter import build_segmenter, load_segmenter, save_segmenter, weights_digest
-from magicseg.model.settings import EncoderSettings, ModelSettings
 
 SMALL = ModelSettings(
     encoder=EncoderSettings(image_size=32, stride=8, width=32, layers=2, heads=2, embed_dim=24),

@@ -15,9 +15,9 @@ from setuptools import find_namespace_packages
 from tiny_runs import CommandLine
 
 from magicseg import backends
-from magicseg.errors import PlanMismatch
-from magicseg.mask.compose import agreement
+from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run
+from magicseg.stages.mask.compose import agreement
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "example-plugin"
@@ -154,7 +154,7 @@ def holds(text, excerpt):
 
 
 def test_the_code_in_the_guide_is_that_of_the_example():
-    files = [*EXAMPLE.glob("*.*"), *(EXAMPLE / "src").rglob("*.py"), ROOT / "magicseg" / "mask" / "models.py"]
+    files = [*EXAMPLE.glob("*.*"), *(EXAMPLE / "src").rglob("*.py"), ROOT / "magicseg" / "vision" / "shipped.py"]
     texts = [path.read_text(encoding="utf-8") for path in files]
     blocks = re.findall(r"^```\w+\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 5
@@ -178,5 +178,5 @@ def test_the_groups_in_the_guide_are_those_there_are():
 def test_magicseg_itself_does_not_package_the_example():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     found = find_namespace_packages(str(ROOT), **wanted["find"])
-    assert "magicseg.mask" in found
+    assert "magicseg.stages.mask" in found
     assert [name for name in found if name.split(".")[0] != "magicseg"] == []

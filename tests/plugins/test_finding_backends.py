@@ -4,10 +4,10 @@ import pytest
 from tiny_runs import make_run
 
 from magicseg.backends import find_backend
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 
 GOOD = """
-from magicseg.settings import Settings
+from magicseg.core.settings import Settings
 class Captioner:
     class Options(Settings):
         pass

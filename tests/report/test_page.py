@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from markup_checks import parsed
 
-from magicseg.config import load_config
-from magicseg.execute.job import run_shards
+from magicseg.config.loading import load_config
 from magicseg.report.page import write_report
 from magicseg.run import STAGES, Run
+from magicseg.stages.worker import run_shards
 
 CLASSES = ["background", "car", "house"]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'caption'"

@@ -9,9 +9,9 @@ import pytest
 from markup_checks import parsed
 from PIL import Image
 
-from magicseg.config import load_config
-from magicseg.evaluate.counts import CONVENTIONS, count_image, scored, tabulate
+from magicseg.config.loading import load_config
 from magicseg.evaluate.figures import write_charts
+from magicseg.evaluate.metrics.counts import CONVENTIONS, count_image, scored, tabulate
 from magicseg.report import results as results_module
 from magicseg.report.page import write_report
 from magicseg.run import Run

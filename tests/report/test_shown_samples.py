@@ -2,9 +2,9 @@ import colorsys
 
 import numpy as np
 
+from magicseg.images.colours import class_colour, overlay
 from magicseg.labels import IGNORE
-from magicseg.mask.colours import class_colour, overlay
-from magicseg.report.samples import choose_spread
+from magicseg.report.sample_gallery import choose_spread
 
 
 def test_every_class_gets_its_turn():

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicseg.mask.labelling import label_pictures
 from magicseg.run.attempts import Attempts
+from magicseg.stages.mask.labelling import label_pictures
 
 CODE = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from magicseg.execute.signals import StopFlag, on_signals
-from magicseg.mask.labelling import label_pictures
+from magicseg.core.signals import StopFlag, on_signals
+from magicseg.stages.mask.labelling import label_pictures
 from magicseg.run.attempts import forget_attempts
 
 folder, out, *numbers = sys.argv[1:]

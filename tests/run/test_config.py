@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.config import json_schema, load_config, preset_names, read_config, validate_config
-from magicseg.errors import BackendError, ConfigError
+from magicseg.config.loading import json_schema, load_config, preset_names, read_config, validate_config
+from magicseg.core.errors import BackendError, ConfigError
 from magicseg.run import Run
 from magicseg.run.fingerprint import resolve_backends
 

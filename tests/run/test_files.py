@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from tiny_runs import do, make_run
 
-from magicseg.doctor.machine import disk
-from magicseg.errors import StoreError
-from magicseg.run import files
-from magicseg.run.files import TEMPORARY, fsync_path, lacking, storage_errors, write_atomic
-from magicseg.store.digest import logical_digest
+from magicseg.core import files
+from magicseg.core.errors import StoreError
+from magicseg.core.files import TEMPORARY, fsync_path, lacking, storage_errors, write_atomic
+from magicseg.doctor.machine_checks import disk
+from magicseg.run.digest import logical_digest
 
 
 def refusing(number):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tiny_runs import change, do
 
-from magicseg.errors import DamageError, PlanMismatch
+from magicseg.core.errors import DamageError, PlanMismatch
 from magicseg.run import Run, versions
 from magicseg.run.fingerprint import Fingerprint
 from magicseg.run.ledger import CommitRecord, Ledger
-from magicseg.run.status import run_status
+from magicseg.run.progress import run_status
 
 FINGERPRINT = Fingerprint.of({"x": 1})
 

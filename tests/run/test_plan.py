@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import change, do, make_run
 
-from magicseg.config import load_config
-from magicseg.errors import DamageError, PlanMismatch, RunError
+from magicseg.config.loading import load_config
+from magicseg.core.errors import DamageError, PlanMismatch, RunError
+from magicseg.core.randomness import sample_seed, sample_words
 from magicseg.labels import load_vocabulary
 from magicseg.run import Run
-from magicseg.run.plan import draw_classes, read_plan, write_plan
-from magicseg.run.randomness import sample_seed, sample_words
+from magicseg.store.plan import draw_classes, read_plan, write_plan
 
 VOCABULARY = load_vocabulary("miniature")
 
@@ -74,7 +74,7 @@ def test_labels_of_a_sample_depend_on_seed_and_index_alone(tmp_path_factory, sha
 def test_drawing_in_blocks_changes_nothing(tmp_path, monkeypatch):
     config = config_of(samples=1000, max_labels=2)
     write_plan(tmp_path / "whole", config, VOCABULARY)
-    monkeypatch.setattr("magicseg.run.plan._BLOCK", 77)
+    monkeypatch.setattr("magicseg.store.plan._BLOCK", 77)
     write_plan(tmp_path / "blocks", config, VOCABULARY)
     assert (tmp_path / "whole/classes.npy").read_bytes() == (tmp_path / "blocks/classes.npy").read_bytes()
     assert (tmp_path / "whole/plan.json").read_bytes() == (tmp_path / "blocks/plan.json").read_bytes()

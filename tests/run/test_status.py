@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import do
 
 from magicseg.run.ledger import CommitRecord
-from magicseg.run.status import run_status
+from magicseg.run.progress import run_status
 
 NOW = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 
@@ -23,7 +23,7 @@ def rate_of(fresh, monkeypatch):
         def now(cls, tz=None):
             return NOW
 
-    monkeypatch.setattr("magicseg.run.status.datetime.datetime", Clock)
+    monkeypatch.setattr("magicseg.run.progress.datetime.datetime", Clock)
 
     def rate(*shards):
         chosen = {

@@ -10,7 +10,7 @@ from clusters import wait_until
 from tiny_runs import do, make_run
 
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 SMALL = (
     *("plan.samples=256", "plan.shard_size=8", "generate.size=32"),

@@ -6,10 +6,10 @@ import shutil
 from benchmark_data import make
 from tiny_runs import do, make_run
 
-from magicseg.evaluate.protocol import load_protocol
+from magicseg.core.distributed import ALONE
+from magicseg.data.protocol import load_protocol
 from magicseg.run import Run
-from magicseg.train.distributed import ALONE
-from magicseg.train.of_run import train_run
+from magicseg.train.run_training import train_run
 
 TINY = (
     *("plan.samples=32", "plan.shard_size=16", "generate.size=32", "evaluate.scenes=8"),

@@ -6,7 +6,7 @@ from clusters import wait_until
 from evidence import check_done_once, events, workers
 from tiny_runs import do, make_run
 
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 SMALL = (
     *("plan.samples=256", "plan.shard_size=8", "generate.size=32"),

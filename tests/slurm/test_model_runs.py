@@ -8,9 +8,9 @@ from evidence import check_done_once, workers
 from model_runs import FAMILIES, Checkpoints, make_model_run
 from tiny_runs import do
 
-from magicseg.config import load_config
+from magicseg.config.loading import load_config
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 # Those in the repository take six minutes: MAGICSEG_ALL_FAMILIES=1 pytest tests/slurm/test_model_runs.py
 CHOSEN = list(FAMILIES) if os.environ.get("MAGICSEG_ALL_FAMILIES") else []

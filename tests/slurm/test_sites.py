@@ -16,7 +16,7 @@ from tiny_runs import TINY, do, make_run
 
 from magicseg.launch.jobs import submissions
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 SMALL = (
     *("plan.samples=84", "plan.shard_size=4", "generate.size=32"),

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_runs import do, make_run
 
-from magicseg.errors import IncompleteError
+from magicseg.core.errors import IncompleteError
 from magicseg.run import STAGES
-from magicseg.store.digest import logical_digest
+from magicseg.run.digest import logical_digest
 
 
 @settings(max_examples=6)

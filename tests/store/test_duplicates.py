@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.errors import IncompleteError
+from magicseg.core.errors import IncompleteError
+from magicseg.data.duplicates import near_duplicates
+from magicseg.data.kept_samples import KeptSamples
 from magicseg.run import Run
-from magicseg.run.status import run_status
-from magicseg.store.duplicates import near_duplicates
-from magicseg.store.kept import KeptSamples
+from magicseg.run.progress import run_status
 
 
 def by_comparing_all(hashes, bits):

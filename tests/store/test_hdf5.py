@@ -6,11 +6,11 @@ import h5py
 import pytest
 from tiny_runs import do, make_run
 
-from magicseg.errors import DataError, IncompleteError, MagicsegError
+from magicseg.core.errors import DataError, IncompleteError, MagicsegError
+from magicseg.exchange.hdf5 import export_hdf5, import_hdf5
 from magicseg.run import Run
-from magicseg.store.digest import logical_digest
-from magicseg.store.hdf5 import export_hdf5, import_hdf5
-from magicseg.store.verify import inspect
+from magicseg.run.digest import logical_digest
+from magicseg.run.verify import inspect
 
 
 @pytest.fixture(scope="session")

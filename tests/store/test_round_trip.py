@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from tiny_runs import do, make_run
 
-from magicseg.errors import DamageError, StoreError
+from magicseg.core.errors import DamageError, StoreError
+from magicseg.images.codecs import decode_jpeg
 from magicseg.labels import IGNORE
 from magicseg.run import Run
-from magicseg.store.dataset import ARRAYS
-from magicseg.store.digest import logical_digest
-from magicseg.store.images import decode_jpeg
+from magicseg.run.digest import logical_digest
+from magicseg.store.zarr_store import ARRAYS
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -5,9 +5,9 @@ import os
 import numpy as np
 import pytest
 
-from magicseg.errors import DamageError
-from magicseg.store.kept import KeptSamples
-from magicseg.store.samples import SampleFiles
+from magicseg.core.errors import DamageError
+from magicseg.data.kept_samples import KeptSamples
+from magicseg.store.sample_reader import SampleFiles
 
 
 @pytest.mark.parametrize("name", ["finished_run", "jpeg_run"])

@@ -6,11 +6,11 @@ import shutil
 import pytest
 from tiny_runs import do, make_run
 
-from magicseg.errors import DamageError
+from magicseg.core.errors import DamageError
 from magicseg.run import Run
 from magicseg.run.claims import try_claim
-from magicseg.store.digest import logical_digest
-from magicseg.store.verify import inspect, refuse_damage, repair
+from magicseg.run.digest import logical_digest
+from magicseg.run.verify import inspect, refuse_damage, repair
 
 
 def commits_of(run):

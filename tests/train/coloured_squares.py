@@ -4,9 +4,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from magicseg.config.model import EncoderSettings
+from magicseg.config.training import TrainSettings
 from magicseg.labels import Label, Vocabulary
-from magicseg.model.settings import EncoderSettings
-from magicseg.train.settings import TrainSettings
 
 VOCABULARY = Vocabulary(
     name="colours", labels=tuple(Label(id=place, name=name) for place, name in enumerate(("red", "green", "blue"), 1))

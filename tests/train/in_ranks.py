@@ -14,12 +14,12 @@ from coloured_squares import SETTINGS, VOCABULARY, Squares
 from torch import distributed as dist
 from torch import nn
 
-from magicseg.collector import relax
-from magicseg.errors import IncompleteError, RunError
+from magicseg.core.distributed import World, joined
+from magicseg.core.errors import IncompleteError, RunError
+from magicseg.core.garbage_collection import relax
+from magicseg.data.dataset import SampleDataset
 from magicseg.labels import IGNORE
 from magicseg.model.batch_norm import BatchNorm2d
-from magicseg.train.data import SampleDataset
-from magicseg.train.distributed import World, joined
 from magicseg.train.loop import train
 from magicseg.train.step import LossTerms
 

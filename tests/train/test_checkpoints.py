@@ -11,7 +11,7 @@ from coloured_squares import SETTINGS, VOCABULARY, Squares
 from safetensors import safe_open
 from safetensors.torch import save
 
-from magicseg.errors import PlanMismatch, RunError, StoreError
+from magicseg.core.errors import PlanMismatch, RunError, StoreError
 from magicseg.model.segmenter import load_segmenter
 from magicseg.train.loop import train
 

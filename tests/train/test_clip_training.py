@@ -6,9 +6,9 @@ import torch
 from coloured_squares import SETTINGS, VOCABULARY, Squares
 
 from magicseg import load_model
-from magicseg.errors import ConfigError
+from magicseg.config.model import OpenClipSettings
+from magicseg.core.errors import ConfigError
 from magicseg.model.segmenter import build_segmenter
-from magicseg.model.settings import OpenClipSettings
 from magicseg.train.loop import train
 
 

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny_runs import Result, change
 
+from magicseg.core.distributed import World
 from magicseg.run import Run
-from magicseg.train.distributed import World
 
 STEPS = 60
 SIZES = {
@@ -180,7 +180,7 @@ def test_two_ranks_have_the_curve_of_one_process(two_ranks, tmp_path):
     """
     from in_ranks import train_squares
 
-    from magicseg.train.distributed import ALONE
+    from magicseg.core.distributed import ALONE
 
     train_squares(tmp_path / "one", UNSHARED, ALONE)
     one, two = rows(tmp_path / "one"), rows(two_ranks / "train")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.train.packing import pack, unpack
+from magicseg.data.packing import pack, unpack
 
 TYPES = [torch.uint8, torch.bool, torch.int32, torch.int64, torch.float16, torch.float32]
 

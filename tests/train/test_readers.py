@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from coloured_squares import SETTINGS, VOCABULARY, Squares
 
-from magicseg.doctor import Status, machine
-from magicseg.execute.waiting import bounded
-from magicseg.train import readers
-from magicseg.train.data import SampleDataset, SampleOrder, Steps
-from magicseg.train.data_settings import DataSettings
+from magicseg.config.training_data import DataSettings
+from magicseg.core.checks import Status
+from magicseg.core.waiting import bounded
+from magicseg.data import loader
+from magicseg.data.dataset import SampleDataset, SampleOrder, Steps
+from magicseg.data.loader import ReadersLost, load_batches
+from magicseg.data.shared_memory import check_shared_memory, needed_bytes
 from magicseg.train.loop import train
-from magicseg.train.readers import ReadersLost, load_batches
-from magicseg.train.shared_memory import needed_bytes
 
 PLAIN = DataSettings(crop=None, photometric=False)
 
@@ -95,7 +95,7 @@ def test_a_reader_that_is_stuck_ends_training_after_the_time_that_the_settings_g
 
 
 def test_a_stop_is_heard_while_a_batch_is_waited_for(monkeypatch):
-    monkeypatch.setattr(readers, "_STOP_GRACE_SECONDS", 0.0)
+    monkeypatch.setattr(loader, "_STOP_GRACE_SECONDS", 0.0)
     with pytest.raises(ReadersLost, match="interrupted while it waited for a batch"):
         list(batches(Stuck(np.arange(16)), should_stop=lambda: True))
 
@@ -131,9 +131,9 @@ def test_training_that_loses_a_reader_keeps_the_steps_it_has_done(tmp_path):
 SMALL = """
 import numpy as np, os, torch
 from coloured_squares import Squares
-from magicseg.train.data import SampleDataset, SampleOrder, Steps
-from magicseg.train.data_settings import DataSettings
-from magicseg.train.readers import load_batches
+from magicseg.data.dataset import SampleDataset, SampleOrder, Steps
+from magicseg.config.training_data import DataSettings
+from magicseg.data.loader import load_batches
 
 if __name__ == "__main__":
     samples = Squares(np.arange(16), image_size=160)
@@ -177,12 +177,12 @@ def test_shared_memory_that_is_too_small_is_told_with_what_is_needed():
     batch = 16 * 512 * 512 * (3 + 3 + 4)
     assert 2 * 2 * batch < needed < 8 * batch
     assert needed_bytes(batch_size=16, side=512, readers=0) == 0
-    small = machine.shared_memory(needed, free=64 * 2**20)
+    small = check_shared_memory(needed, free=64 * 2**20)
     assert small.status is Status.WARNING
     assert "64 MiB free" in small.seen
     assert f"{needed / 2**20:.0f} MiB" in small.seen
     assert "--shm-size=1g" in small.remedy
-    assert machine.shared_memory(needed, free=2**30).status is Status.OK
+    assert check_shared_memory(needed, free=2**30).status is Status.OK
 
 
 def test_a_bounded_call_gives_what_the_call_gives_and_ends_when_the_look_says_so():

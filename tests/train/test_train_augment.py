@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.errors import ConfigError
+from magicseg.config.training_data import DataSettings
+from magicseg.core.errors import ConfigError
+from magicseg.data import augmentation
+from magicseg.data.augmentation import Crop, choose_crop, cut_image, cut_mask, distort, draw_distortion
+from magicseg.data.dataset import Mixture, Pick, SampleDataset, input_size, order_of
+from magicseg.data.loader import load_batches
+from magicseg.data.sampler import Steps
 from magicseg.labels import IGNORE
-from magicseg.train import augment
-from magicseg.train.augment import Crop, choose_crop, cut_image, cut_mask, distort, draw_distortion
-from magicseg.train.data import Mixture, Pick, SampleDataset, input_size, order_of
-from magicseg.train.data_settings import DataSettings
-from magicseg.train.order import Steps
-from magicseg.train.readers import load_batches
 
 STEP = 20  # between the colours of neighbouring ids
 
@@ -83,7 +83,7 @@ def test_image_counterfactual_and_mask_stay_aligned(paste):
     assert off.mean() <= (0.03 if paste else 0)  # a pasted object brings a rim of mixed colours, on any ground
     if not paste:
         assert np.abs(batch.counterfactuals[:, 1].numpy().astype(int) - mask * STEP)[where].max() <= 2
-    padded = (mask == IGNORE) & (batch.images.numpy().transpose(0, 2, 3, 1) == augment.MEAN_COLOUR).all(-1)
+    padded = (mask == IGNORE) & (batch.images.numpy().transpose(0, 2, 3, 1) == augmentation.MEAN_COLOUR).all(-1)
     assert 0 < padded.mean() < 0.5
     assert np.array_equal(padded, mask == IGNORE)
 
@@ -174,10 +174,10 @@ def test_the_first_crop_is_taken_in_which_no_class_has_more_than_its_share():
         crop = choose_crop(mask, changes, np.random.default_rng(seed))
         draws = np.random.default_rng(seed)
         draws.uniform()
-        tops, lefts = (draws.integers(0, 128 - crop.height + 1, augment.TRIES) for _ in range(2))
+        tops, lefts = (draws.integers(0, 128 - crop.height + 1, augmentation.TRIES) for _ in range(2))
         windows = [mask[y : y + crop.height, x : x + crop.width] for y, x in zip(tops, lefts, strict=True)]
         good = [place for place, window in enumerate(windows) if share(window) <= 0.75]
-        expected = good[0] if good else augment.TRIES - 1
+        expected = good[0] if good else augmentation.TRIES - 1
         assert (crop.top, crop.left) == (tops[expected], lefts[expected])
         tried, taken = tried + bool(good), taken + (expected > 0)
     assert tried > 20

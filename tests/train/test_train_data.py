@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.errors import DataError
-from magicseg.train.data import Pick, SampleDataset, SampleOrder, Steps
-from magicseg.train.data_settings import DataSettings
-from magicseg.train.readers import load_batches
+from magicseg.config.training_data import DataSettings
+from magicseg.core.errors import DataError
+from magicseg.data.dataset import Pick, SampleDataset, SampleOrder, Steps
+from magicseg.data.loader import load_batches
 
 
 def plain(**changes):
@@ -193,9 +193,9 @@ def test_a_data_set_travels_to_a_loader_process(squares):
 FAULT = """
 import numpy as np
 from coloured_squares import Squares
-from magicseg.train.data import SampleDataset, SampleOrder, Steps
-from magicseg.train.data_settings import DataSettings
-from magicseg.train.readers import load_batches
+from magicseg.data.dataset import SampleDataset, SampleOrder, Steps
+from magicseg.config.training_data import DataSettings
+from magicseg.data.loader import load_batches
 
 def train():
     samples = Squares(np.arange(16))

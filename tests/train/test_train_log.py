@@ -8,7 +8,7 @@ import pytest
 import torch
 from coloured_squares import SETTINGS, VOCABULARY, Squares
 
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 from magicseg.train.loop import train
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from magicseg.errors import ConfigError, IncompleteError, MagicsegError, PlanMismatch, StoreError
+from magicseg.core.errors import ConfigError, IncompleteError, MagicsegError, PlanMismatch, StoreError
 from magicseg.model.segmenter import load_segmenter, weights_digest
 from magicseg.train.loop import train
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.train.order import MixedOrder, SampleOrder, Steps, repeat_factors
+from magicseg.data.sampler import MixedOrder, SampleOrder, Steps, repeat_factors
 
 weights = st.floats(0.01, 100).map(lambda weight: round(weight, 2))
 

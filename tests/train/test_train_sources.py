@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from magicseg.config import load_config
-from magicseg.errors import ConfigError, DataError, IncompleteError
+from magicseg.config.loading import load_config
+from magicseg.config.training_data import SourceSettings
+from magicseg.core.distributed import ALONE
+from magicseg.core.errors import ConfigError, DataError, IncompleteError
+from magicseg.data.dataset import SampleDataset, order_of
+from magicseg.data.labelled_folders import CocoFolder, VocFolder
+from magicseg.data.mixture import open_sources, union
 from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary
 from magicseg.run import Run
-from magicseg.train.data import SampleDataset, order_of
-from magicseg.train.data_settings import SourceSettings
-from magicseg.train.distributed import ALONE
-from magicseg.train.folders import CocoFolder, VocFolder
-from magicseg.train.mixture import open_sources, union
-from magicseg.train.of_run import train_run
+from magicseg.train.run_training import train_run
 
 VOC = load_vocabulary("voc20")
 

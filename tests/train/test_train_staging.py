@@ -13,10 +13,10 @@ import time
 import numpy as np
 import pytest
 
-from magicseg.errors import ConfigError, StoreError
-from magicseg.store.kept import KeptSamples
-from magicseg.train.mixture import open_sources
-from magicseg.train.staging import staged
+from magicseg.core.errors import ConfigError, StoreError
+from magicseg.data.kept_samples import KeptSamples
+from magicseg.data.mixture import open_sources
+from magicseg.data.staging import staged
 
 KEY = "0123456789abcdef0123"
 
@@ -117,8 +117,8 @@ SLOW = """
 import shutil, sys, time
 from pathlib import Path
 from magicseg.run import Run
-from magicseg.store.kept import KeptSamples
-from magicseg.train.staging import staged
+from magicseg.data.kept_samples import KeptSamples
+from magicseg.data.staging import staged
 copy = shutil.copyfile
 def slow(source, target):
     Path(target).write_bytes(Path(source).read_bytes()[:100])

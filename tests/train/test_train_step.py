@@ -11,14 +11,14 @@ from coloured_squares import SETTINGS, VOCABULARY, Squares
 from slow_losses import slow_dice, slow_focal
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from magicseg.errors import BackendError, DataError, IncompleteError
+from magicseg.core.distributed import ALONE
+from magicseg.core.errors import BackendError, DataError, IncompleteError
+from magicseg.data.dataset import Batch
 from magicseg.labels import IGNORE
 from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
-from magicseg.train.data import Batch
-from magicseg.train.distributed import ALONE
-from magicseg.train.late import Late
+from magicseg.train.deferred_metrics import Late
 from magicseg.train.step import LossTerms, Stepper
 
 # Neither batch norm nor chance: a batch is then the sum of its parts.

@@ -9,10 +9,10 @@ import torch
 from tiny_training import PLAN
 
 from magicseg.backends import DetectRequest, SegmentRequest
-from magicseg.mask.batches import HasBatch
-from magicseg.mask.options import DetectorOptions, SegmenterOptions
-from magicseg.mask.promptable import load_segmenter
-from magicseg.mask.zero_shot import load_detector
+from magicseg.vision.batches import HasBatch
+from magicseg.vision.options import DetectorOptions, SegmenterOptions
+from magicseg.vision.transformers_detector import load_detector
+from magicseg.vision.transformers_segmenter import load_segmenter
 from training import detector, painted, scenes, segmenter
 
 

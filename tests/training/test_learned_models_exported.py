@@ -16,10 +16,10 @@ from tiny_training import PLAN
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from magicseg.backends import ImagePair
+from magicseg.config.model import OpenClipSettings
+from magicseg.data.kept_samples import KeptSamples
 from magicseg.miniature.caption import parse
 from magicseg.model.encoder import build_encoder
-from magicseg.model.settings import OpenClipSettings
-from magicseg.store.kept import KeptSamples
 from training import autoencoder, clip, denoiser, judge, measure, painted, scenes, tokens
 
 

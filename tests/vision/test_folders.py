@@ -3,9 +3,9 @@
 import pytest
 from PIL import Image
 
-from magicseg.errors import DataError
+from magicseg.core.errors import DataError
 from magicseg.evaluate.predict import pictures_of
-from magicseg.vision.folders import files_below, images_in
+from magicseg.images.listing import files_below, images_in
 
 SYSTEM = [
     "._a.jpg",

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from magicseg.errors import DataError
-from magicseg.evaluate.protocol import load_protocol
-from magicseg.evaluate.truth import open_data_set
+from magicseg.core.errors import DataError
+from magicseg.data.ground_truth import open_data_set
+from magicseg.data.labelled_folders import VocFolder
+from magicseg.data.protocol import load_protocol
+from magicseg.images.reading import decode_image, read_image, read_size, rgb_pixels
 from magicseg.labels import Label, Vocabulary
-from magicseg.mask.labelling import label_pictures
-from magicseg.train.folders import VocFolder
-from magicseg.vision.images import decode_image, read_image, read_size, rgb_pixels
+from magicseg.stages.mask.labelling import label_pictures
 
 RAMP = np.linspace(1000, 5000, 24).round().reshape(4, 6)
 CLEAR = np.dstack([np.full((4, 6, 3), 10, np.uint8), np.array([[0, 0, 0, 255, 255, 255]] * 4, np.uint8)])

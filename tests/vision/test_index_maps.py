@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_pngs import GREY, PALETTE, png
 
-from magicseg.errors import DataError
-from magicseg.vision.index_maps import read_index_map
+from magicseg.core.errors import DataError
+from magicseg.images.index_maps import read_index_map
 
 
 @given(

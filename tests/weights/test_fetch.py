@@ -10,7 +10,7 @@ from huggingface_hub import errors
 from small_hub import COMMIT, LARGE, NAME, SmallHub, sha256
 from tiny_runs import CommandLine, make_run
 
-from magicseg.errors import IncompleteError, StoreError
+from magicseg.core.errors import IncompleteError, StoreError
 from magicseg.weights import Weights
 from magicseg.weights.hub import hub_errors
 

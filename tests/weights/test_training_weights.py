@@ -7,16 +7,16 @@ import pytest
 from small_hub import COMMIT
 from tiny_runs import change, do, make_run
 
-from magicseg.config import load_config
-from magicseg.doctor.of_run import run_checks
-from magicseg.errors import BackendError, ConfigError
+from magicseg.config.loading import load_config
+from magicseg.config.model import deciding_settings, encoder_weights
+from magicseg.core.distributed import ALONE
+from magicseg.core.errors import BackendError, ConfigError
+from magicseg.doctor.run_checks import run_checks
 from magicseg.launch.planning import ALL, Request, State, refuse_unfetched
-from magicseg.model.settings import deciding_settings, encoder_weights
 from magicseg.run import Run
+from magicseg.run.fetch import fetch
 from magicseg.run.fingerprint import stage_weights
-from magicseg.train.distributed import ALONE
-from magicseg.train.of_run import train_run
-from magicseg.weights.fetch import fetch
+from magicseg.train.run_training import train_run
 
 NAME = "owner/tiny-clip"
 SETTING = "train.encoder.weights.model"

@@ -6,10 +6,10 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from magicseg.errors import BackendError
+from magicseg.core.errors import BackendError
 from magicseg.weights import PinnedSettings, Weights, digest
 from magicseg.weights.cache import location
-from magicseg.weights.digest import path_identity
+from magicseg.weights.hashing import path_identity
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

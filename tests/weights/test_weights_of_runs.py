@@ -11,15 +11,15 @@ import pytest
 from small_hub import COMMIT, NAME
 from tiny_runs import change, do, make_run
 
-from magicseg.errors import BackendError, PlanMismatch
-from magicseg.mask.pair_difference import PairDifferenceMasker
+from magicseg.core.errors import BackendError, PlanMismatch
+from magicseg.core.settings import Settings
+from magicseg.exchange.hdf5 import export_hdf5, import_hdf5
 from magicseg.run import Run
-from magicseg.settings import Settings
-from magicseg.store.digest import logical_digest
-from magicseg.store.hdf5 import export_hdf5, import_hdf5
+from magicseg.run.digest import logical_digest
+from magicseg.run.fetch import fetch
+from magicseg.stages.mask.pair_difference import PairDifferenceMasker
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
-from magicseg.weights.fetch import fetch
 
 WHERE = "mask.options.detector.options.model"
 

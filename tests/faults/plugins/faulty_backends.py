@@ -9,10 +9,10 @@ import numpy as np
 from pydantic import Field
 
 from magicseg.backends import Description, ImagePair, Rejection
-from magicseg.describe.grammar import GrammarCaptioner
-from magicseg.mask.pair_difference import PairDifferenceMasker
+from magicseg.core.settings import Settings
 from magicseg.miniature.painter import Painter
-from magicseg.settings import Settings
+from magicseg.stages.describe.grammar import GrammarCaptioner
+from magicseg.stages.mask.pair_difference import PairDifferenceMasker
 
 
 class FaultyOptions(Settings):

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from magicseg.backends import Detections, ImagePair, Segments
-from magicseg.settings import Settings
+from magicseg.core.settings import Settings
 
 
 def colour(label):

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from magicseg.mask.models import OriginalSegmenter
+from magicseg.vision.shipped import OriginalSegmenter
 
 
 class TinyOriginalSegmenter(OriginalSegmenter):

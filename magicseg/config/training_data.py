@@ -1,0 +1,107 @@
+"""Settings of the data that training sees: which samples, in what order, changed how."""
+
+from typing import ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from magicseg.core.paths import absolute
+from magicseg.core.settings import Settings
+from magicseg.labels import is_label_file
+
+SELF = "self"
+
+
+class SourceSettings(Settings):
+    """One of the data sets that training mixes: a run, or a folder in the layout of PASCAL VOC or COCO."""
+
+    run: str | None = Field(None, description="a run's path; self: the run that trains")
+    voc: str | None = Field(None, description="a folder with JPEGImages, SegmentationClass and ImageSets")
+    coco: str | None = Field(None, description="a folder with annotations/instances_SPLIT.json and SPLIT/")
+    split: str | None = Field(None, description="of a folder: train, val, train2017, ...")
+    labels: str | None = Field(
+        None,
+        description="vocabulary of a voc folder's ids: a shipped name or a .txt or .yaml list; "
+        "null: the run's, if all ids fit",
+    )
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="its share of samples, relatively")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if sum(path is not None for path in (self.run, self.voc, self.coco)) != 1:
+            raise ValueError("a source has exactly one of run, voc and coco")
+        if (self.run is None) != (self.split is not None):
+            raise ValueError("a folder (voc, coco) needs a split, a run has none")
+        if self.labels is not None and self.voc is None:
+            raise ValueError("labels is only for voc: runs and COCO files contain their names")
+        return self
+
+    def absolute(self) -> Self:
+        """Return the same settings with absolute paths."""
+        paths = {kind: getattr(self, kind) for kind in ("run", "voc", "coco")}
+        found = {kind: absolute(path) for kind, path in paths.items() if path is not None and path != SELF}
+        if self.labels is not None and is_label_file(self.labels):
+            found["labels"] = absolute(self.labels)
+        return self.model_copy(update=found)
+
+
+class DataSettings(Settings):
+    """The settings in ``NEUTRAL`` change neither weights nor curve, or count in the data's own fingerprint."""
+
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset(
+        {"loader_workers", "loader_cache_mib", "loader_timeout", "stage_to", "sources"}
+    )
+
+    sources: tuple[SourceSettings, ...] = Field(
+        default=(), description="what is trained on, mixed by weight; empty: the run's own samples"
+    )
+    balance: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="samples of classes in a smaller share of samples than this come more often; null: none do",
+    )
+    crop: int | None = Field(
+        default=512, ge=1, description="side of the random crop, pixels; null: whole images, not resized"
+    )
+    resize_long: int = Field(default=2048, ge=1, description="before the crop, images are scaled to fit in this ...")
+    resize_short: int = Field(default=512, ge=1, description="... by this, keeping their aspect, times a ratio")
+    scale_low: float = Field(default=0.5, gt=0, description="least ratio")
+    scale_high: float = Field(default=2.0, gt=0, description="greatest ratio")
+    one_class_at_most: float = Field(
+        default=0.75, gt=0, le=1, description="share of a crop's pixels; else another is drawn, up to 10 times"
+    )
+    photometric: bool = Field(default=True, description="distort brightness, contrast, saturation and hue")
+    flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
+    paste: float = Field(default=0.0, ge=0, le=1, description="probability of another sample's objects on top")
+    duplicate_bits: int | None = Field(
+        None,
+        ge=0,
+        le=7,
+        description="samples whose image's hash differs in so few of 64 bits from an earlier one's "
+        "are left out; null: none are",
+    )
+    shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
+    loader_workers: int = Field(default=2, ge=0, description="reader processes; 0: the trainer itself")
+    loader_cache_mib: int = Field(default=512, ge=0, description="memory per reader for whole shards")
+    loader_timeout: float = Field(
+        default=600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="seconds to wait for a batch before training ends with an error",
+    )
+    stage_to: str | None = Field(
+        None, description="a folder on the node's own disk that the samples are copied to; $VARIABLES are expanded"
+    )
+
+    @property
+    def needs_own_samples(self) -> bool:
+        """Whether the run that trains is among what it is trained on."""
+        return not self.sources or any(source.run == SELF for source in self.sources)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.scale_low > self.scale_high:
+            raise ValueError(f"scale_low is {self.scale_low}, above scale_high {self.scale_high}")
+        if self.resize_short > self.resize_long:
+            raise ValueError(f"resize_short is {self.resize_short}, above resize_long {self.resize_long}")
+        return self

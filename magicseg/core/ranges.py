@@ -1,0 +1,63 @@
+"""Sets of shard numbers as people write them: ``0-3,7``."""
+
+from collections.abc import Iterable
+
+from magicseg.core.errors import RunError
+
+
+def format_ranges(numbers: Iterable[int]) -> str:
+    """Sorted numbers as ``0-3,7``; the empty string for none."""
+    parts: list[str] = []
+    run: list[int] = []
+    for number in sorted(set(numbers)):
+        if run and number == run[-1] + 1:
+            run[1:] = [number]
+            continue
+        if run:
+            parts.append("-".join(map(str, run)))
+        run = [number]
+    if run:
+        parts.append("-".join(map(str, run)))
+    return ",".join(parts)
+
+
+def count_ranges(text: str, *, count: int) -> int:
+    """Return how many numbers are in what `format_ranges` gave: ascending, each below ``count``.
+
+    Takes no memory for the numbers. Raises: ValueError for any other text.
+    """
+    total, before = 0, -1
+    for part in text.split(",") if text else ():
+        first, dash, last = part.partition("-")
+        last = last if dash else first
+        if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()) or len(last) > 12:
+            raise ValueError(f"{part[:40]!r} is not a range")
+        low, high = int(first), int(last)
+        if not before < low <= high < count:
+            raise ValueError(f"{part!r} is not in ascending order below {count}")
+        total += high - low + 1
+        before = high
+    return total
+
+
+def parse_ranges(text: str, *, count: int | None = None) -> list[int]:
+    """The numbers of ``0-3,7``, sorted, each once.
+
+    Args: count: how many there are; numbers must lie below it.
+    Raises: RunError for anything else, naming the part.
+    """
+    numbers: set[int] = set()
+    for part in text.split(",") if text else ():
+        first, dash, last = part.strip().partition("-")
+        last = last if dash else first
+        if not (first.isascii() and first.isdigit() and last.isascii() and last.isdigit()):
+            raise RunError(f"{part!r} is not a range of shards", hint="write numbers and ranges: --shards 0-3,7")
+        if len(last) > 12 or len(first) > 12:
+            raise RunError(f"{part[:40]!r} is too large for a shard", hint="write numbers and ranges: --shards 0-3,7")
+        low, high = int(first), int(last)
+        if low > high:
+            raise RunError(f"{part!r} runs backwards", hint=f"--shards {high}-{low}")
+        if count is not None and high >= count:
+            raise RunError(f"shard {high} does not exist: the run has {count}", hint=f"--shards 0-{count - 1}")
+        numbers.update(range(low, high + 1))
+    return sorted(numbers)

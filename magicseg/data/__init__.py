@@ -1,0 +1,1 @@
+"""Labelled data sets and training data: benchmark protocols, readers, sampler, augmentation, loader."""

@@ -1,0 +1,113 @@
+"""From a head's logits to class numbers, by a benchmark's rule for background."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from magicseg.core.errors import ConfigError, DataError, IncompleteError
+from magicseg.data.protocol import Protocol
+from magicseg.evaluate.threshold import Threshold
+from magicseg.labels import BACKGROUND
+from magicseg.model.sliding_window import logit_stripes
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from magicseg.evaluate.heads.base import Head
+
+WINDOWS_AT_ONCE = 4
+"""Windows of one image in one forward pass. It decides the last bits of float arithmetic, so it is no option."""
+
+
+def threshold_of(protocol: Protocol, given: Threshold | None) -> Threshold | None:
+    """The threshold that scoring uses: the given one, else the protocol's; None where the rule needs none."""
+    if protocol.background.rule != "threshold":
+        return None
+    return given or Threshold(value=protocol.background.threshold, origin="default")
+
+
+class ImageFailed(IncompleteError):
+    """An image cannot be scored: it does not fit in memory, or an earlier process died while processing it."""
+
+
+@contextlib.contextmanager
+def memory_errors(head: "Head", size: tuple[int, ...], protocol: Protocol, name: str) -> Iterator[None]:
+    """Convert out-of-memory errors to an `ImageFailed` that names the image. Args: size: the image's shape."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        from magicseg.core.devices import first_line, free_cached_memory, is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        free_cached_memory()
+        raise ImageFailed(
+            f"{name}: {size[1]} x {size[0]} pixels with {len(protocol.queries)} labels do not fit into memory "
+            f"({head.name}: {first_line(error)})",
+            hint="evaluate on a machine with more memory, or with a protocol file that has a smaller window",
+        ) from error
+
+
+def label_image(
+    head: "Head", image: NDArray[np.uint8], protocol: Protocol, threshold: Threshold | None, name: str
+) -> NDArray[np.uint16]:
+    """Return the class number of every pixel of an image, uint16 (H, W). See `image_logits` and `class_numbers`."""
+    with memory_errors(head, image.shape, protocol, name):
+        stripes = image_logits(head, image, protocol, name)
+        return np.concatenate([class_numbers(head, logits, protocol, threshold) for _, logits in stripes])
+
+
+def image_logits(
+    head: "Head", image: NDArray[np.uint8], protocol: Protocol, name: str
+) -> Iterator[tuple[slice, "Tensor"]]:
+    """Yield the logits of all queries by the protocol's resize and window, some rows of the image at a time.
+
+    ``head.prepare(protocol.queries)`` comes first.
+
+    Yields: the rows, and their logits, float32 (Q, rows, W).
+    Raises: DataError, naming the image, if its scores are not finite.
+    """
+    from magicseg.model.finite import NotFiniteError
+
+    try:
+        yield from logit_stripes(
+            head.logits,
+            image,
+            short_side=protocol.short_side,
+            long_side=protocol.long_side,
+            window=protocol.window,
+            stride_px=protocol.stride,
+            batch_size=WINDOWS_AT_ONCE,
+            multiple=head.stride,
+        )
+    except NotFiniteError as error:
+        raise DataError(f"{name}: the scores of {head.name} are not finite", hint=error.hint) from error
+
+
+def above(head: "Head", logits: "Tensor", chosen: "Tensor", threshold: Threshold) -> "Tensor":
+    """Return which pixels' chosen classes reach the threshold, bool (..., H, W).
+
+    Args: logits: (..., K, H, W). chosen: indices of classes, int64 (..., H, W).
+    Raises: ConfigError if the head has no score of the threshold's kind.
+    """
+    kind, value = threshold.cut
+    if threshold.score != "probability" and kind not in head.score_kinds:
+        raise ConfigError(f"the threshold applies to the score {kind!r}, which {head.name} does not have")
+    return head.score(logits, chosen, kind) >= float(np.float32(value))
+
+
+def class_numbers(
+    head: "Head", logits: "Tensor", protocol: Protocol, threshold: Threshold | None
+) -> NDArray[np.uint16]:
+    """The vocabulary's number of every pixel's class, uint16 (H, W), BACKGROUND where the protocol's rule says so."""
+    import torch
+
+    place = logits.argmax(dim=0)
+    labels = len(protocol.labels)
+    numbers = torch.where(place < labels, place + 1, BACKGROUND)
+    if threshold is not None:
+        numbers[~above(head, logits, place, threshold)] = BACKGROUND
+    return numbers.to(torch.int32).cpu().numpy().astype(np.uint16)

@@ -1,0 +1,58 @@
+"""The trained segmenter as something that benchmarks score, and what it shares with other heads."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from magicseg.evaluate.heads.base import ScoreKind
+from magicseg.model.segmenter import Segmenter
+
+
+def at_class(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the value of one class at every pixel: (..., K, H, W) and its index (..., H, W) -> (..., H, W)."""
+    return values.gather(-3, chosen.unsqueeze(-3)).squeeze(-3)
+
+
+class TextHead:
+    """What heads that are asked by class texts share. ``text``: (K, D), once it is prepared."""
+
+    def __init__(self, model: Segmenter) -> None:
+        self.stride = model.stride
+        self._model = model.eval()
+        self._text: Tensor | None = None
+
+    @torch.inference_mode()
+    def prepare(self, classes: Sequence[Sequence[str]]) -> None:
+        """Encode the classes, each an ensemble of its names. Raises: BackendError if two are indistinguishable."""
+        self._model.check_classes(classes)
+        self._text = self._model.encode_classes(classes)
+
+    @property
+    def text(self) -> Tensor:
+        """The classes' embeddings."""
+        assert self._text is not None
+        return self._text
+
+
+class SegmenterHead(TextHead):
+    """A trained segmenter. Each class has a sigmoid of its own, so logits are log-odds. A
+    `magicseg.evaluate.heads.base.Head`.
+
+    Args: weights_digest: of the model, as its ``model.json`` says. name: of the results.
+    """
+
+    score_kinds: tuple[ScoreKind, ...] = ("log-odds",)
+
+    def __init__(self, model: Segmenter, weights_digest: str, name: str = "model") -> None:
+        super().__init__(model)
+        self.name = name
+        self.identity: Mapping[str, Any] = {"weights": weights_digest}
+
+    @torch.inference_mode()
+    def logits(self, crops: Tensor) -> Tensor:
+        return self._model.patch_logits(crops.to(self.text.device), self.text)
+
+    def score(self, logits: Tensor, chosen: Tensor, kind: ScoreKind) -> Tensor:
+        return at_class(logits, chosen)

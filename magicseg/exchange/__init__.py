@@ -1,0 +1,1 @@
+"""The data set as one file: HDF5 export and import."""

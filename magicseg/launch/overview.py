@@ -1,0 +1,52 @@
+"""``magicseg status``: the run's ledgers and its jobs, from one listing and at most two questions to Slurm."""
+
+from typing import Any
+
+from magicseg.core.ranges import format_ranges
+from magicseg.launch.queue_state import Task, board_of, job_summaries
+from magicseg.run.directory import Run
+from magicseg.run.fingerprint import STAGES
+from magicseg.run.progress import all_commits, run_status
+
+_SHOWN = 20
+
+
+def cluster_status(run: Run) -> dict[str, Any]:
+    """What `run_status` says, with ``jobs`` (by Slurm job, newest last) and ``tasks`` (running ones, the first few).
+
+    Works without a queue, without accounting and away from the cluster: what could not be asked is a warning.
+    """
+    commits = all_commits(run)
+    state = run_status(run, commits)
+    board = board_of(run, commits)
+    running = [task for task in board.tasks if task.kind == "running"]
+    state["jobs"] = job_summaries(board)
+    state["tasks"] = [_described(task, commits) for task in running[:_SHOWN]]
+    state["waiting_for"] = _reasons(board.tasks)
+    state["warnings"] += board.warnings
+    return state
+
+
+def _described(task: Task, commits: dict[str, Any]) -> dict[str, Any]:
+    stage = task.submission.stage
+    shards = task.submission.shards_of(task.number)
+    seen = task.state
+    return {
+        "id": task.label,
+        "stage": stage,
+        "nodes": seen.nodes if seen else "",
+        "elapsed": seen.elapsed if seen else "",
+        "left": seen.left if seen else "",
+        "shards": format_ranges(shards),
+        "committed": sum(shard in commits[stage] for shard in shards) if stage in STAGES else 0,
+    }
+
+
+def _reasons(tasks: list[Task]) -> dict[str, int]:
+    """Why pending tasks wait, in Slurm's words, and how many of them."""
+    found: dict[str, int] = {}
+    for task in tasks:
+        if task.kind == "pending" and task.state is not None:
+            reason = task.state.reason or "Priority"
+            found[reason] = found.get(reason, 0) + 1
+    return dict(sorted(found.items()))

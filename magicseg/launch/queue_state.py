@@ -1,0 +1,212 @@
+"""The board: every task of a run's submissions with its state, from one ``squeue`` and at most one ``sacct``."""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from magicseg.core.ranges import parse_ranges
+from magicseg.launch.jobs import ArrayJob, Submission, submissions
+from magicseg.launch.slurm import SlurmError, TaskState, accounting, installed, kind_of, queue
+from magicseg.run.directory import Run
+from magicseg.run.fingerprint import STAGES
+from magicseg.run.progress import all_commits, evaluated, trained
+
+KINDS = ("running", "pending", "completed", "failed", "cancelled", "unknown")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One task of a submission. ``state`` is what Slurm says, None when it knows the task no more; ``kind`` is one of
+    `KINDS`; ``ending`` is Slurm's word where there is one, with the exit code: ``TIMEOUT``, ``FAILED 1:0``.
+    """
+
+    submission: Submission
+    array: ArrayJob
+    number: int
+    state: TaskState | None
+    kind: str
+    ending: str
+
+    @property
+    def label(self) -> str:
+        """Slurm's name of it, ``123_4``."""
+        return self.array.label(self.number)
+
+    @property
+    def active(self) -> bool:
+        """Whether it is in the queue."""
+        return self.kind in {"running", "pending"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Board:
+    """``warnings`` say what could not be asked. ``asked``: whether the queue answered, or nothing had to be asked."""
+
+    tasks: list[Task]
+    warnings: list[str] = field(default_factory=list)
+    asked: bool = True
+
+    def active(self, stage: str | None = None) -> list[Task]:
+        """Tasks in the queue."""
+        return [task for task in self.tasks if task.active and stage in {None, task.submission.stage}]
+
+    def shards_in_flight(self, stage: str) -> set[int]:
+        """Shards whose task waits or runs."""
+        return {shard for task in self.active(stage) for shard in task.submission.shards_of(task.number)}
+
+
+def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, whole_queue: bool = False) -> Board:
+    """Ask the queue, and where it has forgotten a task, the accounting.
+
+    Args: commits: shards by stage, if they are at hand. whole_queue: ask also about jobs whose work is all there by
+        now, perhaps done by somebody else: they may be in the queue nevertheless.
+    """
+    committed = commits or all_commits(run)
+    done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
+    known = submissions(run)
+    open_ = [
+        one for one in known if not (one.ended or one.foreign if whole_queue else _settled(one, committed, done))
+    ]
+    if not open_:
+        return Board(tasks=[task for one in known for task in _tasks(one, {}, committed, done)])
+    warnings: list[str] = []
+    states: dict[tuple[str, int | None], TaskState] = {}
+    asked = False
+    names = [name for one in open_ for name in one.names]
+    recorded = {array.name: array.job for one in open_ for array in one.arrays if array.job is not None}
+
+    def own(found: Iterable[TaskState]) -> Iterable[TaskState]:
+        """Filter out jobs of an earlier run at the same path: they have the same names."""
+        return (state for state in found if recorded.get(state.name, state.job) == state.job)
+
+    if installed("squeue"):
+        try:
+            states = _newest(own(queue(names)))
+            asked = True
+        except SlurmError as error:
+            warnings.append(f"the queue could not be asked: {error.message}")
+    else:
+        warnings.append("there is no squeue here: the states of jobs are not known")
+    forgotten = [one for one in open_ if any(_state(array, n, states) is None for array, n in _numbered(one))]
+    if asked and forgotten and installed("sacct"):
+        try:
+            since = min(one.created for one in forgotten)
+            old = accounting([name for one in forgotten for name in one.names], since)
+            # The queue has answered: what it does not know is not active, whatever the accounting missed.
+            states = _newest(state for state in own(old) if not state.active) | states
+        except SlurmError:
+            pass  # a site without accounting: the ledger has to do
+    tasks = [task for one in known for task in _tasks(one, states, committed, done)]
+    return Board(tasks=tasks, warnings=warnings, asked=asked)
+
+
+def _settled(submission: Submission, committed: Mapping[str, Collection[int]], done: Collection[str]) -> bool:
+    """Whether it is known how a submission ended, so that nobody needs to be asked about it."""
+    if submission.ended or submission.foreign:
+        return True
+    if submission.stage in STAGES:
+        have = committed[submission.stage]
+        return all(shard in have for shard in submission.all_shards())
+    return submission.stage in done
+
+
+def _newest(states: Iterable[TaskState]) -> dict[tuple[str, int | None], TaskState]:
+    """By job name and index; of several records of one task, an active one or else the last."""
+    found: dict[tuple[str, int | None], TaskState] = {}
+    for state in states:
+        key = (state.name, state.index)
+        if key not in found or not found[key].active:
+            found[key] = state
+    return found
+
+
+def _numbered(submission: Submission) -> list[tuple[ArrayJob, int]]:
+    return [(array, array.first + offset) for array in submission.arrays for offset in range(array.count)]
+
+
+def _state(array: ArrayJob, number: int, states: Mapping[tuple[str, int | None], TaskState]) -> TaskState | None:
+    state = states.get((array.name, None if array.count == 1 else number - array.first))
+    # The same name under another number is a job of another time, of a run that was removed and made again.
+    return None if state is None or array.job not in {None, state.job} else state
+
+
+def _tasks(
+    submission: Submission,
+    states: Mapping[tuple[str, int | None], TaskState],
+    committed: Mapping[str, Collection[int]],
+    done: Collection[str],
+) -> list[Task]:
+    tasks = []
+    # Once written down, an ending stays: a task that somebody puts back by hand after that is not seen.
+    endings = {number: text for text, numbers in submission.ended.items() for number in parse_ranges(numbers)}
+    for array, number in _numbered(submission):
+        state = _state(array, number, states)
+        if number in endings:
+            ending = endings[number]
+        elif state is not None:
+            ending = f"{state.state} {state.exit_code}".strip()
+        else:
+            ending = "COMPLETED" if _task_done(submission, number, committed, done) else "unknown"
+        kind = "unknown" if ending == "unknown" else kind_of(ending.partition(" ")[0])
+        job = array if array.job is not None or state is None else _found(array, state)
+        tasks.append(Task(submission=submission, array=job, number=number, state=state, kind=kind, ending=ending))
+    return tasks
+
+
+def _found(array: ArrayJob, state: TaskState) -> ArrayJob:
+    """A job whose number was never written down (a killed ``submit``): the queue knows it by its name."""
+    return ArrayJob(name=array.name, first=array.first, count=array.count, job=state.job)
+
+
+def _task_done(
+    submission: Submission, number: int, committed: Mapping[str, Collection[int]], done: Collection[str]
+) -> bool:
+    if submission.stage in STAGES:
+        have = committed[submission.stage]
+        return all(shard in have for shard in submission.shards_of(number))
+    return submission.stage in done
+
+
+def job_summaries(board: Board) -> list[dict[str, object]]:
+    """``status --json``'s ``jobs``: one entry per Slurm job, newest last, with its tasks counted by kind, and those
+    that did not end well by Slurm's word (``endings``).
+    """
+    by_job: dict[str, list[Task]] = {}
+    for task in board.tasks:
+        by_job.setdefault(task.array.name, []).append(task)
+    summaries: list[dict[str, object]] = []
+    for tasks in by_job.values():
+        tally = dict.fromkeys(KINDS, 0) | Counter(task.kind for task in tasks)
+        bad = Counter(task.ending for task in tasks if task.kind in {"failed", "cancelled"})
+        first = tasks[0]
+        summaries.append(
+            {
+                "id": first.array.job,
+                "stage": first.submission.stage,
+                "state": _overall(tally),
+                "tasks": tally,
+                "endings": dict(sorted(bad.items())),
+            }
+        )
+    return summaries
+
+
+def _overall(tally: Mapping[str, int]) -> str:
+    for kind in ("running", "pending", "failed", "cancelled", "unknown"):
+        if tally[kind]:
+            return kind
+    return "completed"
+
+
+def seconds_of(text: str) -> float:
+    """Slurm's elapsed time, [D-][H:]M:S, in seconds; NaN for anything else."""
+    days, dash, rest = text.rpartition("-")
+    try:
+        parts = [int(part) for part in rest.split(":")]
+        total = (int(days) if dash else 0) * 86400
+    except ValueError:
+        return math.nan
+    for power, part in enumerate(reversed(parts)):
+        total += part * 60**power
+    return total

@@ -1,0 +1,56 @@
+"""The generate stage: a sample's captions to its two images."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from magicseg.backends import GenerateRequest, Generator, Image, ImagePair, Rejection
+from magicseg.core.randomness import sample_seed
+from magicseg.run.directory import Run
+
+Encoded: TypeAlias = tuple[Image | bytes, Image | bytes]
+
+
+class GenerateStage:
+    """Needs the captions."""
+
+    name = "generate"
+
+    def requests(self, run: Run, samples: Sequence[int]) -> list[GenerateRequest]:
+        """One request per sample."""
+        first = samples[0]
+        captions = run.store.read("describe/captions", first, samples[-1] + 1)
+        return [
+            GenerateRequest(
+                index=index,
+                labels=tuple(run.vocabulary.by_id(id_) for id_ in run.plan.label_ids(index)),
+                caption=str(captions[index - first][0]),
+                counterfactual=str(captions[index - first][1]),
+                seed=sample_seed(run.config.seed, self.name, index),
+            )
+            for index in samples
+        ]
+
+    def call(self, backend: Generator, requests: Sequence[GenerateRequest]) -> Sequence[ImagePair | Rejection]:
+        """One batch."""
+        return backend.generate(requests)
+
+    def check(self, run: Run, answer: ImagePair) -> None:
+        """Raises: ValueError if a back end returned what it must not."""
+        size = run.config.generate.size
+        for name, image in (("image", answer.image), ("counterfactual", answer.counterfactual)):
+            if image.shape != (size, size, 3) or image.dtype != np.uint8:
+                raise ValueError(f"{name} is {image.dtype} {image.shape}, not uint8 {(size, size, 3)}")
+
+    def packed(self, run: Run, answer: ImagePair) -> Encoded:
+        """Both images as they are stored: JPEG streams or pixels."""
+        return run.store.encoded(answer.image, run.config), run.store.encoded(answer.counterfactual, run.config)
+
+    def arrays(self, run: Run, samples: range, packed: Mapping[int, Encoded]) -> dict[str, Any]:
+        """The shard's images: uint8 (samples, size, size, 3) or JPEG streams; zeros or nothing for dropped ones."""
+        pairs = [packed.get(index, (None, None)) for index in samples]
+        return {
+            name: run.store.pack_images([pair[place] for pair in pairs], run.config)
+            for place, name in enumerate(("generate/image", "generate/counterfactual"))
+        }

@@ -1,0 +1,137 @@
+"""``magicseg mask --images``: mask a folder of images. Output files: see `magicseg.stages.mask.labelling`."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from magicseg.backends import (
+    Backend,
+    ClassMap,
+    Image,
+    Masker,
+    MaskRequest,
+    Rejection,
+    choose_backend,
+    identity_in,
+    weights_of,
+)
+from magicseg.config.array_stages import MaskSettings
+from magicseg.core.errors import BackendError, MagicsegError
+from magicseg.core.settings import Settings
+from magicseg.images.listing import images_in
+from magicseg.images.reading import MAX_PIXELS
+from magicseg.labels import Vocabulary
+from magicseg.stages.mask.labelling import LabelledPicture, Labeller, label_pictures
+from magicseg.weights import Weights
+from magicseg.weights.cache import seen_cache, snapshot
+from magicseg.weights.hashing import path_identity
+
+RECORD = "masks.jsonl"
+RECIPE = 2  # goes up whenever the same photograph gives a masker other pixels
+
+
+def refuse_uncached(settings: MaskSettings, hint: str) -> None:
+    """See that weights by name are in this machine's cache, where no run says which files they have.
+
+    Args: hint: how to get them. Raises: BackendError, ConfigError.
+    """
+    for weights in weights_of(*_chosen(settings)[:2]):
+        if weights.by_name and not _is_cached(weights):
+            raise BackendError(
+                f"mask.options.{weights.setting}: {weights.model} at {weights.revision} is not, or not whole, in "
+                f"this machine's cache ({seen_cache()})",
+                hint=hint,
+            )
+
+
+def _is_cached(weights: Weights) -> bool:
+    folder = snapshot(weights)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return bool(weights.chosen(names)) and not weights.lacking(names)
+
+
+def photograph_masker(settings: MaskSettings) -> Masker:
+    """The masker of these settings for single photographs: one at a time, which need not show every label.
+
+    Raises: BackendError, ConfigError.
+    """
+    backend, options, effective = _chosen(settings)
+    constructor: Any = backend
+    try:
+        made: Masker = constructor(effective, options)
+    except MagicsegError:
+        raise
+    except Exception as error:  # foreign code
+        raise BackendError(
+            f"back end {settings.backend!r} of mask cannot start: {type(error).__name__}: {error}",
+            hint="check mask.options",
+        ) from error
+    return made
+
+
+def _chosen(settings: MaskSettings) -> tuple[type[Backend], Settings, MaskSettings]:
+    """The back end, its options and the stage's settings, as they are for photographs."""
+    backend, options = choose_backend("maskers", settings.backend, settings.options, "mask")
+    if "missing_labels" in type(options).model_fields:
+        options = options.model_copy(update={"missing_labels": "keep"})
+    effective = settings.model_copy(update={"batch_size": 1, "options": options.model_dump(mode="json")})
+    return backend, options, effective
+
+
+def _deciding(vocabulary: Vocabulary, settings: MaskSettings) -> dict[str, Any]:
+    """All that decides a photograph's mask, as plain data. Raises: BackendError if weights by path cannot be read."""
+    backend, options, effective = _chosen(settings)
+    weights = {
+        each.setting: each.name if each.by_name else path_identity(each, f"mask.options.{each.setting}")
+        for each in weights_of(backend, options)
+    }
+    return {
+        "labels": {str(label.id): label.name for label in vocabulary.labels},
+        "mask": effective.model_dump(mode="json", exclude=set(effective.NEUTRAL)),
+        "recipes": {"photographs": RECIPE, **backend.identity(options), **identity_in(options)},
+        "weights": weights,
+    }
+
+
+def mask_photographs(
+    folder: Path,
+    vocabulary: Vocabulary,
+    settings: MaskSettings,
+    out: Path,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    report: Callable[[LabelledPicture], None] = lambda done: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[LabelledPicture]:
+    """Mask every photograph in a folder, as `label_pictures` does.
+
+    Raises: DataError if OUT holds masks of other labels, settings or weights; StoreError; BackendError.
+    """
+
+    def make_labeller() -> Labeller:
+        masker = photograph_masker(settings)
+        check_labels = getattr(masker, "check_labels", None)
+        if check_labels is not None:
+            check_labels(vocabulary.labels)
+
+        def label(image: Image) -> tuple[ClassMap, Mapping[str, Any]] | Rejection:
+            request = MaskRequest(
+                index=0, labels=vocabulary.labels, caption="", image=image, counterfactual=None, seed=0
+            )
+            (answer,) = masker.mask([request])
+            return answer if isinstance(answer, Rejection) else (answer.mask, answer.quality)
+
+        return label
+
+    return label_pictures(
+        {name: folder / name for name in images_in(folder, out)},
+        out,
+        RECORD,
+        _deciding(vocabulary, settings),
+        make_labeller,
+        classes=len(vocabulary),
+        relief="give fewer labels, or a smaller copy of the image",
+        max_pixels=max_pixels,
+        report=report,
+        should_stop=should_stop,
+    )

@@ -1,0 +1,134 @@
+"""Loading pretrained detectors and segmenters, and running them. Imports torch."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import transformers
+
+from magicseg.core.devices import (
+    OutOfMemory,
+    first_line,
+    is_out_of_memory,
+    largest_fitting,
+    refuse_device_fault,
+    use_threads,
+)
+from magicseg.core.errors import BackendError
+from magicseg.vision.batches import HasBatch
+from magicseg.vision.options import ModelOptions
+from magicseg.weights.pretrained import from_pretrained
+
+Row = TypeVar("Row")
+Result = TypeVar("Result")
+
+
+def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) -> Any:
+    """A model, ready on its device, or a processor, by one of transformers' Auto classes.
+
+    Only safetensors are read, and no code that comes with a checkpoint is run.
+    Raises: BackendError: missing, damaged, of another architecture, with weights lacking.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    is_model = "Model" in auto.__name__
+    settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True} if is_model else {}
+    if is_model:
+        settings["dtype"] = getattr(torch, options.dtype)
+        settings["ignore_mismatched_sizes"] = True  # refused below, by name
+    try:
+        loaded = from_pretrained(auto, folder, **settings)
+    except BackendError:
+        raise
+    except Exception as error:  # the library raises whatever its parsers raise
+        raise BackendError(
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}", hint=_remedy(options)
+        ) from error
+    if not is_model:
+        return loaded
+    model, info = loaded
+    lacking = [*info["missing_keys"], *(key for key, *_ in info.get("mismatched_keys", ()))]
+    if lacking:
+        raise BackendError(
+            f"{where}: {len(lacking)} tensors of a {type(model).__name__} are missing or of another shape, "
+            f"such as {min(lacking)}",
+            hint=_remedy(options),
+        )
+    return to_device(model, options, where)
+
+
+def to_device(model: torch.nn.Module, options: ModelOptions, where: str) -> torch.nn.Module:
+    """The model for inference where the options say. Raises: OutOfMemory."""
+    try:
+        return model.to(options.device).eval().requires_grad_(False)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"{where}: the weights in {options.dtype} do not fit on {options.device}: {first_line(error)}",
+            hint="choose a smaller dtype or model",
+        ) from error
+
+
+def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
+    """The tensors of a ``.pth`` file; no other object in it is made. Raises: BackendError."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise BackendError(f"{where}: there is no such file", hint="mend model or file in its options") from None
+    except Exception as error:  # pickles and archives fail in many ways
+        raise BackendError(
+            f"{where} cannot be read: {type(error).__name__}: {first_line(error)}",
+            hint="fetch the checkpoint anew; it must hold nothing but tensors",
+        ) from error
+    if not isinstance(content, dict):
+        raise BackendError(f"{where} holds {type(content).__name__}, not tensors by name", hint="choose another file")
+    return content
+
+
+def refuse_unknown_class(
+    auto_config: Any, options: ModelOptions, folder: Path, where: str, known: Sequence[str]
+) -> str:
+    """The class that a checkpoint's config.json names. Raises: BackendError if it is not among ``known``."""
+    config = load_pretrained(auto_config, options, folder, where)
+    kind = str((config.architectures or ["?"])[0])
+    if kind not in known:
+        raise BackendError(
+            f"{where} is a {kind}, which this back end does not drive", hint=f"it drives: {', '.join(known)}"
+        )
+    return kind
+
+
+def _remedy(options: ModelOptions) -> str:
+    if options.revision is None:
+        return "the folder needs what save_pretrained writes, in safetensors; fetch the checkpoint anew"
+    return "where there is a network: magicseg fetch RUN --verify"
+
+
+def run_batch(
+    call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], options: ModelOptions, batch: HasBatch
+) -> list[Result]:
+    """``call`` of rows without gradients, on the options' device.
+
+    Raises: OutOfMemory, saying which batch would fit; BackendError if the device itself fails.
+    """
+    use_threads(options.device, options.cpu_threads)
+    with torch.inference_mode():
+        try:
+            return call(rows)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                refuse_device_fault(error, options.device)
+                raise
+            message = first_line(error)
+        fitting = largest_fitting(len(rows), lambda count: call(rows[:count]))
+    if fitting:
+        hint = f"{fitting} fits: set {batch.setting} to {fitting} (its shards are then made anew)"
+    else:
+        hint = "not even 1 fits: choose a smaller dtype or model"
+    raise OutOfMemory(
+        f"{batch.setting} is {batch.batch_size}: {options.device} is out of memory with {len(rows)} images at once: "
+        f"{message}",
+        hint=hint,
+    )

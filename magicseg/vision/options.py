@@ -1,0 +1,118 @@
+"""The settings of detectors and segmenters."""
+
+import re
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from magicseg.config.model import ClipWeights, ModelSettings, OpenClipSettings
+from magicseg.core.paths import absolute
+from magicseg.weights import PinnedSettings
+
+_FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.pth", re.ASCII)
+
+
+class ModelOptions(PinnedSettings):
+    """Which weights, and where they compute."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    cpu_threads: int = Field(1, ge=1, le=1024, description="on the CPU; results differ with it in the last bits")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.device == "cpu" and self.dtype == "float16":
+            raise ValueError("float16 is for cuda; on the cpu use float32 or bfloat16")
+        return self
+
+
+class DetectorOptions(ModelOptions):
+    """A detector of the transformers library."""
+
+    text_length: int = Field(
+        64, ge=8, le=256, description="tokens of a caption, padded to it; more labels are split over several captions"
+    )
+
+
+class ClipOptions(ModelOptions):
+    """An open_clip model, which judges whole images. See `magicseg.config.model.OpenClipSettings`."""
+
+    file: str = Field("open_clip_model.safetensors", description="of a folder or a repository: the weights' file")
+    architecture: str | None = Field(
+        None, description="an open_clip model such as ViT-B-16-quickgelu; null: what open_clip_config.json says"
+    )
+    against: tuple[str, ...] = Field(
+        min_length=1, description='what a label competes with: other labels, and names of "nothing"'
+    )
+    class_prompt: str = Field(default="a photo of a {}", description="a template, or a shipped set: photo, ensemble")
+    dtype: Literal["float32"] = "float32"
+
+    @model_validator(mode="after")
+    def _has_an_architecture_and_templates(self) -> Self:
+        _ = self.settings
+        return self
+
+    @property
+    def settings(self) -> ModelSettings:
+        """The same as training has it."""
+        weights = ClipWeights(model=self.model, revision=self.revision, file=self.file)
+        encoder = OpenClipSettings(name="open-clip", architecture=self.architecture, weights=weights)
+        return ModelSettings(encoder=encoder, class_prompt=self.class_prompt)
+
+
+class SegmenterOptions(ModelOptions):
+    """A promptable segmenter of the transformers library."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _float_on_cpu(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("device") == "cpu" and "dtype" not in values:
+            return values | {"dtype": "float32"}
+        return values
+
+
+class OriginalDetectorOptions(DetectorOptions):
+    """groundingdino-py: its checkpoint, its configuration, and the folder of its BERT."""
+
+    NEUTRAL: ClassVar[frozenset[str]] = frozenset({"config"})  # see `identity`
+
+    file: str = Field("groundingdino_swint_ogc.pth", description="the checkpoint's name inside the folder or the hub")
+    config: str = Field("swin-t", description="swin-t, swin-b, or the path of a configuration like the library's")
+    text_encoder: PinnedSettings = Field(
+        description="bert-base-uncased: a folder, or its name on the hub; only its tokenizer and config.json are read"
+    )
+    dtype: Literal["float32"] = "float32"
+    shortest_edge: int = Field(800, ge=32, le=4096, description="the image's shorter side, in pixels")
+    longest_edge: int = Field(1333, ge=32, le=8192, description="its longer side at most, in pixels")
+
+    @field_validator("file")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        return checkpoint_name(value)
+
+    @field_validator("config")
+    @classmethod
+    def _absolute(cls, value: str) -> str:
+        return value if value in ("swin-t", "swin-b") else absolute(value)
+
+
+class OriginalSegmenterOptions(ModelOptions):
+    """segment-anything: its checkpoint and what it is of."""
+
+    file: str = Field("sam_vit_h_4b8939.pth", description="the checkpoint's name inside the folder or the hub")
+    architecture: str = Field("vit_h", pattern=r"^\w+$", description="vit_h, vit_l or vit_b")
+    dtype: Literal["float32"] = "float32"
+
+    @field_validator("file")
+    @classmethod
+    def _is_a_name(cls, value: str) -> str:
+        return checkpoint_name(value)
+
+
+def checkpoint_name(value: str) -> str:
+    """Check that a checkpoint is named inside its folder. Raises: ValueError."""
+    if not _FILE.fullmatch(value) or ".." in value.split("/"):
+        raise ValueError(f"is the name of a .pth file inside the model's folder, not {value!r}")
+    return value

@@ -1,0 +1,237 @@
+"""Open-vocabulary detectors of the transformers library. Imports torch."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoProcessor
+
+from magicseg.backends import Detections, DetectRequest, Image
+from magicseg.core.devices import prepare_device
+from magicseg.core.errors import BackendError
+from magicseg.labels import Label
+from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
+from magicseg.vision.batches import HasBatch, fixed_batches
+from magicseg.vision.grounding_captions import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
+from magicseg.vision.loading import load_pretrained, refuse_unknown_class, run_batch
+from magicseg.vision.options import DetectorOptions
+
+_GROUNDED = ("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")
+_QUERIED = ("Owlv2ForObjectDetection", "OwlViTForObjectDetection")
+_QUERIES = 8  # labels in one call of a detector that takes them one by one
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image and some of the labels that are looked for in it. ``places``: theirs among the request's."""
+
+    request: int
+    image: Image
+    places: tuple[int, ...]
+    text: Any
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a row gave: boxes (B, 4) in pixels, confidence (B,), scores (B, labels of the row)."""
+
+    boxes: torch.Tensor
+    confidence: torch.Tensor
+    scores: torch.Tensor
+
+
+class ZeroShotDetector(ABC):
+    """A loaded detector: images and labels to candidates, always ``batch_size`` images in a call."""
+
+    def __init__(self, options: DetectorOptions, model: Any, processor: Any, batch: HasBatch) -> None:
+        self._options, self._model, self._processor, self._batch = options, model, processor, batch
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
+        """All candidates of every image. Raises: BackendError: out of memory, or a label that is too long."""
+        rows = [row for place, request in enumerate(requests) for row in self._rows(place, request)]
+        found: dict[int, list[tuple[Row, Found]]] = {place: [] for place in range(len(requests))}
+        for chosen, batch in fixed_batches(rows, self._batch.batch_size, lambda row: row.image.shape):
+            results = run_batch(self._call, batch, self._options, self._batch)
+            for place, result in zip(chosen, results, strict=False):  # what is left over is padding
+                found[rows[place].request].append((rows[place], result))
+        return [merged(request, found[place]) for place, request in enumerate(requests)]
+
+    @abstractmethod
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if one of these cannot be looked for."""
+
+    @abstractmethod
+    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+        """The calls' rows that a request needs."""
+
+    @abstractmethod
+    def _call(self, rows: Sequence[Row]) -> list[Found]:
+        """One call of the model."""
+
+    def _pixels(self, rows: Sequence[Row]) -> Any:
+        return self._processor.image_processor(images=[row.image for row in rows], return_tensors="pt").to(
+            self._options.device, getattr(torch, self._options.dtype)
+        )
+
+
+def refuse_alike_names(names: Sequence[str], tokenizer: Any) -> None:
+    """Raise BackendError if the tokenizer knows no word of a name, or gives two names the same tokens."""
+    unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
+    special = set(tokenizer.all_special_ids) - {unknown}
+    meanings = [known_tokens(tokenizer(name)["input_ids"], unknown=unknown, special=tuple(special)) for name in names]
+    refuse_unknown(names, meanings, unknown, "the detector")
+    refuse_alike(names, meanings, "the detector")
+
+
+def merged(request: DetectRequest, found: Sequence[tuple[Row, Found]]) -> Detections:
+    """The candidates of all rows of a request, clipped to its image; labels that a row lacks score 0."""
+    height, width = request.image.shape[:2]
+    boxes, confidence, scores = [], [], []
+    for row, result in found:
+        boxes.append(result.boxes.float().cpu().numpy())
+        confidence.append(result.confidence.float().cpu().numpy())
+        wide = np.zeros((len(result.boxes), len(request.labels)), np.float32)
+        wide[:, list(row.places)] = result.scores.float().cpu().numpy()
+        scores.append(wide)
+    limits = np.array([width, height, width, height], np.float32)
+    return Detections(
+        boxes=np.clip(np.concatenate(boxes), 0, limits).astype(np.float32),
+        confidence=np.concatenate(confidence),
+        scores=np.concatenate(scores),
+    )
+
+
+class GroundedDetector(ZeroShotDetector):
+    """GroundingDINO: one caption names all labels; every box has a score per token."""
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        for label in labels:
+            captions_of((label,), self._fits)
+        refuse_alike_names(detection_names(labels), self._processor.tokenizer)
+
+    def _fits(self, text: str) -> bool:
+        return len(self._processor.tokenizer(text)["input_ids"]) <= self._options.text_length
+
+    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+        captions = captions_of(request.labels, self._fits)
+        return [Row(place, request.image, caption.places, caption) for caption in captions]
+
+    def _call(self, rows: Sequence[Row]) -> list[Found]:
+        tokens = self._processor.tokenizer(
+            [row.text.text for row in rows],
+            padding="max_length",
+            max_length=self._options.text_length,
+            return_offsets_mapping=True,
+            return_token_type_ids=True,
+            return_tensors="pt",
+        )
+        offsets = tokens.pop("offset_mapping").tolist()
+        output = self._model(**self._pixels(rows), **tokens.to(self._options.device))
+        return [
+            grounded(logits, boxes, row.text, tokens_of_row, row.image)
+            for logits, boxes, row, tokens_of_row in zip(
+                output.logits.float().sigmoid(), output.pred_boxes.float(), rows, offsets, strict=True
+            )
+        ]
+
+
+def captions_of(labels: Sequence[Label], fits: Callable[[str], bool]) -> list[GroundedCaption]:
+    """Labels as captions. Raises: BackendError for a label that cannot be looked for."""
+    try:
+        return grounded_captions(detection_names(labels), fits)
+    except ValueError as error:
+        raise BackendError(
+            f"detector: {error}", hint="shorten it in the list of labels, or raise text_length"
+        ) from None
+
+
+def grounded(
+    probabilities: torch.Tensor,
+    boxes: torch.Tensor,
+    caption: GroundedCaption,
+    offsets: Sequence[tuple[int, int]],
+    image: Image,
+) -> Found:
+    """A label's score is the greatest of its tokens', a box's confidence the greatest of all tokens'.
+
+    Args: probabilities: (boxes, tokens), 0 to 1. boxes: (boxes, 4), centre and size in shares of the image.
+    """
+    scores = torch.stack(
+        [
+            probabilities[:, tokens].amax(dim=1) if tokens else probabilities.new_zeros(len(probabilities))
+            for tokens in tokens_of_spans(offsets, caption.spans)
+        ],
+        dim=1,
+    )
+    height, width = image.shape[:2]
+    return Found(corners(boxes, width, height), probabilities.amax(dim=1), scores)
+
+
+def corners(boxes: torch.Tensor, width: float, height: float) -> torch.Tensor:
+    """Boxes (B, 4) from centre and size, in shares, to left, top, right, bottom in pixels."""
+    x, y, w, h = boxes.unbind(-1)
+    scale = boxes.new_tensor([width, height, width, height])
+    return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1) * scale
+
+
+class QueriedDetector(ZeroShotDetector):
+    """OWL-ViT and OWLv2: every label is a query of its own, "a photo of a cat"."""
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        limit = int(self._model.config.text_config.max_position_embeddings)
+        for name in detection_names(labels):
+            if len(self._processor.tokenizer(_query(name))["input_ids"]) > limit:
+                raise BackendError(
+                    f"detector: label {name!r} alone is longer than the text encoder takes",
+                    hint="shorten it in the list of labels",
+                )
+        refuse_alike_names(detection_names(labels), self._processor.tokenizer)
+
+    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+        self.check_labels(request.labels)
+        names = detection_names(request.labels)
+        chunks = [range(start, min(start + _QUERIES, len(names))) for start in range(0, len(names), _QUERIES)]
+        return [
+            Row(place, request.image, tuple(chunk), [_query(names[place]) for place in chunk]) for chunk in chunks
+        ]
+
+    def _call(self, rows: Sequence[Row]) -> list[Found]:
+        tokenizer = self._processor.tokenizer
+        limit = int(self._model.config.text_config.max_position_embeddings)
+        queries = [query for row in rows for query in [*row.text, *[""] * (_QUERIES - len(row.text))]]
+        tokens = tokenizer(queries, padding="max_length", max_length=limit, return_tensors="pt")
+        output = self._model(pixel_values=self._pixels(rows)["pixel_values"], **tokens.to(self._options.device))
+        found = []
+        for row, logits, boxes in zip(rows, output.logits.float(), output.pred_boxes.float(), strict=True):
+            scores = logits[:, : len(row.text)].sigmoid()
+            height, width = row.image.shape[:2]
+            if type(self._model).__name__.startswith("Owlv2"):  # it sees the image at the corner of a square
+                height = width = max(height, width)
+            found.append(Found(corners(boxes, width, height), scores.amax(dim=1), scores))
+        return found
+
+
+def _query(name: str) -> str:
+    return f"a photo of a {name}"
+
+
+def load_detector(options: DetectorOptions, folder: Path, batch: HasBatch) -> ZeroShotDetector:
+    """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
+    prepare_device(options.device, options.cpu_threads, "detector.options.device")
+    where = f"detector.options.model: {options.model}"
+    kind = refuse_unknown_class(AutoConfig, options, folder, where, (*_GROUNDED, *_QUERIED))
+    model = load_pretrained(AutoModelForZeroShotObjectDetection, options, folder, where)
+    processor = load_pretrained(AutoProcessor, options, folder, where)
+    if kind in _QUERIED:
+        return QueriedDetector(options, model, processor, batch)
+    limit = int(model.config.max_text_len)
+    if options.text_length > limit:
+        raise BackendError(
+            f"detector.options.text_length is {options.text_length}, but {options.model} takes {limit} tokens",
+            hint=f"set it to {limit} or less",
+        )
+    return GroundedDetector(options, model, processor, batch)

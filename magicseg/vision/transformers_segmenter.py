@@ -1,0 +1,145 @@
+"""Promptable segmenters of the transformers library: SAM, SAM-HQ, SAM 2. Imports torch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
+
+from magicseg.backends import Image, SegmentRequest, Segments
+from magicseg.core.devices import prepare_device
+from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
+from magicseg.vision.loading import load_pretrained, refuse_unknown_class, run_batch
+from magicseg.vision.options import SegmenterOptions
+
+_KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """An image's embedding, and how it was resized: heights and widths in pixels."""
+
+    maps: tuple[torch.Tensor, ...]
+    size: tuple[int, int]
+    resized: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """Up to `BOXES_PER_CALL` boxes (n, 4) of an image, in its pixels."""
+
+    request: int
+    embedded: _Embedded
+    boxes: torch.Tensor
+
+
+class PromptableSegmenter:
+    """A loaded segmenter: every image is embedded once, whatever the number of its boxes."""
+
+    def __init__(self, options: SegmenterOptions, model: Any, processor: Any, batch: HasBatch) -> None:
+        self._options, self._model, self._processor, self._batch = options, model, processor, batch
+        self._kind = type(model).__name__
+
+    def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
+        """One outline per box; images without boxes are not looked at. Raises: OutOfMemory."""
+        wanted = [place for place, request in enumerate(requests) if len(request.boxes)]
+        prompts: list[_Prompt] = []
+        images = [requests[place].image for place in wanted]
+        for chosen, batch in fixed_batches(images, self._batch.batch_size, lambda image: image.shape):
+            for number, embedded in zip(
+                chosen, run_batch(self._embed, batch, self._options, self._batch), strict=False
+            ):
+                boxes = torch.from_numpy(requests[wanted[number]].boxes)
+                prompts += [_Prompt(wanted[number], embedded, part) for part in torch.split(boxes, BOXES_PER_CALL)]
+        parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {place: [] for place in wanted}
+        for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
+            for number, part in zip(
+                chosen, run_batch(self._decode, together, self._options, self._batch), strict=False
+            ):
+                parts[prompts[number].request].append(part)
+        return [_joined(request.image, parts.get(place, [])) for place, request in enumerate(requests)]
+
+    def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
+        """Yield the outlines of one image some boxes at a time: those of `segment`, with less memory."""
+        if not len(request.boxes):
+            return
+        ((_, batch),) = fixed_batches([request.image], self._batch.batch_size, lambda image: image.shape)
+        embedded = run_batch(self._embed, batch, self._options, self._batch)[0]
+        prompts = [
+            _Prompt(0, embedded, part) for part in torch.split(torch.from_numpy(request.boxes), BOXES_PER_CALL)
+        ]
+        for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
+            parts = run_batch(self._decode, together, self._options, self._batch)
+            yield _joined(request.image, parts[: len(chosen)])
+
+    def _embed(self, images: Sequence[Image]) -> list[_Embedded]:
+        inputs = self._processor.image_processor(images=list(images), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self._options.device, getattr(torch, self._options.dtype))
+        # SAM 2 stretches every image to its square.
+        resized = inputs.get("reshaped_input_sizes", torch.tensor([pixels.shape[-2:]] * len(images))).tolist()
+        given = self._model.get_image_embeddings(pixels)
+        match self._kind:
+            case "SamHQModel":
+                maps = [given[0], given[1][0]]
+            case "Sam2Model":
+                maps = given
+            case _:
+                maps = [given]
+        return [
+            _Embedded(tuple(values[row] for values in maps), image.shape[:2], (resized[row][0], resized[row][1]))
+            for row, image in enumerate(images)
+        ]
+
+    def _decode(self, prompts: Sequence[_Prompt]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Logits (n, height, width) and qualities (n,) of every prompt, in float32 on the CPU."""
+        maps = [torch.stack(values) for values in zip(*(prompt.embedded.maps for prompt in prompts), strict=True)]
+        boxes = torch.stack([_model_boxes(prompt) for prompt in prompts]).to(self._options.device)
+        more: dict[str, Any] = {}
+        match self._kind:
+            case "SamHQModel":
+                more = {"image_embeddings": maps[0], "intermediate_embeddings": [maps[1]]}
+            case "Sam2Model":
+                more = {"image_embeddings": maps}
+            case _:
+                more = {"image_embeddings": maps[0]}
+        output = self._model(input_boxes=boxes, multimask_output=False, **more)
+        logits = self._processor.image_processor.post_process_masks(
+            list(output.pred_masks.float()),
+            original_sizes=[list(prompt.embedded.size) for prompt in prompts],
+            reshaped_input_sizes=[list(prompt.embedded.resized) for prompt in prompts],
+            binarize=False,
+        )
+        qualities = output.iou_scores.float()
+        return [
+            (values[: len(prompt.boxes), 0].cpu(), quality[: len(prompt.boxes), 0].cpu())
+            for prompt, values, quality in zip(prompts, logits, qualities, strict=True)
+        ]
+
+
+def _model_boxes(prompt: _Prompt) -> torch.Tensor:
+    """(`BOXES_PER_CALL`, 4) in pixels of the resized image, the last one repeated."""
+    (height, width), (new_height, new_width) = prompt.embedded.size, prompt.embedded.resized
+    scale = torch.tensor([new_width / width, new_height / height] * 2)
+    boxes = prompt.boxes * scale
+    return torch.cat([boxes, boxes[-1:].expand(BOXES_PER_CALL - len(boxes), 4)])
+
+
+def _joined(image: Image, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> Segments:
+    if not parts:
+        return Segments(logits=np.zeros((0, *image.shape[:2]), np.float32), quality=np.zeros(0, np.float32))
+    return Segments(
+        logits=torch.cat([logits for logits, _ in parts]).numpy(),
+        quality=torch.cat([quality for _, quality in parts]).numpy(),
+    )
+
+
+def load_segmenter(options: SegmenterOptions, folder: Path, batch: HasBatch) -> PromptableSegmenter:
+    """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
+    prepare_device(options.device, options.cpu_threads, "segmenter.options.device")
+    where = f"segmenter.options.model: {options.model}"
+    refuse_unknown_class(AutoConfig, options, folder, where, _KNOWN)
+    model = load_pretrained(AutoModelForMaskGeneration, options, folder, where)
+    return PromptableSegmenter(options, model, load_pretrained(AutoProcessor, options, folder, where), batch)
