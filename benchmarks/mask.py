@@ -32,7 +32,7 @@ from magicseg.backends import Masked, MaskRequest
 from magicseg.labels import Label
 from magicseg.stages.mask.detect_segment import DetectSegmentMasker
 
-sys.path.append(str(Path(__file__).parents[1] / "tests" / "mask"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 CAT = Label(id=1, name="cat")
 BOXES = 2
@@ -40,14 +40,14 @@ BOXES = 2
 
 def _build(kind: str, folder: Path) -> None:
     """Checkpoints of both models with random weights."""
-    import tiny_models
+    from helpers import tiny_detectors
 
     if kind == "tiny":
         for name in ("grounding_dino", "sam"):
-            tiny_models.build(name, folder)
+            tiny_detectors.build(name, folder)
         return
     torch.manual_seed(0)
-    tokenizer = tiny_models.bert_tokenizer()
+    tokenizer = tiny_detectors.bert_tokenizer()
     swin = transformers.SwinConfig(
         embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=["stage2", "stage3", "stage4"]
     )

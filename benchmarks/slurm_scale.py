@@ -18,10 +18,10 @@ from pathlib import Path
 from measure import medians, print_table
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path[:0] = [str(TESTS), str(TESTS / "slurm")]
+sys.path[:0] = [str(TESTS)]
 
-from clusters import commands, started  # noqa: E402
-from tiny_runs import make_run  # noqa: E402
+from helpers.clusters import commands, started  # noqa: E402
+from helpers.tiny_runs import make_run  # noqa: E402
 
 HELD = "--begin=now+1day"
 

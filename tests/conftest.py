@@ -9,9 +9,9 @@ from typing import Any
 
 import hypothesis
 import pytest
-from model_runs import Checkpoints
-from tiny_runs import CommandLine, do, make_run
 
+from helpers.model_runs import Checkpoints
+from helpers.tiny_runs import CommandLine, do, make_run
 from magicseg.core.garbage_collection import relax
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
@@ -30,7 +30,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """How ``pytest -n 2`` shares the tests out, unless ``--dist`` says otherwise."""
     if config.getvalue("dist") != "load":
         return None
-    from in_processes import KeptTogether
+    from helpers.test_groups import KeptTogether
 
     return KeptTogether(config, log)
 

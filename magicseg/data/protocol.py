@@ -200,7 +200,7 @@ class Protocol(Settings):
 
 def protocol_names() -> tuple[str, ...]:
     """The names of the shipped benchmarks."""
-    folder = files("magicseg.evaluate") / "benchmarks"
+    folder = files("magicseg.data") / "benchmarks"
     return tuple(sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")))
 
 
@@ -223,7 +223,7 @@ def load_protocol(name: str) -> Protocol:
             f"there is no benchmark {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""),
             hint=f"benchmarks: {', '.join(known)}; or give a .yaml file with a protocol of your own",
         )
-    text = (files("magicseg.evaluate") / "benchmarks" / f"{name}.yaml").read_text(encoding="utf-8")
+    text = (files("magicseg.data") / "benchmarks" / f"{name}.yaml").read_text(encoding="utf-8")
     return _parse(text, f"{name}.yaml", None)
 
 

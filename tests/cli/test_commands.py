@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import TINY, change
 from typer.main import get_command
 
+from helpers.tiny_runs import TINY, change
 from magicseg.cli import app
 from magicseg.run.claims import try_claim
 

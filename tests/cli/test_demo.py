@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from tiny_runs import change
 
+from helpers.tiny_runs import change
 from magicseg.cli import learn, runs
 from magicseg.miniature.short import SHORT
 from magicseg.run import Run

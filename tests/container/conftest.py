@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_images import Base, make_base, make_image
+
+from helpers.real_images import Base, make_base, make_image
 
 NEEDED = ("apptainer", "mmdebstrap", "docker-registry", "unshare")
 

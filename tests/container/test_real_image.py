@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from ordinary import NOBODY, python_for_everybody, readable_libraries
-from real_images import TOP, apptainer, build
-from registries import mirrored, push, registry
 
 import magicseg as package
+from helpers.ordinary_user import NOBODY, python_for_everybody, readable_libraries
+from helpers.real_images import TOP, apptainer, build
+from helpers.registries import mirrored, push, registry
 from magicseg.container import trial
 from magicseg.container.image import identify
 from magicseg.container.runtime import find_runtime, start_flags

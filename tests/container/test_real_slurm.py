@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from clusters import require_slurm, started
-from ordinary import NOBODY, python_for_everybody, readable_libraries
-from tiny_runs import TINY, do, make_run
 
+from helpers.clusters import require_slurm, started
+from helpers.ordinary_user import NOBODY, python_for_everybody, readable_libraries
+from helpers.tiny_runs import TINY, do, make_run
 from magicseg.container.image import identify
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest

@@ -8,10 +8,10 @@ from itertools import count
 
 import pytest
 import yaml
-from bad_server import BadServer, Reply, completion
-from tiny_model import make_tiny_model
-from tiny_runs import do, make_run
 
+from helpers.chat_server import BadServer, Reply, completion
+from helpers.tiny_language_model import make_tiny_model
+from helpers.tiny_runs import do, make_run
 from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest

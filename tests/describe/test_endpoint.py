@@ -6,8 +6,8 @@ import socket
 from collections import Counter
 
 import pytest
-from bad_server import GOOD, BadServer, Reply, completion
 
+from helpers.chat_server import GOOD, BadServer, Reply, completion
 from magicseg.backends import DescribeRequest, Description, find_backend
 from magicseg.core.errors import BackendError
 from magicseg.labels import Label

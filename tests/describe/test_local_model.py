@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import make_tiny_model
 
+from helpers.tiny_language_model import make_tiny_model
 from magicseg.backends import DescribeRequest, find_backend
 from magicseg.core.errors import BackendError
 from magicseg.labels import Label

@@ -6,8 +6,8 @@ import shutil
 import sys
 
 import pytest
-from tiny_runs import change, do, make_run
 
+from helpers.tiny_runs import change, do, make_run
 from magicseg.core.checks import ask
 from magicseg.doctor import Status, machine_checks, run_checks
 from magicseg.run import Run

@@ -3,8 +3,7 @@
 import json
 import math
 
-from tiny_runs import change, make_run
-
+from helpers.tiny_runs import change, make_run
 from magicseg.run import STAGES
 from magicseg.stages.pool import default_shards_per_job, default_workers
 

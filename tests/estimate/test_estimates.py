@@ -4,8 +4,8 @@ import dataclasses
 import json
 
 import pytest
-from tiny_runs import change, do
 
+from helpers.tiny_runs import change, do
 from magicseg.core.errors import PlanMismatch
 from magicseg.core.files import to_json
 from magicseg.core.signals import StopFlag
@@ -145,7 +145,7 @@ def test_a_gpu_here_is_none_that_a_task_on_cpus_holds(fresh):
 
 
 def test_a_short_last_shard_costs_less(tmp_path):
-    from tiny_runs import make_run
+    from helpers.tiny_runs import make_run
 
     run = make_run(tmp_path / "run", "plan.samples=88")
     do(run, "describe", shards=[0])

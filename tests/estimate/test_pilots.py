@@ -6,8 +6,8 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import change, do
 
+from helpers.tiny_runs import change, do
 from magicseg.core.errors import IncompleteError, PlanMismatch, StoreError
 from magicseg.core.signals import StopFlag
 from magicseg.estimate.measurements import measured, pilot, pilot_shards

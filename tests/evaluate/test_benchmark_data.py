@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_data import SIZE, ColourHead, make, make_instances, save_png
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
+from helpers.benchmark_data import SIZE, ColourHead, make, make_instances, save_png
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set, read_labels, spans
 from magicseg.data.protocol import load_protocol, protocol_names

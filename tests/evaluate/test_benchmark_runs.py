@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmark_data import ColourHead, make, save_png
 from PIL import Image
 
+from helpers.benchmark_data import ColourHead, make, save_png
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
@@ -105,8 +105,8 @@ def test_neither_processes_nor_their_order_nor_readers_change_anything(voc, tmp_
 SHARE = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {here!r})
-from benchmark_data import ColourHead
+sys.path[:0] = {paths!r}
+from helpers.benchmark_data import ColourHead
 from test_benchmark_runs import GIVEN, small
 from magicseg.evaluate.benchmark import evaluate_benchmark
 evaluate_benchmark(
@@ -118,7 +118,8 @@ evaluate_benchmark(
 @pytest.mark.slow
 def test_processes_at_the_same_time_give_what_one_gives(voc, tmp_path):
     expected = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "one", threshold=GIVEN)
-    code = SHARE.format(here=str(Path(__file__).parent), data=str(voc), out=str(tmp_path / "three"))
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    code = SHARE.format(paths=paths, data=str(voc), out=str(tmp_path / "three"))
     started = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
     outcome = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "three", threshold=GIVEN)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_clip import build
 
+from helpers.tiny_clip import build
 from magicseg.config.model import ModelSettings
 from magicseg.core.errors import ConfigError
 from magicseg.evaluate.heads.dense_clip import DenseClipHead, bank_features

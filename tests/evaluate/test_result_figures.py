@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from benchmark_data import ColourHead, make
 from PIL import Image
 
+from helpers.benchmark_data import ColourHead, make
 from magicseg.data.protocol import load_protocol
 from magicseg.evaluate import figures
 from magicseg.evaluate.benchmark import evaluate_benchmark

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
-from small_pngs import GREY, PALETTE, png
 from typer.testing import CliRunner
 
+from helpers.odd_pngs import GREY, PALETTE, png
 from magicseg.cli.score import score as score_command
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.protocol import load_protocol, protocol_names

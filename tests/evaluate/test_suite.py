@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import torch
-from benchmark_data import make
-from tiny_clip import build
 from typer.testing import CliRunner
 
+from helpers.benchmark_data import make
+from helpers.tiny_clip import build
 from magicseg.cli import app
 from magicseg.config.evaluation import EvaluateSettings
 from magicseg.config.model import ModelSettings

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from benchmark_data import ColourHead, make, save_png
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from helpers.benchmark_data import ColourHead, make, save_png
 from magicseg.config.evaluation import EvaluateSettings
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.protocol import load_protocol

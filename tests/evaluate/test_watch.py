@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from benchmark_data import make
 
+from helpers.benchmark_data import make
 from magicseg.config.loading import validate_config
 from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import ConfigError

@@ -1,8 +1,8 @@
 """One reason for nearly all samples stops a stage; a third of them is a warning."""
 
 import pytest
-from tiny_runs import LIMITED, change, do, make_run
 
+from helpers.tiny_runs import LIMITED, change, do, make_run
 from magicseg.core.errors import LimitReached
 from magicseg.run import Run
 from magicseg.run.progress import run_status

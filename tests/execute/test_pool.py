@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from tiny_runs import TINY, make_run
 
+from helpers.tiny_runs import TINY, make_run
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
 

@@ -5,8 +5,8 @@ import multiprocessing
 import threading
 
 import pytest
-from tiny_runs import change, do, make_run
 
+from helpers.tiny_runs import change, do, make_run
 from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.run import Run
 from magicseg.run.claims import try_claim

@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 import pytest
-from model_runs import FAMILIES, make_model_run
-from tiny_runs import do
 
+from helpers.model_runs import FAMILIES, make_model_run
+from helpers.tiny_runs import do
 from magicseg.labels import IGNORE
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest

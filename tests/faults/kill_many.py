@@ -19,8 +19,7 @@ import psutil
 PLUGINS = Path(__file__).parent / "plugins"
 sys.path[:0] = [str(PLUGINS), str(Path(__file__).parents[1])]
 
-from tiny_runs import do, make_run  # noqa: E402
-
+from helpers.tiny_runs import do, make_run  # noqa: E402
 from magicseg.run import STAGES, Run  # noqa: E402
 from magicseg.run.claims import is_live  # noqa: E402
 from magicseg.run.digest import logical_digest  # noqa: E402

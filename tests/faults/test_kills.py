@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from kill_many import SLOW, check, disturb
-from tiny_runs import make_run
 
+from helpers.tiny_runs import make_run
 from magicseg.run import STAGES
 from magicseg.run.claims import is_live
 

@@ -4,8 +4,8 @@ import contextlib
 import subprocess
 
 import pytest
-from tiny_runs import make_run
 
+from helpers.tiny_runs import make_run
 from magicseg.run import STAGES
 from magicseg.run.verify import inspect
 

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 import torch
-from pair_requests import request
 from safetensors.torch import load_file, save_file
 
+from helpers.pair_requests import request
 from magicseg.core.errors import BackendError
 from magicseg.stages.generate.diffusion import DiffusersGenerator
 

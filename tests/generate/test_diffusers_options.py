@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from tiny_runs import make_run
 
+from helpers.tiny_runs import make_run
 from magicseg.config.loading import load_config, preset_names
 from magicseg.core.errors import BackendError, ConfigError
 from magicseg.run import Run

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoPipelineForText2Image
-from pair_requests import DOG, request
-from tiny_pipelines import FAMILIES
 
+from helpers.pair_requests import DOG, request
+from helpers.tiny_pipelines import FAMILIES
 from magicseg.backends import ImagePair, Rejection
 from magicseg.stages.generate.diffusion import image_fault
 from magicseg.stages.generate.families import SCHEDULERS

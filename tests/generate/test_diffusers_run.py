@@ -1,8 +1,8 @@
 """A run whose images come from a tiny diffusion model: the same digest, whatever happens on the way."""
 
 import pytest
-from tiny_runs import change, do, make_run
 
+from helpers.tiny_runs import change, do, make_run
 from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest

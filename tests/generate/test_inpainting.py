@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from pair_requests import request
 from pydantic import ValidationError
-from tiny_runs import change, do, make_run
 
+from helpers.pair_requests import request
+from helpers.tiny_runs import change, do, make_run
 from magicseg.backends import ImagePair, Rejection
 from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.run import Run

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from tiny_runs import change, do, make_run
 
+from helpers.tiny_runs import change, do, make_run
 from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest

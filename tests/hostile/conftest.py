@@ -10,8 +10,8 @@ from types import FrameType
 
 import psutil
 import pytest
-from tiny_runs import Result
 
+from helpers.tiny_runs import Result
 from magicseg.cli import app, main
 from magicseg.core.errors import MagicsegError
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_clip
 import torch
-from coloured_squares import SETTINGS as TRAIN
-from coloured_squares import VOCABULARY, Squares
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_runs import LIMITED, do, make_run
 
+from helpers import tiny_clip
+from helpers.coloured_squares import SETTINGS as TRAIN
+from helpers.coloured_squares import VOCABULARY, Squares
+from helpers.tiny_runs import LIMITED, do, make_run
 from magicseg import load_model
 from magicseg.cli.output import print_json
 from magicseg.config.model import EncoderSettings, ModelSettings, OpenClipSettings

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_runs import do, make_run
 
+from helpers.tiny_runs import do, make_run
 from magicseg.container.image import identify, labels
 from magicseg.container.runtime import Runtime
 from magicseg.core.errors import ConfigError, ContainerError, DamageError, MagicsegError, RunError, StoreError

@@ -7,10 +7,10 @@ import threading
 import time
 
 import pytest
-from bad_server import GOOD, BadServer, Reply, completion
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.chat_server import GOOD, BadServer, Reply, completion
 from magicseg.backends import DescribeRequest
 from magicseg.core.errors import BackendError
 from magicseg.labels import Label

@@ -8,8 +8,8 @@ import tracemalloc
 import numpy as np
 import pytest
 from PIL import Image
-from small_pngs import chunk, png
 
+from helpers.odd_pngs import chunk, png
 from magicseg.core.errors import DataError
 from magicseg.data.labelled_folders import VocFolder
 from magicseg.images.codecs import check_jpeg, decode_jpeg, encode_jpeg

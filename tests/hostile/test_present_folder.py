@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import change, make_run
 
+from helpers.tiny_runs import change, make_run
 from magicseg.launch.planning import Request
 from magicseg.launch.submit import submit
 from magicseg.run import Run

@@ -12,8 +12,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from numcodecs import Zstd
-from tiny_runs import do
 
+from helpers.tiny_runs import do
 from magicseg.core.errors import DamageError, DataError, RunError
 from magicseg.exchange.hdf5 import export_hdf5
 from magicseg.run import Run

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_runs import CommandLine, make_run
 
+from helpers.tiny_runs import CommandLine, make_run
 from magicseg.cli.output import log_text, note, plain_console, print_json, print_line, report_error
 from magicseg.core.errors import DataError, RunError
 from magicseg.core.text import acts, command, indented, printable

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from magicseg.core.errors import BackendError, RunError
-from magicseg.weights import Weights, digest, hub
+from magicseg.weights import Weights, hashing, hub
 from magicseg.weights.manifest import MANIFEST, Fetched, FetchedFile, Manifest
 
 SHA = "0" * 64
@@ -105,10 +105,10 @@ def test_remembered_digests_that_do_not_hold_are_computed_anew(tmp_path, monkeyp
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     weights = Weights(setting="model", model=str(folder))
-    expected = digest.path_identity(weights, "model")
+    expected = hashing.path_identity(weights, "model")
     (memory,) = (tmp_path / "cache" / "magicseg" / "weights").iterdir()
     memory.write_text(content)
-    assert digest.path_identity(weights, "model") == expected
+    assert hashing.path_identity(weights, "model") == expected
 
 
 @pytest.mark.parametrize("name", ["../x.json", "/etc/passwd", "a/../../x", "x\x1b[2J.json", "x\u202e", "x\n"])

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from stand_ins import StandIns
-from tiny_runs import CommandLine, do, make_run
 
+from helpers.stand_ins import StandIns
+from helpers.tiny_runs import CommandLine, do, make_run
 from magicseg.container.image import Image
 from magicseg.run import Run
 

@@ -4,9 +4,9 @@ import json
 import math
 
 import pytest
-from stand_ins import accounted, queued, record
-from tiny_runs import do
 
+from helpers.stand_ins import accounted, queued, record
+from helpers.tiny_runs import do
 from magicseg.launch.jobs import submissions
 from magicseg.launch.overview import cluster_status
 from magicseg.launch.planning import Request

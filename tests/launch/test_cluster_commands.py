@@ -5,9 +5,9 @@ import subprocess
 import sys
 
 import pytest
-from stand_ins import accounted, claim, listing, queued, record
-from tiny_runs import Result, change, do, make_run
 
+from helpers.stand_ins import accounted, claim, listing, queued, record
+from helpers.tiny_runs import Result, change, do, make_run
 from magicseg.cli import main
 from magicseg.launch.jobs import submissions
 

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from stand_ins import record
-from tiny_runs import do
 
+from helpers.stand_ins import record
+from helpers.tiny_runs import do
 from magicseg.launch.accounts import Account, parse_accounts
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.grouping import contiguous_groups

@@ -7,9 +7,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_ins import accounted, claim, queued, record
-from tiny_runs import do
 
+from helpers.stand_ins import accounted, claim, queued, record
+from helpers.tiny_runs import do
 from magicseg.core.errors import ConfigError, DamageError, RunError, StoreError
 from magicseg.core.ranges import format_ranges
 from magicseg.launch.follow_up import follow_up, left_undone

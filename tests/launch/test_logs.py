@@ -7,8 +7,8 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_ins import accounted, queued, record
 
+from helpers.stand_ins import accounted, queued, record
 from magicseg.core.errors import RunError
 from magicseg.launch import logs
 from magicseg.launch.logs import find_tasks, follow, last_lines

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from stand_ins import queued
 
 import magicseg as package
+from helpers.stand_ins import queued
 from magicseg.container.image import VERSION_LABEL, identify
 from magicseg.core.errors import ConfigError, ContainerError, PlanMismatch, RunError
 from magicseg.launch.job_image import container_lines

@@ -9,8 +9,8 @@ import sys
 from importlib.resources import files
 
 import pytest
-from stand_ins import listing
 
+from helpers.stand_ins import listing
 from magicseg.launch.jobs import job_name, submissions
 from magicseg.launch.planning import Request
 from magicseg.launch.submit import dry_run, submit

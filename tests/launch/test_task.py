@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from stand_ins import claim
-from tiny_runs import do, make_run
 
 import magicseg as package
+from helpers.stand_ins import claim
+from helpers.tiny_runs import do, make_run
 from magicseg.run import Run
 from magicseg.run.claims import STALE_SECONDS
 from magicseg.run.digest import logical_digest

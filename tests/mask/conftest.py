@@ -71,7 +71,8 @@ def segmenter(
         settings = HasBatch(batch_size)
         if list(folder.glob("*.pth")):
             import segment_anything
-            from tiny_models import build_original_sam
+
+            from helpers.tiny_detectors import build_original_sam
 
             monkeypatch.setitem(segment_anything.sam_model_registry, "vit_tiny", build_original_sam)
             chosen = {"architecture": "vit_tiny"}

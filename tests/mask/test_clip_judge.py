@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import pytest
-import tiny_clip
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from tiny_runs import do, make_run
 
+from helpers import tiny_clip
+from helpers.tiny_runs import do, make_run
 from magicseg.backends import DetectRequest
 from magicseg.config.finding import FindOptions
 from magicseg.core.errors import BackendError, ConfigError

@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from pictures import labels
-from tiny_runs import change, do, make_run
 
+from helpers.mask_requests import labels
+from helpers.tiny_runs import change, do, make_run
 from magicseg.backends import GenerateRequest, Masked, MaskRequest, Rejection
 from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.labels import IGNORE

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from pictures import labels, picture
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
+from helpers.mask_requests import labels, picture
 from magicseg.backends import DetectRequest
 
 IMAGES = [picture(seed, *size) for seed, size in enumerate([(48, 64), (40, 60), (50, 33), (30, 90)])]

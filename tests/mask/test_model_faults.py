@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from pictures import labels, picture
 from safetensors.torch import load_file, save_file
 
+from helpers.mask_requests import labels, picture
 from magicseg.backends import DetectRequest, SegmentRequest, choose_backend
 from magicseg.core.errors import BackendError, ConfigError
 from magicseg.vision.shipped import OriginalDetector, TransformersDetector

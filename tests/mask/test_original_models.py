@@ -11,12 +11,11 @@ import torch
 import transformers as tf
 from groundingdino.models.GroundingDINO.bertwarper import generate_masks_with_special_tokens_and_transfer_map
 from groundingdino.util.inference import load_image, predict
-from pictures import labels, picture
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_segmenters import request as segment_request
-from tiny_models import bert_tokenizer
 
+from helpers.mask_requests import labels, picture, segment_request
+from helpers.tiny_detectors import bert_tokenizer
 from magicseg.backends import DetectRequest
 from magicseg.vision.original_detector import _Bert
 

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import make_run
 
+from helpers.tiny_runs import make_run
 from magicseg.backends import SegmentRequest
 from magicseg.config.loading import load_config
 from magicseg.core.errors import BackendError, DataError

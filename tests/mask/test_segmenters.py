@@ -3,25 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from pictures import picture
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 
+from helpers.mask_requests import segment_request
 from magicseg.backends import SegmentRequest
 
 FAMILIES = ("sam", "sam_hq", "sam2")
 ALL = (*FAMILIES, "original_sam")
 SIZES = [(48, 64), (64, 64), (50, 33), (30, 90), (200, 150)]
-
-
-def request(seed, size=(48, 64), count=5):
-    """An image with so many boxes, of whole and of broken pixels."""
-    random = np.random.default_rng(seed)
-    height, width = size
-    low = random.uniform(0, 0.5, (count, 2)) * [width, height]
-    high = low + random.uniform(0.2, 0.5, (count, 2)) * [width, height]
-    boxes = np.concatenate([low, high], axis=1).astype(np.float32)
-    boxes[::2] = boxes[::2].round()
-    return SegmentRequest(image=picture(seed, *size), boxes=boxes)
 
 
 def library(folder, one):
@@ -57,7 +46,7 @@ def same_bits(found, expected):
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_outlines_are_the_librarys(family, size, segmenter, checkpoint):
-    one = request(1, size)
+    one = segment_request(1, size)
     (found,) = segmenter(family).segment([one])
     logits, masks, quality = library(checkpoint(family), one)
     assert found.logits.shape == (5, *size)
@@ -69,7 +58,7 @@ def test_outlines_are_the_librarys(family, size, segmenter, checkpoint):
 def test_outlines_of_the_original_are_its_predictors(size, segmenter):
     from segment_anything import SamPredictor
 
-    one = request(1, size)
+    one = segment_request(1, size)
     backend = segmenter("original_sam")
     (found,) = backend.segment([one])
     predictor = SamPredictor(backend._model._model)
@@ -100,11 +89,11 @@ def count_calls(monkeypatch, backend, family):
 def test_an_image_is_embedded_once_whatever_its_boxes(family, segmenter, monkeypatch):
     backend = segmenter(family, batch_size=2)
     seen = count_calls(monkeypatch, backend, family)
-    (found,) = backend.segment([request(0, count=23)])
+    (found,) = backend.segment([segment_request(0, count=23)])
     assert found.logits.shape == (23, 48, 64)
     assert seen == [2], "once, with a row of padding"
     seen.clear()
-    answers = backend.segment([request(seed, count=count) for seed, count in enumerate([1, 9, 0, 4, 2])])
+    answers = backend.segment([segment_request(seed, count=count) for seed, count in enumerate([1, 9, 0, 4, 2])])
     assert [len(answer.logits) for answer in answers] == [1, 9, 0, 4, 2]
     assert seen == [2, 2], "the four with boxes"
 
@@ -113,7 +102,7 @@ def test_an_image_is_embedded_once_whatever_its_boxes(family, segmenter, monkeyp
 @pytest.mark.parametrize("family", ALL)
 def test_parts_of_an_image_are_the_whole_and_it_is_embedded_once(family, batch_size, segmenter, monkeypatch):
     backend = segmenter(family, batch_size=batch_size)
-    one = request(5, count=11)
+    one = segment_request(5, count=11)
     (whole,) = backend.segment([one])
     seen = count_calls(monkeypatch, backend, family)
     parts = list(backend.segment_parts(one))
@@ -121,14 +110,16 @@ def test_parts_of_an_image_are_the_whole_and_it_is_embedded_once(family, batch_s
     assert max(len(part.logits) for part in parts) <= 4 * batch_size
     assert np.array_equal(np.concatenate([part.logits for part in parts]), whole.logits)
     assert np.array_equal(np.concatenate([part.quality for part in parts]), whole.quality)
-    assert list(backend.segment_parts(request(0, count=0))) == []
+    assert list(backend.segment_parts(segment_request(0, count=0))) == []
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_images_without_boxes_are_not_looked_at(family, segmenter, monkeypatch):
     backend = segmenter(family)
     seen = count_calls(monkeypatch, backend, family)
-    for answer, size in zip(backend.segment([request(0, size, count=0) for size in SIZES]), SIZES, strict=True):
+    for answer, size in zip(
+        backend.segment([segment_request(0, size, count=0) for size in SIZES]), SIZES, strict=True
+    ):
         assert answer.logits.shape == (0, *size)
         assert answer.quality.shape == (0,)
         assert answer.logits.dtype == answer.quality.dtype == np.float32
@@ -139,7 +130,7 @@ def test_images_without_boxes_are_not_looked_at(family, segmenter, monkeypatch):
 @pytest.mark.parametrize("family", ALL)
 def test_answers_do_not_depend_on_neighbours(family, segmenter):
     backend = segmenter(family)
-    requests = [request(seed, SIZES[seed % 3], count=seed % 3 * 4 + 1) for seed in range(8)]
+    requests = [segment_request(seed, SIZES[seed % 3], count=seed % 3 * 4 + 1) for seed in range(8)]
     together = backend.segment(requests)
     turned = backend.segment(requests[::-1])[::-1]
     for one, answer, other in zip(requests, together, turned, strict=True):
@@ -153,7 +144,7 @@ def test_answers_do_not_depend_on_neighbours(family, segmenter):
 @pytest.mark.parametrize("family", ALL)
 def test_a_boxs_outline_does_not_depend_on_the_images_other_boxes(family, segmenter):
     backend = segmenter(family)
-    one = request(3, count=6)
+    one = segment_request(3, count=6)
     (whole,) = backend.segment([one])
     for place in range(6):
         (alone,) = backend.segment([SegmentRequest(image=one.image, boxes=one.boxes[place : place + 1])])
@@ -164,7 +155,7 @@ def test_a_boxs_outline_does_not_depend_on_the_images_other_boxes(family, segmen
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_near_float32(family, segmenter):
-    one = request(2)
+    one = segment_request(2)
     (exact,) = segmenter(family).segment([one])
     backend = segmenter(family, dtype="bfloat16")
     assert torch.bfloat16 in {values.dtype for values in backend._model._model.parameters()}

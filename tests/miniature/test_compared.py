@@ -2,8 +2,8 @@
 
 import psutil
 import pytest
-from tiny_runs import make_run
 
+from helpers.tiny_runs import make_run
 from magicseg.core.errors import IncompleteError
 from magicseg.miniature import compared
 from magicseg.miniature.compared import doing

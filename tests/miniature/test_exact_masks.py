@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_runs import do, make_run
 
+from helpers.tiny_runs import do, make_run
 from magicseg.backends import Masked, MaskRequest, Rejection
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.exact import PainterMasker

@@ -1,8 +1,8 @@
 """The preset of the learned models: the same bytes whatever the sharding, the order and the kills."""
 
 import pytest
-from tiny_runs import do
 
+from helpers.tiny_runs import do
 from magicseg.config.loading import load_config
 from magicseg.run import STAGES, Run
 from magicseg.run.digest import logical_digest

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from slow_losses import slow_counterfactual, slow_dice, slow_focal, slow_targets
 
+from helpers.reference_losses import slow_counterfactual, slow_dice, slow_focal, slow_targets
 from magicseg import model
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss, mean_counts, true_pairs

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from open_clip.model import resize_pos_embed
 from safetensors.torch import load_file, save_file
-from tiny_clip import MEAN, STD, VARIANTS, config_of, stock
 from torch import nn
 
+from helpers.tiny_clip import MEAN, STD, VARIANTS, config_of, stock
 from magicseg.config.model import ModelSettings, OpenClipSettings
 from magicseg.core.errors import BackendError, ConfigError, DataError
 from magicseg.model.encoder import Encoder, build_encoder

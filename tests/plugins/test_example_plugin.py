@@ -12,8 +12,8 @@ from textwrap import dedent
 import numpy as np
 import pytest
 from setuptools import find_namespace_packages
-from tiny_runs import CommandLine
 
+from helpers.tiny_runs import CommandLine
 from magicseg import backends
 from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run

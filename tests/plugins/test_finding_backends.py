@@ -1,8 +1,8 @@
 """What a package that brings back ends may have got wrong is said, not traced back."""
 
 import pytest
-from tiny_runs import make_run
 
+from helpers.tiny_runs import make_run
 from magicseg.backends import find_backend
 from magicseg.core.errors import BackendError
 

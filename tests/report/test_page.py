@@ -3,8 +3,8 @@ import re
 
 import numpy as np
 import pytest
-from markup_checks import parsed
 
+from helpers.markup_checks import parsed
 from magicseg.config.loading import load_config
 from magicseg.report.page import write_report
 from magicseg.run import STAGES, Run

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from markup_checks import parsed
 from PIL import Image
 
+from helpers.markup_checks import parsed
 from magicseg.config.loading import load_config
 from magicseg.evaluate.figures import write_charts
 from magicseg.evaluate.metrics.counts import CONVENTIONS, count_image, scored, tabulate

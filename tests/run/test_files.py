@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tiny_runs import do, make_run
 
+from helpers.tiny_runs import do, make_run
 from magicseg.core import files
 from magicseg.core.errors import StoreError
 from magicseg.core.files import TEMPORARY, fsync_path, lacking, storage_errors, write_atomic

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from tiny_runs import change, do
 
+from helpers.tiny_runs import change, do
 from magicseg.core.errors import DamageError, PlanMismatch
 from magicseg.run import Run, versions
 from magicseg.run.fingerprint import Fingerprint

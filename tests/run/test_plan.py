@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import change, do, make_run
 
+from helpers.tiny_runs import change, do, make_run
 from magicseg.config.loading import load_config
 from magicseg.core.errors import DamageError, PlanMismatch, RunError
 from magicseg.core.randomness import sample_seed, sample_words

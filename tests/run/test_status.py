@@ -4,8 +4,8 @@ import datetime
 import json
 
 import pytest
-from tiny_runs import do
 
+from helpers.tiny_runs import do
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import run_status
 

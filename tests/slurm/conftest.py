@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import PLUGINS, Cluster, ClusterCommands, commands, require_slurm, started
+
+from helpers.clusters import PLUGINS, Cluster, ClusterCommands, commands, require_slurm, started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from clusters import wait_until
-from tiny_runs import do, make_run
 
+from helpers.clusters import wait_until
+from helpers.tiny_runs import do, make_run
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
 

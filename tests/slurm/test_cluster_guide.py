@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from clusters import wait_until
+from helpers.clusters import wait_until
 
 ROOT = Path(__file__).parents[2]
 # The painter's images: what is shown here is the launch, and every process that loads models takes seconds for it.

@@ -3,9 +3,8 @@
 import json
 import shutil
 
-from benchmark_data import make
-from tiny_runs import do, make_run
-
+from helpers.benchmark_data import make
+from helpers.tiny_runs import do, make_run
 from magicseg.core.distributed import ALONE
 from magicseg.data.protocol import load_protocol
 from magicseg.run import Run

@@ -2,10 +2,9 @@
 
 import json
 
-from clusters import wait_until
-from evidence import check_done_once, events, workers
-from tiny_runs import do, make_run
-
+from helpers.clusters import wait_until
+from helpers.evidence import check_done_once, events, workers
+from helpers.tiny_runs import do, make_run
 from magicseg.run.digest import logical_digest
 
 SMALL = (

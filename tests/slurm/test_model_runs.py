@@ -3,11 +3,11 @@
 import os
 
 import pytest
-from clusters import wait_until
-from evidence import check_done_once, workers
-from model_runs import FAMILIES, Checkpoints, make_model_run
-from tiny_runs import do
 
+from helpers.clusters import wait_until
+from helpers.evidence import check_done_once, workers
+from helpers.model_runs import FAMILIES, Checkpoints, make_model_run
+from helpers.tiny_runs import do
 from magicseg.config.loading import load_config
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest

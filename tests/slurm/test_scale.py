@@ -4,9 +4,9 @@ import json
 import os
 
 import pytest
-from clusters import PLUGINS, commands, require_slurm, started
-from tiny_runs import make_run
 
+from helpers.clusters import PLUGINS, commands, require_slurm, started
+from helpers.tiny_runs import make_run
 from magicseg.launch.jobs import submissions
 
 # Each call is written down, then done.

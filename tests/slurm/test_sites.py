@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from clusters import PLUGINS, ClusterCommands, commands, require_slurm, started, wait_until
-from evidence import workers
-from ordinary import NOBODY, python_for_everybody, readable_libraries
-from tiny_runs import TINY, do, make_run
 
+from helpers.clusters import PLUGINS, ClusterCommands, commands, require_slurm, started, wait_until
+from helpers.evidence import workers
+from helpers.ordinary_user import NOBODY, python_for_everybody, readable_libraries
+from helpers.tiny_runs import TINY, do, make_run
 from magicseg.launch.jobs import submissions
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from clusters import wait_until
-from tiny_runs import change, do, make_run
 
+from helpers.clusters import wait_until
+from helpers.tiny_runs import change, do, make_run
 from magicseg.run import Run
 
 TRAINING = (

@@ -5,8 +5,8 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_runs import do, make_run
 
+from helpers.tiny_runs import do, make_run
 from magicseg.core.errors import IncompleteError
 from magicseg.run import STAGES
 from magicseg.run.digest import logical_digest

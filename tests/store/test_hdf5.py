@@ -4,8 +4,8 @@ import random
 
 import h5py
 import pytest
-from tiny_runs import do, make_run
 
+from helpers.tiny_runs import do, make_run
 from magicseg.core.errors import DataError, IncompleteError, MagicsegError
 from magicseg.exchange.hdf5 import export_hdf5, import_hdf5
 from magicseg.run import Run

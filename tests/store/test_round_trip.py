@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from tiny_runs import do, make_run
 
+from helpers.tiny_runs import do, make_run
 from magicseg.core.errors import DamageError, StoreError
 from magicseg.images.codecs import decode_jpeg
 from magicseg.labels import IGNORE

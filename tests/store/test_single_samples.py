@@ -32,7 +32,7 @@ def test_stretches_and_single_samples_agree(finished_run):
 
 
 def test_the_last_shard_may_be_shorter(fresh, tmp_path):
-    from tiny_runs import do, make_run
+    from helpers.tiny_runs import do, make_run
 
     run = make_run(tmp_path / "short", "plan.samples=20")
     do(run)

@@ -4,8 +4,8 @@ import random
 import shutil
 
 import pytest
-from tiny_runs import do, make_run
 
+from helpers.tiny_runs import do, make_run
 from magicseg.core.errors import DamageError
 from magicseg.run import Run
 from magicseg.run.claims import try_claim

@@ -1,7 +1,8 @@
 """A data set in memory: coloured squares, one class each."""
 
 import pytest
-from coloured_squares import SETTINGS, VOCABULARY, Squares
+
+from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 
 
 @pytest.fixture

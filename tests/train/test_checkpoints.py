@@ -7,10 +7,10 @@ import socket
 import numpy as np
 import pytest
 import torch
-from coloured_squares import SETTINGS, VOCABULARY, Squares
 from safetensors import safe_open
 from safetensors.torch import save
 
+from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 from magicseg.core.errors import PlanMismatch, RunError, StoreError
 from magicseg.model.segmenter import load_segmenter
 from magicseg.train.loop import train

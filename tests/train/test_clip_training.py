@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from coloured_squares import SETTINGS, VOCABULARY, Squares
 
+from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 from magicseg import load_model
 from magicseg.config.model import OpenClipSettings
 from magicseg.core.errors import ConfigError

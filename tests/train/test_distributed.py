@@ -17,8 +17,8 @@ import psutil
 import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tiny_runs import Result, change
 
+from helpers.tiny_runs import Result, change
 from magicseg.core.distributed import World
 from magicseg.run import Run
 
@@ -164,7 +164,7 @@ STRATEGIES = {"prompt_dropout": 0.0, "drop_path": 0.0, "batch_size": 4, "log_eve
 def two_ranks(torchrun, tmp_path_factory):
     """What two ranks leave that compare batch norms and train in several ways, one after the other."""
     out = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("in_ranks.py")
+    script = Path(__file__).parents[1] / "helpers" / "in_ranks.py"
     done = torchrun(script, "all", out, json.dumps(UNSHARED), json.dumps(STRATEGIES))
     assert done.code == 0, done.err
     return out
@@ -178,8 +178,7 @@ def test_two_ranks_have_the_curve_of_one_process(two_ranks, tmp_path):
     """But for rounding, though the ranks have other numbers of labelled pixels, present classes and pairs: losses are
     means over the whole batch.
     """
-    from in_ranks import train_squares
-
+    from helpers.in_ranks import train_squares
     from magicseg.core.distributed import ALONE
 
     train_squares(tmp_path / "one", UNSHARED, ALONE)
@@ -236,7 +235,7 @@ def test_killed_at_random_steps_in_any_number_of_processes_every_epoch_has_every
         if not last:
             plan["step"] = done + generator.randrange(4, 8)
         options = ("--standalone", f"--nproc-per-node={size}")
-        script = Path(__file__).with_name("in_ranks.py")
+        script = Path(__file__).parents[1] / "helpers" / "in_ranks.py"
         ended = torchrun(script, "train-until-killed", tmp_path, json.dumps(plan), options=options)
         assert (ended.code == 0) == last, ended.err
         steps = steps_of_checkpoints(tmp_path)[-1] - done

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coloured_squares import SETTINGS, VOCABULARY, Squares
 
+from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 from magicseg.config.training_data import DataSettings
 from magicseg.core.checks import Status
 from magicseg.core.waiting import bounded
@@ -130,7 +130,7 @@ def test_training_that_loses_a_reader_keeps_the_steps_it_has_done(tmp_path):
 
 SMALL = """
 import numpy as np, os, torch
-from coloured_squares import Squares
+from helpers.coloured_squares import Squares
 from magicseg.data.dataset import SampleDataset, SampleOrder, Steps
 from magicseg.config.training_data import DataSettings
 from magicseg.data.loader import load_batches

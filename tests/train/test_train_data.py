@@ -192,7 +192,7 @@ def test_a_data_set_travels_to_a_loader_process(squares):
 
 FAULT = """
 import numpy as np
-from coloured_squares import Squares
+from helpers.coloured_squares import Squares
 from magicseg.data.dataset import SampleDataset, SampleOrder, Steps
 from magicseg.config.training_data import DataSettings
 from magicseg.data.loader import load_batches

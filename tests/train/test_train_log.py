@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from coloured_squares import SETTINGS, VOCABULARY, Squares
 
+from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 from magicseg.core.errors import BackendError
 from magicseg.train.loop import train
 

@@ -7,10 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from coloured_squares import SETTINGS, VOCABULARY, Squares
-from slow_losses import slow_dice, slow_focal
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
+from helpers.reference_losses import slow_dice, slow_focal
 from magicseg.core.distributed import ALONE
 from magicseg.core.errors import BackendError, DataError, IncompleteError
 from magicseg.data.dataset import Batch

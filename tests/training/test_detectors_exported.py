@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny_training
 import torch
-from tiny_training import PLAN
 
+from helpers import tiny_training
+from helpers.tiny_training import PLAN
 from magicseg.backends import DetectRequest, SegmentRequest
 from magicseg.vision.batches import HasBatch
 from magicseg.vision.options import DetectorOptions, SegmenterOptions

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import open_clip
 import pytest
-import tiny_training
 import torch
-from tiny_training import PLAN
+
+from helpers import tiny_training
+from helpers.tiny_training import PLAN
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 

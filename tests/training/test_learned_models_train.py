@@ -5,11 +5,11 @@ import functools
 import json
 
 import pytest
-import tiny_training
 import torch
 from safetensors.torch import load_file
-from tiny_training import PLAN
 
+from helpers import tiny_training
+from helpers.tiny_training import PLAN
 from training import clip, denoiser, latents, loop, painted, scenes
 from training.tokens import write_tokenizer
 

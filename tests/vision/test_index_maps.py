@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from small_pngs import GREY, PALETTE, png
 
+from helpers.odd_pngs import GREY, PALETTE, png
 from magicseg.core.errors import DataError
 from magicseg.images.index_maps import read_index_map
 

@@ -7,9 +7,9 @@ import shlex
 import httpx2
 import pytest
 from huggingface_hub import errors
-from small_hub import COMMIT, LARGE, NAME, SmallHub, sha256
-from tiny_runs import CommandLine, make_run
 
+from helpers.small_hub import COMMIT, LARGE, NAME, SmallHub, sha256
+from helpers.tiny_runs import CommandLine, make_run
 from magicseg.core.errors import IncompleteError, StoreError
 from magicseg.weights import Weights
 from magicseg.weights.hub import hub_errors

@@ -4,9 +4,9 @@ import json
 import shutil
 
 import pytest
-from small_hub import COMMIT
-from tiny_runs import change, do, make_run
 
+from helpers.small_hub import COMMIT
+from helpers.tiny_runs import change, do, make_run
 from magicseg.config.loading import load_config
 from magicseg.config.model import deciding_settings, encoder_weights
 from magicseg.core.distributed import ALONE

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from magicseg.core.errors import BackendError
-from magicseg.weights import PinnedSettings, Weights, digest
+from magicseg.weights import PinnedSettings, Weights, hashing
 from magicseg.weights.cache import location
 from magicseg.weights.hashing import path_identity
 
@@ -134,8 +134,8 @@ def test_a_file_that_may_not_be_read_is_said(folder):
 
 def test_files_are_hashed_once_and_again_when_they_change(folder, monkeypatch):
     hashed = []
-    sha256 = digest._sha256
-    monkeypatch.setattr(digest, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = hashing._sha256
+    monkeypatch.setattr(hashing, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
     first = identified(folder)
     assert sorted(hashed) == ["config.json", "model.safetensors"]
     assert identified(folder) == first
@@ -149,7 +149,7 @@ def test_files_are_hashed_once_and_again_when_they_change(folder, monkeypatch):
 @pytest.mark.parametrize("damage", [b"", b"[]", b"\xff", b'{"config.json": 3}'])
 def test_a_damaged_or_unwritable_memory_of_digests_costs_time_only(folder, damage, monkeypatch):
     first = identified(folder)
-    digest._memory(folder).write_bytes(damage)
+    hashing._memory(folder).write_bytes(damage)
     assert identified(folder) == first
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "config.json"))
     assert identified(folder) == first

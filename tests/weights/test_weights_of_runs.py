@@ -8,9 +8,9 @@ import sys
 from typing import ClassVar
 
 import pytest
-from small_hub import COMMIT, NAME
-from tiny_runs import change, do, make_run
 
+from helpers.small_hub import COMMIT, NAME
+from helpers.tiny_runs import change, do, make_run
 from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.core.settings import Settings
 from magicseg.exchange.hdf5 import export_hdf5, import_hdf5

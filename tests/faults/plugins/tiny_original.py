@@ -12,8 +12,8 @@ class TinyOriginalSegmenter(OriginalSegmenter):
     def __init__(self, settings, options):
         from segment_anything import sam_model_registry
 
-        sys.path.append(str(Path(__file__).parents[2] / "mask"))
-        from tiny_models import build_original_sam
+        sys.path.append(str(Path(__file__).parents[2]))
+        from helpers.tiny_detectors import build_original_sam
 
         sam_model_registry["vit_tiny"] = build_original_sam
         super().__init__(settings, options)

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from magicseg.settings import Settings
 from numpy.random import Generator, Philox
 from pydantic import Field
 
 from magicseg.backends import DescribeRequest, Description, Rejection
+from magicseg.settings import Settings
 from magicseg_colours.colours import COLOURS, colour_of
 
 RECIPE = 1  # goes up whenever the same request gives another caption

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from magicseg.settings import Settings
 from pydantic import Field
 
 from magicseg.backends import Detections, DetectRequest, Image
+from magicseg.settings import Settings
 from magicseg_colours.colours import Colour, colour_of, distance
 
 RECIPE = 1  # goes up whenever the same image, labels and options give other boxes or scores

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from magicseg.settings import Settings
 from numpy.random import Generator, Philox
 from numpy.typing import NDArray
 from pydantic import Field
 
 from magicseg.backends import GenerateRequest, Image, ImagePair, Rejection
+from magicseg.settings import Settings
 from magicseg_colours.colours import colour_of
 
 RECIPE = 1  # goes up whenever the same request gives other pixels

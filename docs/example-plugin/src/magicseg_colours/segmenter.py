@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from magicseg.settings import Settings
 from pydantic import Field
 
 from magicseg.backends import SegmentRequest, Segments
+from magicseg.settings import Settings
 from magicseg_colours.colours import distance
 
 RECIPE = 1  # goes up whenever the same image, boxes and options give other outlines

@@ -1,6 +1,6 @@
 """A real Apptainer, a stand-in for the Python base image, and the image of the definition at the top, for tests.
 
-``python tests/container/real_images.py FOLDER`` makes both ahead of the tests, while other packages are installed: it
+``python tests/helpers/real_images.py FOLDER`` makes both ahead of the tests, while other packages are installed: it
 needs the standard library and pip.
 """
 

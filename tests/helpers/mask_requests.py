@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from magicseg.backends import SegmentRequest
 from magicseg.labels import Label
 
 
@@ -18,3 +19,14 @@ def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 def labels(*names: str) -> tuple[Label, ...]:
     """Labels with ids from 1."""
     return tuple(Label(id=place, name=name) for place, name in enumerate(names, start=1))
+
+
+def segment_request(seed, size=(48, 64), count=5):
+    """An image with so many boxes, of whole and of broken pixels."""
+    random = np.random.default_rng(seed)
+    height, width = size
+    low = random.uniform(0, 0.5, (count, 2)) * [width, height]
+    high = low + random.uniform(0.2, 0.5, (count, 2)) * [width, height]
+    boxes = np.concatenate([low, high], axis=1).astype(np.float32)
+    boxes[::2] = boxes[::2].round()
+    return SegmentRequest(image=picture(seed, *size), boxes=boxes)

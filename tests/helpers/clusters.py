@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tiny_runs import CommandLine
+
+from helpers.tiny_runs import CommandLine
 
 SANDBOX = Path(__file__).with_name("slurm-sandbox")
 PLUGINS = Path(__file__).parents[1] / "faults" / "plugins"

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tiny_runs import make_run
 
+from helpers.tiny_runs import make_run
 from magicseg.run import Run
 
 # By the diffusion pipeline: captioner, detector, segmenter.
@@ -34,19 +34,19 @@ class Checkpoints:
         made = self._folder / name
         if not made.exists():
             if name == "language":
-                from tiny_model import make_tiny_model
+                from helpers.tiny_language_model import make_tiny_model
 
                 make_tiny_model(made)
             elif name.startswith("open_clip"):
-                from tiny_clip import build as build_clip
+                from helpers.tiny_clip import build as build_clip
 
                 build_clip(name, self._folder)
             elif name in FAMILIES:
-                from tiny_pipelines import build
+                from helpers.tiny_pipelines import build
 
                 build(name, self._folder)
             else:
-                from tiny_models import build as build_model
+                from helpers.tiny_detectors import build as build_model
 
                 build_model(name, self._folder)
         return made

@@ -123,7 +123,7 @@ def _grounding_dino(folder: Path, config_class: type, model_class: type) -> None
 
 
 def _clip_tokenizer(folder: Path) -> tf.CLIPTokenizer:
-    from tiny_pipelines import clip_tokenizer
+    from helpers.tiny_pipelines import clip_tokenizer
 
     return clip_tokenizer(folder / "tokenizer")
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from coloured_squares import SETTINGS, VOCABULARY, Squares
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from torch import distributed as dist
 from torch import nn
 
+from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 from magicseg.core.distributed import World, joined
 from magicseg.core.errors import IncompleteError, RunError
 from magicseg.core.garbage_collection import relax
