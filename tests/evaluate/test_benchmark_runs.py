@@ -243,7 +243,7 @@ def test_an_image_that_killed_an_evaluation_is_skipped_by_name_until_its_attempt
     data = open_data_set(protocol, voc)
     code = (
         "import os, signal, sys; from pathlib import Path; import numpy as np\n"
-        "from benchmark_data import ColourHead; from magicseg.evaluate.benchmark import evaluate_benchmark\n"
+        "from helpers.benchmark_data import ColourHead; from magicseg.evaluate.benchmark import evaluate_benchmark\n"
         "from magicseg.data.protocol import Protocol\n"
         "calls = []\n"
         "class Killed(ColourHead):\n"
@@ -255,7 +255,7 @@ def test_an_image_that_killed_an_evaluation_is_skipped_by_name_until_its_attempt
         "evaluate_benchmark(Killed(), protocol, Path(sys.argv[2]), Path(sys.argv[3]))"
     )
     words = [sys.executable, "-c", code, protocol.model_dump_json(), str(voc), str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     assert subprocess.run(words, check=False, env=environment).returncode == -signal.SIGKILL
     for _ in range(2):
         outcome = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
