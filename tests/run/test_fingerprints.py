@@ -1,0 +1,60 @@
+"""The fingerprints of the shipped presets, as constants.
+
+A fingerprint that changes makes all finished shards of existing runs stale. Change a constant only together with a
+recipe number, a preset or an option, and say so in CHANGELOG.md.
+"""
+
+import pytest
+
+from magicseg.config.loading import load_config, preset_names
+from magicseg.run import Run
+
+GOLDEN = {
+    "flux": {
+        "describe": "e90261501bad7d064f0d53834778a01747db42e99974d45027e85354792aaf8c",
+        "generate": "ed1f58ebca5332b48f45593cdee36a3ac687b83259391b30b585378fdb8bcd56",
+        "mask": "37eadecf65f9b725d656bf68d2ceb6f73980f768e221d21ce47f1422eea54a72",
+    },
+    "miniature": {
+        "describe": "617e88b8c5fd1ee90d5fd3a71cf9df7e5b20d43a9885bde722591ce911cf4682",
+        "generate": "3836ac9b43f96e0a656e7a3b4cbe748e844401b2f38fac4f41c4bcb12767f025",
+        "mask": "fafa66b4cfa00233ccdb5f1120d0de8fd1d5fac83e5c40deac302e839aade885",
+    },
+    "miniature+jpeg": {
+        "describe": "617e88b8c5fd1ee90d5fd3a71cf9df7e5b20d43a9885bde722591ce911cf4682",
+        "generate": "3cb36d3f6537a44d9debb4882ff9d5bf2e230349d905509e11a2d06cd36bd8e9",
+        "mask": "c77659dbdf5b340d06e6f175c90265bdaaea5b9895c7069e13d6f2b0639da2cf",
+    },
+    "painted": {
+        "describe": "617e88b8c5fd1ee90d5fd3a71cf9df7e5b20d43a9885bde722591ce911cf4682",
+        "generate": "f23ebf38d092cbf440b3bd62389e3d58b8a48332ffe7a27d913426c11bdb408d",
+        "mask": "6b0bf70ce639e0282e78c33c4915092fe067a3fc351386b952615796b1af19cb",
+    },
+    "paper": {
+        "describe": "9c5079c2562a2a73c47e1d4507df5035d9e5591a1f48687edb27bc6a2e4c0d85",
+        "generate": "e9ff0c15ca44a2340b01a7721aa0aa86997bc46fbe4db8d98702c93022e582a4",
+        "mask": "112a3a6d2898211e53978bc465901d780dba9b259a70436039348e648d81ac8f",
+    },
+    "sdxl": {
+        "describe": "e90261501bad7d064f0d53834778a01747db42e99974d45027e85354792aaf8c",
+        "generate": "6106d250c529706cce98e304e2044172009c7c1579f9f1fd7afe79648ca87f3c",
+        "mask": "3ac3539728c4bb557b817c18c7ba7e381ba2cb126c8fb65687a29fc83a5aa516",
+    },
+    "sdxl-turbo": {
+        "describe": "e90261501bad7d064f0d53834778a01747db42e99974d45027e85354792aaf8c",
+        "generate": "8a624d1ee22cf758c1cd70f9f4d954437da9771ab4a522da926f964c5a1ed76c",
+        "mask": "d760817ae968fe2bfc2a82408828f982e25e4f7b6b6f149e502f562d9a652cc2",
+    },
+}
+
+
+@pytest.mark.parametrize("case", GOLDEN)
+def test_the_fingerprints_of_a_preset_stay_as_they_are(tmp_path, case):
+    preset, _, codec = case.partition("+")
+    overrides = ["plan.samples=4", "plan.shard_size=2", *([f"store.image_codec={codec}"] if codec else [])]
+    run = Run.create(tmp_path / "run", load_config(preset=preset, overrides=overrides))
+    assert {stage: fingerprint.digest for stage, fingerprint in run.fingerprints.items()} == GOLDEN[case]
+
+
+def test_every_preset_has_golden_fingerprints():
+    assert {case.partition("+")[0] for case in GOLDEN} == set(preset_names())
