@@ -17,6 +17,7 @@ from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import DataSet, open_data_set
 from magicseg.data.protocol import Protocol
 from magicseg.evaluate.decoding import image_logits, memory_errors
+from magicseg.evaluate.metrics.formulas import intersection_over_union, mean_of_known
 from magicseg.evaluate.parts import evenly
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND
@@ -77,13 +78,8 @@ class Counts:
         background_hits = self._truth[BACKGROUND] - at_least(self._background)
         background_predicted = self._truth.sum() - predicted.sum(axis=0)
         hits = np.vstack([background_hits, hits])
-        union = np.vstack([background_predicted, predicted]) + self._truth[:, None] - hits
-        iou = np.divide(hits, union, out=np.zeros(hits.shape), where=union > 0)
-        known = (union > 0).sum(axis=0)
-        mean: NDArray[np.float64] = np.divide(
-            iou.sum(axis=0), known, out=np.full(known.shape, np.nan), where=known > 0
-        )
-        return mean
+        predicted = np.vstack([background_predicted, predicted])
+        return mean_of_known(intersection_over_union(hits, self._truth[:, None], predicted), axis=0)
 
 
 class Sweep:

@@ -1,13 +1,15 @@
 """Metrics of semantic segmentation, all computed from one confusion matrix summed over the whole data set."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from magicseg.evaluate.metrics.formulas import frequency_weighted, intersection_over_union, mean_of_known, ratio
 
 Confusion = NDArray[np.int64]  # (classes, classes), pixels; rows are ground truth, columns predictions
 
@@ -93,8 +95,8 @@ class Scores:
     """All scores that follow from one confusion matrix (rows are ground truth).
 
     With n_ij the pixels of class i that were predicted as j, t_i = sum_j n_ij (ground truth) and
-    p_i = sum_j n_ji (predicted), following Long, Shelhamer and Darrell, CVPR 2015, section 5. What has no pixels
-    to be computed from is None, never 0 or NaN.
+    p_i = sum_j n_ji (predicted), following Long, Shelhamer and Darrell, CVPR 2015, section 5. A score without pixels
+    to compute it from is None, never 0 or NaN. The formulas are those of `magicseg.evaluate.metrics.formulas`.
     """
 
     confusion: Confusion
@@ -105,7 +107,7 @@ class Scores:
 
         The PASCAL VOC measure (Everingham et al., IJCV 2015, section 4.1.3), over all images at once.
         """
-        return _ratios(self._hits, self._truth + self._predicted - self._hits)
+        return tuple(map(_known, self._iou))
 
     @property
     def miou(self) -> float | None:
@@ -113,7 +115,7 @@ class Scores:
 
         A class that is predicted though no image shows it counts as 0. mmsegmentation's mIoU is this one.
         """
-        return _mean(value for value in self.iou if value is not None)
+        return _known(mean_of_known(self._iou, in_order=True))
 
     @property
     def miou_over_classes_in_ground_truth(self) -> float | None:
@@ -121,25 +123,22 @@ class Scores:
 
         A class that no image shows is left out, be it predicted or not.
         """
-        values = zip(self.iou, self._truth, strict=True)
-        return _mean(value for value, count in values if value is not None and count)
+        return _known(mean_of_known(np.where(self._truth > 0, self._iou, np.nan), in_order=True))
 
     @property
     def pixel_accuracy(self) -> float | None:
         """Share of counted pixels that are right: sum_i n_ii / sum_i t_i."""
-        (accuracy,) = _ratios([int(self._hits.sum())], [self.pixels])
-        return accuracy
+        return _known(ratio(self._hits.sum(), self._truth.sum()))
 
     @property
     def mean_accuracy(self) -> float | None:
         """Mean recall, n_ii / t_i, over the classes that occur in the ground truth."""
-        return _mean(value for value in _ratios(self._hits, self._truth) if value is not None)
+        return _known(mean_of_known(ratio(self._hits, self._truth), in_order=True))
 
     @property
     def frequency_weighted_iou(self) -> float | None:
         """Mean IoU weighted by the classes' share of the ground truth: sum_i t_i IoU_i / sum_i t_i."""
-        weighted = [int(t) * iou for t, iou in zip(self._truth, self.iou, strict=True) if t and iou is not None]
-        return math.fsum(weighted) / self.pixels if self.pixels else None
+        return _known(frequency_weighted(self._iou, self._truth, add=lambda values: np.float64(math.fsum(values))))
 
     @property
     def pixels(self) -> int:
@@ -159,6 +158,10 @@ class Scores:
         }
 
     @cached_property
+    def _iou(self) -> NDArray[np.float64]:
+        return intersection_over_union(self._hits, self._truth, self._predicted)
+
+    @cached_property
     def _hits(self) -> NDArray[np.int64]:
         return np.diagonal(self.confusion)
 
@@ -171,10 +174,5 @@ class Scores:
         return np.asarray(self.confusion.sum(axis=0))
 
 
-def _ratios(parts: Iterable[int], wholes: Iterable[int]) -> tuple[float | None, ...]:
-    return tuple(int(part) / int(whole) if whole else None for part, whole in zip(parts, wholes, strict=True))
-
-
-def _mean(values: Iterable[float]) -> float | None:
-    found = list(values)
-    return sum(found) / len(found) if found else None
+def _known(score: NDArray[np.float64]) -> float | None:
+    return None if np.isnan(score) else float(score)

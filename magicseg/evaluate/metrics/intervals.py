@@ -7,6 +7,8 @@ import numpy as np
 from numpy.random import Generator, Philox
 from numpy.typing import NDArray
 
+from magicseg.evaluate.metrics.formulas import frequency_weighted, intersection_over_union, mean_of_known, ratio
+
 RESAMPLES = 1000
 LEVEL = 0.95
 LEAST_IMAGES = 10
@@ -57,18 +59,22 @@ def measures(sums: Sums, whole: Sums | None = None) -> Measures:
         own = score(sums)
         return np.where(np.isnan(own), score(whole), own)
 
-    iou = fixed(lambda table: _iou(table["hits"], table["truth"], table["predicted"]))
-    boundary = fixed(lambda table: _iou(table["boundary_hits"], table["boundary_truth"], table["boundary_predicted"]))
-    truth, pixels = sums["truth"], sums["truth"].sum(axis=-1)
+    iou = fixed(lambda table: intersection_over_union(table["hits"], table["truth"], table["predicted"]))
+    boundary = fixed(
+        lambda table: intersection_over_union(
+            table["boundary_hits"], table["boundary_truth"], table["boundary_predicted"]
+        )
+    )
+    pixels = sums["truth"].sum(axis=-1)
     return {
         "iou": iou,
-        "miou": _mean(iou),
-        "miou_over_classes_in_ground_truth": _mean(np.where(whole["truth"] > 0, iou, np.nan)),
-        "pixel_accuracy": _ratio(sums["hits"].sum(axis=-1), pixels),
-        "mean_accuracy": _mean(fixed(lambda table: _ratio(table["hits"], table["truth"]))),
-        "frequency_weighted_iou": _ratio(np.where(truth > 0, truth * iou, 0).sum(axis=-1), pixels),
+        "miou": mean_of_known(iou),
+        "miou_over_classes_in_ground_truth": mean_of_known(np.where(whole["truth"] > 0, iou, np.nan)),
+        "pixel_accuracy": ratio(sums["hits"].sum(axis=-1), pixels),
+        "mean_accuracy": mean_of_known(fixed(lambda table: ratio(table["hits"], table["truth"]))),
+        "frequency_weighted_iou": frequency_weighted(iou, sums["truth"]),
         "boundary_iou": boundary,
-        "mean_boundary_iou": _mean(boundary),
+        "mean_boundary_iou": mean_of_known(boundary),
     }
 
 
@@ -212,19 +218,3 @@ def _flat(values: Measures) -> Measures:
 
 def _join(blocks: list[Measures]) -> Measures:
     return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-
-
-def _iou(
-    hits: NDArray[np.float64], truth: NDArray[np.float64], predicted: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    return _ratio(hits, truth + predicted - hits)
-
-
-def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    ratio: NDArray[np.float64] = np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0)
-    return ratio
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    known = ~np.isnan(values)
-    return _ratio(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1))
