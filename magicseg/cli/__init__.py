@@ -1,4 +1,4 @@
-"""Entry point of the command line. It imports nothing heavy, so that an early interrupt gives no traceback."""
+"""Entry point of the command line. It imports nothing heavy, so that an early interrupt prints no traceback."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main() -> None:
-    """The ``magicseg`` command."""
+    """Run the ``magicseg`` command."""
     try:
         before = signal.getsignal(signal.SIGINT)
         if before is signal.default_int_handler:
-            signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # nothing has begun
+            signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # no work has started yet
         from magicseg.core.safe_path import forget_present_folder
 
         forget_present_folder()  # before anything from another package is imported

@@ -1,4 +1,4 @@
-"""``magicseg submit|profile|logs|cancel|efficiency|follow-up``: a run on a Slurm cluster."""
+"""``magicseg submit|profile|logs|cancel|efficiency|follow-up``: run on a Slurm cluster."""
 
 import enum
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from magicseg.cli.estimate import profile_reference
-from magicseg.cli.output import JsonOption, RunArgument, log_text, note, print_json, print_line
+from magicseg.cli.options import JsonOption, ProfileOption, RunArgument
+from magicseg.cli.output import log_text, note, print_json, print_line
 from magicseg.core.errors import BackendError, ConfigError
 from magicseg.core.text import command
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class SubmitStage(enum.StrEnum):
-    """What can be submitted."""
+    """Stages that can be submitted."""
 
     DESCRIBE = "describe"
     GENERATE = "generate"
@@ -29,7 +30,7 @@ class SubmitStage(enum.StrEnum):
 
 
 class JobStage(enum.StrEnum):
-    """What jobs there are."""
+    """Kinds of jobs that a run has."""
 
     DESCRIBE = "describe"
     GENERATE = "generate"
@@ -45,36 +46,35 @@ StageArgument = Annotated[JobStage | None, typer.Argument(metavar="[STAGE]", hel
 def submit(
     stage: Annotated[SubmitStage, typer.Argument(metavar="STAGE", help="|".join(SubmitStage))],
     run: RunArgument,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile", metavar="NAME|PATH.yaml", help="the site (default: the run's, or MAGICSEG_PROFILE)"
-        ),
-    ] = None,
+    profile: ProfileOption = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="slurm.KEY=VALUE", help="over the profile: slurm.partition=low (repeatable)"),
+        typer.Option(
+            "--set", metavar="slurm.KEY=VALUE", help="override the profile: slurm.partition=low (repeatable)"
+        ),
     ] = None,
     shards_per_task: Annotated[
         int | None,
-        typer.Option("--shards-per-task", min=1, help="shards of one array task (default: from measured times)"),
+        typer.Option("--shards-per-task", min=1, help="shards per array task (default: from measured times)"),
     ] = None,
-    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="nodes of training")] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="nodes for training")] = None,
     tasks: Annotated[
-        int | None, typer.Option("--tasks", min=1, help="array tasks that share out the images of an evaluation")
+        int | None, typer.Option("--tasks", min=1, help="array tasks that an evaluation's images are sharded across")
     ] = None,
     resubmit: Annotated[
         int | None,
-        typer.Option("--resubmit", min=0, metavar="N", help="a follow-up job submits what is missing, up to N times"),
+        typer.Option(
+            "--resubmit", min=0, metavar="N", help="let follow-up jobs submit missing work again, up to N times"
+        ),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="stay until the jobs end; exit 0 only if all is done")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print scripts and commands, submit nothing")] = False,
-    force: Annotated[bool, typer.Option("--force", help="also what is in the queue already")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="wait for the jobs; exit 0 only if all work is done")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print scripts and commands; submit nothing")] = False,
+    force: Annotated[bool, typer.Option("--force", help="submit even work that is already queued")] = False,
     new_image: Annotated[
-        bool, typer.Option("--new-image", help="go on in another image than the run's so far")
+        bool, typer.Option("--new-image", help="continue the run in a different container image")
     ] = False,
 ) -> None:
-    """Submit what is not done to Slurm: job arrays for the stages, torchrun on several nodes for training."""
+    """Submit missing work to Slurm: job arrays for the stages, torchrun on several nodes for training."""
     from magicseg.launch.environment import site_overrides
     from magicseg.launch.planning import Request, State, refuse_unfetched
     from magicseg.launch.profile_files import load_profile
@@ -109,7 +109,7 @@ def submit(
         try:
             refuse_unfetched(State.of(opened), request)
         except BackendError as error:
-            note(f"before it is submitted: {error.message}: {error.hint}")
+            note(f"required before submitting: {error.message}: {error.hint}")
         typer.echo(text, nl=False)
         return
     done = submit_request(opened, request)
@@ -125,14 +125,14 @@ def _profile(option: str | None, run: "Run") -> str:
         from magicseg.launch.profile_files import profile_names
 
         raise ConfigError(
-            "which cluster is it? There is no --profile, the run's slurm.profile is not set, nor is MAGICSEG_PROFILE",
+            "no site profile: --profile, the run's slurm.profile and MAGICSEG_PROFILE are all unset",
             hint=f"--profile NAME or --profile PATH.yaml; shipped: {', '.join(profile_names())}",
         )
     return reference
 
 
 def _estimate_lines(run: "Run", request: "Request") -> list[str]:
-    """What is known of how long it will take, before anything is queued."""
+    """Return the estimate of a submission's cost, as lines, before anything is queued."""
     from magicseg.estimate.run_estimate import estimate
     from magicseg.estimate.wording import summary_lines
     from magicseg.launch.planning import stages_of
@@ -177,10 +177,11 @@ def _wait(run: "Run", stage: str, done: "Submitted") -> None:
 
 def profile(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="a shipped profile", show_default=False)
+        str | None,
+        typer.Argument(metavar="[NAME]", help="a shipped profile; without it, list them", show_default=False),
     ] = None,
 ) -> None:
-    """Print a shipped profile, to make one's own of it: magicseg profile gpu > my-cluster.yaml."""
+    """Print a shipped profile as a template for your site: magicseg profile gpu > my-cluster.yaml."""
     from magicseg.launch.profile_files import profile_names, profile_text
 
     typer.echo(profile_text(name) if name else "\n".join(profile_names()), nl=name is None)
@@ -189,12 +190,16 @@ def profile(
 def logs(
     run: RunArgument,
     stage: StageArgument = None,
-    shard: Annotated[int | None, typer.Option("--shard", min=0, help="of the task that had this shard last")] = None,
-    task: Annotated[str | None, typer.Option("--task", metavar="J_I", help="of this task, as Slurm names it")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on as the log grows")] = False,
-    failed: Annotated[bool, typer.Option("--failed", help="the last lines of every task that failed")] = False,
+    shard: Annotated[
+        int | None, typer.Option("--shard", min=0, help="log of the latest task with this shard")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option("--task", metavar="J_I", help="log of this task, by Slurm's id: 123_4")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="keep printing as the log grows")] = False,
+    failed: Annotated[bool, typer.Option("--failed", help="last lines of every failed task")] = False,
 ) -> None:
-    """Show the logs of jobs: of one task, or the last line of each."""
+    """Show one task's log, or the last line of every task's log."""
     from magicseg.launch.logs import find_tasks, last_lines, whole
     from magicseg.launch.logs import follow as grow
     from magicseg.launch.queue_state import board_of
@@ -229,7 +234,7 @@ def logs(
 
 
 def cancel(run: RunArgument, stage: StageArgument = None) -> None:
-    """Take a run's jobs out of the queue. What is committed stays; `submit` goes on from there."""
+    """Cancel a run's jobs. Committed shards stay, and `submit` resumes from them."""
     from magicseg.launch.jobs import submitting
     from magicseg.launch.queue_state import board_of
     from magicseg.launch.slurm import SlurmError
@@ -237,19 +242,19 @@ def cancel(run: RunArgument, stage: StageArgument = None) -> None:
     from magicseg.run.directory import Run
 
     opened = Run.open(run)
-    with submitting(opened):  # or a follow-up job might submit meanwhile
+    with submitting(opened):  # so that no follow-up job submits meanwhile
         board = board_of(opened, whole_queue=True)
         if not board.asked:
             raise SlurmError("; ".join(board.warnings), hint="try again later, or: scancel JOB")
         chosen = board.active(stage.value if stage else None)
         chosen.sort(key=lambda task: task.submission.stage != JobStage.FOLLOW_UP)
         numbers = {task.submission.number for task in chosen}
-        # A follow-up job of what is cancelled would submit it again: it goes too, and first.
+        # Follow-up jobs would submit the cancelled work again, so they are cancelled too, before the other jobs.
         followers = [task for task in board.active() if numbers & set(task.submission.asked.get("submissions", ()))]
         jobs = list(dict.fromkeys(str(task.array.job) for task in (*followers, *chosen)))
         cancel_jobs(jobs)
     if not jobs:
-        note("nothing of it is in the queue")
+        note("no jobs of this run are in the queue")
         return
     again = command("magicseg", "submit", stage or "all", run)
     note(f"cancelled: {', '.join(jobs)} ({len(chosen)} tasks); again: {again}")
@@ -260,7 +265,7 @@ def efficiency(
     stage: StageArgument = None,
     json_: JsonOption = False,
 ) -> None:
-    """Compare what jobs asked for with what they used, and say what to ask for next time."""
+    """Compare the resources that jobs requested and used, and suggest requests for next time."""
     from magicseg.launch.efficiency import efficiency as measure
     from magicseg.launch.efficiency import efficiency_lines
     from magicseg.run.directory import Run
@@ -277,7 +282,7 @@ def efficiency(
 def follow_up(
     run: RunArgument, number: Annotated[int, typer.Argument(help="the number of the follow-up job's submission")]
 ) -> None:
-    """What a follow-up job runs: report on the jobs before it, submit what they left."""
+    """Report on earlier jobs and submit missing work. Follow-up jobs run this command."""
     from magicseg.launch.follow_up import follow_up as report_and_submit
     from magicseg.run.directory import Run
 

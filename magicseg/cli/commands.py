@@ -1,7 +1,7 @@
-"""All commands. Nothing here computes: every command calls a plain function.
+"""Register all commands, run them, and turn exceptions into messages and exit codes.
 
-Heavy libraries are imported inside the commands that need them, so that ``magicseg --help`` is quick and a login
-node needs no torch.
+Commands only parse options and print results; plain functions do the work. Heavy libraries are imported inside the
+commands that need them, so that ``magicseg --help`` is fast and a login node needs no torch.
 """
 
 import errno
@@ -33,7 +33,7 @@ from magicseg.core.garbage_collection import relax
 from magicseg.core.storage import complaint, remedy
 
 _CD = "the current directory was deleted: cd to another one"
-# Errors that a path on the command line can cause.
+# Errors that a mistyped path on the command line can cause.
 _ABOUT_NAMES = frozenset({errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.ELOOP, errno.EISDIR})
 
 app = typer.Typer(
@@ -105,7 +105,7 @@ def run() -> None:
         fault = _fault_of(error, streams)
         if fault is None:
             raise
-        if error.errno != errno.EPIPE:  # the reader of the pipe has closed it
+        if error.errno != errno.EPIPE:  # EPIPE: the reader closed the pipe
             report_error(fault)
         code = fault.exit_code
     sys.exit(code)
@@ -119,7 +119,7 @@ def _exit_code() -> int | str | None:
             error.hint = _CD
         report_error(error)
         return error.exit_code
-    except SystemExit as end:  # click ends every command with it
+    except SystemExit as end:  # click ends every command with SystemExit
         return end.code
     return 0
 

@@ -1,4 +1,4 @@
-"""``magicseg container build|test|run|shell|exec|inspect``: the Apptainer image, on this machine."""
+"""``magicseg container build|test|run|shell|exec|inspect``: use the Apptainer image on this machine."""
 
 import enum
 import os
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicseg.cli.output import JsonOption, note, plain_console, print_json, print_line
+from magicseg.cli.options import JsonOption
+from magicseg.cli.output import note, plain_console, print_json, print_line
 from magicseg.core.errors import ContainerError
 from magicseg.core.text import command
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from magicseg.core.checks import Check
 
 app = typer.Typer(
-    help="Build, test and try the image that jobs run in: docs/containers.md.",
+    help="Build, test and run the container image that jobs use: docs/containers.md.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -25,7 +26,7 @@ _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_i
 
 
 class Variant(enum.StrEnum):
-    """What accelerators the image is for."""
+    """The accelerator that the image supports."""
 
     CUDA = "cuda"
     ROCM = "rocm"
@@ -38,38 +39,45 @@ ExecutableOption = Annotated[
 ]
 BindOption = Annotated[
     list[str] | None,
-    typer.Option("--bind", metavar="SOURCE[:TARGET[:ro]]", help="a folder to be seen inside (repeatable)"),
+    typer.Option("--bind", metavar="SOURCE[:TARGET[:ro]]", help="bind a folder into the container (repeatable)"),
 ]
 VerifyOption = Annotated[
     Path | None,
-    typer.Option("--verify", metavar="KEY", help="only if it is signed with this public key (a PEM file)"),
+    typer.Option("--verify", metavar="KEY", help="require a signature by this public key (a PEM file)"),
 ]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the command, start nothing")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="print the command; start nothing")]
 
 
 @app.command()
 def build(
     image: Annotated[Path, typer.Argument(metavar="[IMAGE]", help="the file to write")] = Path("magicseg.sif"),
-    variant: Annotated[Variant, typer.Option("--variant", help="of torch and what else it needs")] = Variant.CUDA,
+    variant: Annotated[Variant, typer.Option("--variant", help="accelerator that torch is built for")] = Variant.CUDA,
     base: Annotated[
         str | None,
-        typer.Option("--base", metavar="SIF|FOLDER|REFERENCE", help="default: a slim Python, by its digest"),
+        typer.Option(
+            "--base",
+            metavar="SIF|FOLDER|REFERENCE",
+            help="base image (default: a slim Python image, pinned by digest)",
+        ),
     ] = None,
     torch: Annotated[
         str | None,
         typer.Option(
-            "--torch", metavar="INDEX|FOLDER", help="where torch comes from (default: as the variant has it)"
+            "--torch", metavar="INDEX|FOLDER", help="source of torch's wheels (default: the variant's index)"
         ),
     ] = None,
     bind: BindOption = None,
     source: Annotated[
-        Path | None, typer.Option("--source", metavar="CHECKOUT", help="default: this one, or the present folder")
+        Path | None,
+        typer.Option(
+            "--source", metavar="CHECKOUT", help="default: the checkout of this package, or the current folder"
+        ),
     ] = None,
     executable: ExecutableOption = None,
     force: Annotated[bool, typer.Option("--force", help="replace the image")] = False,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Build the image from Apptainer.def, after a look at what may stand in the way; its own tests end the build."""
+    """Check this machine, build the image from Apptainer.def, and run the image's own tests."""
     from magicseg.container.build import Build, find_checkout, prepare, run_build
 
     wanted = Build(
@@ -96,7 +104,7 @@ def try_(
     executable: ExecutableOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Try an image here, without a cluster: GPUs, binds, signals, the miniature. Exit 1 if a check failed."""
+    """Test an image on this machine, without a cluster: GPUs, binds, signals, miniature. Exit 1 if a check failed."""
     from magicseg.container.image import identify, refuse_unsigned
     from magicseg.container.runtime import find_runtime, start_flags
     from magicseg.container.trial import try_image
@@ -145,7 +153,7 @@ def run(
     executable: ExecutableOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Do a magicseg command in the image: magicseg container run IMAGE generate RUN."""
+    """Run a magicseg command in the image: magicseg container run IMAGE generate RUN."""
     _start("run", image, context.args, bind, verify, executable, dry_run)
 
 
@@ -158,7 +166,7 @@ def exec_(
     executable: ExecutableOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
-    """Do any command in the image: magicseg container exec IMAGE python3 -c 'import torch'."""
+    """Run any command in the image: magicseg container exec IMAGE python3 -c 'import torch'."""
     if not context.args:
         raise ContainerError("exec needs a command", hint=command("magicseg", "container", "exec", image, "python3"))
     _start("exec", image, context.args, bind, verify, executable, dry_run)
@@ -185,7 +193,7 @@ def _start(
     executable: str | None,
     dry_run: bool,
 ) -> None:
-    """Become the command, so that signals and exit codes are its own."""
+    """Replace this process by the command, so that signals reach it and its exit code is returned."""
     from magicseg.container.image import identify, refuse_unsigned
     from magicseg.container.runtime import command, find_runtime, inside, named_runtime, start_flags
     from magicseg.run.container_image import VARIABLE
@@ -207,7 +215,7 @@ def _start(
 
 @app.command()
 def inspect(image: ImageArgument, executable: ExecutableOption = None, json_: JsonOption = False) -> None:
-    """Print an image's digest, its labels, and the versions of all that is installed in it."""
+    """Print an image's digest, its labels, and the versions of its Python packages."""
     from magicseg.container.image import describe
     from magicseg.container.runtime import find_runtime
 

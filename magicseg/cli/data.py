@@ -1,4 +1,4 @@
-"""``magicseg verify|repair|digest|export|import``: the data set as files."""
+"""``magicseg verify|repair|digest|export|import``: check, digest, export and import the data set's files."""
 
 import enum
 from pathlib import Path
@@ -6,18 +6,19 @@ from typing import Annotated
 
 import typer
 
-from magicseg.cli.output import RunArgument, note, print_line, progress
+from magicseg.cli.options import RunArgument
+from magicseg.cli.output import note, print_line, progress
 from magicseg.core.text import command
 
 
 class ExportFormat(enum.StrEnum):
-    """What a data set can be exported to."""
+    """File formats for export."""
 
     HDF5 = "hdf5"
 
 
 def verify(run: RunArgument) -> None:
-    """Check every file of a run against its ledger: flipped bytes, truncated, missing and foreign files."""
+    """Check every file of a run against its ledger: corrupted, truncated, missing and unknown files."""
     from magicseg.run.directory import Run
     from magicseg.run.verify import inspect, refuse_damage
 
@@ -29,7 +30,7 @@ def verify(run: RunArgument) -> None:
 
 
 def repair(run: RunArgument) -> None:
-    """Take back the commits of what is damaged, so that the next run redoes it."""
+    """Invalidate the commits of damaged shards, so that the next run regenerates them."""
     from magicseg.run.directory import Run
     from magicseg.run.verify import inspect
     from magicseg.run.verify import repair as repair_run
@@ -42,7 +43,7 @@ def repair(run: RunArgument) -> None:
 
 
 def digest(run: RunArgument) -> None:
-    """Print one SHA-256 of the data set's content, independent of how it was made and is kept."""
+    """Print a SHA-256 of the data set's content, independent of how it was made and stored."""
     from magicseg.run.digest import logical_digest
     from magicseg.run.directory import Run
 
@@ -51,8 +52,8 @@ def digest(run: RunArgument) -> None:
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Option("--out", help="the file to write")],
-    format_: Annotated[ExportFormat, typer.Option("--format", help="the file's format")] = ExportFormat.HDF5,
+    out: Annotated[Path, typer.Option("--out", help="output file")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="file format")] = ExportFormat.HDF5,
 ) -> None:
     """Write the whole data set into one file."""
     from magicseg.exchange.hdf5 import export_hdf5
@@ -66,9 +67,9 @@ def export(
 
 def import_(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="a file written by export")],
-    into: Annotated[Path, typer.Option("--into", metavar="RUN", help="the run to make")],
+    into: Annotated[Path, typer.Option("--into", metavar="RUN", help="directory of the new run")],
 ) -> None:
-    """Make a finished run of an exported file."""
+    """Create a finished run from an exported file."""
     from magicseg.exchange.hdf5 import import_hdf5
 
     run = import_hdf5(file, into)

@@ -1,22 +1,23 @@
-"""``magicseg doctor``: what stands in the way, here and in a run."""
+"""``magicseg doctor``: find problems of this machine and of a run."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from magicseg.cli.output import JsonOption, plain_console, print_json, print_line
+from magicseg.cli.options import JsonOption
+from magicseg.cli.output import plain_console, print_json, print_line
 
 _COLOURS = {"ok": "green", "note": "blue", "warning": "yellow", "failed": "red"}
 
 
 def doctor(
     run: Annotated[
-        Path | None, typer.Argument(metavar="[RUN]", help="a run to look at too", show_default=False)
+        Path | None, typer.Argument(metavar="[RUN]", help="also check this run", show_default=False)
     ] = None,
     json_: JsonOption = False,
 ) -> None:
-    """Look at this machine, and at a run: libraries, GPUs, disks, Slurm, weights. Exit 1 if something failed."""
+    """Check this machine, and a run: libraries, GPUs, disks, Slurm, weights. Exit 1 if a check failed."""
     from magicseg.doctor import Status, examine
 
     checks = examine(run)
@@ -40,7 +41,7 @@ def doctor(
         table.add_row(Text(check.status, style=_COLOURS[check.status]), check.name, check.seen)
     plain_console().print(table)
     for check in checks:
-        if check.remedy:  # below the table, where a command is not broken into lines
+        if check.remedy:  # printed below the table, where commands are not wrapped
             print_line(f"{check.status}: {check.name}: {check.remedy}")
     typer.echo(f"{failed} of {len(checks)} checks failed" if failed else f"{len(checks)} checks, none failed")
     raise typer.Exit(int(failed > 0))

@@ -1,4 +1,4 @@
-"""``magicseg estimate``: what a run will take, before it is submitted."""
+"""``magicseg estimate``: estimate a run's cost before it is submitted."""
 
 import os
 import re
@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from magicseg.cli.output import JsonOption, RunArgument, note, plain_console, print_json
+from magicseg.cli.options import JsonOption, ProfileOption, RunArgument
+from magicseg.cli.output import note, plain_console, print_json
 from magicseg.core.paths import absolute
 from magicseg.core.text import command
 
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 
 def profile_reference(option: str | None, run: "Run") -> str | None:
-    """The profile that counts: the option's, the run's, MAGICSEG_PROFILE's; a file by its absolute path, so that a
-    job finds it from anywhere.
+    """Return the profile to use: from the option, else from the run, else from MAGICSEG_PROFILE.
+
+    A file is returned as an absolute path, so that a job finds it from any folder.
     """
     reference = option or run.config.slurm.profile or os.environ.get("MAGICSEG_PROFILE")
     if not reference:
@@ -31,23 +33,19 @@ def profile_reference(option: str | None, run: "Run") -> str | None:
 def estimate(
     run: RunArgument,
     pilot: Annotated[
-        int, typer.Option("--pilot", min=0, metavar="N", help="first do what is missing of N shards of every stage")
+        int,
+        typer.Option("--pilot", min=0, metavar="N", help="first complete N shards of every stage and measure them"),
     ] = 0,
     parallel: Annotated[
         int | None,
-        typer.Option("--parallel", min=1, metavar="N", help="tasks at a time (default: as the profile has it)"),
+        typer.Option("--parallel", min=1, metavar="N", help="number of concurrent tasks (default: the profile's)"),
     ] = None,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile", metavar="NAME|PATH.yaml", help="the site (default: the run's, or MAGICSEG_PROFILE)"
-        ),
-    ] = None,
+    profile: ProfileOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Say what a run will take, by shards that are done: GPU-hours, wall time, memory, disk and files.
+    """Estimate a run's GPU-hours, wall time, memory, disk and files from its finished shards.
 
-    A pilot's shards are the run's own and stay. Without a profile, it is this machine's workers that are meant.
+    A pilot's shards become part of the run. Without a profile, the estimate is for worker processes on this machine.
     """
     from magicseg.core.errors import IncompleteError
     from magicseg.estimate.run_estimate import estimate as measure
@@ -65,7 +63,7 @@ def estimate(
     report = measure(opened, site, parallel=parallel, reference=reference)
     if report["unmeasured"] and not report["stages"]:
         raise IncompleteError(
-            f"{opened.path}: nothing is done yet that an estimate could rest on",
+            f"{opened.path}: no finished shards to estimate from",
             hint=command("magicseg", "estimate", run, "--pilot", 1),
         )
     if json_:
@@ -124,7 +122,7 @@ def _show(report: dict[str, Any]) -> None:
 
 
 def _table(report: dict[str, Any]) -> "Table":
-    """A column for each stage: what was measured, then what is left of it, then the whole of it."""
+    """Return a table with a column per stage: the measurements, the remaining work, and the whole plan."""
     from rich.table import Table
 
     from magicseg.estimate.wording import between, duration, hours_text, size, tasks_text

@@ -1,4 +1,4 @@
-"""``magicseg evaluate|compare``: what a model scores, and results side by side."""
+"""``magicseg evaluate|compare``: score a model on benchmarks, and compare results."""
 
 import contextlib
 from collections.abc import Mapping
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from magicseg.cli.output import JsonOption, note, plain_console, print_json, progress
+from magicseg.cli.options import JsonOption
+from magicseg.cli.output import note, plain_console, print_json, progress
 
 if TYPE_CHECKING:
     from magicseg.config.evaluation import EvaluateSettings
@@ -24,7 +25,7 @@ def evaluate(
         typer.Option("--benchmark", metavar="NAME|PATH.yaml", help="voc21, coco-object, ... (repeatable)  [RUN's]"),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="the data set, or a folder with several  [RUN's]")
+        Path | None, typer.Option("--data", metavar="DIR", help="the data set, or a folder of data sets  [RUN's]")
     ] = None,
     baseline: Annotated[
         list[str] | None,
@@ -33,21 +34,22 @@ def evaluate(
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="only N images of each benchmark, evenly spread")
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="score only N images of each benchmark, evenly spread"),
     ] = None,
     background: Annotated[
         str | None,
-        typer.Option("--background", metavar="RULE", help="threshold or prompts, instead of the protocols' own"),
+        typer.Option("--background", metavar="RULE", help="threshold or prompts, instead of the benchmark's rule"),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="where results go  [RUN/results or MODEL/results]")
+        Path | None, typer.Option("--out", metavar="DIR", help="output folder  [RUN/results or MODEL/results]")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a trained model on benchmarks, beside baselines, with confidence intervals.
+    """Score a trained model and baselines on benchmarks, with confidence intervals.
 
-    Without --benchmark as the run's settings say; the miniature's are held-out scenes with exact ground truth. What
-    is done is not done again. Several processes share it out: torchrun --nproc-per-node=N -m magicseg evaluate ...
+    Without --benchmark, the run's settings name the benchmarks. Finished benchmarks are not scored again.
+    To shard images across ranks: torchrun --nproc-per-node=N -m magicseg evaluate ...
     """
     from magicseg.core.distributed import EVALUATION, World, joined
     from magicseg.core.errors import IncompleteError
@@ -79,11 +81,11 @@ def evaluate(
                 stop=stop,
                 failed=failed.append,
             )
-        # All shares are done now; who was the last to finish does not matter.
+        # All ranks have finished their parts, so rank 0 can merge them, whichever rank was the last.
         if world.leads and world.size > 1 and not failed:
             found = list(suite.evaluate(part=(world.rank, world.size), stop=stop))
         if stop() and len(found) < len(set(settings.benchmarks)):
-            raise IncompleteError(f"{target}: evaluation was interrupted", hint="the same command goes on from there")
+            raise IncompleteError(f"{target}: evaluation was interrupted", hint="repeat the command to resume")
     if world.leads:
         if as_json:
             if found:
@@ -98,22 +100,25 @@ def evaluate(
 
 
 def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":
-    """The run's settings, or the defaults, with what is typed over them."""
+    """Return the run's settings, or the defaults, overridden by the given options.
+
+    Raises ConfigError if an option is invalid, or if a model without a run is given without a benchmark.
+    """
     from pydantic import ValidationError
 
     from magicseg.config.evaluation import EvaluateSettings
     from magicseg.core.errors import ConfigError
     from magicseg.data.protocol import protocol_names
 
-    own = target.run.config.evaluate.model_dump() if target.run else {}
+    base = target.run.config.evaluate.model_dump() if target.run else {}
     if target.run is None and given["benchmarks"] is None:
         raise ConfigError(
-            f"{target.path}: is a model by itself; which benchmark?",
-            hint=f"--benchmark NAME --data DIR; there are {', '.join(protocol_names())}",
+            f"{target.path}: is a model without a run: name a benchmark",
+            hint=f"--benchmark NAME --data DIR; benchmarks: {', '.join(protocol_names())}",
         )
     try:
         return EvaluateSettings.model_validate(
-            own | {key: value for key, value in given.items() if value is not None}
+            base | {key: value for key, value in given.items() if value is not None}
         )
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -134,11 +139,11 @@ def _device(world: Any) -> str:
 
 
 def _nothing(_title: str, _done: int, _total: int) -> None:
-    """What all processes but the first show of their progress."""
+    """Show no progress: only rank 0 does."""
 
 
 class _Bars:
-    """One progress bar after the other, as titles change. ``share``: added to them."""
+    """Successive progress bars, one per title. ``share`` is appended to each title."""
 
     def __init__(self, share: str) -> None:
         self._share = share
@@ -182,19 +187,19 @@ def _tell(results: Mapping[str, Any], path: Path) -> None:
     for name, scores in results["baselines"].items():
         note(f"  {name} baseline: mIoU {cell_text(scores, 'miou')}")
         warn(scores)
-    note(f"  all of it: {path}")
+    note(f"  all results: {path}")
 
 
 def compare(
     results: Annotated[
         list[Path], typer.Argument(metavar="A B...", help="runs, models' folders, or results files of `evaluate`")
     ],
-    measure: Annotated[str, typer.Option("--measure", help=f"what is shown: {', '.join(_MEASURES)}")] = "miou",
+    measure: Annotated[str, typer.Option("--measure", help=f"measure to show: {', '.join(_MEASURES)}")] = "miou",
     as_json: JsonOption = False,
 ) -> None:
-    """Print results side by side, with their 95 % intervals, and say where they are not of the same thing.
+    """Print results side by side with 95 % intervals, and note where they are not comparable.
 
-    Of the same images the difference to the first is printed too, with an interval by resampling images in pairs.
+    For results on the same images, also print the difference to the first, with a paired bootstrap interval.
     """
     from dataclasses import asdict
 
@@ -203,7 +208,7 @@ def compare(
     from magicseg.evaluate.compare import compare as compare_results
 
     if measure not in _MEASURES:
-        raise ConfigError(f"--measure {measure!r} is none of {', '.join(_MEASURES)}")
+        raise ConfigError(f"--measure {measure!r}: must be one of {', '.join(_MEASURES)}")
     rows = compare_results(results, measure)
     if as_json:
         print_json([asdict(row) for row in rows])

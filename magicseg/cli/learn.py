@@ -1,4 +1,4 @@
-"""``magicseg train|report``: from the data set to a model, and a page about it all."""
+"""``magicseg train|report``: train the model, and write the run's report."""
 
 import contextlib
 import os
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicseg.cli.output import RunArgument, note, progress
+from magicseg.cli.options import RunArgument
+from magicseg.cli.output import note, progress
 from magicseg.core.errors import IncompleteError
 from magicseg.core.text import command
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def train(run: RunArgument) -> None:
-    """Train the segmentation model on the kept samples; goes on from the newest checkpoint.
+    """Train the segmentation model on the kept samples; resume from the newest checkpoint.
 
     On several GPUs: torchrun --nproc-per-node=N -m magicseg train RUN
     """
@@ -26,11 +27,12 @@ def train(run: RunArgument) -> None:
     from magicseg.train.run_training import train_run
 
     world = World.from_environment()
-    if world.launched:  # one line from every rank about a setting that is as it is meant to be, see the loop
+    if world.launched:  # silences DDP's warning on every rank about find_unused_parameters, which is intended
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     opened = Run.open(run)
     steps = opened.config.train.steps
-    # Slurm and torchrun may both pass the same signal on, and torchrun kills what takes too long.
+    # Slurm and torchrun may both forward one signal, so a second signal must not end the process at once. torchrun
+    # itself kills ranks that take too long to stop.
     with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched) as stop:
         last = 0
         show: Callable[[int, str], None] | None = None
@@ -40,7 +42,7 @@ def train(run: RunArgument) -> None:
                 nonlocal last, show
                 if not world.leads:
                     return
-                if show is None:  # only now is it known where training goes on: else speed and ETA would be wrong
+                if show is None:  # the first report tells the step that training resumes from; speed and ETA need it
                     show, last = shown.enter_context(progress("train", steps, "steps", done=step - 1)), step - 1
                 show(step - last, text)
                 last = step
@@ -51,7 +53,7 @@ def train(run: RunArgument) -> None:
         message = f"{run}: training was interrupted after step {result.step} of {steps}"
         if not world.launched:
             raise IncompleteError(message, hint=command("magicseg", "train", run))
-        if world.leads:  # no error: torchrun would start over at once
+        if world.leads:  # not an error: torchrun would restart the ranks at once
             note(f"train: {message}")
     elif world.leads:
         note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
@@ -61,10 +63,10 @@ def report(
     run: RunArgument,
     beside: Annotated[
         list[Path] | None,
-        typer.Option("--beside", metavar="RUN", help="another run, whose scores stand beside (repeatable)"),
+        typer.Option("--beside", metavar="RUN", help="also show another run's scores (repeatable)"),
     ] = None,
 ) -> None:
-    """Write RUN/report.html: pairs, masks, counts, drop reasons, curves and scores in one file."""
+    """Write RUN/report.html: images, masks, counts, drop reasons, curves and scores in one file."""
     from magicseg.report.page import write_report
     from magicseg.run.directory import Run
 

@@ -1,4 +1,4 @@
-"""What the command line shows: errors, plain lines, progress."""
+"""Output of the command line: errors, plain lines, progress."""
 
 import contextlib
 import json
@@ -6,8 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -18,15 +17,13 @@ from magicseg.core.text import indented, printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="the run's directory", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON")]
 _LINE_SECONDS = 5.0
-# What JSON leaves in its strings: see `magicseg.core.text`.
-_ACTING_IN_JSON = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters that json.dumps does not escape: see `magicseg.core.text`.
+_UNESCAPED_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def report_error(error: MagicsegError) -> None:
-    """One sentence on what is wrong, one on what to type next, on standard error."""
+    """Print an error and its hint to standard error."""
     message, *hint = error.lines()
     typer.secho(message, fg="red", err=True)
     for line in hint:
@@ -36,7 +33,7 @@ def report_error(error: MagicsegError) -> None:
 def print_json(value: Any) -> None:
     """Print plain JSON to standard output, with control characters escaped."""
     text = json.dumps(without_nan(value), indent=1, ensure_ascii=False, allow_nan=False)
-    typer.echo(_ACTING_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    typer.echo(_UNESCAPED_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def print_line(text: str) -> None:
@@ -50,12 +47,12 @@ def log_text(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """A line about what happens, on standard error: standard output is for results."""
+    """Print a progress message to standard error. Standard output is for results."""
     typer.echo(indented(text, "  "), err=True)
 
 
 def plain_console(*, stderr: bool = False) -> "Console":
-    """A console without markup, which escapes control characters."""
+    """Return a console without markup that escapes control characters."""
     from rich.console import Console
     from rich.text import Text
 
@@ -69,9 +66,9 @@ def plain_console(*, stderr: bool = False) -> "Console":
 
 @contextlib.contextmanager
 def progress(title: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-    """Show how far something is: a bar with rate and ETA on a terminal, a line now and then elsewhere.
+    """Show progress: a bar with rate and ETA on a terminal, otherwise a line every few seconds.
 
-    Yields: a function to call with the number of units done since the last call, and a text to show behind.
+    Yields: a function to call with the number of units done since the last call, and a text to append.
     """
     if sys.stderr.isatty():
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""``magicseg predict``: a trained model on one's own pictures."""
+"""``magicseg predict``: label user-supplied images with a trained model."""
 
 import sys
 from pathlib import Path
@@ -6,36 +6,37 @@ from typing import Annotated
 
 import typer
 
+from magicseg.cli.options import MaxPixelsOption
 from magicseg.cli.output import note, print_json, progress
 
 
 def predict(
     paths: Annotated[
         list[str],
-        typer.Argument(metavar="PATHS...", help="pictures, folders, patterns like 'photos/*.jpg', or - for stdin"),
+        typer.Argument(metavar="PATHS...", help="images, folders, patterns like 'photos/*.jpg', or - for stdin"),
     ],
     model: Annotated[Path, typer.Option("--model", metavar="RUN|MODEL", help="a trained run, or a model's folder")],
     labels: Annotated[
         str,
-        typer.Option("--labels", metavar="LIST", help="what to look for: 'cat, dog', voc20, or a .txt or .yaml file"),
+        typer.Option("--labels", metavar="LIST", help="labels to query: 'cat, dog', voc20, or a .txt or .yaml file"),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="where the label maps go")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="output folder for the label maps")],
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="pixels whose best label scores less are background")
+        float,
+        typer.Option("--threshold", min=0, max=1, help="pixels whose best label scores below this are background"),
     ] = 0.5,
     window: Annotated[
         int | None,
-        typer.Option("--window", min=1, metavar="PIXELS", help="sliding window (default: the whole picture at once)"),
+        typer.Option(
+            "--window", min=1, metavar="PIXELS", help="side of the sliding window (default: the whole image at once)"
+        ),
     ] = None,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option("--max-pixels", min=1, metavar="N", help="leave larger images out (default: 200000000)"),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print what was found as JSON")] = False,
+    max_pixels: MaxPixelsOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the label areas of every image as JSON")] = False,
 ) -> None:
-    """Label every pixel of your own pictures with a trained model: index PNGs, overlays, areas.
+    """Label every pixel of your own images with a trained model: index PNGs, overlays, areas.
 
-    DIR/predictions.jsonl tells of every picture how large each label is. The same command again does what is missing.
+    DIR/predictions.jsonl lists the area of each label by image. Repeating the command labels missing images only.
     """
     from magicseg.core.errors import IncompleteError
     from magicseg.core.signals import StopFlag, on_signals
@@ -46,8 +47,8 @@ def predict(
     from magicseg.stages.mask.labelling import LabelledPicture, next_step
 
     vocabulary = labels_of(labels)
-    pictures = pictures_of(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)
-    with on_signals(StopFlag(), then=forget_attempts) as stop, progress("predict", len(pictures), "images") as show:
+    images = pictures_of(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)
+    with on_signals(StopFlag(), then=forget_attempts) as stop, progress("predict", len(images), "images") as show:
 
         def report(done: LabelledPicture) -> None:
             show(1, "")
@@ -55,7 +56,7 @@ def predict(
                 note(f"{done.name}: {done.remark}")
 
         found = predict_pictures(
-            pictures,
+            images,
             model,
             vocabulary,
             out,
@@ -68,8 +69,8 @@ def predict(
     if as_json:
         print_json([{"image": one.name, **one.entry} for one in found])
     labelled = sum(one.labelled for one in found)
-    note(f"{out}: label maps of {labelled} of {len(pictures)} images; what was found: {out / RECORD}")
+    note(f"{out}: label maps of {labelled} of {len(images)} images; areas by label: {out / RECORD}")
     failed = [one.name for one in found if not one.labelled]
-    if failed or len(found) < len(pictures):
+    if failed or len(found) < len(images):
         what = f"{len(failed)} images failed, such as {failed[0]}" if failed else "interrupted"
         raise IncompleteError(f"{out}: {what}", hint=next_step(found, out))

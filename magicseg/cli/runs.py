@@ -1,23 +1,15 @@
-"""``magicseg demo|init|fetch|run|reset|schema``: a run as a whole."""
+"""``magicseg demo|init|fetch|run|reset|schema``: commands for a run as a whole."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from magicseg.cli.output import RunArgument, note
+from magicseg.cli import evaluate, learn, stages
+from magicseg.cli.options import ConfigOption, PresetOption, RunArgument, SetOption, WorkersOption
+from magicseg.cli.output import note
 from magicseg.core.errors import ConfigError
 from magicseg.core.text import command
-
-PresetOption = Annotated[str | None, typer.Option("--preset", help="a shipped set of settings")]
-ConfigOption = Annotated[Path | None, typer.Option("--config", help="a YAML file of settings")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="one setting: plan.samples=256 (repeatable)"),
-]
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="processes at a time  [default: the CPUs at hand]")
-]
 
 
 def init(
@@ -26,7 +18,7 @@ def init(
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Make a run: resolve its settings, freeze its plan, create its store."""
+    """Create a run: resolve its settings, freeze its plan, create its store."""
     from magicseg.config.loading import load_config, preset_names
     from magicseg.core.files import lacking, storage_errors
     from magicseg.run.directory import Run
@@ -41,7 +33,7 @@ def init(
     with storage_errors(made.path, command("magicseg", "init", run)):
         absent = lacking(made.path)
     if absent:
-        note(f"{run}: this disk has no {' and no '.join(absent)}; fallbacks are used")
+        note(f"{run}: this disk does not support {' and '.join(absent)}; fallbacks are used")
     note(f"{run}: {made.plan.samples} samples of {len(made.vocabulary)} labels in {made.plan.shards} shards")
     by_name = any(weights.by_name for stage in WEIGHTED for weights in stage_weights(made.config, stage))
     note(f"next: {command('magicseg', 'fetch' if by_name else 'run', run)}")
@@ -49,9 +41,9 @@ def init(
 
 def fetch(
     run: RunArgument,
-    verify: Annotated[bool, typer.Option("--verify", help="hash again what was fetched before")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="also check the hashes of files fetched before")] = False,
 ) -> None:
-    """Get the pretrained weights that the run's settings name on the hub, and verify them."""
+    """Download the pretrained weights that the run's settings name on the hub, and verify them."""
     from magicseg.run.directory import Run
     from magicseg.run.fetch import fetch as fetch_weights
 
@@ -59,27 +51,28 @@ def fetch(
 
 
 def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
-    """Do all that is not done yet, in order: describe, generate, mask, train, evaluate, report."""
-    from magicseg.cli import learn
-
+    """Do all remaining work in order: describe, generate, mask, train, evaluate, report."""
     _make_data(run, workers)
     _train_and_evaluate(run)
     learn.report(run)
 
 
 def demo(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="where to put the run")] = Path("magicseg-demo"),
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="directory of the new run")] = Path("magicseg-demo"),
     set_: SetOption = None,
     workers: WorkersOption = None,
     short: Annotated[
-        bool, typer.Option("--short", help="in seconds and alone: shows that it works, not that it learns")
+        bool,
+        typer.Option(
+            "--short",
+            help="take seconds, without comparison runs: shows that the stages work, not that the model learns",
+        ),
     ] = False,
 ) -> None:
-    """The whole chain in miniature, offline, on two CPU cores in a few minutes.
+    """Run the whole pipeline in miniature: offline, on two CPU cores, in a few minutes.
 
-    Beside RUN it makes RUN-exact-masks and RUN-no-counterfactual-loss, whose scores stand in RUN's report.
+    It also creates RUN-exact-masks and RUN-no-counterfactual-loss for comparison; RUN's report shows their scores.
     """
-    from magicseg.cli import evaluate, learn
     from magicseg.config.loading import load_config
     from magicseg.miniature.compared import doing, make_compared
     from magicseg.miniature.short import SHORT
@@ -91,7 +84,7 @@ def demo(
     with doing(beside):
         _train_and_evaluate(run)
         if beside:
-            note("waiting for the runs that stand beside it")
+            note("waiting for the comparison runs")
     paths = [run.parent / each.path.name for each in beside]
     learn.report(run, paths)
     if beside:
@@ -99,35 +92,33 @@ def demo(
 
 
 def _make_data(run: Path, workers: int | None) -> None:
-    from magicseg.cli import stages
     from magicseg.run.directory import Run
     from magicseg.run.fingerprint import STAGES
 
     if not Run.open(run).config.train.needs_own_samples:
-        note("describe, generate, mask: left out, since train.sources names other data alone")
+        note("describe, generate, mask: skipped, because train.sources does not use this run's samples")
         return
     for stage in STAGES:
         stages.run_one(run, stage, workers, None, None)
 
 
 def _train_and_evaluate(run: Path) -> None:
-    from magicseg.cli import evaluate, learn
     from magicseg.run.directory import Run
 
     learn.train(run)
     if Run.open(run).config.evaluate.has_data:
         evaluate.evaluate(run)
     else:
-        by_hand = command("magicseg", "evaluate", run)
-        note(f"evaluate: left out, since evaluate.data is not set; or: {by_hand} --data DIR")
+        manually = command("magicseg", "evaluate", run)
+        note(f"evaluate: skipped, because evaluate.data is not set; or: {manually} --data DIR")
 
 
 def reset(
     stage: Annotated[str, typer.Argument(help="plan, describe, generate, mask, train or evaluate")],
     run: RunArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")] = False,
 ) -> None:
-    """Drop a stage's work and all that rests on it, so that it is done anew with the present settings."""
+    """Delete a stage's results and everything that depends on them, to redo them with the current settings."""
     from magicseg.run.directory import Run
     from magicseg.run.fingerprint import STAGES
 
@@ -136,8 +127,8 @@ def reset(
         raise ConfigError(f"there is no stage {stage!r}", hint=f"stages: {', '.join(known)}")
     opened = Run.open(run)
     if not yes:
-        typer.confirm(f"Drop {stage} of {opened.path}, and everything that rests on it?", abort=True)
-    note(f"dropped: {', '.join(opened.reset(stage))}")
+        typer.confirm(f"Delete {stage} of {opened.path}, and everything that depends on it?", abort=True)
+    note(f"deleted: {', '.join(opened.reset(stage))}")
 
 
 def schema() -> None:

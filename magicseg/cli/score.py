@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from magicseg.cli.options import JsonOption
 from magicseg.cli.output import plain_console
 
 if TYPE_CHECKING:
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def score(
-    benchmark: Annotated[str, typer.Option(help="Benchmark, such as voc21.")],
-    data: Annotated[Path, typer.Option(help="Data set in its own layout, such as VOCdevkit/VOC2012.")],
-    predictions: Annotated[Path, typer.Option(help="Folder of index PNGs, NAME.png or NAME.jpg.png.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    benchmark: Annotated[str, typer.Option(help="benchmark, such as voc21")],
+    data: Annotated[Path, typer.Option(help="data set in its published layout, such as VOCdevkit/VOC2012")],
+    predictions: Annotated[Path, typer.Option(help="folder of index PNGs, NAME.png or NAME.jpg.png")],
+    as_json: JsonOption = False,
 ) -> None:
     """Score predicted class maps on a benchmark."""
     import json

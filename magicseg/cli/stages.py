@@ -1,4 +1,4 @@
-"""``magicseg describe|generate|mask``: the array stages on this machine."""
+"""``magicseg describe|generate|mask``: run the array stages on this machine."""
 
 import shlex
 from pathlib import Path
@@ -6,8 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from magicseg.cli.output import RunArgument, note, progress
-from magicseg.cli.runs import ConfigOption, PresetOption, SetOption
+from magicseg.cli.options import (
+    ConfigOption,
+    MaxPixelsOption,
+    PresetOption,
+    RunArgument,
+    SetOption,
+    WorkersOption,
+)
+from magicseg.cli.output import note, progress
 from magicseg.core.errors import ConfigError
 from magicseg.core.text import command
 
@@ -15,12 +22,9 @@ if TYPE_CHECKING:
     from magicseg.config.array_stages import MaskSettings
     from magicseg.labels import Vocabulary
 
-WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="processes at a time  [default: the CPUs at hand]")
-]
 PerJobOption = Annotated[
     int | None,
-    typer.Option("--shards-per-job", min=1, help="shards that one process does before the next is started"),
+    typer.Option("--shards-per-job", min=1, help="shards per process; then a new process starts"),
 ]
 ShardsOption = Annotated[str | None, typer.Option("--shards", metavar="0-3,7", help="only these shards")]
 
@@ -31,7 +35,7 @@ def describe(
     shards_per_job: PerJobOption = None,
     shards: ShardsOption = None,
 ) -> None:
-    """Write a caption, and one without the objects, for every sample that has none."""
+    """Write the missing captions: for every sample one with the objects and one without them."""
     run_one(run, "describe", workers, shards_per_job, shards)
 
 
@@ -41,7 +45,7 @@ def generate(
     shards_per_job: PerJobOption = None,
     shards: ShardsOption = None,
 ) -> None:
-    """Make the image and the counterfactual of every sample that has none."""
+    """Generate the missing images: for every sample one with the objects and a counterfactual without them."""
     run_one(run, "generate", workers, shards_per_job, shards)
 
 
@@ -52,32 +56,29 @@ def mask(
     shards: ShardsOption = None,
     images: Annotated[
         Path | None,
-        typer.Option("--images", metavar="FOLDER", help="your own photographs"),
+        typer.Option("--images", metavar="FOLDER", help="label your own images in this folder instead"),
     ] = None,
     labels: Annotated[
         str | None,
         typer.Option(
-            "--labels", metavar="LIST", help="what to look for: 'cat, dog', voc20, or a .txt or .yaml file  (RUN's)"
+            "--labels", metavar="LIST", help="labels to query: 'cat, dog', voc20, or a .txt or .yaml file  (RUN's)"
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FOLDER", help="where the photographs' masks go")
+        Path | None, typer.Option("--out", metavar="FOLDER", help="output folder for the masks of --images")
     ] = None,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option("--max-pixels", min=1, metavar="N", help="leave larger photographs out (default: 200000000)"),
-    ] = None,
+    max_pixels: MaxPixelsOption = None,
     preset: PresetOption = None,
     config: ConfigOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Label every pixel of every image that has no mask; or, with --images, of your own photographs.
+    """Label every pixel of the generated images that have no mask, or of your own images with --images.
 
-    For photographs the settings are those of RUN, or of --preset, --config and --set.
+    With --images, settings come from RUN, or from --preset, --config and --set.
     """
     if images is None:
         if run is None:
-            raise ConfigError("mask needs a run, or photographs", hint="magicseg mask RUN, or --images FOLDER")
+            raise ConfigError("mask needs a run or a folder of images", hint="magicseg mask RUN, or --images FOLDER")
         given = {
             "--labels": labels,
             "--out": out,
@@ -94,12 +95,12 @@ def mask(
     for name, value in {"--workers": workers, "--shards": shards, "--shards-per-job": shards_per_job}.items():
         if value is not None:
             raise ConfigError(
-                f"{name} does not go with --images: photographs are masked one after the other",
-                hint=f"leave {name} out",
+                f"{name} does not go with --images: these images are masked in one process",
+                hint=f"remove {name}",
             )
     if out is None or (labels is None and run is None):
         raise ConfigError("--images needs --labels and --out", hint="--labels 'cat, dog' --out FOLDER")
-    _mask_photographs(images, _labels(run, labels), out, _mask_settings(run, preset, config, set_), max_pixels)
+    _mask_images(images, _labels(run, labels), out, _mask_settings(run, preset, config, set_), max_pixels)
 
 
 def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
@@ -121,24 +122,26 @@ def _mask_settings(
 
     if run is not None:
         if preset or config or overrides:
-            raise ConfigError("the settings are either RUN's or those of --preset, --config and --set")
+            raise ConfigError("give either RUN, or --preset, --config and --set, for the settings")
         opened = Run.open(run)
         opened.refuse_unfetched("mask")
         return opened.config.mask
     if preset is None and config is None:
-        raise ConfigError("--images needs settings for the masker", hint="a RUN, or --preset sdxl, or --config FILE")
+        raise ConfigError(
+            "--images needs settings for the masker", hint="add RUN, or --preset sdxl, or --config FILE"
+        )
     settings = load_config(preset=preset, file=config, overrides=overrides or ()).mask
     given = [("--preset", preset), ("--config", config), *(("--set", one) for one in overrides or ())]
     typed = shlex.join(str(word) for name, value in given if value is not None for word in (name, value))
     refuse_uncached(
         settings,
-        f"magicseg init RUN {typed} && magicseg fetch RUN   # where there is a network; "
+        f"magicseg init RUN {typed} && magicseg fetch RUN   # on a machine with a network; "
         "then: magicseg mask RUN --images FOLDER --labels LIST --out OUT",
     )
     return settings
 
 
-def _mask_photographs(
+def _mask_images(
     images: Path, labels: "Vocabulary", out: Path, settings: "MaskSettings", max_pixels: int | None
 ) -> None:
     from magicseg.core.errors import IncompleteError
@@ -161,7 +164,7 @@ def _mask_photographs(
             images, labels, settings, out, max_pixels=max_pixels or MAX_PIXELS, report=report, should_stop=stop
         )
     masked = sum(one.labelled for one in found)
-    note(f"{out}: masks of {masked} of {total} images; what was found: {out}/masks.jsonl")
+    note(f"{out}: masks of {masked} of {total} images; detections: {out}/masks.jsonl")
     failed = [one.name for one in found if one.entry["status"] == "failed"]
     if failed or len(found) < total:
         what = f"{len(failed)} images failed, such as {failed[0]}" if failed else "interrupted"
@@ -171,7 +174,7 @@ def _mask_photographs(
 def run_one(
     path: RunArgument, stage: str, workers: int | None, shards_per_job: int | None, shards: str | None
 ) -> None:
-    """Do one array stage. Raises: IncompleteError when some of it is not done in the end."""
+    """Run one array stage on this machine. Raises IncompleteError if shards are missing at the end."""
     from magicseg.core.ranges import parse_ranges
     from magicseg.core.signals import StopFlag, on_signals
     from magicseg.run.directory import Run
@@ -184,7 +187,7 @@ def run_one(
     wanted = parse_ranges(shards, count=opened.plan.shards) if shards else list(range(opened.plan.shards))
     before = sorted(opened.checked_commits(stage).keys() & set(wanted))
     if len(before) == len(wanted):
-        note(f"{stage}: nothing to do, {len(wanted)} shards are committed")
+        note(f"{stage}: nothing to do: all {len(wanted)} shards are committed")
     sizes = {shard: len(opened.plan.shard_range(shard)) for shard in wanted}
     counted = set(before)
     with (

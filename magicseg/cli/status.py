@@ -1,11 +1,12 @@
-"""``magicseg status``: how far a run is, here and on the cluster."""
+"""``magicseg status``: show a run's progress, here and on the cluster."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from magicseg.cli.output import JsonOption, RunArgument, plain_console, print_json
+from magicseg.cli.options import JsonOption, RunArgument
+from magicseg.cli.output import plain_console, print_json
 from magicseg.core.text import printable
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ _WATCH_SECONDS = 5.0
 def status(
     run: RunArgument,
     json_: JsonOption = False,
-    watch: Annotated[bool, typer.Option("--watch", help="again every few seconds while work goes on")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="refresh every few seconds while work is running")] = False,
 ) -> None:
-    """Show how far a run is: stages, shards, jobs, failures and their reasons."""
+    """Show a run's progress: stages, shards, jobs, failures and their reasons."""
     from magicseg.launch.overview import cluster_status
     from magicseg.run.directory import Run
 
@@ -36,13 +37,13 @@ def status(
     from rich.live import Live
 
     with Live(_page(state), console=console, auto_refresh=False) as live:
-        while _at_work(state):
+        while _is_working(state):
             time.sleep(_WATCH_SECONDS)
             state = cluster_status(opened)
             live.update(_page(state), refresh=True)
 
 
-def _at_work(state: dict[str, Any]) -> bool:
+def _is_working(state: dict[str, Any]) -> bool:
     jobs = any(job["tasks"]["running"] or job["tasks"]["pending"] for job in state["jobs"])
     return jobs or any(stage["shards"]["running"] for stage in state["stages"].values())
 
@@ -112,7 +113,7 @@ def _ending(train: dict[str, Any]) -> str:
 
 
 def _worth_showing(job: dict[str, Any], state: dict[str, Any]) -> bool:
-    """Jobs in the queue, and those that ended badly as long as their stage is not done."""
+    """Return whether a job is in the queue, or did not complete and its stage is still unfinished."""
     if job["tasks"]["running"] or job["tasks"]["pending"]:
         return True
     stage = state["stages"].get(job["stage"])

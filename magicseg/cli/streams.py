@@ -1,4 +1,4 @@
-"""Guard standard output and standard error, which may be closed, full, or in another encoding."""
+"""Guard standard output and standard error, which may be closed, on a full disk, or in another encoding."""
 
 import io
 import os
@@ -16,7 +16,7 @@ class _Stream(io.FileIO):
         self.fault: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        if data and self.fault is None:  # click tries streams by writing nothing, which a full disk refuses, too
+        if data and self.fault is None:  # click probes streams with an empty write, which fails on a full disk
             try:
                 return super().write(data) or 0
             except OSError as error:
@@ -27,10 +27,10 @@ class _Stream(io.FileIO):
 
 
 class Streams:
-    """The process's standard streams, guarded. Does nothing where they are no files, such as in tests.
+    """Guard the process's standard streams. Streams that are not files, such as in tests, stay as they are.
 
-    Results that cannot be written raise OSError, once (`lost`). Messages that cannot be written are dropped: they
-    must not end the work they are about. Characters that the encoding lacks are written as escapes.
+    If results cannot be written, writing raises OSError once; `lost` keeps the error. Messages that cannot be written
+    are dropped, so that they do not end the work. Characters that the encoding lacks are written as escapes.
     """
 
     def __init__(self) -> None:
@@ -59,18 +59,19 @@ class Streams:
 
     @property
     def lost(self) -> OSError | None:
-        """The error that kept results from being written, or None."""
+        """Return the error that prevented results from being written, or None."""
         return self._results.fault if self._results else None
 
 
 def _open_closed() -> None:
-    """Connect standard streams that are closed to nothing: else the next file that is opened would get their number,
-    and what a library prints would end in it.
+    """Connect closed standard streams to the null device.
+
+    Otherwise the next opened file would get their descriptor, and a library's prints would be written into that file.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is `number`
             if name != "stdin":
                 setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(io.FileIO(number, "w", closefd=False))))

@@ -37,7 +37,7 @@ from magicseg.launch.planning import (
 from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
-from magicseg.launch.training import follow_up_script, training_script
+from magicseg.launch.training_script import follow_up_script, training_script
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 

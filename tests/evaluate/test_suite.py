@@ -223,7 +223,7 @@ def test_the_last_process_joins_whichever_heads_the_others_finish_late(small, mo
     [
         (["--benchmark", "voc21"], "where are its data"),
         (["--benchmark", "voc12"], "did you mean"),
-        ([], "which benchmark"),
+        ([], "name a benchmark"),
         (["--benchmark", "miniature"], "this is a model"),
         (["--benchmark", "voc21", "--data", "nowhere"], "there is no such folder"),
         (["--benchmark", "cityscapes", "--data", "."], "leftImg8bit"),

@@ -39,7 +39,7 @@ def here(slurm, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words", "hint"),
     [
-        (["describe", "RUN"], "which cluster is it?", "cpu, gpu"),
+        (["describe", "RUN"], "no site profile: ", "cpu, gpu"),
         (["describe", "RUN", "--profile", "cpus"], "no profile 'cpus'", "cpu, gpu"),
         (["describe", "RUN", "--profile", "./site.yaml"], "site.yaml", "PATH.yaml"),
         (["describe", "RUN", "--profile", "RUN"], "is not a regular file", "PATH.yaml"),
@@ -76,7 +76,7 @@ def test_weights_that_are_not_fetched_are_refused_before_anything_is_in_the_queu
     assert slurm.calls("sbatch") == []
     shown = here("submit", "all", run.path, "--profile", "cpu", "--dry-run")
     assert shown.code == 0
-    assert f"before it is submitted: {told}" in shown.err
+    assert f"required before submitting: {told}" in shown.err
     assert shown.out.count("### sbatch") == 6
     assert here("submit", "describe", run.path, "--profile", "cpu").code == 0, "this stage needs none"
 
@@ -237,7 +237,7 @@ def test_cancel_takes_follow_up_jobs_first_and_only_what_is_asked_for(on_cluster
     slurm.says("squeue", "")
     result = on_cluster("cancel", fresh.path)
     assert result.code == 0
-    assert "nothing of it is in the queue" in result.err
+    assert "no jobs of this run are in the queue" in result.err
     assert len(slurm.calls("scancel")) == 2
 
 

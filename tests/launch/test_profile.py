@@ -17,7 +17,7 @@ from magicseg.launch.jobs import ArrayJob, Submission
 from magicseg.launch.profile import JOBS
 from magicseg.launch.profile_files import load_profile, profile_names, validate_profile
 from magicseg.launch.quoting import bytes_of
-from magicseg.launch.training import follow_up_script, training_script
+from magicseg.launch.training_script import follow_up_script, training_script
 from magicseg.run import Run
 
 WORDS = ("partition", "account", "qos", "constraint", "exclude", "gres", "mail_user", "mail_type")

@@ -123,7 +123,7 @@ def test_a_turned_photograph_is_masked_as_it_is_seen(tmp_path, magicseg):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "mask needs a run, or photographs"),
+        ((), "mask needs a run or a folder of images"),
         (("run", "--labels", "cat"), "--labels needs --images"),
         (("--images", "mine", "--out", "out"), "--images needs --labels and --out"),
         (("--images", "mine", "--labels", "cat", "--out", "out"), "--images needs settings for the masker"),
