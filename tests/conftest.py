@@ -30,7 +30,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """How ``pytest -n 2`` shares the tests out, unless ``--dist`` says otherwise."""
     if config.getvalue("dist") != "load":
         return None
-    from helpers.test_groups import KeptTogether
+    from helpers.xdist_groups import KeptTogether
 
     return KeptTogether(config, log)
 
