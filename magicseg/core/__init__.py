@@ -1,1 +1,1 @@
-"""What every package may import and what imports none of them: documents and text from outside."""
+"""Basics for all packages: errors, settings, files, documents, devices, processes. Imports no other package."""

@@ -1,4 +1,4 @@
-"""One thing that was looked at, and how other programs are asked."""
+"""The result of one diagnostic check, and helpers that run a check or another program."""
 
 import enum
 import subprocess
@@ -9,7 +9,7 @@ from magicseg.core.errors import MagicsegError
 
 
 class Status(enum.StrEnum):
-    """``note``: nothing is wrong, but worth knowing; ``warning``: it may become a problem; ``failed``: it is one."""
+    """``note``: information; ``warning``: may cause a problem later; ``failed``: a problem now."""
 
     OK = "ok"
     NOTE = "note"
@@ -19,7 +19,7 @@ class Status(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Check:
-    """``seen`` says what was found, ``remedy`` what to type or to change."""
+    """The result of one check. ``seen``: the observation. ``remedy``: what to type or to change."""
 
     name: str
     status: Status
@@ -28,7 +28,7 @@ class Check:
 
 
 def attempt(name: str, look: Callable[[], Check], failure: Status = Status.FAILED) -> Check:
-    """What ``look`` finds; one of our errors, or of the operating system, is a finding too."""
+    """Return the result of ``look``. A `MagicsegError` or an OSError becomes a check with status ``failure``."""
     try:
         return look()
     except MagicsegError as error:
@@ -38,7 +38,7 @@ def attempt(name: str, look: Callable[[], Check], failure: Status = Status.FAILE
 
 
 def ask(command: Sequence[str], seconds: float = 20.0) -> tuple[int, str]:
-    """A program's exit code and what it says, on one line; 124 if it does not answer in time."""
+    """Run a program; return its exit code and its output on one line. The exit code is 124 after a timeout."""
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=seconds
@@ -51,5 +51,5 @@ def ask(command: Sequence[str], seconds: float = 20.0) -> tuple[int, str]:
 
 
 def gigabytes(size: float) -> str:
-    """A size in bytes, for people."""
+    """Return a size in bytes as human-readable text."""
     return f"{size / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""A device for torch: prepared so that equal calls give equal bits, and what to say when its memory does not suffice.
+"""Prepare a torch device for reproducible results, and recognise its faults and lack of memory.
 
 Imports torch.
 """
@@ -15,19 +15,19 @@ _DEVICE_FAULT = re.compile(r"CUDA error|CUDA driver|cuDNN error|CUDNN_STATUS|CUB
 
 
 class OutOfMemory(BackendError):
-    """The device's memory does not hold a batch."""
+    """A batch does not fit into the device's memory."""
 
 
 def use_threads(device: str, cpu_threads: int) -> None:
-    """Have the next calls on the CPU use so many threads: models that share a process may want different numbers."""
+    """Set the number of CPU threads for the next calls. Models that share a process may need different numbers."""
     if device == "cpu":
         torch.set_num_threads(cpu_threads)
 
 
 def refuse_device_fault(error: BaseException, device: str) -> None:
-    """Raise BackendError if ``error`` says that the device itself failed: after that no sample can be done on it.
+    """Raise BackendError if ``error`` is a fault of the device, after which it cannot process any sample.
 
-    Were it left to the stage, samples would be dropped that have no fault.
+    Without this check, the stage would drop samples that are not at fault.
     """
     if isinstance(error, torch.AcceleratorError) or _DEVICE_FAULT.search(str(error)):
         raise BackendError(
@@ -37,10 +37,10 @@ def refuse_device_fault(error: BaseException, device: str) -> None:
 
 
 def prepare_device(device: str, cpu_threads: int, setting: str) -> None:
-    """Fix, for the whole process, what else would change results.
+    """Set the process-wide options of torch that affect results: CPU threads, or deterministic cuDNN algorithms.
 
-    Args: device: "cpu" or "cuda". setting: the option that names it, for the message.
-    Raises: BackendError if there is no such device.
+    Args: device: "cpu" or "cuda". setting: the name of the setting that selects the device, for the message.
+    Raises: BackendError if the device does not exist.
     """
     if device == "cpu":
         use_threads(device, cpu_threads)
@@ -55,32 +55,32 @@ def prepare_device(device: str, cpu_threads: int, setting: str) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device, or the CPU, has no memory left."""
+    """Return whether an error says that the device, or the CPU, is out of memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def first_line(error: BaseException) -> str:
-    """An error's text, without what follows."""
+    """Return the first line of an error's message."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def free_cached_memory() -> None:
-    """Give back what torch keeps for later."""
+    """Release the memory that torch caches on the device."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def largest_fitting(count: int, attempt: Callable[[int], object]) -> int | None:
-    """The greatest half, quarter ... of ``count`` with which ``attempt`` has memory enough; None if not even 1 has.
+    """Return the largest of ``count`` / 2, ``count`` / 4, ... with which ``attempt`` fits into memory, or None.
 
-    Raises: what else ``attempt`` raises.
+    Raises: any error of ``attempt`` other than out of memory.
     """
     while count > 1:
         count //= 2
         free_cached_memory()
         try:
             attempt(count)
-        except Exception as error:  # libraries have classes of their own for it
+        except Exception as error:  # libraries raise different classes for it
             if not is_out_of_memory(error):
                 raise
         else:

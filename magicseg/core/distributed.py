@@ -1,11 +1,11 @@
-"""The processes that train together: torchrun's group, and what they tell each other.
+"""The process group of distributed training under torchrun, and its collective operations.
 
-    world = World.from_environment()     # under torchrun one of many, else alone
+    world = World.from_environment()     # one of many ranks under torchrun, else a single process
     with joined(world):
         ...
 
-A process alone is a world of one: no group, no communication, and the same code. torch is imported inside the
-functions, because the command line asks for the rank before anything heavy.
+A single process is a world of size 1: it runs the same code without a process group or communication. torch is
+imported inside the functions, because the command line needs the rank before it imports heavy libraries.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from magicseg.core.errors import ConfigError, IncompleteError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# A peer that dies is noticed at once; this is for one whose machine is gone, and longer than any step or file.
+# The death of a peer is noticed at once. This timeout is for peers whose machine is gone; no step takes longer.
 TIMEOUT = timedelta(minutes=5)
-# Where processes wait for one that evaluates a share of its own.
+# Timeout while other ranks evaluate their shards.
 EVALUATION = timedelta(hours=2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process is ``rank`` of ``size``, and ``local_rank`` of those on its machine.
+    """The rank of this process, the number of processes (``size``), and the rank on this machine (``local_rank``).
 
-    ``launched``: by torchrun, which restarts all processes when one of them fails.
+    ``launched``: whether torchrun started it; torchrun restarts all processes if one fails.
     """
 
     rank: int = 0
@@ -40,7 +40,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """As torchrun says. Slurm's own ranks are not read: they count torchrun's, one per node."""
+        """Read torchrun's environment variables. Slurm's ranks are ignored: Slurm starts one torchrun per node."""
         if "TORCHELASTIC_RUN_ID" not in os.environ:
             return ALONE
         rank, size, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
@@ -48,12 +48,12 @@ class World:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that logs, saves and talks."""
+        """Whether this is rank 0, which logs, saves and prints."""
         return self.rank == 0
 
     @property
     def device(self) -> str:
-        """``cuda:LOCAL_RANK``, or ``cpu`` where there is no GPU."""
+        """``cuda:LOCAL_RANK``, or ``cpu`` without a GPU."""
         import torch
 
         return f"cuda:{self.local_rank}" if torch.cuda.is_available() else "cpu"
@@ -64,12 +64,12 @@ ALONE = World()
 
 @contextlib.contextmanager
 def joined(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
-    """Be in the process group: NCCL between GPUs, Gloo between CPUs.
+    """Join the process group for the block: NCCL for GPUs, Gloo for CPUs.
 
-    After an error NCCL's group is left as it is. Its orderly end would wait for peers that wait for this process;
-    the end of the process frees everything, and tells them.
+    After an error, an NCCL group is not destroyed, because that would wait for peers that wait for this process. The
+    end of the process frees everything and notifies the peers.
 
-    Raises: ConfigError when there are more processes than GPUs; IncompleteError when a peer is gone.
+    Raises: ConfigError if there are more processes than GPUs; IncompleteError if a peer is gone.
     """
     if not world.launched:
         yield
@@ -95,8 +95,8 @@ def joined(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
         dist.barrier()
     except BaseException as error:
         if device.type == "cpu" and dist.is_initialized():
-            dist.destroy_process_group()  # else its threads abort the process as it ends
-        # Gloo's errors have no class of their own.
+            dist.destroy_process_group()  # otherwise its threads abort the process at exit
+        # Gloo raises plain RuntimeErrors.
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise IncompleteError(
                 f"process {world.rank} of {world.size} lost another one: {str(error).split('. ', 1)[0]}",
@@ -107,7 +107,7 @@ def joined(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
 
 
 def from_first(world: World, value: float) -> float:
-    """The first process's ``value``, on all of them. Whole numbers are exact below 2^53."""
+    """Broadcast ``value`` from rank 0 and return it on all ranks. Integers below 2^53 are exact."""
     if world.size == 1:
         return value
     import torch
@@ -119,9 +119,9 @@ def from_first(world: World, value: float) -> float:
 
 
 def added_up(world: World, values: "Tensor") -> "Tensor":
-    """The sum of every process's ``values``, which are changed; a GPU goes on without waiting for it.
+    """All-reduce (sum) ``values`` in place and return them. On a GPU this does not block the host.
 
-    What is not finite in one process is not finite in the sum, so all see it.
+    A value that is not finite on one rank is not finite in the sum, so all ranks notice it.
     """
     if world.size > 1:
         from torch import distributed as dist

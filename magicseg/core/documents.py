@@ -145,7 +145,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _adapter(schema: Any) -> TypeAdapter[Any]:
     try:
         return TypeAdapter[Any](schema, config=ConfigDict(allow_inf_nan=False))
-    except PydanticUserError:  # a model or a dataclass has a configuration of its own
+    except PydanticUserError:  # models and dataclasses bring their configuration
         return TypeAdapter[Any](schema)
 
 
@@ -294,7 +294,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 class _TextLoader(_Loader):
-    """The same loader, but numbers stay text."""
+    """The loader without conversion of numbers: they stay text."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - the base class's own attribute
 

@@ -32,11 +32,11 @@ class LabelError(MagicsegError, ValueError):
 
 
 class RunError(MagicsegError):
-    """A run directory is missing, is not a run, or cannot be used for what was asked."""
+    """A run directory is missing, is not a run, or does not support the requested operation."""
 
 
 class PlanMismatch(RunError):
-    """Settings differ from those that the committed work was made with."""
+    """Settings differ from the settings of the committed work."""
 
 
 class BackendError(MagicsegError):
@@ -58,7 +58,7 @@ class DamageError(StoreError):
 
 
 class ContainerError(MagicsegError):
-    """An image cannot be built, started or trusted here."""
+    """A container image cannot be built, started or trusted here."""
 
 
 class IncompleteError(MagicsegError):

@@ -66,9 +66,10 @@ def temporary_beside(path: Path) -> Path:
 def publish(temporary: Path, path: Path) -> bool:
     """Rename a complete file to its final name, unless the name is taken; then ``temporary`` may be left over.
 
-    A hard link does it. Where the file system refuses those, a rename that replaces nothing; and where it lacks that
-    too, a file of reservation keeps others from renaming at the same time. A kill leaves either no file or the
-    whole one under ``path``; a reservation that it leaves is broken after `_RESERVED_SECONDS`.
+    It uses a hard link. On file systems without hard links it uses a rename that does not replace files. On file
+    systems without both, a reservation file keeps other processes from renaming at the same time. A killed process
+    leaves either no file or the complete file at ``path``. A reservation that it leaves expires after
+    `_RESERVED_SECONDS`.
 
     Returns: False if the name was taken.
     """
@@ -118,7 +119,7 @@ def _rename_reserved(temporary: Path, path: Path) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8."""
+    """Return canonical JSON: sorted keys, no spaces, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -126,8 +127,10 @@ def to_json(value: Any) -> bytes:
 def storage_errors(path: Path, then: str) -> Iterator[None]:
     """Convert an OSError about storage to a `StoreError` that names the file.
 
-    Args: path: what is worked on, for complaints that name no file. then: the command to type, or what to do, once
-    the cause is mended. How to mend it, the error's number tells.
+    The hint starts with the remedy for the error's number.
+
+    Args: path: named in the message if the OSError names no file. then: the command to type, or what to do, after
+    the remedy.
     """
     try:
         yield

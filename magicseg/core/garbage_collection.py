@@ -1,17 +1,17 @@
-"""How often Python's garbage collector looks for cycles."""
+"""Tune how often Python's garbage collector runs."""
 
 import atexit
 import gc
 
-_NEW_OBJECTS = 10_000  # more spares no more time
+_NEW_OBJECTS = 10_000  # higher thresholds save no more time
 
 
 def relax() -> None:
-    """For the start of a process of ours, before it imports what models need.
+    """Raise the collector's threshold. Call it at the start of a process, before heavy imports.
 
-    An import makes some hundred thousand objects that stay. At Python's own threshold of 700 new ones, looking
-    through all of them again and again takes a sixth of the start. At the end Python looks through them twice more,
-    unless it is told that they are to stay: with torch loaded, that takes a second.
+    Imports create several hundred thousand permanent objects. With Python's default threshold of 700 new objects,
+    repeated collections take a sixth of the start-up time. At exit Python runs two more collections unless the
+    objects are frozen; with torch loaded, they take a second.
     """
     gc.set_threshold(_NEW_OBJECTS)
     atexit.register(gc.freeze)

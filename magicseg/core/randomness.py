@@ -1,7 +1,7 @@
-"""Counter-based random numbers: every draw is a function of (run seed, stream, sample), never of order or time.
+"""Counter-based random numbers: every draw depends only on (run seed, stream, sample), never on order or time.
 
-The generator is Philox-4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) as NumPy
-has it: the run's seed and the stream's name make the key, the sample's index is part of the counter.
+The generator is NumPy's Philox-4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). The
+key consists of the run's seed and the stream's name. The counter contains the sample's index.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ def _key(seed: int, stream: str) -> NDArray[np.uint64]:
 
 
 def sample_words(seed: int, stream: str, start: int, stop: int) -> NDArray[np.uint64]:
-    """Random words of the samples ``start`` to ``stop - 1``: uint64 (samples, 4), equal however the range is cut."""
+    """Return random words of samples ``start`` to ``stop - 1``: uint64 (samples, 4), independent of the range."""
     bits = np.random.Philox(key=_key(seed, stream), counter=start)
     return bits.random_raw((stop - start) * WORDS_PER_SAMPLE).reshape(-1, WORDS_PER_SAMPLE)
 
 
 def sample_seed(seed: int, stream: str, index: int) -> int:
-    """A 63-bit seed of sample ``index`` in ``stream``."""
+    """Return the 63-bit seed of sample ``index`` in ``stream``."""
     return int(sample_words(seed, stream, index, index + 1)[0, 0]) >> 1

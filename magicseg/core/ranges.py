@@ -1,4 +1,4 @@
-"""Sets of shard numbers as people write them: ``0-3,7``."""
+"""Format and parse sets of shard numbers as text: ``0-3,7``."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from magicseg.core.errors import RunError
 
 
 def format_ranges(numbers: Iterable[int]) -> str:
-    """Sorted numbers as ``0-3,7``; the empty string for none."""
+    """Return ascending numbers as text like ``0-3,7``; the empty string for an empty set."""
     parts: list[str] = []
     run: list[int] = []
     for number in sorted(set(numbers)):
@@ -22,9 +22,9 @@ def format_ranges(numbers: Iterable[int]) -> str:
 
 
 def count_ranges(text: str, *, count: int) -> int:
-    """Return how many numbers are in what `format_ranges` gave: ascending, each below ``count``.
+    """Return how many numbers a text of `format_ranges` contains: ascending, each below ``count``.
 
-    Takes no memory for the numbers. Raises: ValueError for any other text.
+    The numbers are not expanded in memory. Raises: ValueError for any other text.
     """
     total, before = 0, -1
     for part in text.split(",") if text else ():
@@ -41,10 +41,10 @@ def count_ranges(text: str, *, count: int) -> int:
 
 
 def parse_ranges(text: str, *, count: int | None = None) -> list[int]:
-    """The numbers of ``0-3,7``, sorted, each once.
+    """Return the numbers of a text like ``0-3,7``, sorted, without duplicates.
 
-    Args: count: how many there are; numbers must lie below it.
-    Raises: RunError for anything else, naming the part.
+    Args: count: the number of shards; all numbers must lie below it.
+    Raises: RunError that names the invalid part.
     """
     numbers: set[int] = set()
     for part in text.split(",") if text else ():

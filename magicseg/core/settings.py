@@ -1,4 +1,4 @@
-"""The base of all settings: frozen, keyword-only, and refusing what it does not know."""
+"""The base class of all settings: frozen, keyword-only; unknown keys are errors."""
 
 from typing import Any, ClassVar
 
@@ -27,10 +27,11 @@ def _make_strict(schema: Any, *, inside: bool = False) -> None:
 class Settings(BaseModel):
     """A group of validated settings. Unknown keys are errors.
 
-    Numbers and booleans are not made from other types: ``"16"``, ``yes`` and ``2.0`` are no integers. A float may be
-    given as an integer, and is finite. A group whose values come as text sets ``strict=False`` in its `model_config`.
+    Numbers and booleans are not converted from other types: ``"16"``, ``yes`` and ``2.0`` are not integers. A float
+    may be written as an integer and must be finite. A group whose values are text sets ``strict=False`` in its
+    `model_config`.
 
-    ``NEUTRAL`` names those that change no byte of what is made: they stay out of fingerprints.
+    ``NEUTRAL`` names the settings that do not affect the results. They are left out of fingerprints.
     """
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset()
@@ -40,7 +41,7 @@ class Settings(BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[BaseModel], handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        # pydantic's own strict mode would refuse lists for tuples and mappings for groups, too.
+        # pydantic's strict mode would also refuse lists for tuples and mappings for groups.
         if cls.model_config.get("strict") is not False:
             _make_strict(schema)
         return schema

@@ -1,7 +1,7 @@
-"""Signals that ask for a stop: noted by the process that leads, not heard by those that work for it.
+"""Stop signals: the main process records them; worker processes block them.
 
-A stop may reach the whole process group at once (Ctrl-C, Slurm, torchrun). The process that leads decides what is
-still finished, and tells its workers; so these come from a fork server in which such signals are blocked.
+A stop signal may reach the whole process group at once (Ctrl-C, Slurm, torchrun). The main process decides which work
+is still finished, and tells its workers. So workers come from a fork server in which stop signals are blocked.
 """
 
 import atexit
@@ -23,13 +23,13 @@ from magicseg.core.errors import IncompleteError
 from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 from magicseg.core.waiting import bounded
 
-SOCKET_FOLDER = 70  # bytes of a folder's path that leave room for a socket's name, of 107 for both
-_START_SECONDS = 600.0  # the fork server imports its modules first, maybe from a slow disk
+SOCKET_FOLDER = 70  # bytes of a folder's path; a socket's path has at most 107, with the name
+_START_SECONDS = 600.0  # the fork server first imports its modules, possibly from a slow disk
 # Slurm warns of the time limit with SIGUSR1 or SIGUSR2, as the job script says.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-_SPARE_FILES = 8  # that the start of a process opens, and more
+_SPARE_FILES = 8  # file descriptors to keep free: more than the start of a process opens
 OUT_OF_FILES = (errno.EMFILE, errno.ENFILE)
 
 
@@ -40,7 +40,7 @@ class StopFlag:
     signal: int | None = None
 
     def __call__(self) -> bool:
-        """Whether a stop was asked for."""
+        """Return whether a stop signal was received."""
         return self.signal is not None
 
 
@@ -81,10 +81,11 @@ def _shorten_socket_names() -> None:
 
 
 def fork_server(preload: Sequence[str] = ()) -> ForkServerContext:
-    """The fork server, running; its processes begin with `STOP_SIGNALS` blocked, and import nothing from the
-    present folder.
+    """Start the fork server, if it is not running, and return its context.
 
-    Args: preload: modules that it imports for them, if it is started here.
+    Its processes start with `STOP_SIGNALS` blocked, and import nothing from the current directory.
+
+    Args: preload: modules that the fork server imports once for all processes, if this call starts it.
     """
     os.environ[SAFE_PATH] = "1"
     _shorten_socket_names()
@@ -103,7 +104,8 @@ def fork_server(preload: Sequence[str] = ()) -> ForkServerContext:
 def start_process(process: BaseProcess, stop: StopFlag) -> None:
     """Start a process of the fork server.
 
-    Raises: IncompleteError if the fork server gives none in time, or is gone, or a stop is asked for meanwhile.
+    Raises: IncompleteError if the process does not start in time, if the fork server is gone, or if a stop signal is
+    received meanwhile.
     """
 
     def look(waited: float) -> None:

@@ -41,7 +41,7 @@ _REMEDIES = {
 
 
 def remedy(error: OSError) -> str | None:
-    """Return what a user can do about ``error``, as one phrase; None if its number says nothing."""
+    """Return what a user can do about ``error``, as one phrase; None for unknown error numbers."""
     if error.errno is None:
         return "choose a shorter TMPDIR: export TMPDIR=/tmp" if "AF_UNIX path too long" in str(error) else None
     return _REMEDIES.get(error.errno)
@@ -56,5 +56,5 @@ def reason(error: OSError) -> str:
     """Return what went wrong in the operating system's words."""
     if error.strerror is None:
         return str(error) or type(error).__name__
-    # h5py and others put a whole story where the operating system's words should be.
+    # h5py and other libraries put their own long text into `strerror`.
     return os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else error.strerror

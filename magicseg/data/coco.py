@@ -22,7 +22,7 @@ from magicseg.core.documents import read_bytes
 from magicseg.core.errors import BackendError, DataError
 from magicseg.core.text import first_acting, printable
 from magicseg.images.reading import MAX_PIXELS, read_size
-from magicseg.labels.reading import MAX_NAME
+from magicseg.labels.vocabulary_files import MAX_NAME
 
 _FILE_BYTES = 8 << 30
 _NUMBER_DIGITS = 18

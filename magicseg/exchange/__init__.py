@@ -1,1 +1,1 @@
-"""The data set as one file: HDF5 export and import."""
+"""Export the data set to one HDF5 file, and import it."""

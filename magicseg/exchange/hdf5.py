@@ -1,4 +1,4 @@
-"""A whole data set in one HDF5 file, and back.
+"""Export a data set to one HDF5 file, and import it from there.
 
 Layout: ``images``, ``counterfactuals`` (uint8 (N, H, W, 3), or one JPEG stream per sample), ``masks`` (uint16
 (N, H, W)), ``captions`` (N, 2), ``quality`` (N, 3: one JSON text per stage), ``labels`` (uint16 (N, max_labels));
@@ -40,8 +40,8 @@ from magicseg.store.zarr_store import ARRAYS
 from magicseg.weights.manifest import Manifest
 
 FORMAT = 1
-_STREAM_BYTES = 1 << 16  # of a JPEG image besides its pixels
-# What h5py and the decoding of damaged content raise.
+_STREAM_BYTES = 1 << 16  # allowance for the headers of a JPEG stream
+# Exceptions of h5py and of decoders for damaged content.
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError)
 _NAMES = {
     "generate/image": "images",
@@ -63,9 +63,9 @@ class _Note(TypedDict):
 
 
 def export_hdf5(run: Run, out: Path, progress: Callable[[int], None] = lambda shard: None) -> None:
-    """Write a finished data set into one file, shard by shard; the file appears when it is whole.
+    """Write a finished data set to one file, shard by shard. The file appears when it is complete.
 
-    Raises: IncompleteError when shards are missing, DataError if ``out`` exists.
+    Raises: IncompleteError if shards are missing; DataError if ``out`` exists.
     """
     taken = DataError(f"{out}: exists", hint="choose another file")
     with storage_errors(out, "choose another file, or run the same command again"):
@@ -116,7 +116,7 @@ def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Calla
 
 
 def _refuse_nul(run: Run, samples: range, captions: Any) -> None:
-    """Raise DataError, naming the sample, for a caption with U+0000, at which texts of HDF5 end."""
+    """Raise DataError that names the sample if a caption contains U+0000, which ends strings in HDF5."""
     for index, pair in zip(samples, captions, strict=True):
         if any("\0" in str(text) for text in pair):
             raise DataError(
@@ -126,9 +126,9 @@ def _refuse_nul(run: Run, samples: range, captions: Any) -> None:
 
 
 class _Sink:
-    """The file that HDF5 writes to. When the disk is full it pretends, and `refuse_errors` tells.
+    """A file object for HDF5 that hides write errors, such as a full disk. `refuse_errors` raises them later.
 
-    HDF5 itself, told of a failed write, cannot close its file any more and complains on standard error.
+    HDF5 cannot close its file after a failed write, and prints errors to standard error.
     """
 
     def __init__(self, raw: io.FileIO) -> None:
@@ -136,12 +136,12 @@ class _Sink:
         self._error: OSError | None = None
 
     def refuse_errors(self) -> None:
-        """Raises: OSError, the first that was met."""
+        """Raise the first OSError of this file, if any."""
         if self._error is not None:
             raise self._error
 
     def write(self, data: Any) -> int:
-        """Write all of it."""
+        """Write all data. After an error, pretend to."""
         view = memoryview(data).cast("B")
         done = 0
         try:
@@ -152,26 +152,26 @@ class _Sink:
         return len(view)
 
     def read(self, size: int = -1) -> bytes:
-        """Read; h5py knows a file by this method and calls `readinto`."""
+        """Read bytes. h5py requires this method, but calls `readinto`."""
         return self._raw.read(size) or b""
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer, with zeros beyond the end."""
+        """Fill the buffer, with zeros beyond the end of the file."""
         view = memoryview(buffer).cast("B")
         count = self._raw.readinto(view) or 0
         view[count:] = bytes(len(view) - count)
         return len(view)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place."""
+        """Set the position."""
         return self._raw.seek(offset, whence)
 
     def tell(self) -> int:
-        """The present place."""
+        """Return the current position."""
         return self._raw.tell()
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the length."""
+        """Set the length of the file."""
         try:
             return self._raw.truncate(size)
         except OSError as error:
@@ -179,14 +179,16 @@ class _Sink:
             return size or 0
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are unbuffered."""
 
 
 def import_hdf5(source: Path, path: Path, progress: Callable[[int], None] = lambda shard: None) -> Run:
-    """Make a finished run of an exported file. Going on after an interruption is calling it again.
+    """Create a finished run from an exported file. Call it again to resume after an interruption.
 
-    A file that is refused leaves nothing behind. Raises: DataError if the file is not such an export, RunError or
-    IncompleteError if its content does not match its settings or its digest.
+    If the file is refused, a new run is removed again.
+
+    Raises: DataError if the file is not an export of magicseg; RunError or IncompleteError if its content does not
+    match its settings or its digest.
     """
     is_there = path.is_dir()
     is_new = not path.exists() or (is_there and not any(path.iterdir()))
@@ -220,7 +222,7 @@ def _import(exported: ExportedFile, source: Path, path: Path, progress: Callable
         raise DataError(f"{source}: is not a data set exported by magicseg: {error}") from None
     run = Run.create(path, config, vocabulary)
     if manifest.names and not run.manifest.names:
-        manifest.write(run.path)  # the fingerprints of what follows rest on it
+        manifest.write(run.path)  # fingerprints depend on it
         run = Run.open(run.path)
     if run.vocabulary != vocabulary or not np.array_equal(classes, run.plan.classes):
         raise RunError(
@@ -282,7 +284,7 @@ def _create(file: h5py.File, run: Run) -> None:
 
 
 def _read_stage(exported: ExportedFile, run: Run, shard: int, stage: str) -> dict[str, Any] | None:
-    """One shard's content of a stage, by array; None if the run has it already."""
+    """Return one shard's content of a stage, by array name; None if the shard is already committed."""
     if run.ledger(stage).committed(shard) is not None:
         return None
     file, samples, size = exported.file, run.plan.shard_range(shard), run.config.generate.size

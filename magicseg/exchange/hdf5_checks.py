@@ -52,7 +52,7 @@ class ExportedFile:
         self._raw.close()
 
     def text(self, name: str) -> str:
-        """Return a text attribute. Raises: KeyError, ValueError."""
+        """Return a text attribute. Raises: KeyError if it is missing; ValueError if it is not text or too long."""
         attribute = self.file.attrs.get_id(name)
         if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
             raise ValueError(f"the attribute {name!r} is not text")
@@ -61,7 +61,7 @@ class ExportedFile:
         return str(self.file.attrs[name])
 
     def check_datasets(self, config: Config) -> None:
-        """Refuse datasets that are stored in other files, or whose shapes or types do not match the settings.
+        """Raise if datasets are stored in other files, or if shapes or types do not match the settings.
 
         Raises: ValueError, KeyError, TypeError.
         """
@@ -117,7 +117,7 @@ class ExportedFile:
             raise ValueError(f"{name} is longer than the file")
 
     def check_samples(self, name: str, start: int, stop: int, *, most: int) -> None:
-        """Refuse samples larger than ``most`` bytes each in memory. Raises: ValueError."""
+        """Raise ValueError if a sample takes more than ``most`` bytes in memory."""
         found = self.file[name]
         if found.chunks is None:
             self._check_references(name, found, start, stop, most)
@@ -125,15 +125,15 @@ class ExportedFile:
         plist = found.id.get_create_plist()
         filters = [plist.get_filter(number)[0] for number in range(plist.get_nfilters())]
         for index in range(start, stop):
-            place = (index, *[0] * (found.ndim - 1))
-            info = found.id.get_chunk_info_by_coord(place)
+            corner = (index, *[0] * (found.ndim - 1))
+            info = found.id.get_chunk_info_by_coord(corner)
             if info.byte_offset is None:
                 raise ValueError(f"{name} has no sample {index}")
             if info.size > most + most // 8 + 4096 or info.byte_offset + info.size > self._size:
                 raise ValueError(f"sample {index} of {name} is larger than the file or the settings allow")
             # HDF5 decompresses gzip without a limit. A set bit in the mask means that the chunk skipped that filter.
             if _GZIP in filters and not info.filter_mask >> filters.index(_GZIP) & 1:
-                _, content = found.id.read_direct_chunk(place)
+                _, content = found.id.read_direct_chunk(corner)
                 stream = zlib.decompressobj()
                 try:
                     expanded = stream.decompress(content[:-_CHECKSUM] if found.fletcher32 else content, most + 1)

@@ -1,4 +1,4 @@
-"""JPEG streams and pixel arrays."""
+"""Encode, decode and check JPEG streams."""
 
 import contextlib
 import io
@@ -12,23 +12,23 @@ from magicseg.images.reading import MAX_PIXELS, UnreadableImage, opened
 
 
 def encode_jpeg(image: NDArray[np.uint8], quality: int) -> bytes:
-    """An RGB image, uint8 (height, width, 3), as a JPEG stream without chroma subsampling."""
+    """Encode an RGB image, uint8 (height, width, 3), as a JPEG stream without chroma subsampling."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
 def decode_jpeg(stream: bytes, size: int) -> NDArray[np.uint8]:
-    """Return a JPEG stream as uint8 (size, size, 3).
+    """Decode a JPEG stream to uint8 (size, size, 3).
 
-    Raises: ValueError if its image has another size, before anything is allocated for it; OSError for a damaged one.
+    Raises: ValueError if the image has another size, before memory is allocated; OSError if the stream is damaged.
     """
     with _opened(stream, size) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def check_jpeg(stream: bytes, size: int) -> None:
-    """Raise ValueError or OSError if a stream's head is not that of a JPEG of ``size`` times ``size`` pixels."""
+    """Raise ValueError or OSError if a stream's header does not belong to a JPEG of ``size`` x ``size`` pixels."""
     with _opened(stream, size):
         pass
 

@@ -1,4 +1,4 @@
-"""Colours of classes, and class maps over their images."""
+"""Colours of classes, and overlays of class maps on images."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ _DISTINCT = (
 
 
 def overlay(image: Image, mask: ClassMap) -> Image:
-    """The image in grey, with every class in its colour and ignored pixels striped black and white."""
+    """Return the image in grey with every class in its colour. Ignored pixels are striped black and white."""
     light = np.dot(image, np.array([0.299, 0.587, 0.114]))
     shown: np.ndarray[Any, np.dtype[np.float64]] = np.repeat(light[..., None] * 0.75 + 40, 3, axis=2)
     rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]]
@@ -59,5 +59,5 @@ def class_colour(id_: int) -> tuple[int, int, int]:
 
 
 def css_colour(id_: int) -> str:
-    """The same as CSS writes it."""
+    """Return a class's colour in CSS notation, ``#rrggbb``."""
     return "#{:02x}{:02x}{:02x}".format(*class_colour(id_))

@@ -1,4 +1,4 @@
-"""List files below a folder. What operating systems, file servers and editors leave there is no data."""
+"""List files below a folder. Files of operating systems, file servers and editors are skipped."""
 
 import os
 from collections import deque
@@ -15,7 +15,7 @@ ENDINGS = frozenset({
 })
 """Endings of the images that are read, in lower case."""
 
-# Endings of images that are not read, so that their being skipped can be said.
+# Endings of unsupported image formats, so that a message can list the skipped files.
 _OTHER_ENDINGS = frozenset({
     ".heic", ".heif", ".jxl", ".jxr", ".psd", ".svg", ".eps", ".exr", ".hdr", ".dcm", ".tga", ".ico", ".raw", ".dng",
     ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".srw", ".pef",
@@ -45,7 +45,7 @@ _SHOWN = 5
 
 
 def is_system_name(name: str) -> bool:
-    """Return whether a name is that of a system file or folder, such as ``._a.jpg``, ``@eaDir`` or ``.nfs0000``."""
+    """Return whether a name belongs to a system file or folder, such as ``._a.jpg``, ``@eaDir`` or ``.nfs0000``."""
     return name.startswith(("._", ".nfs", ".Trash-")) or name.lower() in _SYSTEM_NAMES
 
 
@@ -90,7 +90,7 @@ def images_in(folder: Path, out: Path, *, tell: Callable[[str], None] = lambda t
 
     Files in ``out`` are skipped, because they are results.
 
-    Args: tell: called with a sentence on images in unsupported formats, which are skipped.
+    Args: tell: called with a message about skipped images in unsupported formats.
     Raises: DataError if the folder has no images, or lies in ``out``.
     """
     if not folder.is_dir():

@@ -158,13 +158,13 @@ def without_texts(content: bytes) -> bytes:
     if not content.startswith(_PNG_SIGNATURE):
         return content
     whole, kept, start = memoryview(content), [], 0
-    place = len(_PNG_SIGNATURE)
-    while place + 8 <= len(content):
-        end = place + 12 + int.from_bytes(whole[place : place + 4], "big")
-        if bytes(whole[place + 4 : place + 8]) in _PNG_TEXTS:
-            kept.append(whole[start:place])
+    position = len(_PNG_SIGNATURE)
+    while position + 8 <= len(content):
+        end = position + 12 + int.from_bytes(whole[position : position + 4], "big")
+        if bytes(whole[position + 4 : position + 8]) in _PNG_TEXTS:
+            kept.append(whole[start:position])
             start = min(end, len(content))
-        place = end
+        position = end
     return b"".join([*kept, whole[start:]]) if kept else content
 
 

@@ -1,8 +1,8 @@
-"""Labels: vocabularies of classes (shipped or a user's file), surface forms of labels, prompt templates."""
+"""Labels: vocabularies of classes (shipped or user-supplied), surface forms of labels, prompt templates."""
 
-from magicseg.labels.reading import is_label_file, labels_of, load_vocabulary, vocabulary_names
 from magicseg.labels.templates import load_templates
 from magicseg.labels.vocabulary import BACKGROUND, IGNORE, Label, Vocabulary
+from magicseg.labels.vocabulary_files import is_label_file, labels_of, load_vocabulary, vocabulary_names
 
 __all__ = [
     "BACKGROUND",

@@ -7,9 +7,9 @@ from magicseg.core.text import printable
 
 
 def refuse_alike(names: Sequence[str], meanings: Sequence[Hashable], reader: str) -> None:
-    """Raise BackendError that names the first two labels with the same tokens.
+    """Raise BackendError if two labels have the same tokens. The message names the first two.
 
-    Args: meanings: what the model makes of each name, as its tokens. reader: what reads them, for the message.
+    Args: meanings: each name's tokens, as the model sees them. reader: the model or component, for the message.
     """
     first: dict[Hashable, str] = {}
     for name, meaning in zip(names, meanings, strict=True):
@@ -23,7 +23,10 @@ def refuse_alike(names: Sequence[str], meanings: Sequence[Hashable], reader: str
 
 
 def refuse_unknown(names: Sequence[str], meanings: Sequence[Sequence[int]], unknown: int | None, reader: str) -> None:
-    """Raise BackendError for the first label without any known token. Args: as `known_tokens` returns them."""
+    """Raise BackendError for the first label that has no known token.
+
+    Args: meanings: each name's tokens, from `known_tokens`. reader: the model or component, for the message.
+    """
     for name, meaning in zip(names, meanings, strict=True):
         if unknown is not None and set(meaning) <= {unknown}:
             raise BackendError(
@@ -33,7 +36,7 @@ def refuse_unknown(names: Sequence[str], meanings: Sequence[Sequence[int]], unkn
 
 
 def known_tokens(tokens: Sequence[int], *, unknown: int | None, special: Sequence[int]) -> tuple[int, ...]:
-    """Return the tokens of a text without special ones; several unknown words in a row count as one."""
+    """Return a text's tokens without special tokens. Consecutive unknown tokens are merged into one."""
     kept: list[int] = []
     for token in tokens:
         if token == unknown:

@@ -1,4 +1,4 @@
-"""English plurals of class names: the head noun of a short noun phrase, no grammar beyond that."""
+"""English plurals of class names: inflect the head noun of a short noun phrase."""
 
 import re
 import unicodedata
@@ -35,9 +35,9 @@ _IRREGULAR = {
     "wharf": "wharves",
     "wife": "wives",
     "wolf": "wolves",
-    # z doubled
+    # doubled z
     "quiz": "quizzes",
-    # o with es
+    # o + es
     "buffalo": "buffaloes",
     "echo": "echoes",
     "hero": "heroes",
@@ -47,12 +47,12 @@ _IRREGULAR = {
     "tomato": "tomatoes",
     "torpedo": "torpedoes",
     "volcano": "volcanoes",
-    # ch said as k
+    # ch pronounced as k
     "epoch": "epochs",
     "monarch": "monarchs",
     "stomach": "stomachs",
     "eunuch": "eunuchs",
-    # singular in spite of its s
+    # singular nouns that end in s
     "atlas": "atlases",
     "canvas": "canvases",
     "christmas": "christmases",
@@ -64,14 +64,14 @@ _IRREGULAR = {
     "rhinoceros": "rhinoceroses",
 }
 
-# Nouns that end longer ones: snowman, bookshelf, eyetooth.
+# Last parts of compound nouns: snowman, bookshelf, eyetooth.
 _ENDINGS = re.compile(r"(.+?)(woman|man|child|person|shelf|knife|leaf|loaf|wife|tooth|foot|scarf)")
 _PLURAL_ENDINGS = re.compile(r".*(?:men|children|people|feet|teeth)")
 _REGULAR_IN_SPITE = frozenset(
     {"caiman", "cayman", "german", "human", "norman", "ottoman", "roman", "shaman", "talisman"}
 )
 
-# Words without a plural of their own, or with one of the same form.
+# Words without a plural, or with the same form in singular and plural.
 _UNCHANGED = frozenset(
     re.findall(
         r"\w+",
@@ -88,12 +88,12 @@ _UNCHANGED = frozenset(
 _SINGULAR_IN_IS = re.compile(r"(?!taxis).*[sx]is|(?:clemat|ib|ir|marqu|pelv|portcull|tenn|trell)is")
 _PLURAL_IN_US = re.compile(r".*eaus|(?:em|gn|men|tof|tut)us")
 
-# The head of "can of soup" or "man-of-war"; "walk-in closet" has its head at the end.
+# Split "can of soup" and "man-of-war" after the head noun; in "walk-in closet" the head noun is last.
 _HEAD = re.compile(r"(?P<head>.+?)(?P<rest>(?P<gap>[ -])(?:of|in|on|for|with|at)(?P=gap).+)", re.IGNORECASE)
 
 
 def plural(phrase: str) -> str:
-    """The plural of a noun phrase: "can of soup" gives "cans of soup"; a plural is given back as it is."""
+    """Return the plural of a noun phrase: "cans of soup" for "can of soup". A plural is returned unchanged."""
     match = _HEAD.fullmatch(phrase)
     head, rest = (match["head"], match["rest"]) if match else (phrase, "")
     start = max(head.rfind(" "), head.rfind("-")) + 1

@@ -1,4 +1,4 @@
-"""Whether a text names a label, and where: what captions, counterfactuals and checks of answers agree on."""
+"""Find labels in text. Captions, counterfactuals and checks of language model answers use the same rules."""
 
 import re
 from collections.abc import Mapping
@@ -11,13 +11,16 @@ _START, _END = r"(?<![^\W_])", r"(?![^\W_])"
 
 
 def names(text: str, label: Label) -> bool:
-    """Whether ``text`` holds the label: its name, a synonym or a plural, whole words in any case and spacing."""
+    """Return whether ``text`` contains the label's name, a synonym or a plural.
+
+    Only whole words match. Case and spacing do not matter.
+    """
     return mentions((label,)).search(text) is not None
 
 
 @lru_cache(4096)
 def mentions(labels: tuple[Label, ...]) -> re.Pattern[str]:
-    """A pattern of every name, synonym and plural of ``labels``, longer ones first, with their qualifiers."""
+    """Return a pattern that matches all names, synonyms and plurals of ``labels``, longest first, with qualifiers."""
     forms: dict[str, int] = {}
     for label in labels:
         forms |= _forms(label)
@@ -27,20 +30,20 @@ def mentions(labels: tuple[Label, ...]) -> re.Pattern[str]:
 
 @lru_cache(8192)
 def _forms(label: Label) -> Mapping[str, int]:
-    """Patterns of a label's forms, each with the form's length."""
+    """Return a mapping from the pattern of each form of a label to the form's length."""
     tail = rf"(?:[\s_]*\(\s*{_flexible(label.qualifier)}\s*\))?" if label.qualifier else ""
     return {_bounded(form) + tail: len(form) for form in label.forms}
 
 
 def _bounded(form: str) -> str:
-    """A pattern for a form as whole words; its first or last character may be a sign."""
+    """Return a pattern that matches a form as whole words. Its first or last character may be a symbol."""
     start = _START if form[:1].isalnum() else ""
     end = _END if form[-1:].isalnum() else ""
     return f"{start}{_flexible(form)}{end}"
 
 
 def _flexible(form: str) -> str:
-    """Spaces, hyphens and underscores are alike between words, and so are the two apostrophes."""
+    """Return a pattern that treats spaces, hyphens and underscores alike, and both apostrophes alike."""
     parts: list[str] = []
     last = 0
     for match in _TOKEN.finditer(form):

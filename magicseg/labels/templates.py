@@ -1,4 +1,4 @@
-"""Prompt templates: sentences with one place for a class name."""
+"""Prompt templates: sentences with one placeholder for a class name."""
 
 from importlib.resources import files
 
@@ -8,7 +8,7 @@ from magicseg.core.errors import ConfigError
 
 
 def load_templates(name: str) -> tuple[str, ...]:
-    """The templates of a shipped set ("photo", "ensemble"); each has one ``{}`` for the class name.
+    """Return the templates of a shipped set ("photo", "ensemble"). Each contains one ``{}`` for the class name.
 
     Raises: ConfigError for an unknown set.
     """

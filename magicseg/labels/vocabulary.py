@@ -1,4 +1,4 @@
-"""What a label and a vocabulary are. Reading them from files is in `magicseg.labels.reading`."""
+"""The data classes Label and Vocabulary. `magicseg.labels.vocabulary_files` reads them from files."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from magicseg.core.errors import LabelError
 from magicseg.labels.inflect import plural
 
 BACKGROUND = 0
-"""The value of a pixel that shows none of the vocabulary's labels."""
+"""The value of pixels that belong to no label of the vocabulary."""
 
 IGNORE = 65535
-"""The value of a pixel that is left out of training and of scores."""
+"""The value of pixels that training and scores ignore."""
 
 MAX_LABELS = IGNORE - 1
 
@@ -33,7 +33,7 @@ def split_qualifier(name: str) -> tuple[str, str | None]:
 
 
 def name_key(name: str) -> str:
-    """What two spellings of one name have in common: neither case, nor width of letters, nor white space."""
+    """Return a key for comparing names that ignores case, the width of letters and white space."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
@@ -41,9 +41,9 @@ def name_key(name: str) -> str:
 class Label:
     """One class.
 
-    ``name`` is its identity, unique in the vocabulary, and holds the qualifier that tells namesakes apart:
-    "bow (weapon)" and "bow (decorative ribbons)". ``text`` ("bow") and the ``synonyms`` are what a caption
-    says. A text encoder gets ``name``, so that namesakes do not share an embedding.
+    ``name`` is unique in the vocabulary. It includes the qualifier that distinguishes homonyms: "bow (weapon)" and
+    "bow (decorative ribbons)". Captions use ``text`` ("bow") and the ``synonyms``. A text encoder gets ``name``, so
+    that homonyms have different embeddings.
     """
 
     id: int
@@ -53,12 +53,12 @@ class Label:
 
     @property
     def text(self) -> str:
-        """The name without its qualifier."""
+        """Return the name without its qualifier."""
         return self.name if self.qualifier is None else split_qualifier(self.name)[0]
 
     @cached_property
     def forms(self) -> tuple[str, ...]:
-        """All surface forms: text, synonyms (without qualifiers), then the plurals of these; none twice."""
+        """Return all surface forms: text, synonyms without qualifiers, then their plurals, without duplicates."""
         singular = [self.text, *(split_qualifier(synonym)[0] for synonym in self.synonyms)]
         return tuple(dict.fromkeys([*singular, *map(plural, singular)]))
 
@@ -67,8 +67,8 @@ class Label:
 class Vocabulary:
     """An ordered list of labels with ids 1 to C.
 
-    ``background`` holds the names of the background class where the benchmark has one, else None; it is not
-    among the labels. ``source`` says where the names come from.
+    ``background``: the names of the background class, or None if the benchmark has no background class. The
+    background is not among the labels. ``source``: the origin of the names.
     """
 
     name: str
@@ -81,9 +81,9 @@ class Vocabulary:
             raise LabelError(f"vocabulary {self.name!r} has no labels")
         if len(self.labels) > MAX_LABELS:
             raise LabelError(f"vocabulary {self.name!r} has {len(self.labels)} labels; at most {MAX_LABELS} fit")
-        for place, label in enumerate(self.labels, start=1):
-            if label.id != place:
-                raise LabelError(f"vocabulary {self.name!r}: label {label.name!r} has id {label.id}, not {place}")
+        for id_, label in enumerate(self.labels, start=1):
+            if label.id != id_:
+                raise LabelError(f"vocabulary {self.name!r}: label {label.name!r} has id {label.id}, not {id_}")
         seen: dict[str, int] = {}
         for label in self.labels:
             earlier = seen.setdefault(name_key(label.name), label.id)
@@ -106,19 +106,19 @@ class Vocabulary:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The labels' names in the order of their ids."""
+        """Return the labels' names in the order of their ids."""
         return tuple(label.name for label in self.labels)
 
     def by_id(self, id: int) -> Label:
-        """The label with this id (1 to C). Raises: LabelError."""
+        """Return the label with this id (1 to C). Raises: LabelError if the id is out of range."""
         if not 1 <= id <= len(self.labels):
             raise LabelError(f"vocabulary {self.name!r} has no label {id}: its ids are 1 to {len(self.labels)}")
         return self.labels[id - 1]
 
     def by_name(self, name: str) -> Label:
-        """The label with this name, whatever its case and white space.
+        """Return the label with this name. Case and white space do not matter.
 
-        Raises: LabelError naming the nearest.
+        Raises: LabelError, with the most similar names, if there is no such label.
         """
         label = self._by_key.get(name_key(name))
         if label is None:
@@ -130,7 +130,7 @@ class Vocabulary:
         return label
 
     def to_dict(self) -> dict[str, Any]:
-        """The vocabulary as plain values; `from_dict` reads it."""
+        """Return the vocabulary as plain data for `from_dict`."""
         return {
             "name": self.name,
             "source": self.source,
@@ -148,7 +148,7 @@ class Vocabulary:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The vocabulary that `to_dict` gave. Raises: LabelError where it is malformed."""
+        """Return a vocabulary from the data of `to_dict`. Raises: LabelError if the data is malformed."""
         try:
             background = values["background"]
             return cls(
@@ -169,9 +169,9 @@ class Vocabulary:
             raise LabelError(f"malformed vocabulary: {type(error).__name__}: {error}") from error
 
     def digest(self) -> str:
-        """SHA-256 of labels and background as canonical JSON.
+        """Return the SHA-256 of labels and background as canonical JSON.
 
-        Neither ``name`` nor ``source`` counts: the same list in another file is the same vocabulary.
+        ``name`` and ``source`` are not included: the same list in another file is the same vocabulary.
         """
         content = {key: value for key, value in self.to_dict().items() if key in ("background", "labels")}
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.core.errors import LabelError
-from magicseg.labels import labels_of, load_vocabulary, reading, vocabulary_names
-from magicseg.labels.reading import MAX_SYNONYMS, _parse, _parts
+from magicseg.labels import labels_of, load_vocabulary, vocabulary_files, vocabulary_names
+from magicseg.labels.vocabulary_files import MAX_SYNONYMS, _parse, _parts
 
 
 @pytest.mark.parametrize("name", ["labels.yml", "labels.YAML", "L.TXT", "l.Txt", "-odd name.yml"])
@@ -135,7 +135,7 @@ def test_a_hostile_list_is_refused_at_once(content: str, path: str, words: str) 
 
 
 def test_aliases_do_not_multiply_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "MAX_NAMES", 5000)
+    monkeypatch.setattr(vocabulary_files, "MAX_NAMES", 5000)
     synonyms = ", ".join(f"s{number}" for number in range(MAX_SYNONYMS))
     first = f"- {{name: l0, synonyms: &s [{synonyms}]}}\n"
     others = "".join(f"- {{name: l{number}, synonyms: *s}}\n" for number in range(1, 1000))

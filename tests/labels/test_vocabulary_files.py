@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from magicseg.core.errors import LabelError
 from magicseg.labels import load_vocabulary
-from magicseg.labels.reading import MAX_NAME, _parse
 from magicseg.labels.vocabulary import MAX_LABELS, name_key
+from magicseg.labels.vocabulary_files import MAX_NAME, _parse
 
 
 def load(tmp_path, content, suffix=".txt"):

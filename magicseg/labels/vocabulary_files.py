@@ -1,10 +1,13 @@
-"""Reading vocabularies: the shipped ones by name, a user's from a .txt or .yaml file.
+"""Load vocabularies: shipped ones by name, user-supplied ones from a .txt or .yaml file.
 
-A .txt file has one label per line, its synonyms after commas (commas in parentheses do not count); blank
-lines and lines that start with # are skipped. A .yaml file is a list whose items are strings, read like such
-lines, or mappings with ``name`` and ``synonyms``; or it is a mapping with ``labels`` (such a list),
-``background`` (the names of the background class) and ``source``. Two labels may share a synonym, but not
-a name.
+A .txt file has one label per line. Synonyms follow the name, separated by commas; commas in parentheses do not
+separate. Blank lines and lines that start with # are skipped.
+
+A .yaml file is a list of labels, or a mapping with ``labels`` (the list), ``background`` (the names of the background
+class) and ``source``. Each item of the list is a string in the format of a .txt line, or a mapping with ``name`` and
+``synonyms``.
+
+Two labels may share a synonym, but not a name.
 """
 
 import os
@@ -27,7 +30,7 @@ from magicseg.labels.vocabulary import MAX_LABELS, Label, Vocabulary, name_key, 
 
 MAX_NAME = 200  # characters
 MAX_SYNONYMS = 1000  # of one label
-MAX_NAMES = 500_000  # labels and synonyms of a list
+MAX_NAMES = 500_000  # labels and synonyms of one list
 MAX_BYTES = 16 << 20
 SUFFIXES = (".txt", ".yaml", ".yml")
 
@@ -47,22 +50,23 @@ _SHIPPED = {
 }
 
 _MARKS = re.compile(r"[,()]")
-# A path from the root, the home or the present folder; or an ending behind a dot and without a space.
+# A path that starts at the root, the home or the current directory; or a name with a file extension.
 _FILE = re.compile(r"[/~\\]|\.{1,2}[/\\]|.*[^.\s]\.[A-Za-z][A-Za-z0-9]{1,4}$")
-_JOINERS = "\u200c\u200d"  # part of the spelling of some languages
-_MAX_DEPTH = 8  # a mapping of a list of mappings of lists has 4
+_JOINERS = "\u200c\u200d"  # some languages need them in their spelling
+_MAX_DEPTH = 8  # a valid file has at most 4 levels: a mapping of a list of mappings of lists
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def vocabulary_names() -> tuple[str, ...]:
-    """The names of the shipped vocabularies."""
+    """Return the names of the shipped vocabularies."""
     return tuple(_SHIPPED)
 
 
 def load_vocabulary(ref: str, *, base: Path | None = None) -> Vocabulary:
-    """The vocabulary that ``ref`` names: a shipped one, or a .txt or .yaml file, relative to ``base``.
+    """Load a shipped vocabulary by its name, or a .txt or .yaml file by its path.
 
-    Raises: LabelError that names what is unknown, or the file and line of what is malformed.
+    Args: ref: the name or the path. base: the directory of relative paths.
+    Raises: LabelError if the vocabulary is unknown, or malformed; the message then names the file and line.
     """
     if ref in _SHIPPED:
         return _load_shipped(ref)
@@ -99,15 +103,15 @@ def _squeezed(name: str) -> str:
 
 
 def labels_of(text: str) -> Vocabulary:
-    """Labels as they are typed: a shipped vocabulary's name, the path of a list, or names with commas between.
+    """Parse labels from the command line: a shipped vocabulary, the path of a label list, or comma-separated names.
 
-    Raises: LabelError, also if a name looks like a file or a vocabulary that it is not.
+    Raises: LabelError if a name is malformed, or looks like a file or a vocabulary.
     """
     if text in _SHIPPED or is_label_file(text):
         return load_vocabulary(text)
     lists = _Lists(path="labels", source="")
     names = [name for name in map(str.strip, _parts(text)) if name]
-    for place, name in enumerate(names, start=1):
+    for id_, name in enumerate(names, start=1):
         known = name if name in _SHIPPED else like_shipped(name)
         if known and (len(names) > 1 or name != known):
             alone = f"give it alone: --labels {known}" if len(names) > 1 else f"--labels {known}"
@@ -117,8 +121,8 @@ def labels_of(text: str) -> Vocabulary:
                 f"{printable(name, MAX_NAME)!r} looks like a file, not a label",
                 hint=f"a label list ends in {', '.join(SUFFIXES)}; a list may contain any name",
             )
-        # A qualifier, "bow (weapon)", is part of what is asked for.
-        lists.labels.append(Label(id=place, name=lists.clean(name, place, "a name")))
+        # Qualifiers, as in "bow (weapon)", stay part of the name.
+        lists.labels.append(Label(id=id_, name=lists.clean(name, id_, "a name")))
     if not lists.labels:
         raise LabelError("there are no labels", hint="--labels 'cat, dog', voc20, or a .txt or .yaml file")
     return Vocabulary(name="typed", labels=tuple(lists.labels))
@@ -138,7 +142,7 @@ def _load_shipped(name: str) -> Vocabulary:
 
 
 def _parse(content: bytes, *, path: str, name: str, source: str) -> Vocabulary:
-    """Parse a label list, in the format that the suffix of ``path`` says."""
+    """Parse a label list. The suffix of ``path`` determines the format."""
     lists = _Lists(path=path, source=source)
     text = _decode(content, lists)
     if path.lower().endswith(".txt"):
@@ -153,7 +157,7 @@ def _parse(content: bytes, *, path: str, name: str, source: str) -> Vocabulary:
 
 @dataclass(kw_only=True)
 class _Lists:
-    """What was read so far, and the checks on every name, whatever the format of the file."""
+    """The labels read so far, and the checks of names that all file formats share."""
 
     path: str
     source: str
@@ -166,8 +170,8 @@ class _Lists:
         raise LabelError(f"{self.path}:{line}: {printable(message, 600)}", hint=hint)
 
     def clean(self, raw: str, line: int, what: str) -> str:
-        """A name in normal form: composed letters, single spaces."""
-        self.names += 1  # YAML's aliases can multiply what a file of any size holds
+        """Return a name in normal form: composed letters (NFC), single spaces."""
+        self.names += 1  # YAML aliases can multiply the content of a small file
         if self.names > MAX_NAMES:
             self.fail(line, f"there are more than {MAX_NAMES} labels and synonyms", "split the list")
         for character in raw.strip(" \t"):
@@ -185,7 +189,7 @@ class _Lists:
         return name
 
     def add(self, raw_name: str, raw_synonyms: list[tuple[str, int]], line: int) -> None:
-        """Check a label and append it. ``raw_synonyms`` come with their own lines."""
+        """Check a label and append it. ``raw_synonyms`` are pairs of synonym and line number."""
         name = self.clean(raw_name, line, "a name")
         key = name_key(name)
         if key in self.lines:
@@ -230,7 +234,7 @@ def _decode(content: bytes, lists: _Lists) -> str:
 
 
 def _rows(text: str) -> Iterator[tuple[int, str]]:
-    """Numbered lines; only line feeds (after an optional carriage return) part them."""
+    """Yield numbered lines. Only a line feed, after an optional carriage return, ends a line."""
     for line, row in enumerate(text.split("\n"), start=1):
         yield line, row.removesuffix("\r")
 
@@ -255,7 +259,7 @@ def _add_row(row: str, line: int, lists: _Lists) -> None:
 
 
 def _parts(row: str) -> list[str]:
-    """Split at commas, but not at those behind which a parenthesis closes before another one opens."""
+    """Split at commas outside parentheses. An unclosed parenthesis protects no comma."""
     ends, closes = [len(row)], False
     for mark in reversed(list(_MARKS.finditer(row))):
         if mark[0] != ",":
@@ -300,7 +304,7 @@ def _read_yaml(text: str, lists: _Lists) -> None:
 
 
 def _refuse_deep_nesting(text: str, lists: _Lists) -> None:
-    """Composing recurses by depth, in C without a limit; parsing into events does not."""
+    """Fail for deeply nested YAML: the C composer recurses without a limit. Parsing events does not recurse."""
     depth = 0
     for event in yaml.parse(text, Loader=_Loader):
         if isinstance(event, yaml.CollectionStartEvent):
