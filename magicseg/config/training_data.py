@@ -1,9 +1,10 @@
 """Settings of the data that training sees: which samples, in what order, changed how."""
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from magicseg.config.evaluation import is_protocol_file
 from magicseg.core.paths import absolute
 from magicseg.core.settings import Settings
 from magicseg.labels import is_label_file
@@ -12,12 +13,18 @@ SELF = "self"
 
 
 class SourceSettings(Settings):
-    """One of the data sets that training mixes: a run, or a folder in the layout of PASCAL VOC or COCO."""
+    """One of the data sets that training mixes: a run, a folder in the layout of PASCAL VOC or COCO, or a benchmark's
+    data.
+    """
 
     run: str | None = Field(None, description="a run's path; self: the run that trains")
     voc: str | None = Field(None, description="a folder with JPEGImages, SegmentationClass and ImageSets")
     coco: str | None = Field(None, description="a folder with annotations/instances_SPLIT.json and SPLIT/")
-    split: str | None = Field(None, description="of a folder: train, val, train2017, ...")
+    protocol: str | None = Field(
+        None, description="a benchmark (ade20k, cityscapes, ...) or a protocol file, to train on its data in `data`"
+    )
+    data: str | None = Field(None, description="of a protocol: the folder of its data set, or of several data sets")
+    split: str | None = Field(None, description="of a folder or protocol: train, val, train2017, training, ...")
     labels: str | None = Field(
         None,
         description="vocabulary of a voc folder's ids: a shipped name or a .txt or .yaml list; "
@@ -27,21 +34,31 @@ class SourceSettings(Settings):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if sum(path is not None for path in (self.run, self.voc, self.coco)) != 1:
-            raise ValueError("a source has exactly one of run, voc and coco")
+        if sum(path is not None for path in (self.run, self.voc, self.coco, self.protocol)) != 1:
+            raise ValueError("a source has exactly one of run, voc, coco and protocol")
         if (self.run is None) != (self.split is not None):
-            raise ValueError("a folder (voc, coco) needs a split, a run has none")
+            raise ValueError("a folder (voc, coco) or protocol needs a split, a run has none")
+        if (self.protocol is None) != (self.data is None):
+            raise ValueError("a protocol needs data, the folder of its data set; other sources have no data")
         if self.labels is not None and self.voc is None:
-            raise ValueError("labels is only for voc: runs and COCO files contain their names")
+            raise ValueError("labels is only for voc: runs, COCO files and protocols contain their names")
         return self
 
     def absolute(self) -> Self:
         """Return the same settings with absolute paths."""
-        paths = {kind: getattr(self, kind) for kind in ("run", "voc", "coco")}
+        paths = {kind: getattr(self, kind) for kind in ("run", "voc", "coco", "data")}
         found = {kind: absolute(path) for kind, path in paths.items() if path is not None and path != SELF}
+        if self.protocol is not None and is_protocol_file(self.protocol):
+            found["protocol"] = absolute(self.protocol)
         if self.labels is not None and is_label_file(self.labels):
             found["labels"] = absolute(self.labels)
         return self.model_copy(update=found)
+
+    @model_serializer(mode="wrap")
+    def _without_unset_protocol(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the keys of a protocol out of other sources: digests of settings are those of earlier versions."""
+        values: dict[str, Any] = serialize(self)
+        return {key: value for key, value in values.items() if key not in {"protocol", "data"} or value is not None}
 
 
 class DataSettings(Settings):

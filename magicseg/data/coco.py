@@ -55,13 +55,13 @@ class _AnnotationEntry(TypedDict):
     area: NotRequired[float | None]
 
 
-class _Document(TypedDict):
+class _InstancesFile(TypedDict):
     images: list[_ImageEntry]
     categories: list[_CategoryEntry]
     annotations: list[_AnnotationEntry]
 
 
-_document = TypeAdapter(_Document)
+_instances_file = TypeAdapter(_InstancesFile)
 
 
 @dataclass(frozen=True)
@@ -164,9 +164,9 @@ class _Fault(Exception):
     """A fault in an entry of the file."""
 
 
-def _parsed(content: bytes) -> _Document:
+def _parsed(content: bytes) -> _InstancesFile:
     try:
-        return _document.validate_python(from_json(content), strict=True)
+        return _instances_file.validate_python(from_json(content), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"][:3]))
@@ -175,7 +175,7 @@ def _parsed(content: bytes) -> _Document:
         raise _Fault(f"this is not JSON: {printable(str(error), 200)}") from error
 
 
-def _checked(document: _Document, path: Path, digest: str) -> CocoFile:
+def _checked(document: _InstancesFile, path: Path, digest: str) -> CocoFile:
     categories = sorted(document["categories"], key=lambda entry: _number(entry["id"]))
     entries = sorted(document["images"], key=lambda entry: _number(entry["id"]))
     if not entries:

@@ -1,11 +1,9 @@
-"""Reading benchmarks in their official layouts: images, and ground truth in the numbers of the vocabulary."""
+"""Read a labelled data set by its protocol: the images of one split, and ground truth in ids of the vocabulary.
+
+Evaluation reads benchmarks here, and training its labelled sources (`magicseg.data.labelled_folders`).
+"""
 
 import hashlib
-import math
-import struct
-import warnings
-import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,27 +11,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from magicseg.core.documents import read_bytes
 from magicseg.core.errors import DataError
-from magicseg.core.text import first_acting, printable
-from magicseg.data.coco_class_maps import InstanceFile, read_instances
+from magicseg.data.coco_class_maps import InstanceMaps, read_instances
+from magicseg.data.label_files import Meaning, read_labels, read_list, require, size_text
 from magicseg.data.protocol import Labels, Protocol
-from magicseg.images.index_maps import read_index_map
 from magicseg.images.listing import files_below
-from magicseg.images.reading import MAX_PIXELS, read_image
+from magicseg.images.reading import read_image
 from magicseg.labels import BACKGROUND
-
-_SHOWN = 5
-_NO_CLASS = -1
-_TABLE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """One split of one benchmark on disk; all its files are there (`open_data_set` looked).
+    """One split of a labelled data set on disk, all of whose files exist.
 
-    ``label_paths`` are one per image, or all the same file. ``upright``: images are read as their EXIF orientation
-    turns them, since the labels are drawn so; else as stored.
+    ``names``, ``image_paths`` and ``label_paths`` are parallel; with ``instances`` all label paths are the same file.
+    ``upright``: images are read after their EXIF rotation, because the labels are drawn on rotated images.
     """
 
     protocol: Protocol
@@ -42,17 +34,17 @@ class DataSet:
     image_paths: tuple[Path, ...]
     label_paths: tuple[Path, ...]
     layout: Labels
-    instances: Callable[[str], NDArray[np.uint16]] | None = None
+    instances: InstanceMaps | None = None
     upright: bool = False
 
     @cached_property
     def place(self) -> dict[str, int]:
-        """Where each name stands in ``names``."""
+        """The index of each name in ``names``."""
         return {name: number for number, name in enumerate(self.names)}
 
     @cached_property
     def meaning(self) -> "Meaning":
-        """What the numbers in the label files mean."""
+        """The meaning of the numbers in the label files."""
         return Meaning(self.layout, self.protocol)
 
     def image(self, name: str) -> NDArray[np.uint8]:
@@ -60,32 +52,33 @@ class DataSet:
         return read_image(self.image_paths[self.place[name]], upright=self.upright)
 
     def truth(self, name: str) -> NDArray[np.uint16]:
-        """The ground truth, uint16 (H, W): vocabulary numbers, or the protocol's ``ignore_value``.
+        """Return the ground truth, uint16 (H, W): vocabulary ids, or the protocol's ``ignore_value``.
 
-        Where background is no class, its pixels are ignored. Raises: DataError that names the file.
+        If the protocol does not count background as a class, background pixels are ignored. Raises DataError, naming
+        the file, if it is damaged or holds an unknown number.
         """
         path = self.label_paths[self.place[name]]
-        numbers = self.instances(name) if self.instances else self.meaning.of_truth(read_labels(path), path)
+        numbers = self.instances.truth(name) if self.instances else self.meaning.of_truth(read_labels(path), path)
         if self.protocol.counts_background:
             return numbers
         return np.where(numbers == BACKGROUND, np.uint16(self.protocol.ignore_value), numbers)
 
     def pair(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
-        """Image and ground truth. Raises: DataError, also where their sizes disagree."""
+        """Return the image and its ground truth. Raises DataError if a file is damaged or their sizes differ."""
         image, truth = self.image(name), self.truth(name)
         if image.shape[:2] != truth.shape:
             place = self.place[name]
             raise DataError(
                 f"{self.image_paths[place]}: the image is {size_text(image)} pixels, its label in "
                 f"{self.label_paths[place]} {size_text(truth)}",
-                hint=f"are both of {self.protocol.name}? unpack them again",
+                hint="labels belong to the pixels as stored: images and labels must be of one release, unchanged",
             )
         return image, truth
 
     def digest(self) -> str:
-        """SHA-256 over the names and the sizes in bytes of all files: cheap, and enough to tell one set from another.
+        """Return the SHA-256 of all file names and sizes in bytes. No file is read.
 
-        What was really read is digested by content, in the results.
+        Results also hold a digest of the content that was read.
         """
         content = hashlib.sha256(self.layout.path.encode())
         for name, *paths in zip(self.names, self.image_paths, self.label_paths, strict=True):
@@ -93,42 +86,8 @@ class DataSet:
         return content.hexdigest()
 
 
-class Meaning:
-    """The numbers of one layout of label files, turned into the vocabulary's."""
-
-    def __init__(self, layout: Labels, protocol: Protocol) -> None:
-        self.layout = layout
-        count = len(protocol.labels)
-        self.class_values = layout.class_values or tuple(range(1, count + 1))
-        table = np.full(_TABLE, BACKGROUND if layout.other_values == "background" else _NO_CLASS, np.int32)
-        table[list(layout.background_values)] = BACKGROUND
-        table[list(self.class_values)] = np.arange(1, count + 1)
-        table[list(layout.ignored_values)] = protocol.ignore_value
-        self._table = table
-
-    def of(self, values: NDArray[np.integer]) -> NDArray[np.int32]:
-        """Vocabulary numbers by pixel, the protocol's ignore value, or -1 for what the layout does not know."""
-        if values.size and (values.min() < 0 or values.max() >= _TABLE):
-            inside = (values >= 0) & (values < _TABLE)
-            return np.where(inside, self._table[np.where(inside, values, 0)], _NO_CLASS).astype(np.int32)
-        found: NDArray[np.int32] = self._table[values]
-        return found
-
-    def of_truth(self, values: NDArray[np.integer], path: Path) -> NDArray[np.uint16]:
-        """The same for a label file. Raises: DataError where a number has no meaning."""
-        numbers = self.of(values)
-        wrong = numbers == _NO_CLASS
-        if wrong.any():
-            raise DataError(
-                f"{path}: {wrong.sum()} pixels have values that are no class, the first {values[wrong][0]}; "
-                f"classes are {spans(self.class_values)}",
-                hint="is this a label file of the benchmark, unchanged?",
-            )
-        return numbers.astype(np.uint16)
-
-
 def data_folder(protocol: Protocol, data: Path) -> Path:
-    """The benchmark's own folder: DATA itself, or, where DATA holds several data sets, the one in it."""
+    """Return the folder of the benchmark: a known subfolder of ``data`` if it exists, else ``data`` itself."""
     there = [data / name for name in protocol.folders if (data / name).is_dir()]
     if not there or any((data / _filled(images, protocol, "x")).parent.is_dir() for images in protocol.images):
         return data
@@ -136,9 +95,9 @@ def data_folder(protocol: Protocol, data: Path) -> Path:
 
 
 def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True) -> DataSet:
-    """Find the split's images and labels, and check that none is missing. No image is decoded.
+    """Find the split's images and labels, and check that all files exist. No image is decoded.
 
-    Raises: DataError that says which files are missing, how many, and where they come from.
+    Raises DataError if files are missing; it counts and names them, and says where the data set comes from.
     """
     if not folder.is_dir():
         raise DataError(
@@ -146,7 +105,7 @@ def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True)
         )
     layout = _layout_there(protocol, folder)
     images = _kind_there(protocol, folder)
-    index: InstanceFile | None = None
+    index: InstanceMaps | None = None
     if "{name}" not in layout.path:
         path = folder / _filled(layout.path, protocol, None)
         index = read_instances(path, protocol.labels)
@@ -173,102 +132,16 @@ def open_data_set(protocol: Protocol, folder: Path, *, with_images: bool = True)
         image_paths=tuple(image_paths),
         label_paths=tuple(label_paths),
         layout=layout,
-        instances=index.truth if index is not None else None,
+        instances=index,
         upright=upright,
     )
 
 
 def read_list_of(protocol: Protocol, folder: Path) -> list[str]:
-    """The image names of the protocol's list: of the first of its files that is there. Raises: DataError."""
+    """Return the image names in the first of the protocol's lists that exists. Raises DataError if none does."""
     candidates = [folder / _filled(item, protocol, None) for item in protocol.split_lists]
     path = next((item for item in candidates if item.is_file()), candidates[0])
     return read_list(path, hint=f"give the folder that has the benchmark's own layout: {protocol.origin}")
-
-
-def read_list(path: Path, *, hint: str) -> list[str]:
-    """Return the names in a file, one a line.
-
-    Raises: DataError for an unreadable, empty or repetitive list, or a name that leads out of the data set.
-    """
-    try:
-        lines = read_bytes(path).decode().splitlines()
-    except (FileNotFoundError, DataError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of images cannot be read: {error}", hint=hint) from error
-    first_line: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        name = line.strip()
-        if name and first_line.setdefault(name, number) != number:
-            raise DataError(f"{path}:{number}: image {name} is already on line {first_line[name]}")
-        if first_acting(name) or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise DataError(f"{path}:{number}: {printable(name, 100)!r} is not the name of an image in the data set")
-    if not first_line:
-        raise DataError(f"{path}: the list names no image")
-    return list(first_line)
-
-
-def read_labels(path: Path) -> NDArray[np.integer]:
-    """The numbers in a label file, integers (H, W): a PNG, or a MATLAB file's ``LabelMap``. Raises: DataError."""
-    if path.suffix != ".mat":
-        return read_index_map(path)
-    from scipy.io import loadmat, whosmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            claimed = [math.prod(shape) for name, shape, _ in whosmat(path) if name == "LabelMap"]
-            if max(claimed, default=0) > MAX_PIXELS:
-                raise ValueError(f"its LabelMap has {max(claimed):,} values; the limit is {MAX_PIXELS:,}")
-            values = loadmat(path, variable_names=["LabelMap"])["LabelMap"]
-    except (
-        OSError,
-        MatReadError,
-        LookupError,
-        ArithmeticError,
-        ValueError,
-        TypeError,
-        NotImplementedError,
-        EOFError,
-        zlib.error,
-        struct.error,
-        Warning,
-    ) as error:
-        raise DataError(
-            f"{path}: this label file cannot be read: {type(error).__name__}: {error}",
-            hint="is it complete? unpack it again",
-        ) from error
-    numbers = np.asarray(values)
-    if numbers.ndim != 2 or numbers.dtype.kind not in "iuf" or (numbers != numbers.astype(np.int64)).any():
-        raise DataError(f"{path}: its LabelMap is not a picture of whole numbers")
-    return numbers.astype(np.int64)
-
-
-def require(paths: Sequence[Path], hint: str) -> None:
-    """Raises: DataError that counts the files that are not there and names the first few."""
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise DataError(
-            f"{len(missing)} of {len(paths)} files are missing: {', '.join(map(str, missing[:_SHOWN]))}{more}",
-            hint=hint,
-        )
-
-
-def spans(values: Sequence[int]) -> str:
-    """Numbers for people: ``0 to 20``, ``7, 8, 11 to 13``."""
-    found: list[list[int]] = []
-    for value in sorted(values):
-        if found and value == found[-1][1] + 1:
-            found[-1][1] = value
-        else:
-            found.append([value, value])
-    return ", ".join(f"{a} to {b}" if b > a + 1 else f"{a}, {b}" if b > a else str(a) for a, b in found)
-
-
-def size_text(array: NDArray[np.integer]) -> str:
-    """Width and height of an array (height, width, ...)."""
-    height, width = array.shape[:2]
-    return f"{width} x {height}"
 
 
 def _filled(pattern: str, protocol: Protocol, name: str | None) -> str:
@@ -277,7 +150,7 @@ def _filled(pattern: str, protocol: Protocol, name: str | None) -> str:
 
 
 def _found(folder: Path, pattern: str) -> list[str]:
-    """The names of all files that fit a pattern, sorted; the name may have folders in it."""
+    """Return the names of all files that match a pattern, sorted. A name may contain folders."""
     before, _, after = pattern.partition("{name}")
     start, _, stem = before.rpartition("/")
     top = folder / start
@@ -314,10 +187,10 @@ def _kind_there(protocol: Protocol, folder: Path) -> str:
 
 
 def _names_of(protocol: Protocol, folder: Path, images: str, layout: Labels) -> list[str]:
-    """The names of all images of the split, and of labels that have lost theirs."""
+    """Return the names of all images of the split, and of all labels without an image."""
     names = _found(folder, _filled(images, protocol, None))
     known = set(names)
-    # A label that is made of another, NAME_something, is of an image that is there.
+    # NAME_something is derived from the label NAME.
     lost = [
         name
         for name in _found(folder, _filled(layout.path, protocol, None))

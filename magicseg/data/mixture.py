@@ -1,4 +1,4 @@
-"""What a run is trained on: its own samples, or the sources of its configuration under one vocabulary.
+"""Open the training data of a run: its own samples, or the sources of its configuration under one vocabulary.
 
 mixed = open_sources(run)
 mixed.samples, mixed.vocabulary, mixed.fingerprint
@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from magicseg.config.training_data import SELF, SourceSettings
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.core.files import to_json
+from magicseg.data.ground_truth import data_folder
 from magicseg.data.kept_samples import KeptSamples
-from magicseg.data.labelled_folders import CocoFolder, VocFolder, is_vocs
+from magicseg.data.labelled_folders import LabelledSamples, coco_samples, is_vocs, protocol_samples, voc_samples
+from magicseg.data.protocol import load_protocol
 from magicseg.data.staging import staged
 from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary
 from magicseg.labels.vocabulary import name_key, split_qualifier
@@ -33,8 +35,10 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class Sources:
-    """``samples``: what `magicseg.train.loop.train` takes. ``fingerprint``: names the data; of a run's own samples
-    alone it is that of its masks. ``provenance``: what there is, as JSON values.
+    """Opened training data.
+
+    ``samples``: for `magicseg.train.loop.train`. ``fingerprint``: of the data; that of the masks if a run's own
+    samples are the only source. ``provenance``: sources and counts of samples, as JSON values.
     """
 
     samples: "Mixture"
@@ -45,33 +49,33 @@ class Sources:
 
 @dataclass(frozen=True)
 class Renamed:
-    """A source whose ids are exchanged for those of the training's vocabulary. ``table``: uint16 (65536,)."""
+    """A source with its ids mapped to the training vocabulary. ``table``: uint16 (65536,), from id to id."""
 
     source: "Samples"
     table: NDArray[np.uint16]
 
     @property
     def indices(self) -> NDArray[np.int64]:
-        """As the source has them."""
+        """The source's."""
         return self.source.indices
 
     @property
     def shard_size(self) -> int:
-        """As the source has it."""
+        """The source's."""
         return self.source.shard_size
 
     @property
     def image_size(self) -> int | None:
-        """As the source has it."""
+        """The source's."""
         return self.source.image_size
 
     @property
     def allowed(self) -> None:
-        """A source alone does not know what others have."""
+        """None: which classes a source lacks is known to the mixture only."""
         return
 
     def labels(self) -> NDArray[np.uint16]:
-        """The source's, in ids of the training."""
+        """Return the source's labels in ids of the training vocabulary."""
         ids = self.table[self.source.labels()]
         for row in ids:  # two of the source's names may be one here
             distinct = np.unique(row[row > 0])
@@ -80,18 +84,18 @@ class Renamed:
         return ids
 
     def read(self, indices: NDArray[np.int64]) -> "Read":
-        """The source's samples, masks in ids of the training."""
+        """Return the source's samples, with masks in ids of the training vocabulary."""
         images, counterfactuals, masks = self.source.read(indices)
         return images, counterfactuals, [self.table[mask] for mask in masks]
 
 
 def open_sources(run: Run, *, stage: bool = True, tell: Callable[[str], None] = lambda text: None) -> Sources:
-    """Everything that a run's training reads.
+    """Open all training data of a run.
 
-    Args: stage: copy to the node's own disk where the settings say so; not needed for the fingerprint alone.
-    tell: called with what was assumed of a source.
-    Raises: IncompleteError where a run's data are not whole; DataError naming what a folder lacks; ConfigError for
-        sources that cannot be mixed; StoreError when there is no room to stage.
+    Args: stage: copy runs' samples to the node's own disk if ``train.stage_to`` is set; the fingerprint needs no
+    copy. tell: called with assumptions about a source.
+    Raises: IncompleteError if a run's data are incomplete; DataError, naming the files, if a folder lacks some;
+        ConfigError if the sources cannot be mixed; StoreError if there is no room to stage.
     """
     from magicseg.data.dataset import Mixture
 
@@ -136,39 +140,43 @@ def _open(
             other.vocabulary,
             {"layout": "run", "masks": other.fingerprints["mask"].digest},
         )
+    labelled = _labelled(source, run, tell)
+    return labelled, labelled.vocabulary, labelled.identity()
+
+
+def _labelled(source: SourceSettings, run: Run, tell: Callable[[str], None]) -> LabelledSamples:
     assert source.split is not None
+    if source.coco is not None:
+        return coco_samples(Path(source.coco), source.split)
     if source.voc is not None:
-        voc = _voc(source, run, tell)
-        return voc, voc.vocabulary, voc.identity()
-    assert source.coco is not None
-    coco = CocoFolder.open(Path(source.coco), source.split)
-    return coco, coco.vocabulary, coco.identity()
+        return _voc(Path(source.voc), source.split, source.labels, run, tell)
+    assert source.protocol is not None
+    assert source.data is not None
+    protocol = load_protocol(source.protocol)
+    if source.split == protocol.split:
+        tell(f"{protocol.name}: {source.split!r}, which training reads here, is the split that this benchmark scores")
+    return protocol_samples(protocol.for_split(source.split), data_folder(protocol, Path(source.data)))
 
 
-def _voc(source: SourceSettings, run: Run, tell: Callable[[str], None]) -> VocFolder:
-    """Open a folder in VOC's layout with the vocabulary of its ``labels``, else with the run's if all ids fit.
+def _voc(path: Path, split: str, labels: str | None, run: Run, tell: Callable[[str], None]) -> LabelledSamples:
+    """Open a folder in VOC's layout with the vocabulary ``labels``; without it, with the run's if all ids fit.
 
-    Raises: DataError if they do not, or if the images are those of PASCAL VOC, whose ids are not the run's.
+    Raises DataError if they do not, or if the images are those of PASCAL VOC, whose ids are not the run's.
     """
-    assert source.voc is not None
-    assert source.split is not None
-    path = Path(source.voc)
-    if source.labels is not None:
-        return VocFolder.open(path, source.split, load_vocabulary(source.labels))
-    folder = VocFolder.open(path, source.split, run.vocabulary)
+    if labels is not None:
+        return voc_samples(path, split, load_vocabulary(labels))
+    folder = voc_samples(path, split, run.vocabulary)
     if is_vocs(run.vocabulary):
         return folder
-    example = (
-        f"{{voc: {path}, split: {source.split}, labels: LIST}}   # LIST: voc20, or a file of labels by their ids"
-    )
-    if all(map(_VOC_NAME.fullmatch, folder.names)):
+    example = f"{{voc: {path}, split: {split}, labels: LIST}}   # LIST: voc20, or a file of labels by their ids"
+    if all(map(_VOC_NAME.fullmatch, folder.data.names)):
         raise DataError(
             f"{path}: the images are named like those of PASCAL VOC, but the run's labels are not VOC's; "
             "name the labels of this source",
             hint=example,
         )
     try:
-        folder.check_ids()
+        folder.check_labels()
     except DataError as error:
         raise DataError(
             f"{error.message}; the source has no `labels:`, so the run's labels were tried", hint=example
@@ -183,13 +191,14 @@ def _shown(vocabulary: Vocabulary) -> str:
 
 
 def union(vocabularies: Sequence[Vocabulary]) -> tuple[Vocabulary, list[NDArray[np.uint16]]]:
-    """One vocabulary with all names: the first's as they are, then the new ones of each other, in order.
+    """Merge vocabularies: the names of the first, then the new names of each following one, in order.
 
-    A name is an earlier one's if they are equal but for case and spaces; else if one is a synonym of the other and
-    that holds for no second earlier name, and the vocabulary has no label of the earlier name itself; else it is new.
+    A name is matched to an earlier name in two steps. First, names match if they are equal apart from case and white
+    space. Otherwise they match if one is a synonym of the other; the match must be unique among the earlier names,
+    and the name's own vocabulary must not contain the earlier name itself. A name without a match is new.
 
-    Returns: the vocabulary, and per given vocabulary a table uint16 (65536,) from its ids to the new ones; 0 stays
-    background, IGNORE stays IGNORE.
+    Returns: the merged vocabulary, and for each given vocabulary a table uint16 (65536,) from its ids to the merged
+    ids. BACKGROUND and IGNORE map to themselves.
     """
     labels: list[Label] = []
     tables = []

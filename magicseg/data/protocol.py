@@ -6,6 +6,7 @@ Declarations only. `magicseg.data.ground_truth` reads the files; `magicseg.evalu
 import hashlib
 import os
 import re
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib.resources import files
@@ -20,7 +21,7 @@ from magicseg.core.errors import ConfigError, LabelError
 from magicseg.core.files import to_json
 from magicseg.core.settings import Settings
 from magicseg.core.text import printable
-from magicseg.labels import BACKGROUND, Vocabulary, load_vocabulary
+from magicseg.labels import BACKGROUND, IGNORE, Vocabulary, load_vocabulary
 
 _HINT = "see docs/benchmarks.md"
 _GREATEST_VALUE = 65_535  # of 16 bits, the most that an index map has
@@ -121,6 +122,7 @@ class Protocol(Settings):
     sources: dict[str, str] = Field(default_factory=dict, description="where each choice comes from")
 
     _folder: Path | None = PrivateAttr(None)
+    _labels: Vocabulary | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -136,6 +138,8 @@ class Protocol(Settings):
     @cached_property
     def labels(self) -> Vocabulary:
         """The vocabulary itself."""
+        if self._labels is not None:
+            return self._labels
         return load_vocabulary(self.vocabulary, base=self._folder)
 
     @property
@@ -170,6 +174,17 @@ class Protocol(Settings):
         """The same protocol on another split."""
         return self._copy({"split": split, "official_images": None})
 
+    def for_labelled_folder(self, vocabulary: Vocabulary, **changes: Any) -> "Protocol":
+        """Return this layout with other labels, for a folder of training data. Its pixels of 0 are background.
+
+        Ignored pixels get `magicseg.labels.IGNORE`, which is no id of any vocabulary.
+
+        Args: changes: fields to replace, such as ``name``, ``split`` or ``images``.
+        """
+        copied = self._copy({"ignore_value": IGNORE, "spelling": {}, "official_images": None, **changes})
+        copied._labels = replace(vocabulary, background=vocabulary.background or ("background",))
+        return copied
+
     def with_background(self, rule: Literal["threshold", "prompts"]) -> "Protocol":
         """The same protocol with the other rule for background. Raises: ConfigError where that makes no sense."""
         if not self.counts_background:
@@ -194,7 +209,7 @@ class Protocol(Settings):
     def _copy(self, update: dict[str, Any]) -> "Protocol":
         values = {**self.model_dump(), **update}
         copied = type(self).model_validate(values)
-        copied._folder = self._folder
+        copied._folder, copied._labels = self._folder, self._labels
         return copied
 
 

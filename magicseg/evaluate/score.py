@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.core.errors import DataError
-from magicseg.data.ground_truth import DataSet, open_data_set, require, size_text, spans
+from magicseg.data.ground_truth import DataSet, open_data_set
+from magicseg.data.label_files import require, size_text, spans
 from magicseg.data.protocol import Protocol
 from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
 from magicseg.images.index_maps import read_index_map

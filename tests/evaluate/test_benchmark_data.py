@@ -10,7 +10,8 @@ from scipy.io import savemat
 
 from helpers.benchmark_data import SIZE, ColourHead, make, make_instances, save_png
 from magicseg.core.errors import ConfigError, DataError
-from magicseg.data.ground_truth import open_data_set, read_labels, spans
+from magicseg.data.ground_truth import open_data_set
+from magicseg.data.label_files import read_labels, spans
 from magicseg.data.protocol import load_protocol, protocol_names
 from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.score import score
@@ -271,7 +272,7 @@ def test_what_systems_leave_in_a_data_set_is_no_image_and_no_label(tmp_path, nam
 
 
 def test_a_matlab_file_that_claims_a_huge_map_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("magicseg.data.ground_truth.MAX_PIXELS", 100)
+    monkeypatch.setattr("magicseg.data.label_files.MAX_PIXELS", 100)
     savemat(tmp_path / "a.mat", {"LabelMap": np.zeros((20, 30), np.uint8)}, do_compression=True)
     with pytest.raises(DataError, match=r"a\.mat: .*its LabelMap has 600 values; the limit is 100"):
         read_labels(tmp_path / "a.mat")

@@ -14,7 +14,7 @@ from PIL import Image
 from magicseg.core.errors import DataError
 from magicseg.data.coco import _unpacked, draw, read_coco
 from magicseg.data.coco_class_maps import read_instances
-from magicseg.data.labelled_folders import CocoFolder
+from magicseg.data.labelled_folders import coco_samples
 from magicseg.labels import load_vocabulary
 
 SQUARE = [5, 5, 20, 5, 20, 20, 5, 20]
@@ -132,7 +132,7 @@ def test_a_bad_file_of_instances_is_refused_when_it_is_opened(tmp_path, name):
     document, message = BAD[name]
     file = write(tmp_path, document)
     with pytest.raises(DataError, match=message) as caught:
-        CocoFolder.open(tmp_path, "train2017")
+        coco_samples(tmp_path, "train2017")
     assert str(file) in caught.value.message or "a.jpg" in caught.value.message
     assert "\x1b" not in caught.value.message
     assert "\n" not in caught.value.message
@@ -155,7 +155,7 @@ def test_an_id_is_the_same_however_it_is_written(tmp_path, image_id, other):
     document = changed((*IMAGE, "id"), image_id)
     document["annotations"][0] |= {"image_id": other, "category_id": "7"}
     write(tmp_path, document)
-    folder = CocoFolder.open(tmp_path, "train2017")
+    folder = coco_samples(tmp_path, "train2017")
     assert folder.labels().tolist() == [[2]]
     assert (folder.read(np.array([0]))[2][0] == 2).sum() == 225
 
@@ -163,9 +163,9 @@ def test_an_id_is_the_same_however_it_is_written(tmp_path, image_id, other):
 def test_huge_coordinates_are_refused_in_little_memory(tmp_path):
     write(tmp_path, shape([[5, 5, 1e9, 5, 1e9, 1e9]]))
     code = (
-        "import resource, sys; from pathlib import Path; from magicseg.data.labelled_folders import CocoFolder\n"
+        "import resource, sys; from pathlib import Path; from magicseg.data.labelled_folders import coco_samples\n"
         "from magicseg.core.errors import DataError\n"
-        "try: CocoFolder.open(Path(sys.argv[1]), 'train2017')\n"
+        "try: coco_samples(Path(sys.argv[1]), 'train2017')\n"
         "except DataError as error: print(error.message)\n"
     )
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))\n{code}"
@@ -184,7 +184,7 @@ def test_an_image_that_was_annotated_as_its_orientation_turns_it_is_read_turned(
     document["images"][0] |= {"height": 40, "width": 30}
     document["annotations"][0]["segmentation"] = [[2, 2, 28, 2, 28, 12, 2, 12]]
     write(tmp_path, document, size=(40, 30), exif=turned(6))
-    folder = CocoFolder.open(tmp_path, "train2017")
+    folder = coco_samples(tmp_path, "train2017")
     images, _, masks = folder.read(np.array([0]))
     assert images[0].shape == (40, 30, 3)
     assert np.argwhere(masks[0])[[0, -1]].tolist() == [[2, 2], [11, 27]]
@@ -193,7 +193,7 @@ def test_an_image_that_was_annotated_as_its_orientation_turns_it_is_read_turned(
 
 def test_an_image_that_was_annotated_as_stored_is_read_as_stored(tmp_path):
     write(tmp_path, SOUND, size=(40, 30), exif=turned(6))
-    folder = CocoFolder.open(tmp_path, "train2017")
+    folder = coco_samples(tmp_path, "train2017")
     assert folder.read(np.array([0]))[0][0].shape == (30, 40, 3)
     assert "upright" not in folder.identity()
 
@@ -206,7 +206,7 @@ def test_a_half_turn_follows_the_other_images_of_its_file(tmp_path):
     pixels[0] = 255
     Image.fromarray(pixels).save(tmp_path / "train2017/a.jpg", exif=turned(3))
     Image.new("RGB", (20, 10)).save(tmp_path / "train2017/b.png", exif=turned(8))
-    image = CocoFolder.open(tmp_path, "train2017").read(np.array([0]))[0][0]
+    image = coco_samples(tmp_path, "train2017").read(np.array([0]))[0][0]
     assert image[-1].min() > 200 > image[0].max()
 
 
@@ -216,7 +216,7 @@ def test_images_annotated_in_both_ways_are_refused_by_name(tmp_path):
     write(tmp_path, document, size=(40, 30), exif=turned(6))
     Image.new("RGB", (20, 10)).save(tmp_path / "train2017/b.png", exif=turned(8))
     with pytest.raises(DataError, match=r"b\.png is annotated after its EXIF rotation, .*a\.jpg before it"):
-        CocoFolder.open(tmp_path, "train2017")
+        coco_samples(tmp_path, "train2017")
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -231,13 +231,13 @@ def test_without_areas_a_small_instance_is_still_drawn_on_a_large_one(tmp_path, 
     del document["annotations"][0]["area"]
     document["annotations"].append(large)
     write(tmp_path, document)
-    mask = CocoFolder.open(tmp_path, "train2017").read(np.array([0]))[2][0]
+    mask = coco_samples(tmp_path, "train2017").read(np.array([0]))[2][0]
     assert ((mask == 2).sum(), (mask == 1).sum()) == (225, 30 * 40 - 225)
 
 
 def test_an_annotation_without_polygons_is_no_label(tmp_path):
     write(tmp_path, shape([]))
-    folder = CocoFolder.open(tmp_path, "train2017")
+    folder = coco_samples(tmp_path, "train2017")
     assert folder.labels().tolist() == [[0]]
     assert not folder.read(np.array([0]))[2][0].any()
 

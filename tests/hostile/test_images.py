@@ -11,7 +11,7 @@ from PIL import Image
 
 from helpers.odd_pngs import chunk, png
 from magicseg.core.errors import DataError
-from magicseg.data.labelled_folders import VocFolder
+from magicseg.data.labelled_folders import voc_samples
 from magicseg.images.codecs import check_jpeg, decode_jpeg, encode_jpeg
 from magicseg.images.index_maps import read_index_map
 from magicseg.images.reading import read_image
@@ -188,5 +188,5 @@ def test_a_list_of_images_does_not_lead_out_of_its_folder(tmp_path, name):
     (tmp_path / "ImageSets/Segmentation").mkdir(parents=True)
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text(name)
     with pytest.raises(DataError, match="is not the name of an image") as caught:
-        VocFolder.open(tmp_path, "val", load_vocabulary("voc20"))
+        voc_samples(tmp_path, "val", load_vocabulary("voc20"))
     assert "\x1b" not in caught.value.message

@@ -1,5 +1,6 @@
 """Runs, VOC and COCO folders as sources, under one vocabulary."""
 
+import contextlib
 import json
 import shutil
 from collections import Counter
@@ -10,13 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
+from helpers.benchmark_data import SIZE, make, make_instances
 from magicseg.config.loading import load_config
 from magicseg.config.training_data import SourceSettings
 from magicseg.core.distributed import ALONE
 from magicseg.core.errors import ConfigError, DataError, IncompleteError
+from magicseg.data.coco_class_maps import FILE_ORDER, SMALL_ON_TOP
 from magicseg.data.dataset import SampleDataset, order_of
-from magicseg.data.labelled_folders import CocoFolder, VocFolder
+from magicseg.data.ground_truth import open_data_set
+from magicseg.data.labelled_folders import coco_samples, voc_samples
 from magicseg.data.mixture import open_sources, union
+from magicseg.data.protocol import load_protocol, protocol_names
 from magicseg.labels import IGNORE, Label, Vocabulary, load_vocabulary
 from magicseg.run import Run
 from magicseg.train.run_training import train_run
@@ -104,12 +109,12 @@ def coco(tmp_path):
 
 
 def test_voc_labels_are_those_of_the_files(real_data):
-    folder = VocFolder.open(real_data / "VOCdevkit/VOC2012", "val", VOC)
+    folder = voc_samples(real_data / "VOCdevkit/VOC2012", "val", VOC)
     assert len(folder.indices) == 120
     images, others, masks = folder.read(np.array([3, 0]))
     assert others is None
     for index, image, mask in zip((3, 0), images, masks, strict=True):
-        stored = np.array(Image.open(folder.label_path(folder.names[index])))
+        stored = np.array(Image.open(folder.data.label_paths[index]))
         assert np.array_equal(np.where(mask == IGNORE, 255, mask), stored)
         assert image.shape == (*stored.shape, 3)
     assert [set(row[row > 0]) for row in folder.labels()[:4]] == [
@@ -119,19 +124,19 @@ def test_voc_labels_are_those_of_the_files(real_data):
 
 
 def test_the_augmented_label_files_are_used_where_they_are(voc):
-    plain = VocFolder.open(voc, "val", VOC)
+    plain = voc_samples(voc, "val", VOC)
     (voc / "SegmentationClassAug").mkdir()
-    for name in plain.names:
+    for name in plain.data.names:
         shape = np.array(Image.open(voc / f"SegmentationClass/{name}.png")).shape
         Image.fromarray(np.full(shape, 5, np.uint8)).save(voc / f"SegmentationClassAug/{name}.png")
-    again = VocFolder.open(voc, "val", VOC)
+    again = voc_samples(voc, "val", VOC)
     assert np.unique(again.read(np.array([0]))[2][0]).tolist() == [5]
     assert again.identity() != plain.identity()
 
 
 def test_coco_draws_crowds_as_ignored_and_small_instances_on_large_ones(coco):
-    folder = CocoFolder.open(coco, "val2017")
-    assert folder.names == ("a.jpg", "b.jpg")
+    folder = coco_samples(coco, "val2017")
+    assert folder.data.names == ("a.jpg", "b.jpg")
     assert folder.vocabulary.names == ("car", "Bottle")
     images, others, masks = folder.read(np.array([0, 1]))
     expected = np.zeros((30, 40), int)
@@ -145,15 +150,116 @@ def test_coco_draws_crowds_as_ignored_and_small_instances_on_large_ones(coco):
     assert folder.labels().tolist() == [[1, 2], [0, 0]]
 
 
+def by_pycocotools(path, rule):
+    """Class maps as pycocotools reads and draws them, by file name; ids by the categories' order."""
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(None):
+        coco = COCO(path)
+    ids = {category: place for place, category in enumerate(sorted(coco.getCatIds()), start=1)}
+    maps = {}
+    for image in coco.loadImgs(coco.getImgIds()):
+        annotations = coco.loadAnns(coco.getAnnIds(image["id"]))
+        if rule is SMALL_ON_TOP:  # detectron2: np.argsort(-areas), and crowds do not count
+            annotations = [a for a in annotations if a["iscrowd"]] + sorted(
+                (a for a in annotations if not a["iscrowd"]), key=lambda a: -a["area"]
+            )
+        mask = np.zeros((image["height"], image["width"]), np.uint16)
+        for one in annotations:
+            ignored = one["iscrowd"] and rule is SMALL_ON_TOP
+            mask[coco.annToMask(one) == 1] = IGNORE if ignored else ids[one["category_id"]]
+        maps[image["file_name"]] = mask
+    return maps
+
+
+def test_training_draws_as_pycocotools_does_with_small_instances_on_top(real_data):
+    folder = coco_samples(real_data / "coco", "val2017")
+    expected = by_pycocotools(real_data / "coco/annotations/instances_val2017.json", SMALL_ON_TOP)
+    masks = folder.read(folder.indices)[2]
+    assert len(masks) == 50
+    for name, mask in zip(folder.data.names, masks, strict=True):
+        assert np.array_equal(mask, expected[name])
+
+
+def test_a_benchmark_draws_as_pycocotools_does_in_the_files_order(real_data):
+    protocol = load_protocol("coco-object")
+    data = open_data_set(protocol, real_data / "coco")
+    assert data.instances is not None
+    expected = by_pycocotools(real_data / "coco/annotations/instances_val2017.json", FILE_ORDER)
+    numbers = np.array([0, *data.instances.numbers])
+    for name in data.names:
+        assert np.array_equal(data.truth(name), numbers[expected[f"{name}.jpg"]])
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_every_benchmark_can_be_trained_on_with_the_ground_truth_that_it_is_scored_on(finished_run, tmp_path, name):
+    protocol = load_protocol(name).for_split("training")
+    truths = make(protocol, tmp_path, 3)
+    run = with_sources(finished_run, {"protocol": name, "data": str(tmp_path), "split": "training"}, balance=0.5)
+    sources = open_sources(run)
+    (samples,) = sources.samples.sources
+    images, others, masks = samples.read(samples.indices)
+    assert others is None
+    own = dict(zip(range(1, len(protocol.labels) + 1), sources_ids(sources, protocol), strict=True))
+    table = {**own, 0: 0, protocol.ignore_value: IGNORE}
+    for image, mask, truth in zip(images, masks, [truths[key] for key in sorted(truths)], strict=True):
+        assert image.shape[:2] == mask.shape
+        assert np.array_equal(mask, np.vectorize(table.get)(truth))
+    shown = [set(np.unique(mask)) - {0, IGNORE} for mask in masks]
+    assert [set(row[row > 0]) for row in samples.labels()] == shown
+    batch = SampleDataset(sources.samples, run.config.train, seed=0).__getitems__(
+        order_of(sources.samples, run.config.train, seed=0).batch(0, 4)
+    )
+    assert not batch.paired.any()
+
+
+def sources_ids(sources, protocol):
+    """The training's ids of a protocol's labels."""
+    (samples,) = sources.samples.sources
+    table = getattr(samples, "table", np.arange(IGNORE + 1))
+    return table[1 : len(protocol.labels) + 1].tolist()
+
+
+def test_the_instances_of_a_benchmark_can_be_trained_on(finished_run, tmp_path):
+    square, crowd = [[4, 4, 20, 4, 20, 14, 4, 14]], {"size": list(SIZE), "counts": [0, 24 * 6, 24 * 30]}
+    categories = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
+    make_instances(tmp_path, {"a": [(18, square, 0), (1, crowd, 1)]}, categories=categories, split="train2017")
+    source = {"protocol": "coco-object", "data": str(tmp_path), "split": "train2017"}
+    sources = open_sources(with_sources(finished_run, source))
+    (samples,) = sources.samples.sources
+    names = np.array(["background", *sources.vocabulary.names])
+    assert set(names[samples.labels()[0]]) == {"person", "dog"}
+    (mask,) = samples.read(samples.indices)[2]
+    assert (names[mask[:, :6]] == "person").all()  # as scored: a crowd is pixels of its class, and lies on top
+
+
+def test_a_source_of_the_scored_split_is_said_and_its_identity_follows_the_labels(finished_run, tmp_path):
+    protocol = load_protocol("ade20k")
+    make(protocol, tmp_path, 2)
+    told = []
+    run = with_sources(finished_run, {"protocol": "ade20k", "data": str(tmp_path), "split": protocol.split})
+    before = open_sources(run, tell=told.append).fingerprint
+    assert ["the split that this benchmark scores" in text for text in told] == [True]
+    assert open_sources(run).fingerprint == before
+    label = min((tmp_path / "annotations").rglob("*.png"))
+    Image.fromarray(np.full(SIZE[:2], 3, np.uint8)).save(label)
+    assert open_sources(run).fingerprint != before
+
+
+def test_settings_without_a_protocol_are_stored_as_before():
+    stored = SourceSettings.model_validate({"voc": "x", "split": "val"}).model_dump(mode="json")
+    assert list(stored) == ["run", "voc", "coco", "split", "labels", "weight"]
+
+
 def test_real_coco_instances_agree_with_polygons_drawn_by_another_library(real_data):
-    folder = CocoFolder.open(real_data / "coco", "val2017")
+    folder = coco_samples(real_data / "coco", "val2017")
     document = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())
     ids = {each["id"]: place for place, each in enumerate(sorted(document["categories"], key=lambda c: c["id"]), 1)}
     numbers = {each["file_name"]: each["id"] for each in document["images"]}
     agreeing = total = 0
     for index in range(0, 50, 5):
         mask = folder.read(np.array([index]))[2][0]
-        own = [each for each in document["annotations"] if each["image_id"] == numbers[folder.names[index]]]
+        own = [each for each in document["annotations"] if each["image_id"] == numbers[folder.data.names[index]]]
         drawn = Image.new("I", mask.shape[::-1])
         for each in sorted(own, key=lambda each: -each["area"]):
             if not each["iscrowd"]:
@@ -255,8 +361,8 @@ def test_the_fingerprint_follows_annotations_images_and_weights(finished_run, vo
 
 
 def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
-    folder = VocFolder.open(voc, "val", VOC)
-    image, label = folder.image_path(folder.names[0]), folder.label_path(folder.names[0])
+    folder = voc_samples(voc, "val", VOC)
+    image, label = folder.data.image_paths[0], folder.data.label_paths[0]
     whole = image.read_bytes()
     image.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match=f"{image}: this image cannot be read"):
@@ -267,17 +373,17 @@ def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
     with pytest.raises(DataError, match=f"{label}: this PNG cannot be read"):
         folder.read(np.array([0]))
     Image.fromarray(np.zeros((5, 7), np.uint8)).save(label)
-    with pytest.raises(DataError, match=f"{label}: the labels are 7 x 5 pixels, the image"):
+    with pytest.raises(DataError, match=f"{image}: the image is .* pixels, its label in {label} 7 x 5"):
         folder.read(np.array([0]))
     size = Image.open(image).size
     Image.new("L", size, 77).save(label)
-    with pytest.raises(DataError, match=f"{label}: holds 77"):
+    with pytest.raises(DataError, match=f"{label}: .* no class, the first 77"):
         folder.read(np.array([0]))
     image.unlink()
-    with pytest.raises(DataError, match=f"1 of 6 files in this list are missing: {image}"):
-        VocFolder.open(voc, "val", VOC)
+    with pytest.raises(DataError, match=f"1 of 6 files are missing: {image}"):
+        voc_samples(voc, "val", VOC)
     with pytest.raises(DataError, match=r"train\.txt: the list of images cannot be read") as caught:
-        VocFolder.open(voc, "train", VOC)
+        voc_samples(voc, "train", VOC)
     assert caught.value.hint == "splits here: val"
 
     file = coco / "annotations/instances_val2017.json"
@@ -290,13 +396,13 @@ def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
         good["annotations"][0]["segmentation"] = change
         file.write_text(json.dumps(good))
         with pytest.raises(DataError, match=message):
-            CocoFolder.open(coco, "val2017")
+            coco_samples(coco, "val2017")
     for text in ("{", "[]", '{"images": [], "annotations": [{"image_id": 1}], "categories": []}'):
         file.write_text(text)
         with pytest.raises(DataError, match=f"{file}: this is not (JSON|a COCO instances file)"):
-            CocoFolder.open(coco, "val2017")
+            coco_samples(coco, "val2017")
     with pytest.raises(DataError, match=r"instances_train2017\.json: there is no such file") as caught:
-        CocoFolder.open(coco, "train2017")
+        coco_samples(coco, "train2017")
     assert caught.value.hint == "splits here: val2017"
 
 
@@ -322,9 +428,12 @@ def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fr
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("{weight: 1}", "exactly one of run, voc and coco"),
+        ("{weight: 1}", "exactly one of run, voc, coco and protocol"),
         ("{run: self, voc: x, split: val}", "exactly one"),
         ("{voc: x}", "needs a split"),
+        ("{protocol: ade20k, split: training}", "a protocol needs data"),
+        ("{protocol: ade20k, data: x}", "needs a split"),
+        ("{coco: x, split: val, data: y}", "other sources have no data"),
         ("{run: self, split: val}", "a run has none"),
         ("{coco: x, split: val, labels: voc20}", "labels is only for voc"),
         ("{run: self, weight: 0}", "greater than 0"),
@@ -373,7 +482,7 @@ def test_ids_of_a_source_that_names_no_labels_are_the_runs_and_that_is_said(fres
 
 def test_ids_that_the_run_has_no_label_for_are_refused_with_what_to_write(fresh, tmp_path):
     folder = folder_in_vocs_layout(tmp_path / "mine", ids=[len(fresh.vocabulary) + 1])
-    with pytest.raises(DataError, match=rf"a0\.png: holds {len(fresh.vocabulary) + 1}, which is not an id") as caught:
+    with pytest.raises(DataError, match=rf"a0\.png: .* no class, the first {len(fresh.vocabulary) + 1}") as caught:
         open_sources(with_sources(fresh, {"voc": str(folder), "split": "train"}))
     assert "labels: LIST" in caught.value.hint
 
@@ -411,7 +520,7 @@ def test_a_run_with_vocs_labels_needs_no_labels_at_its_source_and_keeps_its_fing
 @pytest.mark.parametrize("ending", [".JPG", ".jpeg", ".png", ".tif", ".webp"])
 def test_images_in_vocs_layout_may_have_other_endings(tmp_path, ending):
     folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1], ending=ending)
-    images = VocFolder.open(folder, "train", named("cat")).read(np.array([0, 1]))[0]
+    images = voc_samples(folder, "train", named("cat")).read(np.array([0, 1]))[0]
     assert [image.shape for image in images] == [(16, 20, 3)] * 2
 
 
@@ -419,7 +528,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
     folder = folder_in_vocs_layout(tmp_path / "mine", ids=[0, 1], ending=".png")
     Image.new("RGB", (20, 16)).save(folder / "JPEGImages/a0.webp")
     with pytest.raises(DataError, match=r"a0\.png, a0\.webp all have the image name a0"):
-        VocFolder.open(folder, "train", named("cat"))
+        voc_samples(folder, "train", named("cat"))
 
 
 def test_without_a_crop_photographs_are_refused(finished_run, voc):

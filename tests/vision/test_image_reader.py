@@ -8,7 +8,7 @@ from PIL import Image
 
 from magicseg.core.errors import DataError
 from magicseg.data.ground_truth import open_data_set
-from magicseg.data.labelled_folders import VocFolder
+from magicseg.data.labelled_folders import voc_samples
 from magicseg.data.protocol import load_protocol
 from magicseg.images.reading import decode_image, read_image, read_size, rgb_pixels
 from magicseg.labels import Label, Vocabulary
@@ -71,7 +71,7 @@ def test_a_file_gives_the_same_pixels_in_every_command(tmp_path, kind):
 
     label_pictures({"a": path}, tmp_path / "out", "record", {}, lambda: labeller, classes=1, relief="")
     vocabulary = Vocabulary(name="mine", labels=(Label(id=1, name="cat"),))
-    seen["training"] = VocFolder.open(tmp_path, "val", vocabulary).read(np.array([0]))[0][0]
+    seen["training"] = voc_samples(tmp_path, "val", vocabulary).read(np.array([0]))[0][0]
     seen["evaluation"] = open_data_set(load_protocol(str(tmp_path / "mine.yaml")), tmp_path).image("a")
     with Image.open(path) as image:
         seen["segment"] = _pixels(image)
