@@ -20,11 +20,10 @@ from magicseg.config.model import OpenClipSettings
 from magicseg.config.training import TrainSettings
 from magicseg.data.dataset import Batch
 from magicseg.labels import Label, Vocabulary
-from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.train.optim import build_optimizer, trained_parameters
-from magicseg.train.step import LossTerms
+from magicseg.train.step import ModelWithLosses
 
 
 def _batch(images: int, size: int) -> Batch:
@@ -50,7 +49,7 @@ def _steps(images: int, size: int, classes: int, threads: int, checkpoint_activa
     began = time.process_time()
     model.class_texts(names)
     told = time.process_time() - began
-    terms = LossTerms(model, Vocabulary(name="things", labels=labels), settings)
+    module = ModelWithLosses(model, Vocabulary(name="things", labels=labels), settings)
     optimizer = build_optimizer(model, settings)
     batch = _batch(images, size)
     draws = torch.rand(images, classes, generator=torch.Generator().manual_seed(0))
@@ -59,7 +58,7 @@ def _steps(images: int, size: int, classes: int, threads: int, checkpoint_activa
         began = time.process_time(), time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
-        loss = terms(batch, targets, mean_counts(targets, batch.paired))["loss"]
+        loss = module(batch, targets, module.counts(targets, batch.paired))["loss"]
         loss.backward()
         optimizer.step()
         assert loss.isfinite()

@@ -21,7 +21,7 @@ from measure import print_table
 from torch import Tensor
 
 from magicseg.labels import IGNORE
-from magicseg.model.losses import dice_loss, focal_loss, mean_counts
+from magicseg.model.losses import dice_loss, focal_loss
 from magicseg.model.targets import Targets, sample_targets
 
 _ALPHA, _GAMMA = 0.25, 2.0
@@ -44,9 +44,8 @@ def _loop(class_map: Tensor, draws: Tensor, sampled: int) -> Found:
 
 
 def _our_losses(targets: Targets, masks: Tensor, logits: Tensor) -> Tensor:
-    counts = mean_counts(targets, torch.ones(len(logits), dtype=torch.bool))
-    focal = focal_loss(logits, masks, targets.valid, alpha=_ALPHA, gamma=_GAMMA, asked=targets.asked, count=counts[0])
-    return focal + dice_loss(logits, masks, targets.valid, targets.present, count=counts[1])
+    focal = focal_loss(logits, masks, targets.valid, alpha=_ALPHA, gamma=_GAMMA, asked=targets.asked)
+    return focal + dice_loss(logits, masks, targets.valid, targets.present)
 
 
 def _loop_losses(class_map: Tensor, found: Found, logits: Tensor) -> Tensor:

@@ -26,12 +26,11 @@ from scenes import commit_all, make_run, triples, write_store
 from magicseg.config.loading import load_config
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.data.loader import training_batches
-from magicseg.model.losses import mean_counts
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.train.loop import TrainProgress, train
 from magicseg.train.optim import build_optimizer
-from magicseg.train.step import LossTerms
+from magicseg.train.step import ModelWithLosses
 
 Clocks = tuple[float, float]  # seconds of wall time, of CPU time
 
@@ -49,20 +48,20 @@ def _lasted(before: Clocks, after: Clocks) -> Clocks:
 class Bare:
     """The reference: one step of it at a time."""
 
-    def __init__(self, samples: KeptSamples, terms: LossTerms) -> None:
-        settings = terms.settings
+    def __init__(self, samples: KeptSamples, module: ModelWithLosses) -> None:
+        settings = module.settings
         alone = settings.model_copy(update={"loader_workers": 0})
         (self._batch,) = training_batches(samples, alone, batch_size=settings.batch_size, start=0, stop=1, seed=0)
-        draws = torch.rand(settings.batch_size, len(terms.names))
+        draws = torch.rand(settings.batch_size, len(module.names))
         self._targets = sample_targets(self._batch.masks, draws, sampled_classes=settings.sampled_classes)
-        self._counts = mean_counts(self._targets, self._batch.paired)
-        self._terms, self._optimizer = terms, build_optimizer(terms.model, settings)
+        self._counts = module.counts(self._targets, self._batch.paired)
+        self._module, self._optimizer = module, build_optimizer(module.model, settings)
 
     def step(self) -> Clocks:
         """What it lasted."""
         began = _clocks()
         self._optimizer.zero_grad(set_to_none=True)
-        self._terms(self._batch, self._targets, self._counts)["loss"].backward()
+        self._module(self._batch, self._targets, self._counts)["loss"].backward()
         self._optimizer.step()
         return _lasted(began, _clocks())
 
@@ -110,7 +109,7 @@ def main() -> None:
         samples = KeptSamples.of(run)
         settings = load_config(preset=arguments.preset).train.model_copy(update={"steps": steps})
         model = build_segmenter(settings.model, seed=0).train()
-        turns = Turns(Bare(samples, LossTerms(model, run.vocabulary, settings)))
+        turns = Turns(Bare(samples, ModelWithLosses(model, run.vocabulary, settings)))
         out = Path(temporary, "out")
         train(samples, run.vocabulary, settings, out, seed=0, data_fingerprint="", progress=turns.tick)
     ours, reference = (

@@ -239,9 +239,9 @@ class _Training:
         for batch in self._batches:
             rate = learning_rate(self.done, settings)
             set_learning_rate(self.stepper.optimizer, rate)
-            values = self.stepper(batch, step=self.done, stop=stop is not None and stop())
+            report = self.stepper(batch, step=self.done, stop=stop is not None and stop())
             self.done += 1
-            before = late.push(values, step=self.done, names=self.stepper.names, rate=rate)
+            before = late.push(report, step=self.done, rate=rate)
             stopping = before is not None and before.stop
             if before is not None:
                 self._tell(before)

@@ -24,7 +24,7 @@ from magicseg.data.dataset import SampleDataset
 from magicseg.labels import IGNORE
 from magicseg.model.batch_norm import BatchNorm2d
 from magicseg.train.loop import train
-from magicseg.train.step import LossTerms
+from magicseg.train.step import ModelWithLosses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,14 +137,14 @@ def train_twice(out, world):
 
 def lose_a_loss(out, world):
     """Rank 1's third loss is not a number. Each rank writes down what it was told, and which weights it has."""
-    forward, calls = LossTerms.forward, []
+    forward, calls = ModelWithLosses.forward, []
 
     def broken(self, *arguments):
         calls.append(self)
         losses = forward(self, *arguments)
         return {**losses, "loss": losses["loss"] * float("nan")} if world.rank == 1 and len(calls) == 3 else losses
 
-    LossTerms.forward = broken
+    ModelWithLosses.forward = broken
     try:
         train_squares(out, {"batch_size": 4, "checkpoint_every": 2}, world)
     except IncompleteError as error:

@@ -1,4 +1,4 @@
-"""The losses against the slow references in `slow_losses`."""
+"""The losses against the slow references in `helpers.reference_losses`."""
 
 import math
 from pathlib import Path
@@ -8,8 +8,9 @@ import torch
 
 from helpers.reference_losses import slow_counterfactual, slow_dice, slow_focal, slow_targets
 from magicseg import model
+from magicseg.config.training import TrainSettings
 from magicseg.labels import BACKGROUND, IGNORE
-from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss, mean_counts, true_pairs
+from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss, loss_terms, true_pairs
 from magicseg.model.targets import sample_targets
 
 
@@ -57,7 +58,12 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole(case):
     cls, other = torch.randn(2, 3, 4, generator=generator)
     paired = torch.tensor([True, True, True])
     parts = [slice(0, 2), slice(2, 3)]
-    counts = sum(mean_counts(targets.part(part), paired[part]) for part in parts)
+
+    def counts_of(part):
+        terms = loss_terms(TrainSettings())
+        return torch.cat([term.count(targets.part(part), paired[part]) for term in terms])
+
+    counts = sum(counts_of(part) for part in parts)
 
     def terms(part, counts):
         some = targets.part(part)
@@ -72,7 +78,7 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole(case):
         )
 
     whole = slice(0, 3)
-    torch.testing.assert_close(sum(terms(part, counts) for part in parts), terms(whole, mean_counts(targets, paired)))
+    torch.testing.assert_close(sum(terms(part, counts) for part in parts), terms(whole, counts_of(whole)))
     torch.testing.assert_close(
         terms(whole, counts)[0],
         focal_loss(logits, targets.masks, targets.valid, alpha=0.25, gamma=2, asked=targets.asked),

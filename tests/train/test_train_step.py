@@ -15,11 +15,11 @@ from magicseg.core.distributed import ALONE
 from magicseg.core.errors import BackendError, DataError, IncompleteError
 from magicseg.data.dataset import Batch
 from magicseg.labels import IGNORE
-from magicseg.model.losses import mean_counts
+from magicseg.model.losses import LossTerm, loss_terms
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.train.deferred_metrics import Late
-from magicseg.train.step import LossTerms, Stepper
+from magicseg.train.step import ModelWithLosses, Stepper
 
 # Neither batch norm nor chance: a batch is then the sum of its parts.
 CALM = {
@@ -68,8 +68,8 @@ def stepper(allowed=None, **changes):
     )
 
 
-def losses(one, values):
-    return dict(zip(one.names, values.tolist(), strict=False))
+def losses(report):
+    return dict(zip(report.names, report.losses.tolist(), strict=True))
 
 
 def weights(one):
@@ -116,8 +116,8 @@ def test_the_guard_of_waiting_sees_a_wait():
 def test_a_batch_in_parts_is_the_batch(accumulate):
     whole, parts = stepper(**CALM), stepper(**CALM, accumulate=accumulate)
     for step in range(3):
-        expected = losses(whole, whole(batch_of(first=step), step=step, stop=False))
-        assert losses(parts, parts(batch_of(first=step), step=step, stop=False)) == pytest.approx(expected, rel=1e-5)
+        expected = losses(whole(batch_of(first=step), step=step, stop=False))
+        assert losses(parts(batch_of(first=step), step=step, stop=False)) == pytest.approx(expected, rel=1e-5)
         for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
             if one.grad is not None:
                 torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=name)
@@ -128,7 +128,8 @@ def test_deep_supervision_is_the_mask_losses_of_the_earlier_layers():
     model = build_segmenter(settings.model, seed=0).train()
     batch = batch_of()
     targets = sample_targets(batch.masks, torch.rand(6, 3), sampled_classes=2)
-    found = LossTerms(model, VOCABULARY, settings)(batch, targets, mean_counts(targets, batch.paired))
+    module = ModelWithLosses(model, VOCABULARY, settings)
+    found = module(batch, targets, module.counts(targets, batch.paired))
     cls, patches = model.encode_images(batch.images)
     text = model.encode_classes(VOCABULARY.names)[targets.classes]
     layers = model.decode(cls, patches, text, (16, 16), every_layer=True)
@@ -147,10 +148,33 @@ def test_deep_supervision_is_the_mask_losses_of_the_earlier_layers():
     assert found["loss"].item() == pytest.approx((others + 0.5 * found["deep_supervision"]).item(), rel=1e-6)
 
 
+def test_a_term_in_the_list_is_counted_weighted_and_reported(monkeypatch):
+    """Its count adds up over the parts of a batch, and it may read the counterfactual images by itself."""
+
+    def count(targets, paired):
+        return torch.stack([paired.sum(), targets.present.sum()])
+
+    def compute(found, count):
+        assert count.tolist() == [5, count[1]]
+        return (found.counterfactuals.cls[:, 0] * found.paired).sum().float() / count[0]
+
+    ours = LossTerm(name="silence", weight=3.0, count=count, compute=compute, reads_counterfactuals=True)
+    monkeypatch.setattr("magicseg.train.step.loss_terms", lambda settings: (*loss_terms(settings), ours))
+    reports = [
+        stepper(**CALM, counterfactual_weight=0.0, accumulate=accumulate)(batch_of(), step=0, stop=False)
+        for accumulate in (1, 3)
+    ]
+    assert [report.names for report in reports] == [("loss", "focal", "dice", "silence")] * 2
+    whole, parts = (losses(report) for report in reports)
+    assert parts == pytest.approx(whole, rel=1e-5)
+    expected = SETTINGS.focal_weight * whole["focal"] + SETTINGS.dice_weight * whole["dice"] + 3 * whole["silence"]
+    assert whole["loss"] == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize("what", ["loss", "gradient", "mask"])
 def test_after_a_failed_step_the_weights_stay_until_it_is_read(what, monkeypatch):
     one, late = stepper(ema_decay=0.5), Late()
-    forward = LossTerms.forward
+    forward = ModelWithLosses.forward
     batch = batch_of(5)
 
     def broken(self, *arguments):
@@ -163,22 +187,20 @@ def test_after_a_failed_step_the_weights_stay_until_it_is_read(what, monkeypatch
         return {**terms, "loss": hooked}
 
     for step in range(2):
-        assert (late.push(one(batch, step=step, stop=False), step=step + 1, names=one.names, rate=1) is None) == (
-            step == 0
-        )
+        assert (late.push(one(batch, step=step, stop=False), step=step + 1, rate=1) is None) == (step == 0)
     before = {name: value for name, value in weights(one).items() if "running" not in name and "batches" not in name}
-    monkeypatch.setattr(LossTerms, "forward", broken)
+    monkeypatch.setattr(ModelWithLosses, "forward", broken)
     bad = batch._replace(masks=torch.full_like(batch.masks, 7)) if what == "mask" else batch
-    assert late.push(one(bad, step=2, stop=False), step=3, names=one.names, rate=1).step == 2
-    monkeypatch.setattr(LossTerms, "forward", forward)
-    values = one(batch, step=3, stop=False)
+    assert late.push(one(bad, step=2, stop=False), step=3, rate=1).step == 2
+    monkeypatch.setattr(ModelWithLosses, "forward", forward)
+    report = one(batch, step=3, stop=False)
     error, message = (
         (DataError, "1280 pixels of the masks of step 3 hold class ids")
         if what == "mask"
         else (IncompleteError, f"the {what} of step 3 is not a finite number")
     )
     with pytest.raises(error, match=message):
-        late.push(values, step=4, names=one.names, rate=1)
+        late.push(report, step=4, rate=1)
     after = weights(one)
     for name, value in before.items():
         assert torch.equal(after[name], value), name
@@ -189,11 +211,10 @@ def test_fp16_lowers_its_scale_where_gradients_overflow_and_goes_on():
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = weights(one)
     first = one(batch_of(), step=0, stop=False)
-    *_, failed, unknown, scale, norm = first.tolist()
-    assert (failed, unknown, scale) == (0, 0, 2.0**60)
-    assert not math.isfinite(norm)
+    assert (first.failed_step, first.unknown_pixels, first.scale) == (0, 0, 2.0**60)
+    assert not math.isfinite(first.norm)
     assert all(torch.equal(value, before[name]) for name, value in weights(one).items())
-    scales = [one(batch_of(), step=step, stop=False).tolist()[-2] for step in range(1, 50)]
+    scales = [one(batch_of(), step=step, stop=False).scale.item() for step in range(1, 50)]
     assert scales[-1] < 2.0**60
     assert scales[-1] == scales[-2], "it does not fall for ever"
     assert not all(torch.equal(value, before[name]) for name, value in weights(one).items())
@@ -202,14 +223,14 @@ def test_fp16_lowers_its_scale_where_gradients_overflow_and_goes_on():
 def test_fp16_fails_where_no_scale_helps():
     one = stepper(precision="fp16", **CALM)
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-25)
-    assert one(batch_of(), step=4, stop=False).tolist()[-4] == 5
+    assert one(batch_of(), step=4, stop=False).failed_step == 5
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_has_nearly_the_losses_of_full(precision):
     full, half = stepper(**CALM), stepper(**CALM, precision=precision)
-    expected = losses(full, full(batch_of(), step=0, stop=False))
-    assert losses(half, half(batch_of(), step=0, stop=False)) == pytest.approx(expected, rel=0.02, abs=0.02)
+    expected = losses(full(batch_of(), step=0, stop=False))
+    assert losses(half(batch_of(), step=0, stop=False)) == pytest.approx(expected, rel=0.02, abs=0.02)
     assert all(value.dtype == torch.float32 for value in half.model.parameters())
 
 
@@ -218,7 +239,9 @@ def test_activations_computed_twice_change_no_bit():
     twice.model.checkpoint_activations = True
     for step in range(3):
         batch = batch_of(5, first=step)
-        assert torch.equal(kept(batch, step=step, stop=False), twice(batch, step=step, stop=False))
+        one, other = (each(batch, step=step, stop=False) for each in (kept, twice))
+        assert torch.equal(one.losses, other.losses)
+        assert one.norm == other.norm
     for name, value in weights(kept).items():
         assert torch.equal(weights(twice)[name], value), name
 
@@ -229,8 +252,8 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one(quick_linker):
     small = {**CALM, "encoder": CALM["encoder"].model_copy(update={"layers": 1}), "decoder_layers": 1}
     plain, compiled = stepper(**small), stepper(**small, compile=True)
     for step in range(2):
-        expected = losses(plain, plain(batch_of(first=step), step=step, stop=False))
-        found = losses(compiled, compiled(batch_of(first=step), step=step, stop=False))
+        expected = losses(plain(batch_of(first=step), step=step, stop=False))
+        found = losses(compiled(batch_of(first=step), step=step, stop=False))
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
@@ -242,7 +265,7 @@ def test_what_cannot_be_compiled_is_an_error_with_a_way_out(monkeypatch):
     def fails(*_):
         raise torch._dynamo.exc.BackendCompilerFailed(print, RuntimeError("no compiler"), None)
 
-    monkeypatch.setattr(one, "_terms", fails)
+    monkeypatch.setattr(one, "_module", fails)
     with pytest.raises(BackendError, match=r"train\.compile: torch cannot compile") as failure:
         one(batch_of(5), step=0, stop=False)
     assert "train.compile=false" in failure.value.hint
@@ -265,17 +288,17 @@ def test_a_source_is_not_asked_for_classes_that_it_does_not_label():
     allowed = np.array([[True, True, True], [False, False, True]])
     one = stepper(**CALM, allowed=allowed, sampled_classes=3)
     seen = []
-    forward = LossTerms.forward
+    forward = ModelWithLosses.forward
 
     def recorded(self, batch, targets, counts):
         seen.append((batch.sources, targets))
         return forward(self, batch, targets, counts)
 
-    LossTerms.forward = recorded
+    ModelWithLosses.forward = recorded
     try:
         one(batch_of(sources=torch.tensor([0, 1, 0, 1, 0, 1])), step=0, stop=False)
     finally:
-        LossTerms.forward = forward
+        ModelWithLosses.forward = forward
     (sources, targets), *_ = seen
     for image, source in enumerate(sources.tolist()):
         for place, position in enumerate(targets.classes[image].tolist()):
@@ -286,7 +309,7 @@ def test_a_source_is_not_asked_for_classes_that_it_does_not_label():
 def test_any_process_may_ask_to_stop_and_the_numbers_say_so():
     one, late = stepper(), Late()
     for step, stop in itertools.islice(enumerate((False, True)), 2):
-        late.push(one(batch_of(5), step=step, stop=stop), step=step + 1, names=one.names, rate=0.1)
+        late.push(one(batch_of(5), step=step, stop=stop), step=step + 1, rate=0.1)
     outcome = late.flush()
     assert outcome.stop
     assert outcome.step == 2
