@@ -50,6 +50,13 @@ class Rejection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Retry:
+    """The answer for a sample that needs another attempt: ``request`` comes back in a later batch, with others."""
+
+    request: Any
+
+
+@dataclass(frozen=True, kw_only=True)
 class DescribeRequest:
     """One sample to describe. ``seed`` is the sample's own 64-bit seed for this stage and attempt."""
 
@@ -174,7 +181,11 @@ class Captioner(Protocol):
 
 @runtime_checkable
 class Generator(Protocol):
-    """Descriptions to pairs of images."""
+    """Descriptions to pairs of images.
+
+    A generator may have ``attempt(requests)`` too. It is then called instead of ``generate``, and may also answer
+    `Retry` with a request of any type: regenerated pairs then share full batches.
+    """
 
     def generate(self, requests: Sequence[GenerateRequest]) -> Sequence[ImagePair | Rejection]: ...
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from magicseg.backends import Quality, Rejection
+from magicseg.backends import Quality, Rejection, Retry
 from magicseg.config.array_stages import GenerateSettings
 from magicseg.core.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.core.files import storage_errors, to_json
@@ -25,6 +25,7 @@ from magicseg.run.fingerprint import STAGES, chosen_backend, stage_settings
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
+from magicseg.stages.batches import answered_in_batches
 from magicseg.stages.registry import STAGE_CODE, Stage
 
 
@@ -46,7 +47,7 @@ def load_backend(run: Run, stage: str) -> Any:
     run.refuse_unfetched(stage)
     try:
         made = backend(settings, options)
-        made = _judged(made, settings) if isinstance(settings, GenerateSettings) else made
+        made = _checked(made, settings) if isinstance(settings, GenerateSettings) else made
         check_labels = getattr(made, "check_labels", None)
         if check_labels is not None:
             check_labels(run.vocabulary.labels)
@@ -60,10 +61,10 @@ def load_backend(run: Run, stage: str) -> Any:
     return made
 
 
-def _judged(generator: Any, settings: GenerateSettings) -> Any:
-    from magicseg.stages.generate.checked import JudgedGenerator
+def _checked(generator: Any, settings: GenerateSettings) -> Any:
+    from magicseg.stages.generate.checked import CheckedGenerator
 
-    return JudgedGenerator(generator, settings.quality, settings.validity)
+    return CheckedGenerator(generator, settings.quality, settings.validity)
 
 
 def execute_shard(
@@ -90,17 +91,22 @@ def execute_shard(
     with storage_errors(run.path, command("magicseg", "verify", run.path)):
         requests = code.requests(run, todo) if todo else []
     packed: dict[int, Future[Any]] = {}
+
+    def stop_if_asked() -> None:
+        if should_stop():
+            raise Stopped
+
+    def attempt(batch: Sequence[Any]) -> list[Any]:
+        return _answers(run, code, backend, batch)
+
     with ThreadPoolExecutor(1, thread_name_prefix="pack") as packer:  # images are encoded meanwhile
-        for start in range(0, len(requests), batch_size):
-            if should_stop():
-                raise Stopped
-            batch = requests[start : start + batch_size]
-            for request, answer in zip(batch, _answers(run, code, backend, batch), strict=True):
-                if isinstance(answer, Rejection):
-                    notes[request.index] = answer
-                else:
-                    notes[request.index] = answer.quality
-                    packed[request.index] = packer.submit(code.packed, run, answer)
+        for position, answer in answered_in_batches(requests, batch_size, attempt, stop_if_asked):
+            index = requests[position].index
+            if isinstance(answer, Rejection):
+                notes[index] = answer
+            else:
+                notes[index] = answer.quality
+                packed[index] = packer.submit(code.packed, run, answer)
     dropped = Counter(note.reason for note in notes.values() if isinstance(note, Rejection))
     fallbacks = Counter(
         reason for note in notes.values() if not isinstance(note, Rejection) and (reason := fallback_in(note))
@@ -163,7 +169,7 @@ def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int
 
 
 def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[Any]:
-    """A batch's answers. If the batch as a whole fails, its samples are tried alone, to find the bad one."""
+    """Return a batch's answers. If the batch as a whole fails, its samples are tried alone, to find the bad one."""
     try:
         answers = list(code.call(backend, batch))
         if len(answers) != len(batch):
@@ -175,7 +181,7 @@ def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[
             return [_rejection(error)]
         return [_answers(run, code, backend, [request])[0] for request in batch]
     for position, answer in enumerate(answers):
-        if not isinstance(answer, Rejection):
+        if not isinstance(answer, Rejection | Retry):
             try:
                 code.check(run, answer)
                 json.dumps(answer.quality, allow_nan=False, ensure_ascii=False).encode()

@@ -287,3 +287,24 @@ except BackendError as error:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "magicseg[models]" in done.stdout
+
+
+def test_regenerated_pairs_share_batches_and_have_the_pixels_that_they_have_alone(generator):
+    asked = [request(index) for index in range(8)]
+    limit = sorted(float(np.std(pair.image)) for pair in generator("sd15", batch_size=4).generate(asked))[3]
+    backend = generator("sd15", batch_size=4, retries=20, min_contrast=limit)
+    painted = backend.pipeline.paint
+    calls = []
+
+    def paint(texts, seeds):
+        calls.append(len(texts))
+        return painted(texts, seeds)
+
+    backend.pipeline.paint = paint
+    together = backend.generate(asked)
+    calls_together = len(calls)
+    alone = [backend.generate([one])[0] for one in asked]
+    assert len(alone) < 2 * calls_together < len(calls), "fewer calls than pairs' attempts"
+    for one, other in zip(together, alone, strict=True):
+        assert equal(one, other)
+        assert one.quality == other.quality

@@ -8,6 +8,7 @@ from helpers.tiny_runs import change, do, make_run
 from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
+from magicseg.stages.worker import run_shards
 
 pytestmark = pytest.mark.usefixtures("faulty")
 
@@ -62,6 +63,42 @@ def test_a_pair_that_was_valid_at_once_is_what_it_is_without_the_check(tmp_path)
         for name in ("generate/image", "generate/counterfactual"):
             one, two = (run.store.read(name, place, place + 1) for run in (checked, unchecked))
             assert (one == two).all()
+
+
+def test_invalid_pairs_of_a_shard_are_regenerated_in_full_batches(tmp_path, monkeypatch):
+    import patch_backends
+
+    sizes = []
+    whole = patch_backends.Patches.generate
+
+    def generate(self, requests):
+        sizes.append(len(requests))
+        return whole(self, requests)
+
+    monkeypatch.setattr(patch_backends.Patches, "generate", generate)
+    run = run_of(tmp_path / "run", "forget: 1, leave: 1", 20, "plan.shard_size=48", "generate.batch_size=8")
+    do(run, "describe", "generate")
+    attempts = [entry["validity_attempts"] for entry in qualities(run)]
+    assert sum(sizes) == sum(attempts)
+    regenerated = sum(attempts) - 48
+    assert regenerated > 16
+    # 6 batches of first attempts, then full ones; a pair that fails last may need a few small ones.
+    assert sizes[: 6 + regenerated // 8 - 1] == [8] * (6 + regenerated // 8 - 1)
+
+
+def test_a_stop_is_noticed_before_pairs_are_regenerated(tmp_path):
+    run = run_of(tmp_path / "run", "forget: 4", 20, "plan.shard_size=16", "generate.batch_size=16")
+    do(run, "describe")
+    asked = []
+
+    def should_stop():
+        asked.append(None)
+        return len(asked) > 3  # before the shard, before its first batch, before the second
+
+    events = []
+    run_shards(run, "generate", [0], report=events.append, should_stop=should_stop)
+    assert [event.outcome for event in events] == ["started", "abandoned"]
+    assert len(asked) == 4
 
 
 def test_the_same_bytes_whatever_the_batches_and_the_order(tmp_path):

@@ -1,107 +1,107 @@
-"""A generator whose pairs are measured and judged, and made again where a detector finds that they are none."""
+"""A generator whose pairs are measured and checked by a detector; invalid pairs are regenerated."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from magicseg.backends import DetectRequest, GenerateRequest, Generator, ImagePair, Rejection
+from magicseg.backends import DetectRequest, GenerateRequest, Generator, ImagePair, Rejection, Retry
 from magicseg.config.array_stages import ImageQualitySettings, ValiditySettings
 from magicseg.core.randomness import sample_seed
 from magicseg.labels import Label
 from magicseg.stages.generate.image_quality import contrast, difference_hash, sharpness
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.finder import Finder, missing_label, remaining_label
+from magicseg.vision.finder import Finder, Objects, missing_label, remaining_label
 
 
-@dataclass
+@dataclass(frozen=True, kw_only=True)
 class _Attempt:
-    """A sample that is still to be made: its place among the requests, and the request with the attempt's seed."""
+    """A sample that still needs a valid pair.
 
-    place: int
-    request: GenerateRequest
-    faults: list[str]
+    ``first`` is the stage's request. ``request`` is what the generator is given in this attempt. ``faults`` are those
+    of the earlier pairs.
+    """
+
+    first: GenerateRequest
+    request: Any
+    faults: tuple[str, ...] = ()
+
+    @property
+    def index(self) -> int:
+        """The sample's index in the run."""
+        return self.first.index
 
 
-class JudgedGenerator:
-    """Wraps a generator back end; is one itself."""
+class CheckedGenerator:
+    """Wraps a generator back end: measures its pairs and checks them with a detector."""
 
     def __init__(
         self, generator: Generator, quality: ImageQualitySettings, validity: ValiditySettings | None
     ) -> None:
-        """Load the detector, if pairs are to be checked. Raises: BackendError."""
+        """Load the detector if ``validity`` is set. Raises: BackendError."""
         self._generator, self._quality, self._validity = generator, quality, validity
         batch = HasBatch(validity.batch_size, "generate.validity.batch_size") if validity else None
         self._finder = Finder(validity, batch) if validity and batch else None
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if the generator or the detector can do nothing with one of these."""
+        """Raise BackendError if the generator or the detector cannot handle one of these labels."""
         for part in (self._generator, self._finder):
             check = getattr(part, "check_labels", None)
             if check is not None:
                 check(labels)
 
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[ImagePair | Rejection]:
-        """One measured pair, or a rejection with its reason, per request.
+    def attempt(self, requests: Sequence[GenerateRequest | _Attempt]) -> list[ImagePair | Rejection | Retry]:
+        """Return a measured pair, a rejection or a retry per request.
 
-        A pair that is not valid is made again with a seed derived from the sample's own and the attempt.
+        An invalid pair is a retry with a seed derived from the sample's own seed and the number of the attempt. After
+        ``validity.retries`` of them the sample is rejected.
         """
-        answers: dict[int, ImagePair | Rejection] = {}
-        attempts = [_Attempt(place, request, []) for place, request in enumerate(requests)]
-        while attempts:
-            made = list(self._generator.generate([attempt.request for attempt in attempts]))
-            again: list[_Attempt] = []
-            for attempt, judged in zip(attempts, self._judged(attempts, made), strict=True):
-                if judged is None:
-                    again.append(self._next(attempt, requests[attempt.place].seed))
-                else:
-                    answers[attempt.place] = judged
-            attempts = again
-        return [answers[place] for place in range(len(requests))]
-
-    def _next(self, attempt: _Attempt, seed: int) -> _Attempt:
-        return replace(
-            attempt, request=replace(attempt.request, seed=sample_seed(seed, "validity", len(attempt.faults)))
-        )
-
-    def _judged(
-        self, attempts: Sequence[_Attempt], made: Sequence[ImagePair | Rejection]
-    ) -> list[ImagePair | Rejection | None]:
-        """The answers; None for a sample that is to be made again."""
+        attempts = [one if isinstance(one, _Attempt) else _Attempt(first=one, request=one) for one in requests]
+        made = attempted(self._generator, [one.request for one in attempts])
         if len(made) != len(attempts):
             raise ValueError(f"the back end gave {len(made)} answers to {len(attempts)} requests")
-        answers: list[ImagePair | Rejection | None] = [
-            self._measured(answer) if _is_pair(answer) else answer for answer in made
-        ]
-        pairs = [(place, answer) for place, answer in enumerate(answers) if _is_pair(answer)]
-        if self._finder is None or self._validity is None or not pairs:
-            return answers
-        found = self._finder.find(
-            [
-                DetectRequest(image=image, labels=attempts[place].request.labels)
-                for place, pair in pairs
-                for image in (pair.image, pair.counterfactual)
-            ]
-        )
-        for number, (place, pair) in enumerate(pairs):
-            attempt, objects, remaining = attempts[place], found[2 * number], found[2 * number + 1]
-            labels = attempt.request.labels
-            fault = missing_label(labels, objects) or remaining_label(labels, remaining)
-            if fault is None:
-                scores = {
-                    "score": round(float(objects.best.min(initial=1)), 4),
-                    "counterfactual_score": round(float(remaining.best.max(initial=0)), 4),
-                    "validity_attempts": len(attempt.faults) + 1,
-                }
-                answers[place] = replace(pair, quality={**pair.quality, **scores})
-                continue
-            attempt.faults.append(f"{fault.reason} ({fault.detail})")
-            answers[place] = None
-            if len(attempt.faults) > self._validity.retries:
-                tries = "; ".join(attempt.faults)
-                answers[place] = Rejection(reason=fault.reason, detail=f"{len(attempt.faults)} attempts: {tries}")
+        answers: list[ImagePair | Rejection | Retry] = []
+        for one, answer in zip(attempts, made, strict=True):
+            if isinstance(answer, Retry):  # the generator's own
+                answers.append(Retry(request=replace(one, request=answer.request)))
+            else:
+                answers.append(self._measured(answer) if _is_pair(answer) else answer)
+        pairs = {place: answer for place, answer in enumerate(answers) if _is_pair(answer)}
+        if self._finder is not None and pairs:
+            found = self._finder.find(
+                [
+                    DetectRequest(image=image, labels=attempts[place].first.labels)
+                    for place, pair in pairs.items()
+                    for image in (pair.image, pair.counterfactual)
+                ]
+            )
+            for number, (place, pair) in enumerate(pairs.items()):
+                answers[place] = self._checked(attempts[place], pair, found[2 * number], found[2 * number + 1])
         return answers
+
+    def _checked(
+        self, attempt: _Attempt, pair: ImagePair, objects: Objects, remaining: Objects
+    ) -> ImagePair | Rejection | Retry:
+        """Return a pair with its scores if it is valid.
+
+        Args: objects: found in the image. remaining: found in the counterfactual.
+        """
+        assert self._validity is not None
+        labels = attempt.first.labels
+        fault = missing_label(labels, objects) or remaining_label(labels, remaining)
+        if fault is None:
+            scores = {
+                "score": round(float(objects.best.min(initial=1)), 4),
+                "counterfactual_score": round(float(remaining.best.max(initial=0)), 4),
+                "validity_attempts": len(attempt.faults) + 1,
+            }
+            return replace(pair, quality={**pair.quality, **scores})
+        faults = (*attempt.faults, f"{fault.reason} ({fault.detail})")
+        if len(faults) > self._validity.retries:
+            return Rejection(reason=fault.reason, detail=f"{len(faults)} attempts: {'; '.join(faults)}")
+        seed = sample_seed(attempt.first.seed, "validity", len(faults))
+        return Retry(request=replace(attempt, request=replace(attempt.first, seed=seed), faults=faults))
 
     def _measured(self, pair: ImagePair) -> ImagePair | Rejection:
         images = (pair.image, pair.counterfactual)
@@ -122,8 +122,14 @@ class JudgedGenerator:
         return replace(pair, quality={**pair.quality, **measures})
 
 
-def _is_pair(answer: ImagePair | Rejection | None) -> TypeGuard[ImagePair]:
-    """Whether there are images to look at; what else a back end may have given, the stage refuses."""
+def attempted(generator: Generator, requests: Sequence[Any]) -> list[ImagePair | Rejection | Retry]:
+    """Return a generator's answers to a batch, of its ``attempt`` if it has that method."""
+    attempt = getattr(generator, "attempt", None)
+    return list(attempt(requests) if attempt is not None else generator.generate(requests))
+
+
+def _is_pair(answer: ImagePair | Rejection | Retry) -> TypeGuard[ImagePair]:
+    """Return whether an answer holds two RGB images. The stage refuses other answers of a back end."""
     return isinstance(answer, ImagePair) and all(
         image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
         for image in (answer.image, answer.counterfactual)

@@ -1,21 +1,22 @@
 """The generator back end ``diffusers``: text-to-image pipelines, by family (`magicseg.stages.generate.families`).
 
-Both images of a pair are made in one call, at one batch size: the last batch of a shard is padded, so that a sample's
-pixels do not depend on where its shard ends. A pair with a black, flat or unsafe image is made again with a seed
-derived from the sample's own.
+Both images of a pair are painted in one call, at one batch size. The last batch of a shard is padded, so that a
+sample's pixels do not depend on where its shard ends. A pair with a black, flat or unsafe image is regenerated with a
+seed derived from the sample's own, together with other pairs of its shard.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from magicseg.backends import GenerateRequest, Image, ImagePair, Rejection
+from magicseg.backends import GenerateRequest, Image, ImagePair, Rejection, Retry
 from magicseg.config import finding
 from magicseg.core.errors import BackendError
 from magicseg.core.randomness import sample_seed
 from magicseg.labels import Label
+from magicseg.stages.batches import answered_in_batches
 from magicseg.stages.generate.counterfactual import counterfactual_caption
 from magicseg.stages.generate.options import DiffusersOptions
 from magicseg.stages.generate.pipeline_folder import SD3_PARTS, parts_of, read_files, read_index
@@ -44,17 +45,24 @@ class HasSizeAndBatch(Protocol):
         """Pairs in one call."""
 
 
-@dataclass
-class _Job:
-    """A pair that is still to be made."""
+@dataclass(frozen=True)
+class _PairRequest:
+    """A pair that is still to be painted.
 
-    position: int
+    ``text`` is the counterfactual's caption. ``faults`` has which image failed, and how, of every earlier attempt.
+    """
+
     request: GenerateRequest
     text: str
-    faults: list[tuple[str, str]] = field(default_factory=list)  # one per failed attempt: which image, what
+    faults: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def index(self) -> int:
+        """The sample's index in the run."""
+        return self.request.index
 
     def seeds(self, noise: str) -> tuple[int, int]:
-        """Of the initial noise of image and counterfactual, in the present attempt."""
+        """Return the seeds of the initial noise of image and counterfactual, in this attempt."""
         attempt = len(self.faults)
         image = sample_seed(self.request.seed, "image", attempt)
         return image, image if noise == "shared" else sample_seed(self.request.seed, "counterfactual", attempt)
@@ -115,44 +123,40 @@ class DiffusersGenerator:
             self._remover.check_labels(labels)
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[ImagePair | Rejection]:
-        """One pair, or a rejection with its reason, per request."""
-        answers: dict[int, ImagePair | Rejection] = {}
-        jobs: list[_Job] = []
-        for position, request in enumerate(requests):
-            text = counterfactual_caption(request, self._options.counterfactual)
-            if isinstance(text, Rejection):
-                answers[position] = text
-            else:
-                jobs.append(_Job(position, request, text))
-        while jobs:
-            again: list[_Job] = []
-            for start in range(0, len(jobs), self._batch_size):
-                batch = jobs[start : start + self._batch_size]
-                for job, answer in zip(batch, self._attempt(batch), strict=True):
-                    if answer is None:
-                        again.append(job)
-                    else:
-                        answers[job.position] = answer
-            jobs = again
+        """Return one pair, or a rejection with its reason, per request."""
+        answers = dict(answered_in_batches(requests, self._batch_size, self.attempt))
         return [answers[position] for position in range(len(requests))]
 
-    def _attempt(self, batch: Sequence[_Job]) -> list[ImagePair | Rejection | None]:
-        """The answers of a batch; None for a pair that is to be tried again."""
-        painted = self._paint(batch)
-        answers: list[ImagePair | Rejection | None] = []
-        for job, (image, other) in zip(batch, painted, strict=True):
-            if not isinstance(image, str) and not isinstance(other, str):
-                answers.append(self._pair(job, image, other))
-                continue
-            job.faults.append(("image", image) if isinstance(image, str) else ("counterfactual", str(other)))
-            answers.append(self._given_up(job) if len(job.faults) > self._options.retries else None)
-        return answers
+    def attempt(self, requests: Sequence[GenerateRequest | _PairRequest]) -> list[ImagePair | Rejection | Retry]:
+        """Answer up to ``batch_size`` requests; a pair with a faulty image is a retry."""
+        answers: dict[int, ImagePair | Rejection | Retry] = {}
+        pairs: dict[int, _PairRequest] = {}
+        for position, request in enumerate(requests):
+            pair = request if isinstance(request, _PairRequest) else self._pair_request(request)
+            if isinstance(pair, Rejection):
+                answers[position] = pair
+            else:
+                pairs[position] = pair
+        if pairs:
+            batch = list(pairs.values())
+            for position, pair, (image, other) in zip(pairs, batch, self._paint(batch), strict=True):
+                if isinstance(image, str):
+                    answers[position] = self._failed(pair, "image", image)
+                elif isinstance(other, str):
+                    answers[position] = self._failed(pair, "counterfactual", other)
+                else:
+                    answers[position] = self._pair(pair, image, other)
+        return [answers[position] for position in range(len(requests))]
 
-    def _paint(self, batch: Sequence[_Job]) -> list[tuple[Image | str, Image | str]]:
-        """Both images of every pair in one call, or what is wrong with them; padded with the last."""
+    def _pair_request(self, request: GenerateRequest) -> _PairRequest | Rejection:
+        text = counterfactual_caption(request, self._options.counterfactual)
+        return text if isinstance(text, Rejection) else _PairRequest(request, text)
+
+    def _paint(self, batch: Sequence[_PairRequest]) -> list[tuple[Image | str, Image | str]]:
+        """Paint both images of every pair in one call, padded with the last pair. A text is an image's fault."""
         rows = [*batch, *[batch[-1]] * (self._batch_size - len(batch))]
-        seeds = [job.seeds(self._options.noise) for job in rows]
-        captions, texts = [job.request.caption for job in rows], [job.text for job in rows]
+        seeds = [pair.seeds(self._options.noise) for pair in rows]
+        captions, texts = [pair.request.caption for pair in rows], [pair.text for pair in rows]
         if self._remover is not None:
             return self._paint_and_remove(batch, captions, [image for image, _ in seeds])
         painted = self.pipeline.paint(
@@ -162,7 +166,7 @@ class DiffusersGenerator:
         return [(self._judged(painted, row), self._judged(painted, count + row)) for row in range(len(batch))]
 
     def _paint_and_remove(
-        self, batch: Sequence[_Job], captions: Sequence[str], seeds: Sequence[int]
+        self, batch: Sequence[_PairRequest], captions: Sequence[str], seeds: Sequence[int]
     ) -> list[tuple[Image | str, Image | str]]:
         """The images first; then, of those that show their objects, the counterfactuals by filling."""
         assert self._remover is not None
@@ -196,20 +200,23 @@ class DiffusersGenerator:
             return "black-image"
         return image_fault(painted.images[row], self._options.min_contrast) or painted.images[row]
 
-    def _pair(self, job: _Job, image: Image, counterfactual: Image) -> ImagePair:
-        lost = max(self.pipeline.lost_tokens(text) for text in (job.request.caption, job.text))
+    def _pair(self, pair: _PairRequest, image: Image, counterfactual: Image) -> ImagePair:
+        lost = max(self.pipeline.lost_tokens(text) for text in (pair.request.caption, pair.text))
         names = FAULTS if self._remover is None else (*FAULTS, *REMOVAL_FAULTS)
-        counts = {name: sum(fault == name for _, fault in job.faults) for name in names}
+        counts = {name: sum(fault == name for _, fault in pair.faults) for name in names}
         return ImagePair(
             image=image,
             counterfactual=counterfactual,
-            quality={"attempts": len(job.faults) + 1, "truncated_tokens": lost, **counts},
+            quality={"attempts": len(pair.faults) + 1, "truncated_tokens": lost, **counts},
         )
 
-    def _given_up(self, job: _Job) -> Rejection:
-        _, reason = job.faults[-1]
-        tries = ", ".join(f"{which} {fault}" for which, fault in job.faults)
-        return Rejection(reason=reason, detail=f"{len(job.faults)} attempts: {tries}")
+    def _failed(self, pair: _PairRequest, which: str, fault: str) -> Rejection | Retry:
+        """Return another attempt, or after the last one the rejection."""
+        faults = (*pair.faults, (which, fault))
+        if len(faults) <= self._options.retries:
+            return Retry(request=replace(pair, faults=faults))
+        tries = ", ".join(f"{image} {found}" for image, found in faults)
+        return Rejection(reason=fault, detail=f"{len(faults)} attempts: {tries}")
 
 
 def _remover(pipeline: "TextToImage", options: DiffusersOptions, batch_size: int) -> "ObjectRemover | None":

@@ -5,9 +5,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from magicseg.backends import GenerateRequest, Generator, Image, ImagePair, Rejection
+from magicseg.backends import GenerateRequest, Generator, Image, ImagePair, Rejection, Retry
 from magicseg.core.randomness import sample_seed
 from magicseg.run.directory import Run
+from magicseg.stages.generate.checked import attempted
 
 Encoded: TypeAlias = tuple[Image | bytes, Image | bytes]
 
@@ -32,9 +33,9 @@ class GenerateStage:
             for index in samples
         ]
 
-    def call(self, backend: Generator, requests: Sequence[GenerateRequest]) -> Sequence[ImagePair | Rejection]:
-        """One batch."""
-        return backend.generate(requests)
+    def call(self, backend: Generator, requests: Sequence[Any]) -> Sequence[ImagePair | Rejection | Retry]:
+        """Answer one batch."""
+        return attempted(backend, requests)
 
     def check(self, run: Run, answer: ImagePair) -> None:
         """Raises: ValueError if a back end returned what it must not."""
