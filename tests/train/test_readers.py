@@ -160,7 +160,7 @@ def test_batches_that_do_not_fit_into_shared_memory_go_through_pipes(tmp_path, m
     ):
         pytest.skip("a mount namespace cannot be made here")
     (tmp_path / "program.py").write_text(SMALL)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     ended = subprocess.run(
         ["unshare", "-m", "bash", "-c", f"{small}{sys.executable} {tmp_path / 'program.py'}"],
         capture_output=True,

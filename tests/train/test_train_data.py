@@ -214,7 +214,7 @@ def test_a_fault_ends_the_process_and_its_readers(tmp_path, monkeypatch):
     of the readers, which inherit it."""
     program = tmp_path / "fault.py"
     program.write_text(FAULT)
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     ended = subprocess.run([sys.executable, program], capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == "RuntimeError: a fault of the device"
