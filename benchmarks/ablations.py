@@ -43,7 +43,8 @@ from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.evaluate.painted import evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND, IGNORE
-from magicseg.model.segmenter import Segmenter, load_segmenter
+from magicseg.model.saved_model import load_segmenter
+from magicseg.model.segmenter import Segmenter
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES
 from magicseg.stages.pool import run_stage

@@ -21,7 +21,8 @@ from measure import in_fresh_process, peak_mib, print_table, timed
 
 from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.model.open_vocabulary import load_model
-from magicseg.model.segmenter import build_segmenter, save_segmenter
+from magicseg.model.saved_model import save_segmenter
+from magicseg.model.segmenter import build_segmenter
 from magicseg.model.sliding_window import padded_size, window_places
 
 _WINDOW, _STRIDE = 512, 426

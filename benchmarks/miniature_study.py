@@ -43,7 +43,7 @@ from ablations import BASE, print_table
 from magicseg.config.loading import load_config
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.evaluate.painted import evaluate_heldout
-from magicseg.model.segmenter import load_segmenter
+from magicseg.model.saved_model import load_segmenter
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import STAGES, stage_weights
 from magicseg.stages.worker import ShardEvent, run_shards

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
     from magicseg.model.open_vocabulary import OpenVocabularyModel, Segmentation, load_model
     from magicseg.model.prompts import DeepPrompts, encode_with_prompts
-    from magicseg.model.segmenter import Segmenter, build_segmenter, load_segmenter, save_segmenter
+    from magicseg.model.saved_model import load_segmenter, save_segmenter
+    from magicseg.model.segmenter import Segmenter, build_segmenter
     from magicseg.model.targets import sample_targets
 
 _MODULES = {
@@ -22,7 +23,8 @@ _MODULES = {
     "losses": ("counterfactual_loss", "dice_loss", "focal_loss"),
     "open_vocabulary": ("OpenVocabularyModel", "Segmentation", "load_model"),
     "prompts": ("DeepPrompts", "encode_with_prompts"),
-    "segmenter": ("Segmenter", "build_segmenter", "load_segmenter", "save_segmenter"),
+    "saved_model": ("load_segmenter", "save_segmenter"),
+    "segmenter": ("Segmenter", "build_segmenter"),
     "targets": ("sample_targets",),
 }
 

@@ -9,7 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from magicseg.config.model import ModelSettings
 from magicseg.core.errors import ConfigError
+
+
+def build_decoder(settings: ModelSettings, *, embed_dim: int) -> "MaskDecoder":
+    """Return the decoder that the settings name, with fresh weights from torch's generator.
+
+    Another decoder needs the methods `MaskDecoder.forward` and `MaskDecoder.every_layer`, and a branch here.
+
+    Args: embed_dim: of the joint image-text space.
+    """
+    return MaskDecoder(
+        embed_dim=embed_dim,
+        width=settings.decoder_width,
+        layers=settings.decoder_layers,
+        heads=settings.decoder_heads,
+    )
 
 
 class MaskDecoder(nn.Module):

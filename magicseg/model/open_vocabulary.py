@@ -18,7 +18,8 @@ from torch import Tensor
 
 from magicseg.core.errors import DataError
 from magicseg.images.reading import rgb_pixels
-from magicseg.model.segmenter import Segmenter, load_segmenter
+from magicseg.model.saved_model import load_segmenter
+from magicseg.model.segmenter import Segmenter
 from magicseg.model.sliding_window import logit_stripes
 
 if TYPE_CHECKING:

@@ -1,42 +1,29 @@
-"""The segmenter: encoder with prompts, class texts, mask decoder; saved as safetensors beside a JSON file.
+"""The segmenter: encoder with prompts, class texts, mask decoder.
 
     model = build_segmenter(ModelSettings(), seed=0)
     text = model.encode_classes(["car", "house"])           # (K, D)
     output = model(images, text)                            # uint8 (B, 3, H, W) -> logits (B, K, H, W)
-    save_segmenter(model, folder); model = load_segmenter(folder)
 
-A folder holds ``model.json`` (format version, settings, the encoder's own configuration, digest of the weights, free
-provenance), ``model.safetensors`` with all weights, a frozen encoder's too, ``README.md``, and ``tokenizer/`` where
-the encoder needs one. Nothing else is needed to load it, and nothing is ever pickled.
+`magicseg.model.saved_model` saves and loads it.
 """
 
 import copy
-import hashlib
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Literal, cast, overload
 
-import safetensors
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from magicseg.config.model import ModelSettings, OpenClipSettings
-from magicseg.core.documents import open_regular
+from magicseg.config.model import ModelSettings
 from magicseg.core.errors import DataError
-from magicseg.core.files import write_atomic
 from magicseg.labels.distinct import refuse_alike
-from magicseg.model.card import FORMAT, model_card, read_card
-from magicseg.model.decoder import MaskDecoder, upsample_logits
-from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder, open_clip_encoders
-from magicseg.model.finite import refuse_weights_not_finite
+from magicseg.model.decoder import build_decoder, upsample_logits
+from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.text_cache import cached_texts, text_key
-from magicseg.weights.foreign import refuse_foreign_code
 
 ClassNames = Sequence[str] | Sequence[Sequence[str]]
 
@@ -82,12 +69,7 @@ class Segmenter(nn.Module):
             if settings.prompt_tokens
             else None
         )
-        self.decoder = MaskDecoder(
-            embed_dim=self.encoder.embed_dim,
-            width=settings.decoder_width,
-            layers=settings.decoder_layers,
-            heads=settings.decoder_heads,
-        )
+        self.decoder = build_decoder(settings, embed_dim=self.encoder.embed_dim)
         self._constant_texts: dict[tuple[tuple[str, ...], ...], Tensor] = {}
         self.register_load_state_dict_post_hook(_forget_texts)  # type: ignore[no-untyped-call]
 
@@ -306,119 +288,3 @@ def load_trained_state(model: Segmenter, state: Mapping[str, Tensor]) -> None:
     if expected != state.keys():
         raise DataError(f"not the tensors of this model: {', '.join(sorted(expected ^ state.keys())[:5])}")
     model.load_state_dict(state, strict=False)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of the names, shapes, types and bytes of all parameters and buffers: ``sha256:...``."""
-    return _digest(save(_tensors(model)))
-
-
-def save_segmenter(
-    model: Segmenter,
-    folder: Path,
-    *,
-    provenance: Mapping[str, Any] | None = None,
-    figures: Mapping[str, float] | None = None,
-) -> str:
-    """Write the weights, a tokenizer where one is needed, ``README.md``, and last ``model.json``, which names the
-    weights' digest; each file whole or not at all.
-
-    Args: provenance: what the caller wants to remember of where the weights come from; plain JSON. figures: scores
-        by name, for ``README.md``.
-    Returns: the weights' digest.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = save(_tensors(model))
-    card: dict[str, Any] = {
-        "format": FORMAT,
-        "settings": model.settings.model_dump(mode="json"),
-        "weights": "model.safetensors",
-        "weights_digest": _digest(weights),
-        "provenance": dict(provenance or {}),
-    }
-    if not isinstance(model.encoder, MiniatureEncoder):
-        encoder = cast("Any", model.encoder)
-        card["encoder"] = encoder.blueprint.to_dict()
-        card["tokenizer"] = "tokenizer" if encoder.save_tokenizer(folder / "tokenizer") else None
-    write_atomic(folder / "model.safetensors", weights)
-    write_atomic(folder / "README.md", model_card(card, figures=figures or {}).encode())
-    write_atomic(folder / "model.json", (json.dumps(card, indent=2) + "\n").encode())
-    return str(card["weights_digest"])
-
-
-def load_segmenter(folder: str | Path) -> Segmenter:
-    """Read what `save_segmenter` wrote, in this format or an earlier one, on the CPU, in inference mode.
-
-    Raises: DataError when a file is missing, of another format, not finite or not of its digest; BackendError without
-    open_clip, or if a tokenizer cannot be loaded.
-    """
-    folder = Path(folder)
-    card = read_card(folder)
-    path = folder / str(card["weights"])
-    try:
-        open_regular(path).close()  # safetensors would wait for the writer of a pipe
-        settings = ModelSettings.model_validate(card["settings"])
-        _refuse_misfit(settings, card, path)
-        model = Segmenter(settings, encoder=_saved_encoder(settings, card, folder))
-        model.load_state_dict(load_file(path))
-        digest = _file_digest(path)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
-        raise DataError(f"{path}: cannot be loaded: {error}") from error
-    if digest != card["weights_digest"]:
-        raise DataError(
-            f"{path}: the weights are not those that model.json names",
-            hint="train again, or restore both files from the same save",
-        )
-    refuse_weights_not_finite(model, str(path))
-    return model.eval()
-
-
-def _refuse_misfit(settings: ModelSettings, card: Mapping[str, Any], path: Path) -> None:
-    """Raise DataError unless the model of these settings has exactly the tensors in the file's header.
-
-    The model is built without memory for its weights, so that settings cannot claim more than the file holds.
-    """
-    with safetensors.safe_open(path, framework="pt") as file:
-        stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    layers = max(settings.decoder_layers, getattr(settings.encoder, "layers", 0))
-    if layers > len(stored):
-        raise DataError(f"{path}: model.json has {layers} layers, and the file has {len(stored)} tensors")
-    with torch.device("meta"):
-        model = Segmenter(settings, encoder=_saved_encoder(settings, card, None))
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    other = sorted(name for name in wanted.keys() | stored.keys() if wanted.get(name) != stored.get(name))
-    if other:
-        raise DataError(
-            f"{path}: {len(other)} tensors differ from the model that model.json describes, such as {other[0]}: "
-            f"{stored.get(other[0], 'missing')}, not {wanted.get(other[0], 'known')}",
-            hint="restore both files from the same save",
-        )
-
-
-def _saved_encoder(settings: ModelSettings, card: Mapping[str, Any], folder: Path | None) -> nn.Module | None:
-    """A saved model's encoder before its weights are loaded; None for one that its settings describe.
-
-    Args: folder: the saved model's, to load the tokenizer from; None: the encoder gets none.
-    """
-    if not isinstance(settings.encoder, OpenClipSettings):
-        return None
-    tokenizer = folder / str(card["tokenizer"]) if folder is not None and card.get("tokenizer") else None
-    if tokenizer is not None:
-        refuse_foreign_code(tokenizer, "the saved model's tokenizer")
-    encoder = open_clip_encoders().empty_encoder(card["encoder"], tokenizer)
-    if folder is not None:
-        _ = encoder.tokenize
-    return cast("nn.Module", encoder)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-
-
-def _digest(weights: bytes) -> str:
-    return "sha256:" + hashlib.sha256(weights).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

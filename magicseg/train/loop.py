@@ -5,7 +5,7 @@
 
     out_dir/train.jsonl                             one JSON row per `log_every` steps
     out_dir/checkpoints/step-00001000.safetensors   the newest two
-    out_dir/model/{model.json,model.safetensors}    when finished: `magicseg.model.segmenter.load_segmenter`
+    out_dir/model/{model.json,model.safetensors}    when finished: `magicseg.model.load_segmenter`
 
 Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a
 finished run nothing is done again. Every step derives its own randomness from (seed, step): no state is lost.
@@ -34,7 +34,8 @@ from magicseg.data.dataset import Mixture, Samples, input_size
 from magicseg.data.loader import ReadersLost, training_batches
 from magicseg.labels import Vocabulary
 from magicseg.model.card import read_card
-from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
+from magicseg.model.saved_model import save_segmenter
+from magicseg.model.segmenter import Segmenter, build_segmenter
 from magicseg.run.claims import STALE_SECONDS, holder, try_claim
 from magicseg.train.checkpoints import check_identity, gather, shared_checkpoint, write_checkpoint
 from magicseg.train.deferred_metrics import Late, Outcome

@@ -14,7 +14,8 @@ from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import DataError, MagicsegError
 from magicseg.evaluate.predict import pictures_of
 from magicseg.model.open_vocabulary import load_model
-from magicseg.model.segmenter import build_segmenter, save_segmenter
+from magicseg.model.saved_model import save_segmenter
+from magicseg.model.segmenter import build_segmenter
 from magicseg.run.attempts import Attempts
 
 SETTINGS = ModelSettings(

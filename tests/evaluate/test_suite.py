@@ -21,7 +21,8 @@ from magicseg.evaluate.compare import compare
 from magicseg.evaluate.model_under_test import Target
 from magicseg.evaluate.suite import Suite
 from magicseg.evaluate.threshold import Threshold
-from magicseg.model.segmenter import build_segmenter, save_segmenter
+from magicseg.model.saved_model import save_segmenter
+from magicseg.model.segmenter import build_segmenter
 
 HEADS = ("vanilla", "maskclip", "sclip", "clearclip")
 
@@ -238,7 +239,7 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
 ):
     monkeypatch.chdir(tmp_path)
     if told != "a model by itself":
-        monkeypatch.setattr("magicseg.model.segmenter.load_segmenter", lambda *_: pytest.fail("loaded"))
+        monkeypatch.setattr("magicseg.evaluate.heads.baselines.load_segmenter", lambda *_: pytest.fail("loaded"))
     error, _, _ = run("evaluate", model, *(str(data) if word == "DATA" else word for word in words))
     if told is None:
         assert error == 2

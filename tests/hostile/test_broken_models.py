@@ -25,7 +25,8 @@ from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.labels import Label, Vocabulary
 from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
 from magicseg.model.open_clip_encoder import open_clip_encoder
-from magicseg.model.segmenter import Segmenter, build_segmenter, save_segmenter
+from magicseg.model.saved_model import save_segmenter
+from magicseg.model.segmenter import Segmenter, build_segmenter
 from magicseg.run.progress import run_status
 from magicseg.train.loop import train
 from magicseg.vision.batches import HasBatch

@@ -22,7 +22,8 @@ from magicseg.config.model import ModelSettings, OpenClipSettings
 from magicseg.core.errors import BackendError, ConfigError, DataError, MagicsegError
 from magicseg.model import load_model
 from magicseg.model.encoder import build_encoder
-from magicseg.model.segmenter import build_segmenter, save_segmenter
+from magicseg.model.saved_model import save_segmenter
+from magicseg.model.segmenter import build_segmenter
 from magicseg.model.text_cache import cached_texts
 from magicseg.stages.describe.local_model import TransformersCaptioner
 from magicseg.stages.generate.options import DiffusersOptions

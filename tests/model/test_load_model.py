@@ -12,7 +12,8 @@ import magicseg
 from magicseg import load_model
 from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import DataError
-from magicseg.model.segmenter import build_segmenter, save_segmenter
+from magicseg.model.saved_model import save_segmenter
+from magicseg.model.segmenter import build_segmenter
 
 SETTINGS = ModelSettings(
     encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=8),

@@ -13,7 +13,8 @@ from magicseg.core.errors import ConfigError, DataError
 from magicseg.model.encoder import Encoder, MiniatureEncoder, TextEncoder, ngram_buckets
 from magicseg.model.losses import focal_loss
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
-from magicseg.model.segmenter import build_segmenter, load_segmenter, save_segmenter, weights_digest
+from magicseg.model.saved_model import load_segmenter, save_segmenter, weights_digest
+from magicseg.model.segmenter import build_segmenter
 
 SMALL = ModelSettings(
     encoder=EncoderSettings(image_size=32, stride=8, width=32, layers=2, heads=2, embed_dim=24),
@@ -236,7 +237,7 @@ def test_a_model_that_cannot_be_trusted_is_refused(model, tmp_path):
     save_segmenter(model, tmp_path)
     card = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps(card | {"weights_digest": "sha256:0"}))
-    with pytest.raises(DataError, match="the weights are not those"):
+    with pytest.raises(DataError, match=r"the digest of the weights is not the one in model\.json"):
         load_segmenter(tmp_path)
     (tmp_path / "model.json").write_text(json.dumps(card | {"format": 99}))
     with pytest.raises(DataError, match="format 99"):

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 from magicseg.core.errors import PlanMismatch, RunError, StoreError
-from magicseg.model.segmenter import load_segmenter
+from magicseg.model.saved_model import load_segmenter
 from magicseg.train.loop import train
 
 

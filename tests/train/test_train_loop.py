@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from magicseg.core.errors import ConfigError, IncompleteError, MagicsegError, PlanMismatch, StoreError
-from magicseg.model.segmenter import load_segmenter, weights_digest
+from magicseg.model.saved_model import load_segmenter, weights_digest
 from magicseg.train.loop import train
 
 

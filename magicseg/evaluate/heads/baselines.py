@@ -19,7 +19,8 @@ from magicseg.evaluate.heads.base import Head
 from magicseg.evaluate.heads.memory_bank import RECIPE, MemoryBank, MemoryBankHead, build_bank
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.evaluate.model_under_test import Target
-from magicseg.model.segmenter import Segmenter, load_segmenter
+from magicseg.model.saved_model import load_segmenter
+from magicseg.model.segmenter import Segmenter
 from magicseg.run.directory import Run
 
 
