@@ -37,6 +37,7 @@ from scipy.stats import t as student
 from scipy.stats import ttest_rel
 
 from magicseg.config.loading import load_config
+from magicseg.config.stage_declarations import STAGES
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.evaluate.heads.memory_bank import MemoryBankHead, build_bank
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
@@ -46,7 +47,6 @@ from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.saved_model import load_segmenter
 from magicseg.model.segmenter import Segmenter
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.stages.pool import run_stage
 from magicseg.train.loop import train
 

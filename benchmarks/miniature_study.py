@@ -41,11 +41,12 @@ import torch
 from ablations import BASE, print_table
 
 from magicseg.config.loading import load_config
+from magicseg.config.stage_declarations import STAGES
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.evaluate.painted import evaluate_heldout
 from magicseg.model.saved_model import load_segmenter
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES, stage_weights
+from magicseg.run.fingerprint import stage_weights
 from magicseg.stages.worker import ShardEvent, run_shards
 from magicseg.train.loop import train
 from magicseg.weights.hashing import path_identity

@@ -215,7 +215,7 @@ class Segmenter(Protocol):
     def segment(self, requests: Sequence[SegmentRequest]) -> Sequence[Segments]: ...
 
 
-_METHODS = {
+BATCH_METHODS = {
     "captioners": "describe",
     "generators": "generate",
     "maskers": "mask",
@@ -253,7 +253,7 @@ def find_backend(kind: str, name: str) -> type[Backend]:
             f"{what} cannot be imported: {type(error).__name__}: {error}",
             hint=remedy if package == "magicseg" else f"mend or reinstall {package}",
         ) from error
-    lacking = [part for part in ("Options", "identity", _METHODS[kind]) if not hasattr(backend, part)]
+    lacking = [part for part in ("Options", "identity", BATCH_METHODS[kind]) if not hasattr(backend, part)]
     if lacking:
         raise BackendError(
             f"{what} lacks {', '.join(lacking)}", hint="what a class has: python -m pydoc magicseg.backends"
@@ -346,49 +346,53 @@ class SegmenterChoice(BackendChoice):
     KIND: ClassVar[str] = "segmenters"
 
 
-def choices_in(settings: Settings, prefix: str = "") -> Iterator[tuple[str, BackendChoice]]:
-    """The back ends inside a group of settings, by their dotted keys: "detector", "inpaint.segmenter"."""
+@dataclass(frozen=True)
+class NestedBackend:
+    """A back end that a group of settings chooses, and its validated options.
+
+    ``path`` is the dotted key of the choice inside the group ("detector", "inpaint.segmenter"). It is empty for the
+    back end whose options the group is.
+    """
+
+    path: str
+    backend: type[Backend]
+    options: Settings
+
+    def key(self, option: str) -> str:
+        """Return the dotted key of one of its options inside the group."""
+        return f"{self.path}.options.{option}" if self.path else option
+
+    def identity(self) -> dict[str, str | int]:
+        """Return what the back end says of itself, by dotted keys."""
+        prefix = f"{self.path}." if self.path else ""
+        return {prefix + key: value for key, value in self.backend.identity(self.options).items()}
+
+    def weights(self) -> tuple[Weights, ...]:
+        """Return the pretrained weights that it loads; ``setting`` is their dotted key inside the group.
+
+        Raises BackendError if a path holds no weights of the required kind.
+        """
+        declared = getattr(self.backend, "weights", None)
+        found = declared(self.options) if declared else ()
+        return tuple(replace(each, setting=self.key(each.setting)) for each in found)
+
+    def libraries(self) -> tuple[str, ...]:
+        """Return the modules that it imports when it starts."""
+        return tuple(getattr(self.backend, "LIBRARIES", ()))
+
+
+def backends_in(settings: Settings, prefix: str = "") -> Iterator[NestedBackend]:
+    """Yield all back ends inside a group of settings, at any depth. Raises BackendError, ConfigError."""
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BackendChoice):
-            yield prefix + name, value
-            yield from choices_in(value.chosen()[1], f"{prefix}{name}.options.")
+            backend, options = value.chosen()
+            yield NestedBackend(prefix + name, backend, options)
+            yield from backends_in(options, f"{prefix}{name}.options.")
         elif isinstance(value, Settings):
-            yield from choices_in(value, f"{prefix}{name}.")
+            yield from backends_in(value, f"{prefix}{name}.")
 
 
-def weights_in(settings: Settings) -> tuple[Weights, ...]:
-    """The pretrained weights of all back ends inside a group of settings."""
-    return tuple(
-        replace(each, setting=f"{path}.options.{each.setting}")
-        for path, choice in choices_in(settings)
-        for each in _declared(*choice.chosen())
-    )
-
-
-def weights_of(backend: type[Backend], options: Settings) -> tuple[Weights, ...]:
-    """The pretrained weights that a back end needs, and all those inside its options.
-
-    Raises: BackendError if a path holds none of their kind.
-    """
-    return (*_declared(backend, options), *weights_in(options))
-
-
-def identity_in(settings: Settings) -> dict[str, Any]:
-    """What all back ends inside a group of settings say of themselves, by dotted keys."""
-    found: dict[str, Any] = {}
-    for path, choice in choices_in(settings):
-        backend, options = choice.chosen()
-        found |= {f"{path}.{key}": value for key, value in backend.identity(options).items()}
-    return found
-
-
-def libraries_of(backend: type[Backend], options: Settings) -> tuple[str, ...]:
-    """The modules that a back end and all those inside its options import when they start."""
-    kinds = [backend, *(choice.chosen()[0] for _, choice in choices_in(options))]
-    return tuple(dict.fromkeys(name for kind in kinds for name in getattr(kind, "LIBRARIES", ())))
-
-
-def _declared(backend: type[Backend], options: Settings) -> tuple[Weights, ...]:
-    declared = getattr(backend, "weights", None)
-    return tuple(declared(options)) if declared else ()
+def with_nested(backend: type[Backend], options: Settings) -> tuple[NestedBackend, ...]:
+    """Return a back end and all back ends inside its options. Raises BackendError, ConfigError."""
+    return (NestedBackend("", backend, options), *backends_in(options))

@@ -92,8 +92,8 @@ def demo(
 
 
 def _make_data(run: Path, workers: int | None) -> None:
+    from magicseg.config.stage_declarations import STAGES
     from magicseg.run.directory import Run
-    from magicseg.run.fingerprint import STAGES
 
     if not Run.open(run).config.train.needs_own_samples:
         note("describe, generate, mask: skipped, because train.sources does not use this run's samples")
@@ -119,8 +119,8 @@ def reset(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")] = False,
 ) -> None:
     """Delete a stage's results and everything that depends on them, to redo them with the current settings."""
+    from magicseg.config.stage_declarations import STAGES
     from magicseg.run.directory import Run
-    from magicseg.run.fingerprint import STAGES
 
     known = ("plan", *STAGES, "train", "evaluate")
     if stage not in known:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 
-from magicseg.backends import libraries_of
+from magicseg.backends import with_nested
+from magicseg.config.stage_declarations import DECLARATIONS, STAGES
 from magicseg.core.checks import Check, Status, ask, attempt, gigabytes
 from magicseg.data.shared_memory import check_shared_memory, needed_bytes
 from magicseg.launch.profile_files import load_profile
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES, chosen_backend, stage_settings, stage_weights
+from magicseg.run.fingerprint import stage_weights
 from magicseg.run.ledger import CommitRecord
 
 _IMPORT_SECONDS = 180.0
@@ -67,9 +68,8 @@ def shared_memory_of(run: Run) -> Check:
 def backend(run: Run, stage: str) -> Check:
     """Whether the stage's back end is installed, takes its options, and its libraries can be imported."""
     name = f"{stage}: back end"
-    settings = stage_settings(run.config, stage)
-    chosen = settings.backend
-    libraries = libraries_of(*chosen_backend(settings, stage))
+    chosen = DECLARATIONS[stage].settings(run.config).backend
+    libraries = libraries_of(run, stage)
     lacking = [library for library in libraries if not _is_installed(library)]
     if lacking:
         return Check(
@@ -88,6 +88,12 @@ def backend(run: Run, stage: str) -> Check:
                 _reinstall(libraries),
             )
     return Check(name, Status.OK, f"{chosen}{'; imports ' + ', '.join(libraries) if libraries else ''}")
+
+
+def libraries_of(run: Run, stage: str) -> tuple[str, ...]:
+    """Return the modules that a stage's back end, and those inside its options, import when they start."""
+    backends = with_nested(*DECLARATIONS[stage].backend(run.config))
+    return tuple(dict.fromkeys(name for each in backends for name in each.libraries()))
 
 
 def _is_installed(module: str) -> bool:

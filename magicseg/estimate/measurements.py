@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import read_json
 from magicseg.core.errors import StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
@@ -17,7 +18,6 @@ from magicseg.core.signals import StopFlag
 from magicseg.core.text import command
 from magicseg.run.claims import job_label
 from magicseg.run.directory import ESTIMATE_NAME, Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.stages.pool import missing_message, run_stage
 from magicseg.stages.worker import ShardEvent

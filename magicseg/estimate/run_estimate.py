@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import parse_json, read_bytes
 from magicseg.core.errors import DataError
 from magicseg.core.text import command
@@ -23,7 +24,6 @@ from magicseg.launch.grouping import median_seconds, most_tasks, shards_per_task
 from magicseg.launch.profile import Profile
 from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import trained
 from magicseg.stages.pool import default_shards_per_job, default_workers

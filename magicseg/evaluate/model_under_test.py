@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.config.training_data import SELF
 from magicseg.core.errors import DataError, IncompleteError
 from magicseg.core.files import to_json
 from magicseg.core.text import command
 from magicseg.model.card import read_card
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.versions import library_versions
 
 

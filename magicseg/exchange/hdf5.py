@@ -21,6 +21,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from magicseg.config.loading import validate_config
+from magicseg.config.stage_declarations import ARRAY_KINDS, DECLARATIONS, STAGES, ArrayKind
 from magicseg.core.documents import parse_json, parse_yaml
 from magicseg.core.errors import ConfigError, DataError, IncompleteError, LabelError, MagicsegError, RunError
 from magicseg.core.files import fsync_path, publish, storage_errors, temporary_beside
@@ -31,12 +32,10 @@ from magicseg.images.codecs import check_jpeg
 from magicseg.labels import IGNORE, Vocabulary
 from magicseg.run.digest import logical_digest
 from magicseg.run.directory import Run, remove
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
 from magicseg.store.bounds import TEXT_BYTES
-from magicseg.store.zarr_store import ARRAYS
 from magicseg.weights.manifest import Manifest
 
 FORMAT = 1
@@ -95,7 +94,7 @@ def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Calla
         cut = slice(samples.start, samples.stop)
         for source, target in _NAMES.items():
             values = store.read(source, cut.start, cut.stop)
-            if values.dtype == object and source in ARRAYS["generate"]:
+            if values.dtype == object and ARRAY_KINDS[source] is ArrayKind.IMAGE:
                 for index, stream in zip(samples, values, strict=True):
                     file[target][index] = np.frombuffer(stream, np.uint8)
                 continue
@@ -299,7 +298,7 @@ def _read_stage(exported: ExportedFile, run: Run, shard: int, stage: str) -> dic
             raise ValueError(f"sample {index} does not say why it was dropped")
         is_kept.append(note["status"] == "kept")
     values: dict[str, Any] = {f"{stage}/quality": texts.astype(object)}
-    for name in ARRAYS[stage]:
+    for name in DECLARATIONS[stage].store_arrays:
         if name == "describe/captions":
             exported.check_samples("captions", cut.start, cut.stop, most=TEXT_BYTES)
             values[name] = file["captions"].asstr()[cut].astype(object)

@@ -9,13 +9,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.text import command
 from magicseg.launch.accounts import Account, accounts
 from magicseg.launch.grouping import median_seconds
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.profile import JOBS
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import evaluated, trained
 

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import IncompleteError, PlanMismatch, RunError
 from magicseg.core.ranges import format_ranges
 from magicseg.core.text import command
@@ -15,7 +16,6 @@ from magicseg.launch.queue_state import Board, board_of
 from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import Submitted, submit
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.progress import evaluated, trained
 
 _POLL_SECONDS = 3.0

@@ -3,10 +3,10 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.ranges import format_ranges
 from magicseg.launch.planning import State
 from magicseg.run.claims import claiming_job
-from magicseg.run.fingerprint import STAGES
 
 if TYPE_CHECKING:
     from magicseg.launch.queue_state import Task

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.ranges import format_ranges
 from magicseg.launch.queue_state import Task, board_of, job_summaries
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.progress import all_commits, run_status
 
 _SHOWN = 20

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import IncompleteError
 from magicseg.core.package import package_version
 from magicseg.core.ranges import format_ranges
@@ -21,7 +22,7 @@ from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
 from magicseg.launch.queue_state import Board, Task, board_of
 from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES, WEIGHTED
+from magicseg.run.fingerprint import WEIGHTED
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import evaluated, trained
 

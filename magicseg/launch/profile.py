@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.paths import absolute
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
 from magicseg.core.settings import Settings
@@ -29,7 +30,6 @@ from magicseg.launch.quoting import (
     bytes_of,
     minutes_of,
 )
-from magicseg.run.fingerprint import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import ConfigError, MagicsegError
 from magicseg.core.files import storage_errors
 from magicseg.core.text import command
@@ -39,7 +40,6 @@ from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training_script import follow_up_script, training_script
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import read_json, read_rows
 from magicseg.core.errors import DamageError, DataError
 from magicseg.core.files import storage_errors, write_atomic
@@ -25,7 +26,6 @@ from magicseg.report.sample_gallery import (
     show_sample,
 )
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.progress import run_status
 from magicseg.run.versions import library_versions
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 
 from magicseg.backends import Image
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import parse_json
 from magicseg.core.errors import DamageError
 from magicseg.images.colours import css_colour, overlay
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 
 Commits = Mapping[str, Mapping[int, CommitRecord]]

@@ -8,15 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from magicseg.config.stage_declarations import STAGES
     from magicseg.run.directory import Run
-    from magicseg.run.fingerprint import STAGES
 
-_MODULES = {"Run": "directory", "STAGES": "fingerprint"}
+_MODULES = {"Run": "magicseg.run.directory", "STAGES": "magicseg.config.stage_declarations"}
 
 __all__ = ["STAGES", "Run"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import IncompleteError
 from magicseg.core.files import to_json
 from magicseg.core.ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 
 FORMAT = 1
 

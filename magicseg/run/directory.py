@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from magicseg.config.evaluation import is_protocol_file
 from magicseg.config.loading import read_config
 from magicseg.config.run import Config
+from magicseg.config.stage_declarations import STAGES, stage_above
 from magicseg.core.errors import PlanMismatch, RunError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
 from magicseg.core.paths import absolute
@@ -29,7 +30,6 @@ from magicseg.labels import Vocabulary, is_label_file, load_vocabulary
 from magicseg.run.claims import holder
 from magicseg.run.container_image import IMAGE_NAME
 from magicseg.run.fingerprint import (
-    STAGES,
     Fingerprint,
     changed_keys,
     resolve_backends,
@@ -196,7 +196,7 @@ class Run:
         before = self.ledger(stage).fingerprints(commits).get(stale[0].fingerprint, {})
         differing = [phrase for phrase in changed_keys(before, present.inputs) if not phrase.startswith("upstream ")]
         if not differing:  # only what it rests on has changed: say what, one stage up
-            above = STAGES[STAGES.index(stage) - 1] if stage != STAGES[0] else None
+            above = stage_above(stage)
             if above is not None:
                 self.refuse_stale(above, self.ledger(above).commits())
             differing = ["the stage before it was done anew"]
@@ -223,8 +223,8 @@ class Run:
             else:
                 dropped = list(STAGES[STAGES.index(stage) :]) if stage in STAGES else []
                 self.refuse_live_claims(dropped, command("magicseg", "reset", stage, self.path))
-                if dropped and stage != STAGES[0]:  # on what is stale, nothing can be done anew
-                    above = STAGES[STAGES.index(stage) - 1]
+                above = stage_above(stage) if dropped else None
+                if above is not None:  # the stage cannot be done again on stale data
                     self.refuse_stale(above, self.ledger(above).commits())
                 for name in reversed(dropped):
                     remove(self.path / "ledger" / name)

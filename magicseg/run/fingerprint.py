@@ -1,27 +1,21 @@
 """Fingerprints: a hash of everything that decides a stage's bytes, and the names of what changed."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from magicseg.backends import Backend, choices_in, choose_backend, identity_in, weights_in, weights_of
-from magicseg.config import finding
-from magicseg.config.array_stages import GenerateSettings, StageSettings
+from magicseg.backends import NestedBackend, backends_in, with_nested
 from magicseg.config.model import encoder_weights
 from magicseg.config.run import Config
+from magicseg.config.stage_declarations import DECLARATIONS, STAGES, StageDeclaration
 from magicseg.core.files import to_json
 from magicseg.core.settings import Settings
 from magicseg.weights import Weights
 from magicseg.weights.hashing import path_identity
 from magicseg.weights.manifest import Manifest
 
-STAGES = ("describe", "generate", "mask")
-BACKEND_KINDS = {"describe": "captioners", "generate": "generators", "mask": "maskers"}
-# The stages that may need pretrained weights.
-WEIGHTED = (*STAGES, "train")
-# Raise a stage's number when its code changes the bytes that it writes.
-RECIPES = {"describe": 1, "generate": 2, "mask": 1}
+WEIGHTED = (*STAGES, "train")  # may need pretrained weights
 
 
 @dataclass(frozen=True)
@@ -37,101 +31,99 @@ class Fingerprint:
         return cls(hashlib.sha256(to_json(inputs)).hexdigest(), dict(inputs))
 
 
-def stage_settings(config: Config, stage: str) -> StageSettings:
-    """The settings of an array stage."""
-    settings: StageSettings = getattr(config, stage)
-    return settings
+@dataclass(frozen=True)
+class _Group:
+    """A group of a stage's settings that chooses back ends: its options, or one of the declaration's checks."""
+
+    key: str  # "generate.options", "generate.validity"
+    identity_key: str  # "generate.backend", "generate.validity.backend"
+    settings: Settings
+    backends: tuple[NestedBackend, ...]
+    recipe: int | None = None
+
+    def inputs(self) -> dict[str, Any]:
+        """Return the settings that decide bytes, without neutral ones, and the identities of the back ends."""
+        neutral = {f"{self.key}.{name}" for name in self.settings.NEUTRAL}
+        neutral |= {f"{self.key}.{each.key(name)}" for each in self.backends for name in each.options.NEUTRAL}
+        found = _flat(self.settings.model_dump(mode="json"), self.key, neutral)
+        if self.recipe is not None:
+            found[f"{self.key}.recipe"] = self.recipe
+        for each in self.backends:
+            found |= {f"{self.identity_key}.{key}": value for key, value in each.identity().items()}
+        return found
+
+    def weights(self) -> Iterator[Weights]:
+        """Yield the weights of all back ends; ``setting`` is the whole dotted key."""
+        for each in self.backends:
+            yield from (replace(item, setting=f"{self.key}.{item.setting}") for item in each.weights())
 
 
-def chosen_backend(settings: StageSettings, stage: str) -> tuple[type[Backend], Settings]:
-    """The class of a stage's back end, and its options, validated.
-
-    Raises: BackendError for an unknown back end, ConfigError for options it does not take.
-    """
-    return choose_backend(BACKEND_KINDS[stage], settings.backend, settings.options, stage)
+def _groups(config: Config, stage: StageDeclaration) -> list[_Group]:
+    backend, options = stage.backend(config)
+    groups = [_Group(f"{stage.name}.options", f"{stage.name}.backend", options, with_nested(backend, options))]
+    for name, recipe in stage.checks.items():
+        key, settings = f"{stage.name}.{name}", getattr(stage.settings(config), name)
+        if settings is not None:
+            groups.append(_Group(key, f"{key}.backend", settings, tuple(backends_in(settings)), recipe))
+    return groups
 
 
 def stage_weights(config: Config, stage: str) -> tuple[Weights, ...]:
-    """The pretrained weights that a stage of `WEIGHTED` needs, ``setting`` being the whole key:
-    ``generate.options.model``.
+    """Return the pretrained weights that a stage of `WEIGHTED` needs.
 
-    Raises: BackendError, ConfigError.
+    ``setting`` is the whole dotted key: ``generate.options.model``. Raises BackendError, ConfigError.
     """
     if stage == "train":
         return encoder_weights(config.train, prefix="train.")
-    settings = stage_settings(config, stage)
-    needed = [(f"{stage}.options", each) for each in weights_of(*chosen_backend(settings, stage))]
-    if isinstance(settings, GenerateSettings) and settings.validity is not None:
-        needed += [(f"{stage}.validity", each) for each in weights_in(settings.validity)]
-    return tuple(replace(each, setting=f"{where}.{each.setting}") for where, each in needed)
+    return tuple(weights for group in _groups(config, DECLARATIONS[stage]) for weights in group.weights())
 
 
 def stage_fingerprints(config: Config, plan_fingerprint: str, manifest: Manifest) -> dict[str, Fingerprint]:
-    """The fingerprint of every stage under ``config``, each resting on the one before.
+    """Return the fingerprint of every stage. Each includes the fingerprint of the stage before it.
 
-    Args: manifest: says what was fetched of weights by name. Nothing can be committed before they are.
+    Args: manifest: lists the fetched files of weights by name. Nothing can be committed before they are fetched.
     """
     result: dict[str, Fingerprint] = {}
     upstream = plan_fingerprint
-    for stage in STAGES:
-        settings = stage_settings(config, stage)
-        backend, options = chosen_backend(settings, stage)
-        inputs: dict[str, Any] = {"upstream": upstream, f"{stage}.recipe": RECIPES[stage]}
-        for key, value in settings.model_dump(
-            mode="json", exclude={"options", "validity", *settings.NEUTRAL}
-        ).items():
-            inputs[f"{stage}.{key}"] = value
-        inputs |= _deciding(options, f"{stage}.options")
-        for key, value in {**backend.identity(options), **identity_in(options)}.items():
-            inputs[f"{stage}.backend.{key}"] = value
-        if isinstance(settings, GenerateSettings):
-            if settings.validity is not None:
-                inputs |= _deciding(settings.validity, f"{stage}.validity")
-                inputs[f"{stage}.validity.recipe"] = finding.RECIPE
-                for key, value in identity_in(settings.validity).items():
-                    inputs[f"{stage}.validity.backend.{key}"] = value
-            inputs["store.image_codec"] = config.store.image_codec
-            if config.store.image_codec == "jpeg":
-                inputs["store.jpeg_quality"] = config.store.jpeg_quality
-        for each in stage_weights(config, stage):
-            where = f"{stage}.weights.{each.setting.removeprefix(f'{stage}.').removeprefix('options.')}"
-            for name in (each.setting, f"{each.setting.rpartition('.')[0]}.revision"):
-                inputs.pop(name, None)  # they may move: what they are counts
+    for name, stage in DECLARATIONS.items():
+        settings, groups = stage.settings(config), _groups(config, stage)
+        inputs: dict[str, Any] = {"upstream": upstream, f"{name}.recipe": stage.recipe}
+        common = settings.model_dump(mode="json", exclude={"options", *stage.checks, *settings.NEUTRAL})
+        inputs |= {f"{name}.{key}": value for key, value in common.items()}
+        for group in groups:
+            inputs |= group.inputs()
+        inputs |= stage.further_inputs(config)
+        for each in (weights for group in groups for weights in group.weights()):
+            where = f"{name}.weights.{each.setting.removeprefix(f'{name}.').removeprefix('options.')}"
+            for key in (each.setting, f"{each.setting.rpartition('.')[0]}.revision"):
+                inputs.pop(key, None)  # a path may change; the content counts
             inputs[where] = each.name if each.by_name else path_identity(each, each.setting)
             digest = manifest.digest_of(each) if each.by_name else None
             if digest is not None:
                 inputs[f"{where}.files"] = digest
-        result[stage] = Fingerprint.of(inputs)
-        upstream = result[stage].digest
+        result[name] = Fingerprint.of(inputs)
+        upstream = result[name].digest
     return result
 
 
-def _deciding(options: Settings, where: str) -> dict[str, Any]:
-    """The options that decide bytes, by their whole keys: all but neutral ones, those of back ends inside too."""
-    neutral = {f"{where}.{key}" for key in options.NEUTRAL}
-    for path, choice in choices_in(options):
-        neutral |= {f"{where}.{path}.options.{key}" for key in choice.chosen()[1].NEUTRAL}
-
-    def flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in values.items():
-            name = f"{prefix}.{key}"
-            if name not in neutral:
-                found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
-        return found
-
-    return flat(options.model_dump(mode="json"), where)
+def _flat(values: Mapping[str, Any], prefix: str, left_out: set[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        if name not in left_out:
+            found |= _flat(value, name, left_out) if isinstance(value, Mapping) else {name: value}
+    return found
 
 
 def resolve_backends(config: Config) -> Config:
-    """Check every stage's back end and write the defaults of its options out.
+    """Check every stage's back end and write out the defaults of its options.
 
-    Raises: BackendError for an unknown back end, ConfigError for options it does not take.
+    Raises BackendError for an unknown back end, ConfigError for options it does not take.
     """
     data = config.model_dump(mode="json")
-    for stage in STAGES:
-        _, options = chosen_backend(stage_settings(config, stage), stage)
-        data[stage]["options"] = options.model_dump(mode="json")
+    for name, stage in DECLARATIONS.items():
+        _, options = stage.backend(config)
+        data[name]["options"] = options.model_dump(mode="json")
     return Config.model_validate(data)
 
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 from pydantic import AllowInfNan, Field
 from typing_extensions import TypedDict
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import read_json, read_rows
 from magicseg.core.errors import DataError
 from magicseg.core.text import command
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.shares import WARNING_SHARE, Shares
 

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from magicseg.config.stage_declarations import DECLARATIONS
 from magicseg.core.errors import LimitReached
 from magicseg.core.text import command
 from magicseg.run.directory import CONFIG_NAME, Run
-from magicseg.run.fingerprint import stage_settings
 from magicseg.run.ledger import CommitRecord
 
 LEAST_SAMPLES = 32  # fewer samples are too few to judge, unless the stage has no more
@@ -62,7 +62,7 @@ def refuse_one_reason(run: Run, stage: str, shares: Shares, *, is_all: bool) -> 
 
     Args: is_all: whether these are all samples of the stage; then fewer than `LEAST_SAMPLES` are judged, too.
     """
-    limit: float = getattr(stage_settings(run.config, stage), SETTING)
+    limit: float = getattr(DECLARATIONS[stage].settings(run.config), SETTING)
     # With a limit of 1, no share is above the limit.
     told = shares.above(limit) if shares.seen and (is_all or shares.seen >= LEAST_SAMPLES) else []
     if told:

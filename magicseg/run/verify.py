@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from magicseg.config.stage_declarations import DECLARATIONS, STAGES
 from magicseg.core.documents import open_regular, read_json
 from magicseg.core.errors import DamageError, RunError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
@@ -16,10 +17,9 @@ from magicseg.core.text import command
 from magicseg.labels import load_vocabulary
 from magicseg.run.claims import holder, is_live, try_claim
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord, Ledger
 from magicseg.store.plan import plan_damage, write_plan
-from magicseg.store.zarr_store import ARRAYS, metadata_files
+from magicseg.store.zarr_store import metadata_files
 
 QUARANTINE = "quarantine"
 _METADATA_BYTES = 1 << 20
@@ -205,7 +205,7 @@ def _find_foreign(run: Run, commits: dict[str, dict[int, CommitRecord]], finding
     open_shards: dict[str, set[int]] = {}
     for stage in STAGES:
         known.update(name for record in commits[stage].values() for name in record.files)
-        for name in ARRAYS[stage]:
+        for name in DECLARATIONS[stage].store_arrays:
             open_shards[name] = set(range(run.plan.shards)) - commits[stage].keys()
     for path in sorted(run.store.path.rglob("*")):
         relative = str(path.relative_to(run.store.path))

@@ -17,13 +17,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import BackendError, IncompleteError, LimitReached, MagicsegError, PlanMismatch, StoreError
 from magicseg.core.garbage_collection import relax
 from magicseg.core.signals import StopFlag, cannot_start, fork_server, start_process
 from magicseg.core.text import command
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
-from magicseg.run.fingerprint import STAGES
 from magicseg.run.ledger import CommitRecord, Ledger
 from magicseg.run.shares import Shares, refuse_one_reason
 from magicseg.stages.worker import ShardEvent, run_shards

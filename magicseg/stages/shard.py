@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 
 from magicseg.backends import Quality, Rejection, Retry
-from magicseg.config.array_stages import GenerateSettings
+from magicseg.config.stage_declarations import DECLARATIONS, stage_above
 from magicseg.core.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.core.files import storage_errors, to_json
 from magicseg.core.ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.run.claims import job_label
 from magicseg.run.directory import CONFIG_NAME, Run
-from magicseg.run.fingerprint import STAGES, chosen_backend, stage_settings
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
+from magicseg.stages.base import Stage, stage_code
 from magicseg.stages.batches import answered_in_batches
-from magicseg.stages.registry import STAGE_CODE, Stage
 
 
 class Stopped(Exception):  # not an error: somebody asked
@@ -41,13 +40,12 @@ class ShardFailed(MagicsegError):
 
 def load_backend(run: Run, stage: str) -> Any:
     """Make a stage's back end, as configured: weights are loaded here, once per job. Raises: BackendError."""
-    settings = stage_settings(run.config, stage)
-    backend: Any
-    backend, options = chosen_backend(settings, stage)
+    declaration = DECLARATIONS[stage]
+    settings = declaration.settings(run.config)
+    backend, options = declaration.backend(run.config)
     run.refuse_unfetched(stage)
     try:
-        made = backend(settings, options)
-        made = _checked(made, settings) if isinstance(settings, GenerateSettings) else made
+        made = stage_code(stage).start(backend, settings, options)
         check_labels = getattr(made, "check_labels", None)
         if check_labels is not None:
             check_labels(run.vocabulary.labels)
@@ -59,12 +57,6 @@ def load_backend(run: Run, stage: str) -> Any:
             hint=f"check {stage}.options in {run.path / CONFIG_NAME}",
         ) from error
     return made
-
-
-def _checked(generator: Any, settings: GenerateSettings) -> Any:
-    from magicseg.stages.generate.checked import CheckedGenerator
-
-    return CheckedGenerator(generator, settings.quality, settings.validity)
 
 
 def execute_shard(
@@ -83,11 +75,11 @@ def execute_shard(
     IncompleteError if the stage before has not done this shard.
     """
     began = time.monotonic()
-    code = STAGE_CODE[stage]
+    code = stage_code(stage)
     samples = run.plan.shard_range(shard)
     todo = _kept_upstream(run, stage, shard, samples)
     notes: dict[int, Rejection | Quality] = {}  # an answer's images would take memory twice
-    batch_size = stage_settings(run.config, stage).batch_size
+    batch_size = DECLARATIONS[stage].settings(run.config).batch_size
     with storage_errors(run.path, command("magicseg", "verify", run.path)):
         requests = code.requests(run, todo) if todo else []
     packed: dict[int, Future[Any]] = {}
@@ -154,10 +146,9 @@ def _peak_gpu_memory() -> int:
 
 
 def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int]:
-    position = STAGES.index(stage)
-    if position == 0:
+    above = stage_above(stage)
+    if above is None:
         return list(samples)
-    above = STAGES[position - 1]
     record = run.ledger(above).committed(shard)
     if record is None:
         raise IncompleteError(

@@ -1,4 +1,4 @@
-"""The Zarr v3 store: what arrays there are, and whole-shard writes and reads.
+"""The Zarr v3 store: the layout of its arrays, and writes and reads of whole shards.
 
     describe/captions         str (samples, 2): caption, counterfactual caption
     generate/image            uint8 (samples, H, W, 3), or one JPEG stream per sample
@@ -6,9 +6,10 @@
     mask/mask                 uint16 (samples, H, W): 0 background, label ids, 65535 ignore
     STAGE/quality             str (samples,): JSON; {"status": "kept" or "dropped", "reason", scores...}
 
-One Zarr shard (or chunk) of every array holds exactly the samples of one shard of the plan, and is written in one
-go by one writer: concurrent partial writes to a Zarr shard lose data. Codecs carry checksums. Chunks that equal the
-fill value are written too, so that a missing file always means missing work.
+The declarations of the stages list the arrays (`magicseg.config.stage_declarations`). One Zarr shard (or chunk) of
+an array holds exactly the samples of one shard of the plan. One writer writes it in one go, because concurrent
+partial writes to a Zarr shard lose data. Codecs carry checksums. Chunks that equal the fill value are written too, so
+a missing file always means missing work.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.dtype import VariableLengthBytes
 
 from magicseg.config.run import Config
+from magicseg.config.stage_declarations import ARRAY_KINDS, DECLARATIONS, ArrayKind
 from magicseg.core.documents import read_json
 from magicseg.core.errors import DamageError, StoreError
 from magicseg.core.files import TEMPORARY, fsync_path, storage_errors, write_atomic
@@ -42,14 +44,8 @@ from magicseg.labels import IGNORE
 from magicseg.store.bounds import check_shard_file
 from magicseg.store.plan import Plan
 
-ARRAYS: Mapping[str, tuple[str, ...]] = {
-    "describe": ("describe/captions", "describe/quality"),
-    "generate": ("generate/image", "generate/counterfactual", "generate/quality"),
-    "mask": ("mask/mask", "mask/quality"),
-}
-IMAGES = ("generate/image", "generate/counterfactual")
 _METADATA_BYTES = 1 << 20
-_ORPHAN_SECONDS = 600.0  # a temporary file that nobody wrote to for so long belongs to nobody
+_ORPHAN_SECONDS = 600.0  # a temporary file without a write for so long has no living writer
 Values = NDArray[Any]
 
 
@@ -76,21 +72,21 @@ class _Metadata(TypedDict):
 
 @dataclass(frozen=True)
 class _Layout:
-    """All that the arrays' metadata depend on."""
+    """Everything that the arrays' metadata depend on. ``size`` is the images' height and width in pixels."""
 
     samples: int
     shard: int
     size: int
     codec: str
 
-    def of(self, name: str) -> dict[str, Any]:
-        """Shape, chunks and codecs of an array."""
+    def of(self, kind: ArrayKind) -> dict[str, Any]:
+        """Return the shape, chunks and codecs of arrays of a kind, as Zarr's ``create_array`` takes them."""
         samples, shard, size = self.samples, self.shard, self.size
         text = {"dtype": str, "fill_value": "", "compressors": [ZstdCodec(level=3, checksum=True)]}
         pixels = {"compressors": [ZstdCodec(level=1, checksum=True)]}
-        if name == "describe/captions":
+        if kind is ArrayKind.CAPTIONS:
             return {"shape": (samples, 2), "chunks": (shard, 2), **text}
-        if name in IMAGES and self.codec == "jpeg":
+        if kind is ArrayKind.IMAGE and self.codec == "jpeg":
             return {
                 "shape": (samples,),
                 "chunks": (1,),
@@ -99,7 +95,7 @@ class _Layout:
                 "fill_value": b"",
                 "compressors": [Crc32cCodec()],
             }
-        if name in IMAGES:
+        if kind is ArrayKind.IMAGE:
             return {
                 "shape": (samples, size, size, 3),
                 "chunks": (1, size, size, 3),
@@ -108,7 +104,7 @@ class _Layout:
                 "fill_value": 0,
                 **pixels,
             }
-        if name == "mask/mask":
+        if kind is ArrayKind.CLASS_MAP:
             return {
                 "shape": (samples, size, size),
                 "chunks": (1, size, size),
@@ -121,30 +117,29 @@ class _Layout:
 
 
 def metadata_files(plan: Plan, config: Config) -> Mapping[str, bytes]:
-    """Every metadata document of the store, by its path inside it."""
+    """Return every metadata document of the store, by its path inside the store."""
     return _metadata_files(_Layout(plan.samples, plan.shard_size, config.generate.size, config.store.image_codec))
 
 
 @lru_cache(maxsize=8)
 def _metadata_files(layout: _Layout) -> Mapping[str, bytes]:
-    """Zarr takes some 20 ms to write them; to check a store they are asked for twice, to mend it once more."""
+    """Cached: Zarr takes about 20 ms to write them, and a check of a store needs them twice, a repair three times."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "no Zarr v3 specification yet" for text and byte strings
         root = zarr.create_group(folder, zarr_format=3)
-        for names in ARRAYS.values():
-            for name in names:
-                root.create_array(
-                    name,
-                    chunk_key_encoding={"name": "v2", "separator": "."},
-                    config={"write_empty_chunks": True},
-                    **layout.of(name),
-                )
+        for name, kind in ARRAY_KINDS.items():
+            root.create_array(
+                name,
+                chunk_key_encoding={"name": "v2", "separator": "."},
+                config={"write_empty_chunks": True},
+                **layout.of(kind),
+            )
         paths = sorted(Path(folder).rglob("zarr.json"))
         return MappingProxyType({str(path.relative_to(folder)): path.read_bytes() for path in paths})
 
 
 def _remove_orphans(folder: Path, shard: int) -> None:
-    """Sweep temporary files of killed writers of a shard, but not those of one who may still be at it."""
+    """Delete temporary files of killed writers of a shard. Recent files stay: their writer may still be alive."""
     for orphan in folder.glob(f"{shard}.*{TEMPORARY}"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - orphan.stat().st_mtime > _ORPHAN_SECONDS:
@@ -153,7 +148,10 @@ def _remove_orphans(folder: Path, shard: int) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The store of one run. Its arrays stay open: opening one costs more than reading a sample."""
+    """The store of one run. Its arrays stay open, because to open one costs more than to read a sample.
+
+    ``shard_size`` is in samples, ``image_size`` (height and width) in pixels.
+    """
 
     path: Path
     shard_size: int
@@ -161,7 +159,7 @@ class Dataset:
     _arrays: dict[str, zarr.Array[Any]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def create(self, plan: Plan, config: Config) -> None:
-        """Write the metadata of all arrays; data that are there stay."""
+        """Write the metadata of all arrays. Existing data stay."""
         for name, content in metadata_files(plan, config).items():
             target = self.path / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,8 +167,8 @@ class Dataset:
         self._arrays.clear()
 
     def recreate(self, stage: str, plan: Plan, config: Config) -> None:
-        """Empty the arrays of one stage and lay them out anew."""
-        for name in ARRAYS[stage]:
+        """Empty the arrays of one stage, and write the metadata of all arrays."""
+        for name in DECLARATIONS[stage].store_arrays:
             for path in (self.path / name).iterdir():
                 path.unlink()
         self.create(plan, config)
@@ -184,7 +182,7 @@ class Dataset:
                 raise self._damaged("zarr.json", error) from error
 
     def array(self, name: str) -> zarr.Array[Any]:
-        """One of the arrays. Raises: DamageError if its metadata cannot be read."""
+        """Return an array, opened once. Raises DamageError if its metadata cannot be read."""
         if name not in self._arrays:
             self._arrays[name] = self._open(name)
         return self._arrays[name]
@@ -202,7 +200,7 @@ class Dataset:
         return found.with_config({"write_empty_chunks": True})
 
     def _check_metadata(self, name: str) -> None:
-        """Refuse metadata that does not match this store's sizes, before Zarr reads it. Raises: DamageError."""
+        """Check metadata before Zarr reads it. Raises DamageError if it does not match this store's sizes."""
         where = f"{name}/zarr.json"
         path = self.path / where
         try:
@@ -211,9 +209,10 @@ class Dataset:
             raise self._damaged(where, "is missing") from None
         except DamageError as error:
             raise self._damaged(where, error.message.removeprefix(f"{path}: ")) from error
-        codec = "jpeg" if name in IMAGES and len(found["shape"]) == 1 else "lossless"
+        kind = ARRAY_KINDS[name]
+        codec = "jpeg" if kind is ArrayKind.IMAGE and len(found["shape"]) == 1 else "lossless"
         samples = found["shape"][0] if found["shape"] else 0
-        wanted = _Layout(samples, self.shard_size, self.image_size, codec).of(name)
+        wanted = _Layout(samples, self.shard_size, self.image_size, codec).of(kind)
         chunk = wanted.get("shards", wanted["chunks"])
         codecs = ["sharding_indexed"] if "shards" in wanted else ["vlen-utf8", "zstd"]
         facts = (found["shape"], found["chunk_grid"]["configuration"]["chunk_shape"])
@@ -227,19 +226,19 @@ class Dataset:
                 raise self._damaged(where, "the inner chunks of its shards are not those that magicseg writes")
 
     def is_jpeg(self, name: str) -> bool:
-        """Whether an image array holds JPEG streams."""
+        """Return whether an image array holds JPEG streams."""
         return self.array(name).ndim == 1
 
     def shard_file(self, name: str, shard: int) -> str:
-        """The path inside the store of a shard's file."""
+        """Return the path of a shard's file inside the store."""
         return f"{name}/{'.'.join([str(shard), *['0'] * (self.array(name).ndim - 1)])}"
 
     def write_shard(self, shard: int, samples: range, values: Mapping[str, Values]) -> dict[str, tuple[str, int]]:
         """Write one shard of several arrays, flushed to disk.
 
-        Args: values: by array name, the shard's whole content; JPEG streams are object arrays of bytes.
-        Returns: SHA-256 and size of every file written, by path inside the store.
-        Raises: StoreError when the storage refuses.
+        Args: values: the shard's whole content by array; JPEG streams are object arrays of bytes.
+        Returns: SHA-256 and size in bytes of every written file, by path inside the store.
+        Raises StoreError if the storage fails.
         """
         files: dict[str, tuple[str, int]] = {}
         with storage_errors(self.path, command("magicseg", "run", self.path.parent)):
@@ -252,8 +251,8 @@ class Dataset:
                 except OSError:
                     raise
                 except Exception:
-                    # The array's last shard may be cut short by its end: Zarr then merges it with what is there,
-                    # and cannot if that is damaged.
+                    # The last shard may be partial. Zarr then merges it with the existing file, and fails if that
+                    # file is damaged.
                     if not (self.path / file).exists():
                         raise
                     (self.path / file).unlink()
@@ -266,12 +265,12 @@ class Dataset:
         return files
 
     def read(self, name: str, start: int, stop: int) -> Values:
-        """Samples ``start`` to ``stop - 1`` of an array as stored. Raises: DamageError if they are damaged."""
+        """Return samples ``start`` to ``stop - 1`` of an array, as stored. Raises DamageError if they are damaged."""
         try:
             array = self.array(name)
             length = (array.shards or array.chunks)[0]
             for shard in range(start // length, -(-stop // length)):
-                # Zarr gives the fill value for a file that is not there.
+                # Zarr would return the fill value for a missing file.
                 file = self.shard_file(name, shard)
                 parts = length if array.shards else length * math.prod(array.shape[1:])
                 try:
@@ -284,32 +283,32 @@ class Dataset:
         except StoreError:
             raise
         except Exception as error:
-            # Codecs raise errors of many kinds (zstd: RuntimeError, CRC: ValueError, index: KeyError).
+            # Each codec raises its own class: zstd RuntimeError, CRC ValueError, the index KeyError.
             raise self._damaged(f"{name}, samples {start} to {stop - 1}", error) from error
         if len(values) != stop - start:
             raise self._damaged(f"{name}/zarr.json", f"it has {array.shape[0]} samples")
         return values
 
     def read_images(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        """Pixels: uint8 (samples, H, W, 3), RGB; zeros for dropped samples."""
+        """Return pixels: uint8 (samples, H, W, 3), RGB; zeros for dropped samples."""
         values = self.read(name, start, stop)
         if values.ndim > 1:
             return values
-        height, width = self.array("mask/mask").shape[1:]
+        size = self.image_size
         try:
-            decoded = [decode_jpeg(stream, width) if stream else None for stream in values]
+            decoded = [decode_jpeg(stream, size) if stream else None for stream in values]
         except (OSError, ValueError) as error:
             raise self._damaged(f"{name}, samples {start} to {stop - 1}", error) from error
-        empty = np.zeros((height, width, 3), np.uint8)
+        empty = np.zeros((size, size, 3), np.uint8)
         return np.stack([image if image is not None else empty for image in decoded])
 
     def encoded(self, image: NDArray[np.uint8], config: Config) -> NDArray[np.uint8] | bytes:
-        """An image as `pack_images` wants it: a JPEG stream, or as it is."""
+        """Return an image as `pack_images` takes it: a JPEG stream, or the pixels unchanged."""
         is_jpeg = config.store.image_codec == "jpeg"
         return encode_jpeg(image, config.store.jpeg_quality) if is_jpeg else image
 
     def pack_images(self, images: Sequence[NDArray[np.uint8] | bytes | None], config: Config) -> Values:
-        """A shard's `encoded` images as `write_shard` wants them; None stands for a dropped sample."""
+        """Return a shard's `encoded` images as `write_shard` takes them. None stands for a dropped sample."""
         size = config.generate.size
         if config.store.image_codec == "jpeg":
             streams = np.empty(len(images), dtype=object)

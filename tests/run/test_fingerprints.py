@@ -6,8 +6,11 @@ recipe number, a preset or an option, and say so in CHANGELOG.md.
 
 import pytest
 
+from magicseg.backends import BATCH_METHODS
 from magicseg.config.loading import load_config, preset_names
+from magicseg.config.stage_declarations import DECLARATIONS
 from magicseg.run import Run
+from magicseg.stages.base import stage_code
 
 GOLDEN = {
     "flux": {
@@ -58,3 +61,9 @@ def test_the_fingerprints_of_a_preset_stay_as_they_are(tmp_path, case):
 
 def test_every_preset_has_golden_fingerprints():
     assert {case.partition("+")[0] for case in GOLDEN} == set(preset_names())
+
+
+def test_the_code_of_a_stage_is_where_its_declaration_says():
+    for name, declaration in DECLARATIONS.items():
+        assert stage_code(name).declaration is declaration
+        assert declaration.backends in BATCH_METHODS

@@ -12,7 +12,7 @@ from magicseg.run import Run
 from magicseg.run.claims import try_claim
 from magicseg.run.digest import logical_digest
 from magicseg.run.verify import inspect
-from magicseg.stages.registry import STAGE_CODE
+from magicseg.stages.generate.stage import GenerateStage
 from magicseg.stages.shard import execute_shard, load_backend
 from magicseg.stages.worker import run_shards
 
@@ -141,7 +141,7 @@ def test_images_are_encoded_while_the_back_end_does_the_next_batch(tmp_path, mon
     run = make_run(tmp_path / "run", "store.image_codec=jpeg", "generate.batch_size=8")
     do(run, "describe")
     encoded, calls = threading.Event(), []
-    packed, call = STAGE_CODE["generate"].packed, STAGE_CODE["generate"].call
+    packed, call = GenerateStage.packed, GenerateStage.call
 
     def pack(*arguments):
         encoded.set()
@@ -151,8 +151,8 @@ def test_images_are_encoded_while_the_back_end_does_the_next_batch(tmp_path, mon
         calls.append(encoded.wait(30) if calls else True)  # the second batch of a shard waits for the first's images
         return call(*arguments)
 
-    monkeypatch.setattr(STAGE_CODE["generate"], "packed", pack)
-    monkeypatch.setattr(STAGE_CODE["generate"], "call", answer)
+    monkeypatch.setattr(GenerateStage, "packed", pack)
+    monkeypatch.setattr(GenerateStage, "call", answer)
     assert [event.outcome for event in do(run, "generate", shards=[0])] == ["committed"]
     assert calls == [True, True]
 

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from helpers.tiny_runs import do, make_run
+from magicseg.config.stage_declarations import ARRAY_KINDS
 from magicseg.core.errors import DamageError, StoreError
 from magicseg.images.codecs import decode_jpeg
 from magicseg.labels import IGNORE
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
-from magicseg.store.zarr_store import ARRAYS
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,7 +58,7 @@ def test_arrays_that_are_open_follow_a_new_layout(finished):
     assert finished.store.read("generate/image", 0, 16).tolist() == streams.tolist()
 
 
-@pytest.mark.parametrize("name", [name for names in ARRAYS.values() for name in names])
+@pytest.mark.parametrize("name", ARRAY_KINDS)
 def test_a_shard_that_is_not_there_is_not_read_as_empty(finished, name):
     (finished.store.path / finished.store.shard_file(name, 2)).unlink()
     assert len(finished.store.read(name, 0, 32)) == 32

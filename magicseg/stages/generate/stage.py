@@ -1,25 +1,34 @@
 """The generate stage: a sample's captions to its two images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from magicseg.backends import GenerateRequest, Generator, Image, ImagePair, Rejection, Retry
+from magicseg.backends import Backend, GenerateRequest, Generator, Image, ImagePair, Rejection, Retry
+from magicseg.config.array_stages import GenerateSettings, StageSettings
+from magicseg.config.stage_declarations import DECLARATIONS
 from magicseg.core.randomness import sample_seed
+from magicseg.core.settings import Settings
 from magicseg.run.directory import Run
-from magicseg.stages.generate.checked import attempted
+from magicseg.stages.base import Stage
+from magicseg.stages.generate.checked import CheckedGenerator, attempted
 
 Encoded: TypeAlias = tuple[Image | bytes, Image | bytes]
 
 
-class GenerateStage:
-    """Needs the captions."""
+class GenerateStage(Stage):
+    """Reads the captions."""
 
-    name = "generate"
+    declaration = DECLARATIONS["generate"]
+
+    def start(self, backend: type[Backend], settings: StageSettings, options: Settings) -> CheckedGenerator:
+        """Make the back end, and the detector that checks its pairs, if one is set."""
+        own = cast("GenerateSettings", settings)
+        return CheckedGenerator(super().start(backend, own, options), own.quality, own.validity)
 
     def requests(self, run: Run, samples: Sequence[int]) -> list[GenerateRequest]:
-        """One request per sample."""
+        """Return one request per sample."""
         first = samples[0]
         captions = run.store.read("describe/captions", first, samples[-1] + 1)
         return [
@@ -28,7 +37,7 @@ class GenerateStage:
                 labels=tuple(run.vocabulary.by_id(id_) for id_ in run.plan.label_ids(index)),
                 caption=str(captions[index - first][0]),
                 counterfactual=str(captions[index - first][1]),
-                seed=sample_seed(run.config.seed, self.name, index),
+                seed=sample_seed(run.config.seed, self.declaration.name, index),
             )
             for index in samples
         ]
@@ -38,18 +47,21 @@ class GenerateStage:
         return attempted(backend, requests)
 
     def check(self, run: Run, answer: ImagePair) -> None:
-        """Raises: ValueError if a back end returned what it must not."""
+        """Raise ValueError if an image is not uint8 (size, size, 3)."""
         size = run.config.generate.size
         for name, image in (("image", answer.image), ("counterfactual", answer.counterfactual)):
             if image.shape != (size, size, 3) or image.dtype != np.uint8:
                 raise ValueError(f"{name} is {image.dtype} {image.shape}, not uint8 {(size, size, 3)}")
 
     def packed(self, run: Run, answer: ImagePair) -> Encoded:
-        """Both images as they are stored: JPEG streams or pixels."""
+        """Return both images as they are stored: JPEG streams or pixels."""
         return run.store.encoded(answer.image, run.config), run.store.encoded(answer.counterfactual, run.config)
 
     def arrays(self, run: Run, samples: range, packed: Mapping[int, Encoded]) -> dict[str, Any]:
-        """The shard's images: uint8 (samples, size, size, 3) or JPEG streams; zeros or nothing for dropped ones."""
+        """Return the shard's images: uint8 (samples, size, size, 3), or JPEG streams.
+
+        Dropped samples are zeros, or empty streams.
+        """
         pairs = [packed.get(index, (None, None)) for index in samples]
         return {
             name: run.store.pack_images([pair[place] for pair in pairs], run.config)

@@ -12,8 +12,7 @@ from magicseg.backends import (
     MaskRequest,
     Rejection,
     choose_backend,
-    identity_in,
-    weights_of,
+    with_nested,
 )
 from magicseg.config.array_stages import MaskSettings
 from magicseg.core.errors import BackendError, MagicsegError
@@ -35,7 +34,8 @@ def refuse_uncached(settings: MaskSettings, hint: str) -> None:
 
     Args: hint: how to get them. Raises: BackendError, ConfigError.
     """
-    for weights in weights_of(*_chosen(settings)[:2]):
+    backend, options, _ = _chosen(settings)
+    for weights in (weights for each in with_nested(backend, options) for weights in each.weights()):
         if weights.by_name and not _is_cached(weights):
             raise BackendError(
                 f"mask.options.{weights.setting}: {weights.model} at {weights.revision} is not, or not whole, in "
@@ -81,14 +81,17 @@ def _chosen(settings: MaskSettings) -> tuple[type[Backend], Settings, MaskSettin
 def _deciding(vocabulary: Vocabulary, settings: MaskSettings) -> dict[str, Any]:
     """All that decides a photograph's mask, as plain data. Raises: BackendError if weights by path cannot be read."""
     backend, options, effective = _chosen(settings)
-    weights = {
-        each.setting: each.name if each.by_name else path_identity(each, f"mask.options.{each.setting}")
-        for each in weights_of(backend, options)
-    }
+    recipes: dict[str, str | int] = {"photographs": RECIPE}
+    weights: dict[str, str] = {}
+    for nested in with_nested(backend, options):
+        recipes |= nested.identity()
+        for each in nested.weights():
+            where = f"mask.options.{each.setting}"
+            weights[each.setting] = each.name if each.by_name else path_identity(each, where)
     return {
         "labels": {str(label.id): label.name for label in vocabulary.labels},
         "mask": effective.model_dump(mode="json", exclude=set(effective.NEUTRAL)),
-        "recipes": {"photographs": RECIPE, **backend.identity(options), **identity_in(options)},
+        "recipes": recipes,
         "weights": weights,
     }
 

@@ -5,19 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from magicseg.backends import Masked, Masker, MaskRequest, Rejection
+from magicseg.backends import Masked, MaskRequest
+from magicseg.config.stage_declarations import DECLARATIONS
 from magicseg.core.randomness import sample_seed
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.run.directory import Run
+from magicseg.stages.base import Stage
 
 
-class MaskStage:
-    """Needs the captions and the images."""
+class MaskStage(Stage):
+    """Reads the captions and the images."""
 
-    name = "mask"
+    declaration = DECLARATIONS["mask"]
 
     def requests(self, run: Run, samples: Sequence[int]) -> list[MaskRequest]:
-        """One request per sample."""
+        """Return one request per sample."""
         first, stop = samples[0], samples[-1] + 1
         captions = run.store.read("describe/captions", first, stop)
         images = run.store.read_images("generate/image", first, stop)
@@ -29,18 +31,14 @@ class MaskStage:
                 caption=str(captions[index - first][0]),
                 image=images[index - first],
                 counterfactual=counterfactuals[index - first],
-                seed=sample_seed(run.config.seed, self.name, index),
+                seed=sample_seed(run.config.seed, self.declaration.name, index),
                 image_seed=sample_seed(run.config.seed, "generate", index),
             )
             for index in samples
         ]
 
-    def call(self, backend: Masker, requests: Sequence[MaskRequest]) -> Sequence[Masked | Rejection]:
-        """One batch."""
-        return backend.mask(requests)
-
     def check(self, run: Run, answer: Masked) -> None:
-        """Raises: ValueError if a back end returned what it must not."""
+        """Raise ValueError if a mask is not uint16 (size, size), or holds an id that is no class."""
         size = run.config.generate.size
         if answer.mask.shape != (size, size) or answer.mask.dtype != np.uint16:
             raise ValueError(f"mask is {answer.mask.dtype} {answer.mask.shape}, not uint16 {(size, size)}")
@@ -52,14 +50,10 @@ class MaskStage:
         if foreign:
             raise ValueError(f"mask holds {min(foreign)}, which is no class")
 
-    def packed(self, run: Run, answer: Masked) -> Masked:
-        """As it is: there is nothing to encode."""
-        return answer
-
-    def arrays(self, run: Run, samples: range, answers: Mapping[int, Masked]) -> dict[str, Any]:
-        """The shard's masks: uint16 (samples, size, size), IGNORE everywhere for dropped ones."""
+    def arrays(self, run: Run, samples: range, packed: Mapping[int, Masked]) -> dict[str, Any]:
+        """Return the shard's masks: uint16 (samples, size, size), IGNORE everywhere in dropped samples."""
         size = run.config.generate.size
         masks = np.full((len(samples), size, size), IGNORE, dtype=np.uint16)
-        for index, answer in answers.items():
+        for index, answer in packed.items():
             masks[index - samples.start] = answer.mask
         return {"mask/mask": masks}
