@@ -11,6 +11,7 @@ pixels x 4 bytes, one such array. The model is small and random, on one thread; 
 
 import argparse
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,11 +20,14 @@ import torch
 import torch.nn.functional as F
 from measure import in_fresh_process, peak_mib, print_table, timed
 
-from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.model.open_vocabulary import load_model
 from magicseg.model.saved_model import save_segmenter
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.sliding_window import padded_size, window_places
+
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+
+from helpers.tiny_models import tiny_settings
 
 _WINDOW, _STRIDE = 512, 426
 
@@ -75,13 +79,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--limit", type=float, default=8.0, help="GiB; a reference that needs more is not run")
     arguments = parser.parse_args()
-    settings = ModelSettings(
-        encoder=EncoderSettings(image_size=512, stride=16, width=32, layers=1, heads=2, embed_dim=32),
-        prompt_tokens=0,
-        decoder_layers=1,
-        decoder_width=32,
-        decoder_heads=2,
-    )
+    settings = tiny_settings(prompt_tokens=0, decoder_width=32, image_size=512, stride=16, width=32, embed_dim=32)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from helpers.benchmark_data import ColourHead, make, save_png
+from helpers.tiny_models import tiny_settings
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
@@ -129,11 +130,9 @@ def test_processes_at_the_same_time_give_what_one_gives(voc, tmp_path):
 
 @pytest.mark.slow
 def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_does_what(real_data, tmp_path):
-    from magicseg.config.model import EncoderSettings, ModelSettings
     from magicseg.model.segmenter import build_segmenter
 
-    encoder = EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16)
-    settings = ModelSettings(encoder=encoder, prompt_tokens=1, decoder_layers=1, decoder_width=16, decoder_heads=2)
+    settings = tiny_settings()
 
     class Random:
         name, identity, score_kinds = "random", {"seed": 2}, ("log-odds",)

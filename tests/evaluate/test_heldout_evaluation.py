@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from helpers.tiny_models import tiny_settings
 from magicseg.config.evaluation import EvaluateSettings
-from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.evaluate.painted import OTHER_SCENES, evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.threshold import Threshold
@@ -22,11 +22,7 @@ VOCABULARY = load_vocabulary("miniature")
 
 @pytest.fixture(scope="module")
 def model():
-    encoder = EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16)
-    return build_segmenter(
-        ModelSettings(encoder=encoder, prompt_tokens=1, decoder_layers=1, decoder_width=16, decoder_heads=2),
-        seed=3,
-    )
+    return build_segmenter(tiny_settings(), seed=3)
 
 
 def test_results_are_plain_and_name_every_class(model):

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from helpers.tiny_models import tiny_settings
 from magicseg.cli import app
-from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import DataError, MagicsegError
 from magicseg.evaluate.predict import pictures_of
 from magicseg.model.open_vocabulary import load_model
@@ -18,13 +18,7 @@ from magicseg.model.saved_model import save_segmenter
 from magicseg.model.segmenter import build_segmenter
 from magicseg.run.attempts import Attempts
 
-SETTINGS = ModelSettings(
-    encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=16),
-    prompt_tokens=0,
-    decoder_layers=1,
-    decoder_width=16,
-    decoder_heads=2,
-)
+SETTINGS = tiny_settings(prompt_tokens=0, image_size=16, stride=4)
 
 
 @pytest.fixture(scope="module")

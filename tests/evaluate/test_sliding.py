@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magicseg.config.model import EncoderSettings, ModelSettings
+from helpers.tiny_models import tiny_settings
 from magicseg.model import sliding_window
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.sliding_window import (
@@ -92,13 +92,7 @@ def test_a_model_that_repeats_its_input_gives_the_image_back(size):
 
 def test_a_small_vision_transformer_slides_as_it_would_window_by_window():
     model = build_segmenter(
-        ModelSettings(
-            encoder=EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16),
-            prompt_tokens=1,
-            decoder_layers=1,
-            decoder_width=16,
-            decoder_heads=2,
-        ),
+        tiny_settings(),
         seed=0,
     ).eval()
     with torch.inference_mode():
@@ -262,12 +256,7 @@ def test_stripes_differ_from_the_whole_by_rounding_at_most(size, window, stride,
 @pytest.mark.parametrize("options", [{"window": None}, {"window": 32}, {"window": 32, "short_side": 40}])
 def test_a_models_labels_are_the_same_in_stripes(options):
     model = build_segmenter(
-        ModelSettings(
-            encoder=EncoderSettings(image_size=32, width=16, layers=1, heads=2, embed_dim=16),
-            decoder_layers=1,
-            decoder_width=16,
-            decoder_heads=2,
-        ),
+        tiny_settings(prompt_tokens=10),
         seed=0,
     ).eval()
     arguments = {"short_side": None, "stride_px": 24, "batch_size": 3, "multiple": model.stride, **options}

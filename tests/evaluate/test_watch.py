@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from helpers.benchmark_data import make
+from helpers.tiny_models import tiny_settings
 from magicseg.config.loading import validate_config
-from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import ConfigError
 from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.model_under_test import Target
@@ -19,13 +19,7 @@ from magicseg.run.progress import evaluated
 from magicseg.train import validation
 from magicseg.train.validation import watch
 
-SETTINGS = ModelSettings(
-    encoder=EncoderSettings(image_size=32, stride=8, width=16, layers=1, heads=2, embed_dim=16),
-    prompt_tokens=0,
-    decoder_layers=1,
-    decoder_width=16,
-    decoder_heads=2,
-)
+SETTINGS = tiny_settings(prompt_tokens=0)
 
 
 def with_evaluation(run, **settings):

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from helpers import tiny_clip
 from helpers.coloured_squares import SETTINGS as TRAIN
 from helpers.coloured_squares import VOCABULARY, Squares
+from helpers.tiny_models import tiny_settings
 from helpers.tiny_runs import LIMITED, do, make_run
 from magicseg import load_model
 from magicseg.cli.output import print_json
-from magicseg.config.model import EncoderSettings, ModelSettings, OpenClipSettings
+from magicseg.config.model import ModelSettings, OpenClipSettings
 from magicseg.core.documents import without_nan
 from magicseg.core.errors import BackendError, DataError, LimitReached, StoreError
 from magicseg.evaluate.heads.memory_bank import MemoryBank, MemoryBankHead
@@ -33,13 +34,7 @@ from magicseg.vision.batches import HasBatch
 from magicseg.vision.shipped import ClipDetector
 from magicseg.vision.transformers_detector import refuse_alike_names
 
-SETTINGS = ModelSettings(
-    encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=8),
-    prompt_tokens=1,
-    decoder_layers=1,
-    decoder_width=8,
-    decoder_heads=2,
-)
+SETTINGS = tiny_settings(image_size=16, stride=4, embed_dim=8, decoder_width=8)
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 # More words than a text encoder of 77 tokens takes, and a difference behind them.
 LONG = " ".join(f"word{number}" for number in range(60))

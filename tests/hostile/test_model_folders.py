@@ -18,6 +18,7 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 import magicseg
+from helpers.tiny_models import TINY_DECODER
 from magicseg.config.model import ModelSettings, OpenClipSettings
 from magicseg.core.errors import BackendError, ConfigError, DataError, MagicsegError
 from magicseg.model import load_model
@@ -47,7 +48,6 @@ CODE = {
     "AutoProcessor": "evil.Evil",
     "AutoImageProcessor": "evil.Evil",
 }
-SMALL = {"prompt_tokens": 1, "decoder_layers": 1, "decoder_width": 8, "decoder_heads": 2}
 
 
 class Payload:
@@ -144,7 +144,9 @@ def sound(checkpoint, tmp_path_factory):
         (folder / "open_clip_config.json").write_text(json.dumps(config))
         if kind == "saved":
             settings = {"name": "open-clip", "weights": {"model": str(folder)}}
-            save_segmenter(build_segmenter(ModelSettings(encoder=settings, **SMALL), seed=0), folder.parent / "model")
+            save_segmenter(
+                build_segmenter(ModelSettings(encoder=settings, **TINY_DECODER), seed=0), folder.parent / "model"
+            )
             return folder.parent / "model"
         return folder
 
@@ -475,7 +477,7 @@ def test_a_card_names_files_of_its_own_folder_and_has_the_types_it_was_written_w
 )
 def test_settings_of_a_saved_model_claim_no_more_than_its_file_holds(tmp_path, entries):
     encoder = {"name": "miniature", "width": 16, "heads": 2, "layers": 1, "image_size": 32}
-    save_segmenter(build_segmenter(ModelSettings(encoder=encoder, **SMALL), seed=0), tmp_path / "model")
+    save_segmenter(build_segmenter(ModelSettings(encoder=encoder, **TINY_DECODER), seed=0), tmp_path / "model")
     card = json.loads((tmp_path / "model" / "model.json").read_text())
     card["settings"] |= entries | ({"encoder": encoder | entries["encoder"]} if "encoder" in entries else {})
     (tmp_path / "model" / "model.json").write_text(json.dumps(card))

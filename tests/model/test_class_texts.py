@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 
+from helpers.tiny_models import TINY_DECODER
 from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.labels.templates import load_templates
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.text_cache import cached_texts
 
-SMALL = {"prompt_tokens": 1, "decoder_layers": 1, "decoder_width": 8, "decoder_heads": 2}
 ENCODER = EncoderSettings(image_size=16, width=8, heads=1, layers=1, embed_dim=16)
 
 
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def model_with(class_prompt, encoder=ENCODER):
-    return build_segmenter(ModelSettings(encoder=encoder, class_prompt=class_prompt, **SMALL), seed=0).eval()
+    return build_segmenter(ModelSettings(encoder=encoder, class_prompt=class_prompt, **TINY_DECODER), seed=0).eval()
 
 
 def clip_model(folder, **options):

@@ -9,19 +9,13 @@ import torch
 from PIL import Image
 
 import magicseg
+from helpers.tiny_models import tiny_settings
 from magicseg import load_model
-from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import DataError
 from magicseg.model.saved_model import save_segmenter
 from magicseg.model.segmenter import build_segmenter
 
-SETTINGS = ModelSettings(
-    encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=1, heads=2, embed_dim=8),
-    prompt_tokens=1,
-    decoder_layers=1,
-    decoder_width=8,
-    decoder_heads=2,
-)
+SETTINGS = tiny_settings(image_size=16, stride=4, embed_dim=8, decoder_width=8)
 NAMES = ["cat", "dog", "grass"]
 
 

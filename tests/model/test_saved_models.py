@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.tiny_models import TINY_DECODER
 from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import BackendError, DataError
 from magicseg.model.saved_model import load_segmenter, save_segmenter, weights_digest
 from magicseg.model.segmenter import build_segmenter, frozen_names, load_trained_state, trained_state, untrained_like
 
 FORMAT_1 = Path(__file__).parent / "format1"
-SMALL = {"prompt_tokens": 1, "decoder_layers": 2, "decoder_width": 8, "decoder_heads": 2}
+SMALL = TINY_DECODER | {"decoder_layers": 2}
 
 
 def pictures():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.tiny_models import tiny_settings
 from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.model.encoder import Encoder, MiniatureEncoder, TextEncoder, ngram_buckets
@@ -16,12 +17,8 @@ from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.saved_model import load_segmenter, save_segmenter, weights_digest
 from magicseg.model.segmenter import build_segmenter
 
-SMALL = ModelSettings(
-    encoder=EncoderSettings(image_size=32, stride=8, width=32, layers=2, heads=2, embed_dim=24),
-    prompt_tokens=3,
-    decoder_layers=2,
-    decoder_width=32,
-    decoder_heads=4,
+SMALL = tiny_settings(
+    prompt_tokens=3, decoder_layers=2, decoder_width=32, decoder_heads=4, width=32, layers=2, embed_dim=24
 )
 
 
