@@ -74,14 +74,14 @@ def demo(
     It also creates RUN-exact-masks and RUN-no-counterfactual-loss for comparison; RUN's report shows their scores.
     """
     from magicseg.config.loading import load_config
-    from magicseg.miniature.compared import doing, make_compared
+    from magicseg.miniature.comparison_runs import create_comparison_runs, running
     from magicseg.miniature.short import SHORT
     from magicseg.run.directory import Run
 
     made = Run.create(run, load_config(preset="miniature", overrides=[*(SHORT if short else ()), *(set_ or ())]))
-    beside = [] if short else make_compared(made)
+    beside = [] if short else create_comparison_runs(made)
     _make_data(run, workers)
-    with doing(beside):
+    with running(beside):
         _train_and_evaluate(run)
         if beside:
             note("waiting for the comparison runs")

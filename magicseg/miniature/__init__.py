@@ -1,1 +1,1 @@
-"""The embedded default: a small painter and what it needs to run the whole pipeline offline."""
+"""The miniature: painted scenes and small models that run the whole pipeline offline in minutes."""

@@ -1,4 +1,4 @@
-"""The scenes behind the objects: backdrop, texture and clutter, all from one random generator."""
+"""Paint the scenes behind the objects: backdrop, texture and clutter, all from one random generator."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ def _jitter(rng: Generator, colour: Colour, by: int = 16) -> Colour:
 
 
 def _gradient(draw: Canvas, n: int, y0: float, y1: float, above: Colour, below: Colour) -> None:
-    """Fills the canvas of side n from y0 to y1 (shares of its height) from one colour to another."""
+    """Fill a canvas of side n with a gradient of colours between y0 and y1 (fractions of its height)."""
     bands = 12
     for band in range(bands):
         mix = (band + 0.5) / bands
@@ -28,7 +28,7 @@ def _gradient(draw: Canvas, n: int, y0: float, y1: float, above: Colour, below: 
 
 
 def _ridge(draw: Canvas, n: int, rng: Generator, y: float, rough: float, colour: Colour) -> None:
-    """A line of hills whose feet reach down to the bottom."""
+    """Draw a line of hills and fill the area below it."""
     heights = y + rough * (rng.random(9) - 0.5)
     xs = np.linspace(-0.05, 1.05, 9)
     draw.polygon(
@@ -128,7 +128,7 @@ def _room(draw: Canvas, n: int, rng: Generator) -> None:
     for stripe in range(stripes):
         x = (stripe + 0.25) / stripes
         draw.rectangle((x * n, 0, (x + 0.4 / stripes) * n, floor * n), fill=shade(wall, 0.92))
-    if rng.random() < 0.7:  # a window or a picture
+    if rng.random() < 0.7:  # a window or a framed painting
         x, y, w, h = (
             rng.uniform(0.02, 0.7),
             rng.uniform(0.04, 0.2),
@@ -157,7 +157,7 @@ def _lake(draw: Canvas, n: int, rng: Generator) -> None:
 
 
 def _clutter(draw: Canvas, n: int, rng: Generator) -> None:
-    """Stones, balls, boxes and posts in the objects' own colours, so that a colour alone tells nothing."""
+    """Draw stones, balls, boxes and posts in the objects' colours, so that colour alone identifies no object."""
     tones = list(PALETTE.values())
     for _ in range(int(rng.integers(1, 5))):
         x, y, s = rng.uniform(0.03, 0.97), rng.uniform(0.5, 0.97), rng.uniform(0.03, 0.07)
@@ -194,7 +194,7 @@ SCENES: dict[str, Callable[[Canvas, int, Generator], None]] = {
 
 
 def paint_scene(scene: str, rng: Generator, *, size: int, supersampling: int) -> NDArray[np.float32]:
-    """The scene without objects: (size, size, 3), 0 to 255, in full daylight."""
+    """Paint the scene without objects in full daylight. Returns: float32 (size, size, 3), 0 to 255."""
     n = size * supersampling
     canvas = Image.new("RGB", (n, n))
     draw = ImageDraw.Draw(canvas)
@@ -205,7 +205,7 @@ def paint_scene(scene: str, rng: Generator, *, size: int, supersampling: int) ->
 
 
 def _texture(rng: Generator, size: int) -> NDArray[np.float32]:
-    """Smooth random light and dark patches of two scales: (size, size), about -25 to 25."""
+    """Return smooth random brightness variations at two scales: float32 (size, size), about -25 to 25."""
     total = np.zeros((size, size), dtype=np.float32)
     for cells, strength in ((6, rng.uniform(4, 9)), (24, rng.uniform(3, 8))):
         grid = rng.standard_normal((cells, cells), dtype=np.float32) * np.float32(strength)

@@ -1,4 +1,4 @@
-"""Reads a caption of the template grammar: which objects, how they look, where, in what scene and light."""
+"""Parse captions of the grammar: objects with their looks and places, scene, and light."""
 
 import re
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ _WORD = re.compile(r"[^\s,.]+")
 
 
 class UnreadableCaption(ValueError):
-    """The caption holds a word that is not understood, or lacks one that is needed."""
+    """A caption contains an unknown word, or lacks a required word."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectSpec:
-    """One object as the caption tells it; what is None is left to chance."""
+    """One object of a caption. Attributes that are None are chosen at random."""
 
     noun: str
     colour: str | None = None
@@ -29,7 +29,7 @@ class ObjectSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSpec:
-    """A whole caption; the objects are in the order in which they are painted, the last one in front."""
+    """A parsed caption. Objects are painted in this order; the last is in front."""
 
     scene: str
     light: str | None = None
@@ -37,12 +37,12 @@ class SceneSpec:
 
 
 def parse(caption: str) -> SceneSpec:
-    """The scene that a caption tells, in English words of the grammar, upper or lower case.
+    """Parse a caption of the grammar, in upper or lower case.
 
-    Raises: UnreadableCaption, with the word that is in the way.
+    Raises: UnreadableCaption that names the offending word.
     """
     slots: dict[str, str] = {}  # of the whole scene
-    looks: dict[str, str] = {}  # adjectives that wait for their noun
+    looks: dict[str, str] = {}  # adjectives of the next noun
     objects: list[dict[str, str]] = []
 
     def fill(slot: str, word: str, of: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""The painter as a masker: it paints the picture once more, and knows exactly where it painted what."""
+"""The exact masker of painted images: it paints each image again and returns the known class map."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,30 +9,30 @@ from magicseg.core.errors import LabelError
 from magicseg.miniature.caption import UnreadableCaption
 from magicseg.miniature.painter import Painter, paint
 
-_SAME = 8.0  # mean difference, 0 to 255; other pictures are tens apart
+_SAME = 8.0  # mean absolute difference, 0 to 255; different images differ by tens
 
 
 class PainterMasker:
-    """Back end of the mask stage for images that the generator ``painter`` painted, with the same options."""
+    """Back end of the mask stage for images of the generator ``painter`` with the same options."""
 
     Options = Painter.Options
 
     @classmethod
     def identity(cls, options: Painter.Options) -> Mapping[str, str | int]:
-        """The painter's recipe."""
+        """Return the painter's recipe."""
         return Painter.identity(options)
 
     def __init__(self, settings: object, options: Painter.Options) -> None:
-        """Needs nothing of the stage's settings."""
+        """Ignore the stage's settings."""
         self._options = options
 
     def mask(self, requests: Sequence[MaskRequest]) -> list[Masked | Rejection]:
-        """The exact class map of every picture; one that the painter would not paint like this is refused."""
+        """Return the exact class map of each image. Images that the painter did not paint are rejected."""
         return [self._one(request) for request in requests]
 
     def _one(self, request: MaskRequest) -> Masked | Rejection:
         if request.image_seed is None:
-            return Rejection(reason="not-painted", detail="a photograph")
+            return Rejection(reason="not-painted", detail="the image was not generated")
         options = self._options
         try:
             painted = paint(
@@ -45,6 +45,6 @@ class PainterMasker:
             )
         except (UnreadableCaption, LabelError) as error:
             return Rejection(reason="not-painted", detail=str(error))
-        if np.abs(painted.image.astype(np.int16) - request.image).mean() > _SAME:  # JPEG changes them a little
-            return Rejection(reason="not-painted", detail="the painter paints another picture from this caption")
+        if np.abs(painted.image.astype(np.int16) - request.image).mean() > _SAME:  # JPEG changes pixels slightly
+            return Rejection(reason="not-painted", detail="the painter paints another image from this caption")
         return Masked(mask=painted.mask, quality={"area": float((painted.mask > 0).mean())})

@@ -1,4 +1,4 @@
-"""The ten objects: each is drawn in its own unit square, x to the right, y down, both from -0.5 to 0.5."""
+"""Draw the ten objects, each in a unit square: x to the right, y down, both from -0.5 to 0.5."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ STEM: Colour = (60, 120, 50)
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """The colour darkened (factor below 1) or moved towards white (factor above 1, at most 2)."""
+    """Return the colour darkened (factor below 1) or lightened towards white (factor above 1, at most 2)."""
     if factor <= 1:
         red, green, blue = (channel * factor for channel in colour)
     else:
@@ -35,23 +35,23 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def arc(x: float, y: float, rx: float, ry: float, start: float = 0, end: float = 360) -> list[Point]:
-    """Points on an ellipse from ``start`` to ``end`` degrees; 0 is right, 90 is down."""
+    """Return points on an ellipse from ``start`` to ``end`` degrees; 0 is right, 90 is down."""
     steps = max(8, round(abs(end - start) / 15))
     angles = (math.radians(start + (end - start) * step / steps) for step in range(steps + 1))
     return [(x + rx * math.cos(angle), y + ry * math.sin(angle)) for angle in angles]
 
 
 class Pen:
-    """Draws shapes of an object's unit square onto a canvas, and keeps which pixels were covered.
+    """Draw shapes of an object's unit square onto a canvas, and record the covered pixels.
 
     Args: canvas: side of the square canvas in pixels. centre: of the object, in pixels. scale: pixels per
     unit. turn: clockwise, in radians. flip: mirror left and right.
     """
 
     def __init__(self, canvas: int, *, centre: Point, scale: float, turn: float, flip: bool) -> None:
-        self.colours = Image.new("RGB", (canvas, canvas))  # black where nothing was drawn
+        self.colours = Image.new("RGB", (canvas, canvas))  # black where nothing is drawn
         self.cover = Image.new("L", (canvas, canvas))
-        self.lowest = 0.0  # the largest y that was drawn, in pixels
+        self.lowest = 0.0  # the largest y of any drawn point, in pixels
         self._draw = (ImageDraw.Draw(self.colours), ImageDraw.Draw(self.cover))
         self._scale = scale
         cos, sin = math.cos(turn) * scale, math.sin(turn) * scale
@@ -65,7 +65,7 @@ class Pen:
         return placed
 
     def polygon(self, points: Sequence[Point], colour: Colour, *, edge: bool = True) -> None:
-        """A filled polygon, with an outline in a darker tone unless ``edge`` is off."""
+        """Draw a filled polygon, with a darker outline if ``edge``."""
         placed = self._place(points)
         self._draw[0].polygon(placed, fill=colour)
         self._draw[1].polygon(placed, fill=255)
@@ -75,15 +75,15 @@ class Pen:
             self._draw[1].line([*placed, placed[0]], fill=255, width=width)
 
     def rectangle(self, x0: float, y0: float, x1: float, y1: float, colour: Colour) -> None:
-        """An upright filled rectangle with an outline."""
+        """Draw an upright filled rectangle with an outline."""
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
 
     def ellipse(self, x: float, y: float, rx: float, ry: float, colour: Colour, *, edge: bool = True) -> None:
-        """A filled ellipse."""
+        """Draw a filled ellipse."""
         self.polygon(arc(x, y, rx, ry), colour, edge=edge)
 
     def stroke(self, points: Sequence[Point], width: float, colour: Colour) -> None:
-        """A line of the given width (in units) through the points."""
+        """Draw a line of the given width (in units) through the points."""
         placed = self._place(points)
         pixels = max(1, round(width * self._scale))
         self._draw[0].line(placed, fill=colour, width=pixels, joint="curve")

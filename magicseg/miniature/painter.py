@@ -1,4 +1,4 @@
-"""The miniature's image generator: paints what a caption says, and knows exactly where it painted it."""
+"""The miniature's image generator: it paints the scene of a caption, and gives the exact class map."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ from magicseg.miniature.caption import NOUNS, ObjectSpec, SceneSpec, UnreadableC
 from magicseg.miniature.objects import OBJECTS, PALETTE, Colour, Pen
 from magicseg.stages.describe.words import COLOURS, PLACES
 
-RECIPE = 1  # goes up whenever the same seed and caption give other pixels
+RECIPE = 1  # incremented whenever the pixels for the same seed and caption change
 
 NOISE = 4.0
 SUPERSAMPLING = 4
 
-_SPANS = {"small": (0.38, 0.46), "medium-sized": (0.50, 0.60), "large": (0.64, 0.76)}  # share of the image
-_CROWDED = 0.8  # factor on the spans where there are several objects
+_SPANS = {"small": (0.38, 0.46), "medium-sized": (0.50, 0.60), "large": (0.64, 0.76)}  # fraction of the image
+_CROWDED = 0.8  # factor on the spans for several objects
 _CENTRES = {"left": 0.26, "middle": 0.5, "right": 0.74}
 _TINTS = {  # factors on red, green, blue
     "dawn": (0.98, 0.84, 0.86),
@@ -43,7 +43,7 @@ Colours = NDArray[np.float32]  # (height, width, 3), 0 to 255
 
 
 class HasSize(Protocol):
-    """What the painter needs of the stage's settings."""
+    """The stage's settings that the painter uses."""
 
     @property
     def size(self) -> int:
@@ -52,7 +52,7 @@ class HasSize(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Painted:
-    """A picture, the same picture without its objects, and the class of each pixel."""
+    """A painted image, the same image without its objects, and the class map."""
 
     image: Image
     empty: Image
@@ -61,7 +61,7 @@ class Painted:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One object alone: its colours times its cover, its cover (0 to 1), and the shadow it casts (0 to 1)."""
+    """One object: its colours premultiplied by its coverage, its coverage (0 to 1), and its shadow (0 to 1)."""
 
     colours: Colours
     cover: Plane
@@ -77,12 +77,12 @@ def paint(
     noise: float = NOISE,
     supersampling: int = SUPERSAMPLING,
 ) -> Painted:
-    """Paints a scene; equal arguments give equal pixels.
+    """Paint a scene. Equal arguments give equal pixels.
 
-    Args: scene: a caption, or what `parse` made of it. seed: of everything that the caption leaves open;
-    pictures with one seed share the sensor noise, and their backdrop if their scene is the same. size: side
-    in pixels. labels: give the ids in the mask. noise: standard deviation, in 0 to 255. supersampling:
-    pixels painted per pixel given, along each side.
+    Args: scene: a caption, or the result of `parse`. seed: for everything that the caption does not specify; images
+    with the same seed share the sensor noise, and the backdrop if they show the same scene. size: side in pixels.
+    labels: define the ids in the mask. noise: standard deviation, in units of 0 to 255. supersampling: painted pixels
+    per pixel of the result, along each side.
     Raises: UnreadableCaption, or LabelError if an object has no label.
     """
     spec = parse(scene) if isinstance(scene, str) else scene
@@ -102,33 +102,33 @@ def paint(
 def _render(
     spec: SceneSpec, seed: int, size: int, noise: float, supersampling: int
 ) -> tuple[Image, Image, list[Plane]]:
-    """The picture, the empty picture, and for each object the share of each pixel where it is visible."""
+    """Return the image, the image without objects, and for each object the visible fraction of each pixel."""
     rng = Generator(Philox(seed))
-    # In this order, so that the picture with objects and the one without share noise and backdrop.
+    # This order makes the images with and without objects share noise and backdrop.
     grain = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(noise)
     backdrop = paint_scene(spec.scene, rng, size=size, supersampling=supersampling)
-    picture = backdrop
+    image = backdrop
     covers: list[Plane] = []
     for item in _decide(spec.objects, rng):
         layer = _draw(item, rng, size, supersampling, factor=_CROWDED if len(spec.objects) > 1 else 1.0)
         covers = [cover * (1 - layer.cover) for cover in covers] + [layer.cover]
-        picture = picture * (1 - _SHADOW * layer.shadow[..., None])
-        picture = picture * (1 - layer.cover[..., None]) + layer.colours
-    return _expose(picture, spec.light, grain), _expose(backdrop, spec.light, grain), covers
+        image = image * (1 - _SHADOW * layer.shadow[..., None])
+        image = image * (1 - layer.cover[..., None]) + layer.colours
+    return _expose(image, spec.light, grain), _expose(backdrop, spec.light, grain), covers
 
 
-def _expose(picture: Colours, light: str | None, grain: Colours) -> Image:
-    """Light of the day and sensor noise, to 8 bits."""
+def _expose(colours: Colours, light: str | None, grain: Colours) -> Image:
+    """Apply the light and the sensor noise, and convert to 8 bits."""
     if light is not None:
-        picture = picture * np.array(_TINTS[light], dtype=np.float32)
+        colours = colours * np.array(_TINTS[light], dtype=np.float32)
     if light == "fog":
-        picture = picture * np.float32(1 - _FOG_SHARE) + np.float32(_FOG * _FOG_SHARE)
-    exposed: Image = np.clip(np.rint(picture + grain), 0, 255).astype(np.uint8)
+        colours = colours * np.float32(1 - _FOG_SHARE) + np.float32(_FOG * _FOG_SHARE)
+    exposed: Image = np.clip(np.rint(colours + grain), 0, 255).astype(np.uint8)
     return exposed
 
 
 def _decide(objects: Sequence[ObjectSpec], rng: Generator) -> list[ObjectSpec]:
-    """Fills in what the caption left open; places that nobody asked for go round without repeats."""
+    """Choose unspecified attributes at random. Unused places are drawn without replacement."""
     free = [place.word for place in PLACES if all(item.place != place.word for item in objects)]
     free = [free[number] for number in rng.permutation(len(free))]
     sizes = tuple(_SPANS)
@@ -144,7 +144,7 @@ def _decide(objects: Sequence[ObjectSpec], rng: Generator) -> list[ObjectSpec]:
 
 
 def _draw(item: ObjectSpec, rng: Generator, size: int, supersampling: int, *, factor: float) -> _Layer:
-    """One object whose looks are all decided, at its place in an image of ``size`` pixels."""
+    """Draw an object with complete attributes at its place in an image of ``size`` pixels."""
     assert item.colour is not None
     assert item.size is not None
     assert item.place is not None
@@ -186,14 +186,14 @@ class Painter:
     """Back end of the generate stage that paints with a few polygons instead of a diffusion model."""
 
     class Options(Settings):
-        """How the painter paints."""
+        """The painter's options."""
 
         noise: float = Field(NOISE, ge=0, le=50, description="sensor noise, standard deviation in 0 to 255")
-        supersampling: int = Field(SUPERSAMPLING, ge=1, le=8, description="pixels painted per pixel and side")
+        supersampling: int = Field(SUPERSAMPLING, ge=1, le=8, description="painted pixels per pixel, along each side")
 
     @classmethod
     def identity(cls, options: "Painter.Options") -> Mapping[str, str | int]:
-        """The recipe's number: pixels change only with it."""
+        """Return the recipe's number. Pixels change only with it."""
         return {"painter": RECIPE}
 
     def __init__(self, settings: HasSize, options: "Painter.Options") -> None:
@@ -201,7 +201,7 @@ class Painter:
         self._options = options
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[ImagePair | Rejection]:
-        """One pair per request. Both pictures are painted from their own caption, with the request's seed."""
+        """Return one pair per request. Each image is painted from its caption, with the request's seed."""
         return [self._pair(request) for request in requests]
 
     def _pair(self, request: GenerateRequest) -> ImagePair | Rejection:

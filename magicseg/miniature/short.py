@@ -1,4 +1,4 @@
-"""The miniature's short form: every step of the chain is taken, in seconds; the model learns next to nothing."""
+"""Settings of ``demo --short``: all stages run within seconds, but the model learns almost nothing."""
 
 SHORT = (
     *(

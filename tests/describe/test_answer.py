@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.labels import Label, load_vocabulary
-from magicseg.stages.describe.answer import Draft, Unusable, check_draft, read_answer
+from magicseg.stages.describe.answer import Draft, UnusableAnswer, check_draft, read_answer
 from magicseg.stages.describe.instructions import echoes_prompt, write_prompt
 
 CAT = Label(id=1, name="cat", synonyms=("feline",))
@@ -36,7 +36,7 @@ def test_a_numbered_list_comes_back_as_it_was_written(first, second, mark, intro
 
 @given(text=st.text(max_size=200))
 def test_any_text_is_read_or_refused_with_a_reason(text):
-    with contextlib.suppress(Unusable):
+    with contextlib.suppress(UnusableAnswer):
         draft = read_answer(text)
         assert isinstance(draft.caption, str)
         assert "\n" not in draft.caption + draft.counterfactual
@@ -45,7 +45,7 @@ def test_any_text_is_read_or_refused_with_a_reason(text):
 @given(cut=st.integers(0, 58))
 def test_a_truncated_answer_is_never_used(cut):
     whole = json.dumps({"with": GOOD.caption, "without": GOOD.counterfactual})
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableAnswer):
         read_answer(whole[:cut])
 
 
@@ -73,7 +73,7 @@ def test_a_truncated_answer_is_never_used(cut):
     ],
 )
 def test_what_is_not_an_answer_is_refused(text, reason):
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UnusableAnswer) as caught:
         read_answer(text)
     assert caught.value.reason == reason
 
@@ -107,13 +107,13 @@ def test_good_captions_pass_by_name_synonym_or_plural():
     ],
 )
 def test_captions_that_would_teach_something_wrong_are_refused(caption, counterfactual, reason):
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(UnusableAnswer) as caught:
         check_draft(Draft(caption, counterfactual), [CAT], 75)
     assert caught.value.reason == reason
 
 
 def test_a_label_in_another_spelling_is_found_in_the_scene_without_it():
-    with pytest.raises(Unusable, match="label-in-counterfactual"):
+    with pytest.raises(UnusableAnswer, match="label-in-counterfactual"):
         check_draft(Draft("A man eats a hot dog", "A man by a hot-dog stand"), [HOT_DOG], 75)
 
 

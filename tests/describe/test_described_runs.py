@@ -185,7 +185,7 @@ def test_a_key_in_the_wrong_place_is_refused_and_not_shown(magicseg):
     assert magicseg("init", "run", "--preset", "painted", *sets).code == 0
     edit(Run.open(magicseg.folder / "run"), api_key_env="sk-secret")
     for result in (made, magicseg("describe", "run")):
-        assert "api_key_env: is the NAME of an environment variable" in result.err
+        assert "api_key_env: must be the NAME of an environment variable" in result.err
         assert "sk-secret" not in result.err + result.out
 
 

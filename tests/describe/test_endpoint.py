@@ -121,9 +121,9 @@ def test_a_rate_limit_is_waited_for_as_long_as_the_server_says():
 )
 def test_one_bad_answer_costs_one_attempt_and_is_counted(reply, reason):
     """Sample 2 always gets the bad one at first; the others are answered."""
-    from magicseg.stages.describe.writer import WritingOptions, _ask
+    from magicseg.stages.describe.writer import WritingOptions, _prompt
 
-    bad = _ask(requests(6)[2], 0, WritingOptions()).seed % 2**31
+    bad = _prompt(requests(6)[2], 0, WritingOptions()).seed % 2**31
     answers, _ = describe(lambda number, body: reply if body["seed"] == bad else Reply(), timeout=0.3)
     assert reasons(answers) == {reason: 1}
     assert (answers[2].quality["source"], answers[2].quality["attempts"]) == ("model", 2)
@@ -289,7 +289,7 @@ def test_a_key_that_is_not_set_is_refused_before_the_first_request(monkeypatch):
         ({"api_key_env": KEY}, "NAME of an environment variable"),
         ({"base_url": "http://me:secret@host/v1"}, "neither a password nor a key"),
         ({"base_url": "http://host/v1?key=secret"}, "neither a password nor a key"),
-        ({"base_url": "localhost:8000"}, "begins with http"),
+        ({"base_url": "localhost:8000"}, "must begin with http"),
     ],
 )
 def test_settings_that_would_store_a_key_are_refused(values, words):

@@ -20,7 +20,7 @@ def test_every_option_is_in_the_guide(name):
 def test_every_reason_is_in_the_guide():
     for module in ("answer", "endpoint", "local_model", "writer"):
         code = (ROOT / "magicseg" / "stages" / "describe" / f"{module}.py").read_text(encoding="utf-8")
-        for reason in re.findall(r'(?:Unusable|Failed|unanswered)\("([a-z-]+)"', code):
+        for reason in re.findall(r'(?:UnusableAnswer|NoAnswer|unanswered)\("([a-z-]+)"', code):
             assert reason == "endpoint-dead" or f"`{reason}`" in GUIDE, reason
 
 

@@ -17,7 +17,7 @@ from magicseg.core.errors import BackendError
 from magicseg.labels import Label
 from magicseg.stages.describe.local_model import TransformersCaptioner
 from magicseg.stages.describe.sampling import SeededSampling, choose
-from magicseg.stages.describe.writer import Ask, Failed
+from magicseg.stages.describe.writer import NoAnswer, Prompt
 from magicseg.weights.hashing import path_identity
 
 CAT = Label(id=1, name="cat")
@@ -69,8 +69,8 @@ def requests(count):
     return [DescribeRequest(index=index, labels=(CAT,), seed=index + 50) for index in range(count)]
 
 
-def asks(count):
-    return [Ask(index=index, prompt=f"say {'x' * index}", seed=index) for index in range(count)]
+def prompts(count):
+    return [Prompt(index=index, text=f"say {'x' * index}", seed=index) for index in range(count)]
 
 
 def test_the_entry_point_leads_here():
@@ -100,15 +100,15 @@ def test_the_cpu_computes_with_as_many_threads_as_the_options_say(babbler):
 
 def test_a_sample_says_the_same_in_any_company(babbler):
     model = captioner(babbler, temperature=1.0, top_p=1.0)
-    together = model._answers(asks(6))
-    assert [model._answers([ask])[0] for ask in asks(6)] == together
-    assert model._answers(asks(6)[::-1])[::-1] == together
+    together = model._answers(prompts(6))
+    assert [model._answers([prompt])[0] for prompt in prompts(6)] == together
+    assert model._answers(prompts(6)[::-1])[::-1] == together
 
 
 def test_another_seed_says_something_else_and_temperature_zero_does_not(babbler):
     def said(**more):
         model = captioner(babbler, **more)
-        rows = [Ask(index=0, prompt="say", seed=seed) for seed in range(8)]
+        rows = [Prompt(index=0, text="say", seed=seed) for seed in range(8)]
         spoken = []
         model._tokenizer.batch_decode, decode = (
             lambda new, **how: spoken.extend(map(tuple, new)) or decode(new, **how),
@@ -122,7 +122,7 @@ def test_another_seed_says_something_else_and_temperature_zero_does_not(babbler)
 
 
 def test_an_answer_without_an_end_is_cut_off(babbler):
-    assert captioner(babbler, temperature=0)._answers(asks(2)) == [Failed("cut-off")] * 2
+    assert captioner(babbler, temperature=0)._answers(prompts(2)) == [NoAnswer("cut-off")] * 2
 
 
 @pytest.mark.parametrize(("chat", "pad"), [(True, False), (False, True), (False, False)])
@@ -397,7 +397,7 @@ def test_a_real_small_model_writes_captions_from_a_gguf_file():
         DescribeRequest(index=place, labels=(Label(id=1, name=name),), seed=place)
         for place, name in enumerate(("boat", "bus"))
     ]
-    texts = model._answers([Ask(index=0, prompt="Name the capital of France.", seed=1)])
+    texts = model._answers([Prompt(index=0, text="Name the capital of France.", seed=1)])
     assert "Paris" in texts[0]
     for request, answer in zip(batch, model.describe(batch), strict=True):
         assert request.labels[0].name in answer.caption.lower()

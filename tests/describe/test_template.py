@@ -10,10 +10,10 @@ from magicseg.backends import DescribeRequest, Description, Rejection, find_back
 from magicseg.labels import Label, load_vocabulary, vocabulary_names
 from magicseg.labels.inflect import plural
 from magicseg.labels.mentions import names
-from magicseg.stages.describe.length import CLIP_TOKENS, count_tokens
 from magicseg.stages.describe.naming import article, spoken
 from magicseg.stages.describe.scenery import SCENES
 from magicseg.stages.describe.template import TemplateCaptioner, draw_setting
+from magicseg.stages.describe.token_count import CLIP_TOKENS, count_tokens
 
 VOC = load_vocabulary("voc20").labels
 seeds = st.integers(0, 2**63 - 1)

@@ -7,7 +7,7 @@ import pytest
 from magicseg.backends import DescribeRequest, Description, Rejection
 from magicseg.labels import Label
 from magicseg.stages.describe.template import describe_by_template
-from magicseg.stages.describe.writer import Failed, WritingOptions, write_descriptions
+from magicseg.stages.describe.writer import NoAnswer, WritingOptions, write_descriptions
 
 CAT, DOG = Label(id=1, name="cat"), Label(id=2, name="dog")
 GOOD = json.dumps({"with": "A grey cat on a red sofa.", "without": "A red sofa by a window."})
@@ -21,9 +21,9 @@ class Script:
         self.answers = {index: iter(said) for index, said in answers.items()}
         self.rounds = []
 
-    def __call__(self, asks):
-        self.rounds.append([(ask.index, ask.seed, ask.prompt) for ask in asks])
-        return [next(self.answers[ask.index]) for ask in asks]
+    def __call__(self, prompts):
+        self.rounds.append([(prompt.index, prompt.seed, prompt.text) for prompt in prompts])
+        return [next(self.answers[prompt.index]) for prompt in prompts]
 
 
 def requests(count, label=CAT):
@@ -35,8 +35,8 @@ def test_each_sample_is_asked_for_until_an_answer_stands_all_checks():
         {
             0: [GOOD],
             1: ["no idea", GOOD],
-            2: [Failed("timeout"), GOOD.replace("cat", "cow"), GOOD],
-            3: [GOOD.replace("window", "cat"), "", Failed("http-500")],
+            2: [NoAnswer("timeout"), GOOD.replace("cat", "cow"), GOOD],
+            3: [GOOD.replace("window", "cat"), "", NoAnswer("http-500")],
         }
     )
     answers = write_descriptions(requests(4), OPTIONS, script)
@@ -56,7 +56,7 @@ def test_each_sample_is_asked_for_until_an_answer_stands_all_checks():
 def test_every_attempt_has_a_seed_and_a_setting_of_its_own():
     script = Script({index: ["", "", ""] for index in range(5)})
     write_descriptions(requests(5), OPTIONS, script)
-    asked = [ask for round_ in script.rounds for ask in round_]
+    asked = [prompt for round_ in script.rounds for prompt in round_]
     assert len({seed for _, seed, _ in asked}) == 15
     assert len({prompt for *_, prompt in asked}) > 10
 
@@ -92,5 +92,5 @@ def test_where_the_template_fails_too_the_reasons_are_kept():
 
 def test_answers_must_be_one_per_question():
     with pytest.raises(ValueError, match="zip"):
-        write_descriptions(requests(2), OPTIONS, lambda asks: [GOOD])
-    assert isinstance(write_descriptions(requests(1), OPTIONS, lambda asks: [GOOD])[0], Description)
+        write_descriptions(requests(2), OPTIONS, lambda prompts: [GOOD])
+    assert isinstance(write_descriptions(requests(1), OPTIONS, lambda prompts: [GOOD])[0], Description)

@@ -14,8 +14,14 @@ from helpers.chat_server import GOOD, BadServer, Reply, completion
 from magicseg.backends import DescribeRequest
 from magicseg.core.errors import BackendError
 from magicseg.labels import Label
-from magicseg.stages.describe import bounded, chat
-from magicseg.stages.describe.answer import Unusable, _without_fence, _without_thoughts, check_draft, read_answer
+from magicseg.stages.describe import chat, http_client
+from magicseg.stages.describe.answer import (
+    UnusableAnswer,
+    _without_fence,
+    _without_thoughts,
+    check_draft,
+    read_answer,
+)
 from magicseg.stages.describe.chat import ChatTemplate
 from magicseg.stages.describe.endpoint import OpenAICaptioner
 
@@ -59,14 +65,14 @@ ENDLESS = [
     '{"with": ' + "9" * LONG + "}",
     json.dumps({"with": "a cat " * (LONG // 8), "without": "a sofa"}),
     json.dumps({"with": '"' * (LONG // 4), "without": "“" * (LONG // 4)}),
-    "a" * (bounded.MOST_BYTES + 1),
+    "a" * (http_client.MOST_BYTES + 1),
 ]
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("text", ENDLESS, ids=lambda text: repr(text[:12]))
 def test_no_answer_takes_more_than_a_look_at_each_character(text):
-    with pytest.raises(Unusable):
+    with pytest.raises(UnusableAnswer):
         check_draft(read_answer(text), [CAT], max_tokens=75)
 
 
@@ -88,7 +94,7 @@ def test_thoughts_and_fences_are_found_as_expressions_find_them(text):
 )
 def test_a_caption_that_acts_on_a_terminal_is_no_answer(character):
     answer = json.dumps({"with": f"A grey cat {character}on a red sofa.", "without": "A red sofa by a window."})
-    with pytest.raises(Unusable, match="control-character"):
+    with pytest.raises(UnusableAnswer, match="control-character"):
         check_draft(read_answer(answer), [CAT], max_tokens=75)
     with BadServer(lambda number, body: Reply(completion(answer))) as server:
         (description,) = captioner(server, attempts=2).describe(requests())
@@ -100,7 +106,7 @@ def test_a_caption_that_acts_on_a_terminal_is_no_answer(character):
     "text", ["A grey cat on a sofa \U0001f408", "Une chatte près d'un canapé", "貓 on a red sofa"]
 )
 def test_letters_and_signs_of_all_languages_are_captions(text):
-    with pytest.raises(Unusable) as refused:
+    with pytest.raises(UnusableAnswer) as refused:
         check_draft(read_answer(json.dumps({"with": text, "without": "x"})), [CAT], max_tokens=75)
     assert refused.value.reason != "control-character"
 
@@ -154,7 +160,7 @@ def test_a_byte_now_and_then_does_not_put_off_the_deadline(start):
 def test_an_answer_without_end_is_cut_off(encoding, monkeypatch):
     import gzip
 
-    monkeypatch.setattr(bounded, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(http_client, "MOST_BYTES", 1 << 20)
     body = b" " * (64 << 20)
     body = gzip.compress(body, 1) if encoding == "gzip" else body
     reply = Reply(body, headers={"Content-Encoding": encoding})

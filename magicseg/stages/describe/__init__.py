@@ -1,1 +1,1 @@
-"""Labels to captions of a scene with them and of the same scene without them."""
+"""The describe stage: captions of a scene with a sample's labels, and of the same scene without them."""

@@ -1,4 +1,4 @@
-"""Strict reading of what a language model answered, and strict checks of what it says."""
+"""Parse the answers of language models strictly, and check their content."""
 
 import json
 import re
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from magicseg.core.text import first_acting
 from magicseg.labels import Label
 from magicseg.labels.mentions import names
-from magicseg.stages.describe.length import count_tokens
+from magicseg.stages.describe.token_count import count_tokens
 
-RECIPE = 2  # goes up whenever another answer is accepted, or is read in another way
+RECIPE = 2  # incremented whenever the rules for parsing or accepting answers change
 
 MIN_WORDS = 3
 _KEYS = ("with", "without")
-_MOST_REPEATS = 2  # of any three words in a row
-_MOST_CHARACTERS = 1 << 20  # of an answer with its thoughts
+_MOST_REPEATS = 2  # of any three consecutive words
+_MOST_CHARACTERS = 1 << 20  # of an answer, with its reasoning text
 _FENCE = "```"
 _ITEM = re.compile(r"(?P<number>\d{1,3})[.):][ \t]+(?P<text>\S.*)")
 _WORD = re.compile(r"[^\W\d_]+")
@@ -25,14 +25,14 @@ _QUOTED = re.compile(r'"(.+)"|“(.+)”', re.DOTALL)
 
 @dataclass(frozen=True)
 class Draft:
-    """The two captions of an answer, as yet unchecked."""
+    """The two captions of an answer, before `check_draft`."""
 
     caption: str
     counterfactual: str
 
 
-class Unusable(ValueError):
-    """The answer cannot be used. ``reason`` is a short slug that is counted."""
+class UnusableAnswer(ValueError):
+    """An answer cannot be used. ``reason`` is a short identifier for statistics."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -40,48 +40,48 @@ class Unusable(ValueError):
 
 
 def read_answer(text: str) -> Draft:
-    """The two captions of an answer: a JSON object, alone or fenced, or a numbered list of two.
+    """Parse the two captions of an answer: a JSON object, plain or in a code fence, or a numbered list.
 
-    A model's thoughts in ``<think>`` and words in front of a numbered list are passed over; anything else that is
-    not part of the answer makes it unusable.
+    Reasoning in ``<think>`` and text before a numbered list are ignored. An answer with any other extra text is
+    unusable.
 
-    Raises: Unusable ("empty-answer", "not-json", "wrong-keys", "not-text", "not-two-items").
+    Raises: UnusableAnswer ("empty-answer", "not-json", "wrong-keys", "not-text", "not-two-items").
     """
     if len(text) > _MOST_CHARACTERS:
-        raise Unusable("too-long", f"{len(text)} characters")
+        raise UnusableAnswer("too-long", f"{len(text)} characters")
     text = _without_fence(_without_thoughts(text).strip()).strip()
     if not text:
-        raise Unusable("empty-answer")
+        raise UnusableAnswer("empty-answer")
     captions = _from_json(text) if text[0] in "{[" else _from_list(text)
     return Draft(*(_tidy(caption) for caption in captions))
 
 
 def check_draft(draft: Draft, labels: Sequence[Label], max_tokens: int) -> None:
-    """Refuse captions that would teach something wrong.
+    """Check that captions are well-formed, and that only the caption names the labels.
 
-    Raises: Unusable ("label-missing", "label-in-counterfactual", "too-short", "too-long", "repeats-itself",
+    Raises: UnusableAnswer ("label-missing", "label-in-counterfactual", "too-short", "too-long", "repeats-itself",
     "not-storable", "control-character").
     """
     for caption in (draft.caption, draft.counterfactual):
         try:
             caption.encode()
         except UnicodeEncodeError:
-            raise Unusable("not-storable", repr(caption)) from None
+            raise UnusableAnswer("not-storable", repr(caption)) from None
         found = first_acting(caption)
         if found:
-            raise Unusable("control-character", found)
+            raise UnusableAnswer("control-character", found)
         words = _WORD.findall(caption.casefold())
         if len(words) < MIN_WORDS:
-            raise Unusable("too-short", repr(caption))
+            raise UnusableAnswer("too-short", repr(caption))
         if count_tokens(caption) > max_tokens:
-            raise Unusable("too-long", f"about {count_tokens(caption)} tokens, at most {max_tokens}")
+            raise UnusableAnswer("too-long", f"about {count_tokens(caption)} tokens, at most {max_tokens}")
         if max(Counter(zip(words, words[1:], words[2:], strict=False)).values()) > _MOST_REPEATS:
-            raise Unusable("repeats-itself", repr(caption))
+            raise UnusableAnswer("repeats-itself", repr(caption))
     for label in labels:
         if not names(draft.caption, label):
-            raise Unusable("label-missing", f"{label.name!r} in {draft.caption!r}")
+            raise UnusableAnswer("label-missing", f"{label.name!r} in {draft.caption!r}")
         if names(draft.counterfactual, label):
-            raise Unusable("label-in-counterfactual", f"{label.name!r} in {draft.counterfactual!r}")
+            raise UnusableAnswer("label-in-counterfactual", f"{label.name!r} in {draft.counterfactual!r}")
 
 
 def _without_thoughts(text: str) -> str:
@@ -103,27 +103,27 @@ def _from_json(text: str) -> tuple[str, str]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Unusable("not-json", str(error)) from None
+        raise UnusableAnswer("not-json", str(error)) from None
     if not isinstance(value, dict) or set(value) != set(_KEYS):
-        raise Unusable("wrong-keys", repr(value)[:200])
+        raise UnusableAnswer("wrong-keys", repr(value)[:200])
     first, second = (value[key] for key in _KEYS)
     if not isinstance(first, str) or not isinstance(second, str):
-        raise Unusable("not-text", repr(value)[:200])
+        raise UnusableAnswer("not-text", repr(value)[:200])
     return first, second
 
 
 def _from_list(text: str) -> tuple[str, str]:
     lines = [line for line in text.splitlines() if line.strip()]
     items = [_ITEM.fullmatch(line.strip(" \t")) for line in lines]
-    first = next((place for place, item in enumerate(items) if item), len(items))
+    first = next((index for index, item in enumerate(items) if item), len(items))
     numbered = [(int(item["number"]), item["text"]) if item else (0, "") for item in items[first:]]
     if [number for number, _ in numbered] != [1, 2]:
-        raise Unusable("not-two-items", repr(text)[:200])
+        raise UnusableAnswer("not-two-items", repr(text)[:200])
     return numbered[0][1], numbered[1][1]
 
 
 def _tidy(caption: str) -> str:
-    """One line, without the quotes around it."""
+    """Return a caption as one line, without surrounding quotes."""
     caption = " ".join(caption.split())
     quoted = _QUOTED.fullmatch(caption)
     return (quoted[1] or quoted[2]).strip() if quoted else caption

@@ -98,7 +98,7 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.wait()
     for stream in (process.stdin, process.stdout):
         if stream is not None:
-            with contextlib.suppress(OSError):  # unwritten data has no reader any more
+            with contextlib.suppress(OSError):  # unwritten data cannot be flushed
                 stream.close()
 
 

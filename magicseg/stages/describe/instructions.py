@@ -1,7 +1,7 @@
-"""What a language model is asked for: a diverse scene with the labels, and the same scene without them.
+"""The prompts for language models: describe a diverse scene with the labels, and the same scene without them.
 
-The second scene is asked for by what it shows, not by what it lacks: small models that read "without a cat" write
-of cats.
+The prompt names the content of the second scene, not the missing objects: small models that read "without a cat"
+write about cats.
 """
 
 import re
@@ -12,7 +12,7 @@ from magicseg.labels import Label
 from magicseg.stages.describe.naming import spoken, takes_article, with_article
 from magicseg.stages.describe.template import draw_setting
 
-RECIPE = 1  # goes up whenever the same request gives another prompt, or another answer counts as an echo
+RECIPE = 1  # incremented whenever prompts, or the rules for echoes, change
 
 AnswerFormat = Literal["json", "list"]
 
@@ -27,13 +27,13 @@ _FORMATS: dict[AnswerFormat, str] = {
     "json": 'Answer with one JSON object and nothing else: {"with": "photograph 1", "without": "photograph 2"}',
     "list": "Answer with two numbered lines:\n1. ...\n2. ...",
 }
-_ECHO = 5  # words in a row of the instructions
+_ECHO = 5  # consecutive words of the instructions
 
 
 def write_prompt(labels: Sequence[Label], seed: int, *, answer_format: AnswerFormat, suggest_setting: bool) -> str:
-    """The whole request to the model, as one user message.
+    """Return the prompt: one user message.
 
-    ``seed`` draws the setting: models left alone put everything in the same few places.
+    Args: seed: selects the suggested setting. Without a suggestion, models reuse the same few places.
     """
     setting = draw_setting(seed, labels) if suggest_setting else None
     if setting is None:
@@ -55,7 +55,7 @@ def write_prompt(labels: Sequence[Label], seed: int, *, answer_format: AnswerFor
 
 
 def echoes_prompt(text: str) -> bool:
-    """Whether a text repeats the instructions: five words in a row of what is the same in every prompt."""
+    """Return whether a text repeats five consecutive words of the fixed part of the prompt."""
     return not _INSTRUCTIONS.isdisjoint(_runs(text))
 
 

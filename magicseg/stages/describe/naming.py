@@ -1,18 +1,18 @@
-"""How captions name labels: articles, plurals, the sense of namesakes."""
+"""Names of labels in captions: articles, countability, homonyms."""
 
 import re
 
 from magicseg.labels import Label
 from magicseg.labels.inflect import plural
 
-# Spelt with a vowel and spoken with a consonant ("unicycle", "one"), and the reverse ("hourglass").
+# Words that begin with a vowel letter but a consonant sound ("unicycle", "one"), and the reverse ("hourglass").
 _SPOKEN_WITH_CONSONANT = re.compile(r"(?:eu|ewe|one\b|once\b|us[ae]|ut[ei]|uk[eu]|uni(?!n|m)|uri)", re.IGNORECASE)
 _SILENT_H = re.compile(r"(?:heir|honest|honou?r|hour)", re.IGNORECASE)
 _SPELT_OUT = re.compile(r"[A-Z](?=[A-Z]|\W|\d|$)")  # "TV", "X-ray", "SUVs"
 _LETTERS_SPOKEN_WITH_VOWEL = "AEFHILMNORSX"
-# One of them is called the same as many.
+# Countable nouns whose plural equals the singular.
 _COUNTED = re.compile(r"(?:.*fish|.*craft|bison|deer|elk|moose|salmon|sheep|shrimp|squid|swine|trout|tuna)")
-# Substances and surroundings: nobody counts them.
+# Uncountable nouns: substances and surroundings.
 _UNCOUNTED = frozenset(
     re.findall(
         r"\w+",
@@ -27,7 +27,7 @@ _UNCOUNTED = frozenset(
 
 
 def article(text: str) -> str:
-    """ "a" or "an", as the first word of ``text`` sounds."""
+    """Return "a" or "an", according to the sound of the first word of ``text``."""
     if _SPELT_OUT.match(text):
         return "an" if text[0] in _LETTERS_SPOKEN_WITH_VOWEL else "a"
     if _SILENT_H.match(text):
@@ -36,21 +36,21 @@ def article(text: str) -> str:
 
 
 def with_article(text: str) -> str:
-    """The text with "a" or "an" in front."""
+    """Return the text with "a" or "an" in front."""
     return f"{article(text)} {text}"
 
 
 def takes_article(noun: str) -> bool:
-    """Whether "a" or "an" goes with a label's text: not with "scissors" and "water", but with "goldfish"."""
+    """Return whether a noun takes "a" or "an": "goldfish" does, "scissors" and "water" do not."""
     last = noun.lower().split()[-1]
     return last not in _UNCOUNTED and (plural(noun) != noun or _COUNTED.fullmatch(last) is not None)
 
 
 def spoken(label: Label) -> str:
-    """What a caption calls the label.
+    """Return the label's name for captions.
 
-    Where a qualifier tells namesakes apart and a synonym says as much, that synonym: "mouse (computer equipment)"
-    is a "computer mouse", "bow (weapon)" just a "bow".
+    For a label with a qualifier, it is a synonym that contains the name, if there is a suitable synonym: "computer
+    mouse" for "mouse (computer equipment)". Otherwise it is the name without the qualifier: "bow" for "bow (weapon)".
     """
     if label.qualifier is not None:
         for synonym in label.forms[1 : 1 + len(label.synonyms)]:

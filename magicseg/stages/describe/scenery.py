@@ -1,13 +1,13 @@
-"""What the template's scenes are made of: places with what they show, light, weather, looks, positions."""
+"""The template's vocabulary: places and their usual content, light, weather, looks, positions."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A place: "on" a "sandy beach".
+    """A place, such as "on" a "sandy beach".
 
-    ``shows`` names what a picture of it shows anyway: a label among them has no counterfactual there.
+    ``shows`` names the things that an image of the place usually shows. Such a label cannot be left out of the image.
     """
 
     preposition: str
@@ -17,7 +17,7 @@ class Scene:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What it says, and what it shows."""
+        """Return its noun, and the things that it shows."""
         return (self.noun, *self.shows)
 
 
@@ -129,4 +129,4 @@ POSITIONS = (
     *("close to the camera", "near the edge", "partly in shadow"),
 )
 COUNTS = ("two", "three", "several", "a few")
-EMPTY = "empty"  # says of a scene that it holds no object
+EMPTY = "empty"  # describes a scene without objects

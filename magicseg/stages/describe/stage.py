@@ -1,4 +1,4 @@
-"""The describe stage: a sample's labels to its two captions."""
+"""The describe stage: it turns a sample's labels into two captions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from magicseg.stages.base import Stage
 
 
 class DescribeStage(Stage):
-    """Reads the plan."""
+    """The first stage. Its only input is the plan."""
 
     declaration = DECLARATIONS["describe"]
 

@@ -1,7 +1,7 @@
-"""The captioner that costs nothing: scenes from templates, for every list of labels.
+"""The captioner without a model: scenes from templates, for all label lists.
 
-It is also what a language model's captioner falls back to. The miniature's `grammar` is another one: its captions
-must stay within the words that the painter reads.
+The captioners with a language model fall back to it. The miniature uses `grammar` instead, whose captions contain
+only words that the painter can parse.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,8 +14,7 @@ from magicseg.backends import DescribeRequest, Description, Rejection
 from magicseg.core.settings import Settings
 from magicseg.labels import Label
 from magicseg.labels.inflect import plural
-from magicseg.stages.describe.choosing import brings, checked, choose, sentence
-from magicseg.stages.describe.length import CLIP_TOKENS, count_tokens
+from magicseg.stages.describe.choices import checked_description, choose, names_or_shows, sentence
 from magicseg.stages.describe.naming import spoken, takes_article, with_article
 from magicseg.stages.describe.scenery import (
     COUNTS,
@@ -32,36 +31,39 @@ from magicseg.stages.describe.scenery import (
     VIEWS,
     Scene,
 )
+from magicseg.stages.describe.token_count import CLIP_TOKENS, count_tokens
 
-RECIPE = 2  # goes up whenever the same request gives another caption
+RECIPE = 2  # incremented whenever the captions of the same requests change
 
 _SHARE_OF_SEVERAL = 0.2
 
 
 class TemplateCaptioner:
-    """Back end of the describe stage: each choice is uniform among those that bring none of the labels."""
+    """Back end of the describe stage. Each choice is uniform among the choices that neither name nor show a label."""
 
     class Options(Settings):
-        """Captions are made plainer until they fit."""
+        """The length limit. Captions are simplified until they fit."""
 
-        max_tokens: int = Field(CLIP_TOKENS, ge=8, le=4096, description="of the text encoder; estimated from above")
+        max_tokens: int = Field(
+            CLIP_TOKENS, ge=8, le=4096, description="limit of the text encoder; an upper estimate"
+        )
 
     @classmethod
     def identity(cls, options: "TemplateCaptioner.Options") -> Mapping[str, str | int]:
-        """The recipe's number: captions change only with it."""
+        """Return the recipe's number. Captions change only with it."""
         return {"template": RECIPE}
 
     def __init__(self, settings: object, options: "TemplateCaptioner.Options") -> None:
-        """Needs nothing of the stage's settings."""
+        """Ignore the stage's settings."""
         self._max_tokens = options.max_tokens
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Description | Rejection]:
-        """One description per request, decided by its labels and seed alone."""
+        """Return one description per request. It depends only on the request's labels and seed."""
         return [describe_by_template(request, self._max_tokens) for request in requests]
 
 
 def describe_by_template(request: DescribeRequest, max_tokens: int) -> Description | Rejection:
-    """A varied scene with the request's labels, and the same scene without them."""
+    """Describe a varied scene with the request's labels, and the same scene without them."""
     if not request.labels:
         return Rejection(reason="no-labels")
     setting = draw_setting(request.seed, request.labels)
@@ -72,13 +74,13 @@ def describe_by_template(request: DescribeRequest, max_tokens: int) -> Descripti
         for bare_setting in (setting, setting.shorter()):
             positive, counterfactual = bare_setting.around(_joined([each.text(plain=plain) for each in objects]))
             if count_tokens(positive) <= max_tokens:
-                return checked(request.labels, positive, counterfactual)
+                return checked_description(request.labels, positive, counterfactual)
     return Rejection(reason="too-long", detail=f"{count_tokens(positive)} tokens, at most {max_tokens}: {positive!r}")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Where, when and how a scene is seen."""
+    """The place, the light and the view of a scene."""
 
     scene: Scene
     opening: str = ""
@@ -86,11 +88,11 @@ class Setting:
     view: str = ""
 
     def shorter(self) -> "Setting":
-        """The same place, with less to say about it."""
+        """Return the same place without opening, light and view."""
         return Setting(self.scene)
 
     def around(self, objects: str) -> tuple[str, str]:
-        """The caption of the scene with the objects, and of the scene without."""
+        """Return the captions of the scene with the objects and without them."""
         rest = "".join([f" {self.light}" if self.light else "", f", {self.view}" if self.view else ""])
         return (
             sentence(f"{self.opening}{objects}, {self.scene.preposition} {with_article(self.scene.noun)}{rest}"),
@@ -99,7 +101,7 @@ class Setting:
 
 
 def draw_setting(seed: int, labels: Sequence[Label]) -> Setting | None:
-    """A setting that neither names nor shows a label; None where there is none."""
+    """Draw a setting that neither names nor shows a label; return None if there is no such setting."""
     rng = Generator(Philox(key=[seed, 1]))
     scene = choose(rng, SCENES, labels)
     if scene is None:
@@ -121,7 +123,7 @@ class _Object:
     count: str
 
     def text(self, *, plain: bool) -> str:
-        """The object as it stands in the caption."""
+        """Return the object's phrase in the caption. ``plain``: without size, look and position."""
         words = " ".join(filter(None, ["" if plain else self.size, "" if plain else self.look]))
         where = f" {self.position}" if self.position and not plain else ""
         if not takes_article(self.name):
@@ -132,22 +134,22 @@ class _Object:
 
 
 def _draw_objects(seed: int, labels: Sequence[Label]) -> list[_Object]:
-    """Each label with its looks; no two at one position."""
+    """Draw the looks and the position of each label."""
     rng = Generator(Philox(key=[seed, 2]))
     positions = [POSITIONS[number] for number in rng.permutation(len(POSITIONS))]
     objects = []
-    for place, label in enumerate(labels):
+    for index, label in enumerate(labels):
         looks = LOOKS_OF_PEOPLE if PEOPLE.intersection(label.forms) else LOOKS
         count = choose(rng, COUNTS, labels) or ""
         several, sized, looked, placed = rng.random(4)
         size, look = choose(rng, SIZES, labels) or "", choose(rng, looks, labels) or ""
-        position = positions[place % len(positions)]
+        position = positions[index % len(positions)]
         objects.append(
             _Object(
                 name=spoken(label),
                 size=size if sized < 0.4 and looks is LOOKS else "",
                 look=look if looked < 0.8 else "",
-                position=position if placed < 0.7 and not brings(position, labels) else "",
+                position=position if placed < 0.7 and not names_or_shows(position, labels) else "",
                 count=count if several < _SHARE_OF_SEVERAL else "",
             )
         )
@@ -155,6 +157,6 @@ def _draw_objects(seed: int, labels: Sequence[Label]) -> list[_Object]:
 
 
 def _joined(phrases: Sequence[str]) -> str:
-    """ "a cat", "a cat and a dog", "a cat, a dog and a cow"."""
+    """Join phrases: "a cat", "a cat and a dog", "a cat, a dog and a cow"."""
     *most, last = phrases
     return f"{', '.join(most)} and {last}" if most else last

@@ -1,4 +1,4 @@
-"""The words that captions of the template grammar are made of, shared by who writes and who reads them."""
+"""The vocabulary of the grammar's captions, shared by the grammar and by the painter's parser."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ SIZES = ("small", "medium-sized", "large")
 
 @dataclass(frozen=True)
 class Phrase:
-    """A choice by its key word and as it stands in a caption; ``text`` contains ``word``.
+    """A phrase of a caption (``text``) and its key word (``word``), which is part of the text.
 
-    ``shows`` names what a picture of it shows anyway: for these it is no counterfactual.
+    ``shows`` names the things that an image of it usually shows. Such a label cannot be left out of the image.
     """
 
     word: str
@@ -19,7 +19,7 @@ class Phrase:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """What it says, and what it shows."""
+        """Return its text, and the things that it shows."""
         return (self.text, *self.shows)
 
 
@@ -49,7 +49,7 @@ LIGHTS = (
     Phrase("night", "at night"),
     Phrase("fog", "in fog"),
 )
-OPENINGS = ("", "a photo of ", "a picture of ")  # in front of a caption and of its counterfactual alike
-EMPTY = "empty"  # says of a scene that it holds no object
-# Words without a meaning of their own: all others must be known to who reads a caption.
+OPENINGS = ("", "a photo of ", "a picture of ")  # a caption and its counterfactual have the same opening
+EMPTY = "empty"  # describes a scene without objects
+# Words without a meaning for the painter. Its parser must know all other words.
 FILLERS = frozenset({"a", "an", "the", "of", "on", "in", "at", "by", "and", "photo", "picture", EMPTY})

@@ -1,4 +1,4 @@
-"""What the demo's score stands beside: the same training on exact masks, and without the counterfactual loss."""
+"""The demo's comparison runs: training on exact masks, and training without the counterfactual loss."""
 
 import contextlib
 import subprocess
@@ -15,11 +15,13 @@ from magicseg.run.directory import Run
 _STOP_GRACE_SECONDS = 30.0
 
 
-def make_compared(run: Run) -> list[Run]:
-    """The runs beside a run of the miniature, made or opened: ``RUN-exact-masks``, whose images and masks are the
-    painter's own (the upper bound), and ``RUN-no-counterfactual-loss``, which trains on the samples of ``run``.
+def create_comparison_runs(run: Run) -> list[Run]:
+    """Create or open the comparison runs of a miniature run.
 
-    Raises: what `Run.create` raises.
+    ``RUN-exact-masks`` uses the painter's images and exact masks: an upper bound. ``RUN-no-counterfactual-loss``
+    trains on the samples of ``run``.
+
+    Raises: the errors of `Run.create`.
     """
     settings = run.config.model_dump(mode="json")
     stages = {name: settings[name] for name in ("generate", "mask")}
@@ -42,10 +44,10 @@ def make_compared(run: Run) -> list[Run]:
 
 
 @contextlib.contextmanager
-def doing(runs: Sequence[Run]) -> Iterator[None]:
-    """Do whole runs in processes of their own, meanwhile; at the end of the block they are waited for.
+def running(runs: Sequence[Run]) -> Iterator[None]:
+    """Run whole pipelines in child processes during the block, and wait for them at its end.
 
-    Raises: IncompleteError if one of them ends otherwise than well. They are stopped if the block raises.
+    The processes are stopped if the block raises. Raises: IncompleteError if a process fails.
     """
     with contextlib.ExitStack() as stack:
         begun: list[tuple[Run, subprocess.Popen[bytes], IO[bytes]]] = []
@@ -67,7 +69,7 @@ def doing(runs: Sequence[Run]) -> Iterator[None]:
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """What was begun ends at its next checkpoint, and goes on from there when asked again."""
+    """Stop a process at its next checkpoint, from which it can be resumed."""
     if process.poll() is None:
         process.terminate()
         try:

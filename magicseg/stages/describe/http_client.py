@@ -1,4 +1,4 @@
-"""An HTTP client with a time limit and a size limit for whole requests."""
+"""An HTTP client that limits the time and the size of whole requests."""
 
 import asyncio
 from typing import Any
@@ -7,7 +7,7 @@ import httpx2
 import openai
 
 MOST_BYTES = 4 << 20  # of a response, uncompressed: about a hundred times the longest response that can be requested
-_OF_TRANSFER = frozenset({"content-encoding", "content-length", "transfer-encoding"})
+_TRANSFER_HEADERS = frozenset({"content-encoding", "content-length", "transfer-encoding"})
 
 
 class BoundedClient(openai.DefaultAsyncHttpxClient):
@@ -36,7 +36,7 @@ class BoundedClient(openai.DefaultAsyncHttpxClient):
                     await response.aclose()
         except TimeoutError:
             raise httpx2.ReadTimeout("the response was not complete in time", request=request) from None
-        headers = [(name, value) for name, value in response.headers.multi_items() if name not in _OF_TRANSFER]
+        headers = [(name, value) for name, value in response.headers.multi_items() if name not in _TRANSFER_HEADERS]
         return httpx2.Response(response.status_code, headers=headers, content=body, request=response.request)
 
 

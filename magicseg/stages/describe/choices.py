@@ -1,4 +1,4 @@
-"""Random choices that bring no label, and the last check: what the grammar and the template share."""
+"""Random choices that mention no label, and the final check of captions; shared by grammar and template."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
@@ -10,31 +10,34 @@ from magicseg.labels import Label
 from magicseg.labels.mentions import names
 
 
-class Picturable(Protocol):
-    """A choice with a picture: ``texts`` is what it says, and what a picture of it shows unasked."""
+class SceneElement(Protocol):
+    """An element of a scene. ``texts``: its words, and the things that an image of it usually shows."""
 
     @property
     def texts(self) -> tuple[str, ...]: ...
 
 
-Choice = TypeVar("Choice", bound=str | Picturable)
+Choice = TypeVar("Choice", bound=str | SceneElement)
 
 
 def choose(rng: Generator, choices: Sequence[Choice], labels: Sequence[Label]) -> Choice | None:
-    """One of the choices that bring no label, or None if all do. Draws from ``rng`` once in any case."""
-    allowed = [choice for choice in choices if not brings(choice, labels)]
+    """Draw one of the choices that neither name nor show a label; None if there is no such choice.
+
+    ``rng`` is always advanced by exactly one draw.
+    """
+    allowed = [choice for choice in choices if not names_or_shows(choice, labels)]
     draw = rng.random()
     return allowed[int(draw * len(allowed))] if allowed else None
 
 
-def brings(choice: str | Picturable, labels: Sequence[Label]) -> bool:
-    """Whether the choice names one of the labels, or shows it unasked."""
+def names_or_shows(choice: str | SceneElement, labels: Sequence[Label]) -> bool:
+    """Return whether a choice names one of the labels, or usually shows it."""
     texts = (choice,) if isinstance(choice, str) else choice.texts
     return any(names(text, label) for text in texts for label in labels)
 
 
-def checked(labels: Sequence[Label], caption: str, counterfactual: str) -> Description | Rejection:
-    """The description, if the caption names all labels and the counterfactual none."""
+def checked_description(labels: Sequence[Label], caption: str, counterfactual: str) -> Description | Rejection:
+    """Return a description; a rejection if the caption lacks a label or the counterfactual names a label."""
     for label in labels:
         if not names(caption, label):
             return Rejection(reason="label-not-named", detail=f"{label.name!r} in {caption!r}")
@@ -44,5 +47,5 @@ def checked(labels: Sequence[Label], caption: str, counterfactual: str) -> Descr
 
 
 def sentence(text: str) -> str:
-    """The text with a capital at its beginning."""
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]

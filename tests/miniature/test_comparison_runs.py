@@ -5,14 +5,14 @@ import pytest
 
 from helpers.tiny_runs import make_run
 from magicseg.core.errors import IncompleteError
-from magicseg.miniature import compared
-from magicseg.miniature.compared import doing
+from magicseg.miniature import comparison_runs
+from magicseg.miniature.comparison_runs import running
 
 
 def test_a_run_that_ends_badly_is_told_of_with_the_way_on(tmp_path):
     run = make_run(tmp_path / "run")
     (run.path / "magicseg.yaml").write_text("plan: [")
-    with pytest.raises(IncompleteError, match="exit code 2") as caught, doing([run]):
+    with pytest.raises(IncompleteError, match="exit code 2") as caught, running([run]):
         pass
     assert caught.value.hint == f"magicseg run {run.path}"
 
@@ -22,11 +22,11 @@ def test_nothing_is_left_running_when_the_demo_itself_fails(tmp_path, monkeypatc
     sleeper = tmp_path / "sleeper"
     sleeper.write_text("#!/bin/sh\nexec sleep 600\n")
     sleeper.chmod(0o755)
-    monkeypatch.setattr(compared.sys, "executable", str(sleeper))
+    monkeypatch.setattr(comparison_runs.sys, "executable", str(sleeper))
     before = _children()
 
     def demo():
-        with doing([run, run]):
+        with running([run, run]):
             assert len(_children() - before) == 2
             raise RuntimeError("the demo")
 
