@@ -1,25 +1,25 @@
-"""What each part of the method brings in the miniature: every part on and off, several seeds, held-out scenes.
+"""Effect of each part of the method in the miniature: switch each part on or off, with several seeds.
 
     python benchmarks/ablations.py --seeds 0 1 2 3 4 --work FOLDER
-    python benchmarks/ablations.py --seeds 0 1 --set train.steps=50 --work FOLDER      # quick, and says nothing
+    python benchmarks/ablations.py --seeds 0 1 --set train.steps=50 --work FOLDER      # quick test, not meaningful
 
-For every seed (of the data, the weights and the held-out scenes alike) one data set is made, and one model per
-variant is trained on it, from the same first weights and in the same order of samples. Variants differ from ``base``
-(the preset ``painted`` with masks by pair difference) in one thing:
+A seed determines the data, the weights and the held-out scenes. For every seed the script creates one data set and
+trains one model per variant on it, from the same initial weights and in the same sampling order. Each variant differs
+from ``base`` (the preset ``painted`` with masks by pair difference) in one setting:
 
-    no mask loss        neither focal nor dice: the counterfactual loss alone
-    no class sampling   all ten classes are asked of every image
+    no mask loss        neither focal nor dice loss, only the counterfactual loss
+    no class sampling   all ten classes are queried for every image
     no counterfactual   without the counterfactual loss
-    deep supervision    the earlier decoder layers' masks are supervised too
-    wrong labels        a fifth of the samples show another object than was asked for
-    wrong, filtered     the same samples, less those in which a judge misses the object (or finds it in the
-                        counterfactual). The judge is the base model of the seed before: a detector with errors
+    deep supervision    the masks of earlier decoder layers are also supervised
+    wrong labels        a fifth of the samples show another object than their label
+    wrong, filtered     the same samples, without those in which a judge misses the object (or finds it in the
+                        counterfactual). The judge is the base model of the previous seed: a detector with errors
     strong counterf.    the counterfactual loss with a weight of 1
-    memory bank         no variant of training: prototypes of base's features instead of its decoder
+    memory bank         not a variant of training: prototypes of base's features instead of its decoder
 
-Printed: mIoU by seed, the mean and its 95 % interval over seeds (Student's t), and the mean difference to base with
-the interval of the paired differences and its p value, adjusted for the number of variants by Holm's procedure. A
-finished training is not done again. Exits 0 whatever comes out.
+The table shows the mIoU of each seed, the mean with its 95 % interval over seeds (Student's t), and the mean
+difference to base with the interval of the paired differences and the p value, adjusted for the number of variants by
+Holm's procedure. Finished trainings are not repeated. The exit code is 0 for any result.
 """
 
 import argparse
@@ -65,13 +65,13 @@ CHANGES = {
 }
 VARIANTS = (*CHANGES, BANK)
 _WRONG = 0.2
-_SEEN = 0.01  # of the image's pixels: the judge has found a class
+_FOUND = 0.01  # fraction of the image's pixels from which on the judge has found a class
 _BATCH = 64
 
 
 @dataclass(frozen=True)
 class WronglyLabelled(KeptSamples):
-    """As if the generator had drawn another object in a fifth of the samples: their masks say what was asked for."""
+    """Samples of which a fifth have a wrong label, as if the generator had drawn another object."""
 
     classes: int = 0
     seed: int = 0
@@ -85,7 +85,7 @@ class WronglyLabelled(KeptSamples):
         return images, counterfactuals, masks
 
     def asked(self, index: int, mask: np.ndarray) -> int:
-        """The id that was asked for: in a fifth of the samples not the one that is shown."""
+        """Return the sample's label id. In a fifth of the samples it differs from the visible object."""
         shown = int(mask[(mask != BACKGROUND) & (mask != IGNORE)].max(initial=1))
         rng = np.random.default_rng((self.seed, index))
         if rng.random() >= _WRONG:
@@ -94,7 +94,7 @@ class WronglyLabelled(KeptSamples):
 
 
 def make_data(seed: int, work: Path, overrides: list[str]) -> Run:
-    """The seed's run with its data; what is there already is kept."""
+    """Create or resume the seed's run and generate its data."""
     path = work / f"run-{seed}"
     own = ["mask.backend=pair-difference", *overrides, f"seed={seed}"]
     run = Run.create(path, load_config(preset="painted", overrides=own))
@@ -104,7 +104,7 @@ def make_data(seed: int, work: Path, overrides: list[str]) -> Run:
 
 
 def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabelled:
-    """The samples in which the judge finds what was asked for, and does not find it in the counterfactual."""
+    """Return the samples whose label the judge finds in the image and not in the counterfactual."""
     kept = []
     head = SegmenterHead(judge, "")
     head.prepare([(name,) for name in run.vocabulary.names])
@@ -112,12 +112,10 @@ def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabel
     for start in range(0, len(samples.indices), _BATCH):
         indices = samples.indices[start : start + _BATCH]
         images, counterfactuals, masks = map(np.array, KeptSamples.read(samples, indices))
-        found = [
-            predict(head, pictures, run.vocabulary, threshold=threshold) for pictures in (images, counterfactuals)
-        ]
-        for place, index in enumerate(indices):
-            asked = samples.asked(int(index), masks[place])
-            with_it, without = (float((maps[place] == asked).mean()) >= _SEEN for maps in found)
+        found = [predict(head, pixels, run.vocabulary, threshold=threshold) for pixels in (images, counterfactuals)]
+        for position, index in enumerate(indices):
+            asked = samples.asked(int(index), masks[position])
+            with_it, without = (float((maps[position] == asked).mean()) >= _FOUND for maps in found)
             if with_it and not without:
                 kept.append(index)
     indices = np.array(kept, dtype=np.int64)
@@ -183,7 +181,7 @@ def one(seed: int, variant: str, work: Path, overrides: list[str], before: int) 
 
 
 def interval(values: list[float]) -> str:
-    """``mean [low, high]``: Student's 95 % interval of the mean."""
+    """Return ``mean [low, high]``, with Student's 95 % interval of the mean."""
     mean = statistics.mean(values)
     if len(values) < 2:
         return f"{mean:+.3f}"
@@ -202,8 +200,9 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def print_table(variants: Sequence[str], seeds: Sequence[int], miou: Mapping[tuple[str, int], float]) -> None:
-    """A Markdown table: mIoU by seed, its mean, the difference to the first variant, seed by seed, and its p value by
-    a paired t test, adjusted for the number of variants (`holm`).
+    """Print a Markdown table: mIoU of each seed, the mean, the paired difference to the first variant, the p value.
+
+    The p value is from a paired t test, adjusted for the number of variants (`holm`).
     """
     titles = " | ".join(f"seed {seed}" for seed in seeds)
     print(f"\n| variant | {titles} | mean [95 %] | difference to {variants[0]} [95 %] | p, Holm |")
@@ -232,7 +231,7 @@ def main() -> None:
     seeds = arguments.seeds
     rows: list[dict] = []
     with ProcessPoolExecutor(arguments.processes) as pool:
-        for variants in ([BASE], arguments.variants):  # judges come first
+        for variants in ([BASE], arguments.variants):  # base models first, because they are the judges
             waiting = [
                 pool.submit(one, seed, variant, arguments.work, arguments.set, seeds[place - 1])
                 for variant in variants

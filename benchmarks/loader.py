@@ -1,11 +1,10 @@
-"""Training's loader gives augmented samples at least 1.5 times as fast as a DataLoader over a folder of image files.
+"""The training loader reads augmented samples at least 1.5 times as fast as a DataLoader over a folder of images.
 
-Reference: a torch DataLoader with as many workers over the same pictures as JPEG 95 with PNG masks (and as PNG), with
-the same augmentations (crop at a random scale, distorted colours, flip: the functions of
-`magicseg.data.augmentation`), the same random order of samples and batches and the same dtypes at the end. The store
-is read with whole shards cached (``loader_cache_mib`` has room for a shuffle window) and sample by sample.
-Starting up is left out: the clock runs from the first batch to the last. Ratios are the store's samples per second
-over the folder's, medians over repeats in which all take turns.
+Reference: a torch DataLoader with the same number of workers over the same images as JPEG (quality 95) with PNG
+masks, and as PNG. Augmentations (`magicseg.data.augmentation`: crop at a random scale, distorted colours, flip),
+sampling order, batches and dtypes are the same. The store is read with whole shards cached (``loader_cache_mib`` has
+room for a shuffle window), and sample by sample. The start-up is excluded: time is measured from the first batch to
+the last. Ratios are the store's samples per second over the folder's: medians over repeats in which all take turns.
 
     python benchmarks/loader.py --images FOLDER
     python benchmarks/loader.py --plain            # no crop, no distorted colours
@@ -46,7 +45,7 @@ from magicseg.labels import IGNORE
 
 
 class FolderDataset(Dataset[Batch]):
-    """The same samples as files, read as most people would, and augmented in the same way."""
+    """The same samples as image files, read in the usual way, with the same augmentations."""
 
     def __init__(self, folder: Path, count: int, suffix: str, settings: DataSettings) -> None:
         self.folder, self.count, self.suffix, self.settings = folder, count, suffix, settings
@@ -95,7 +94,7 @@ def _stack(samples: list[Batch]) -> Batch:
 
 
 def rate(batches: Iterable[Batch]) -> float:
-    """Samples per second from the end of the first batch."""
+    """Return the samples per second after the first batch."""
     iterator = iter(batches)
     next(iterator)
     began = time.perf_counter()
@@ -104,7 +103,7 @@ def rate(batches: Iterable[Batch]) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of photographs (.jpg); else synthetic scenes")
     parser.add_argument("--samples", type=int, default=384)
@@ -115,18 +114,18 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    pictures = list(triples(arguments.samples, arguments.size, arguments.images))
+    scenes = list(triples(arguments.samples, arguments.size, arguments.images))
     steps = arguments.epochs * (arguments.samples // arguments.batch_size)
     change: dict[str, Any] = {"crop": None, "photometric": False} if arguments.plain else {"crop": arguments.size}
     settings = DataSettings(loader_workers=arguments.workers, **change)
     for codec in ("lossless", "jpeg"):
         with tempfile.TemporaryDirectory() as temporary:
             files = {suffix: Path(temporary, suffix[1:]) for suffix in (".jpg", ".png")}
-            run = make_run(Path(temporary, "run"), pictures, codec=codec)
-            write_store(run, pictures)
+            run = make_run(Path(temporary, "run"), scenes, codec=codec)
+            write_store(run, scenes)
             commit_all(run)
             for suffix, folder in files.items():
-                write_folder(folder, pictures, suffix=suffix)
+                write_folder(folder, scenes, suffix=suffix)
             samples = KeptSamples.of(run)
 
             def from_store(cache_mib: int, samples: KeptSamples = samples) -> Iterable[Batch]:

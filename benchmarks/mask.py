@@ -1,11 +1,12 @@
-"""Masks in batches take a fraction of the time of a detector and SAM called image by image.
+"""Masking in batches takes a fraction of the time of calling a detector and SAM image by image.
 
-Reference: what simple scripts do. For each of a pair's two images the library's processor, GroundingDINO, its own
-post-processing; then, for the image with objects, SAM's processor and model with the boxes, and its post-processing.
-Both sides have the same weights, images and number of boxes, and take turns; a ratio is our rate over the reference's
-in the same turn, and the table has medians over the turns. The weights are random, which changes no time: ``tiny``
-are those of the tests, ``full`` have the sizes of GroundingDINO with Swin-T and of SAM with ViT-B (172 M and 94 M
-parameters). Nothing is downloaded. With ``--flat`` the memory after few and many pairs is printed instead.
+The reference works like simple scripts. For both images of a pair it calls the library's processor, GroundingDINO and
+the library's post-processing. For the image with objects it then calls SAM's processor, SAM with the boxes, and its
+post-processing. Both sides have the same weights, images and number of boxes, and take turns. A ratio is magicseg's
+rate over the reference's in the same turn; the table shows medians over the turns. Random weights do not affect the
+time: ``tiny`` are the models of the tests, ``full`` have the sizes of GroundingDINO with Swin-T and of SAM with ViT-B
+(172 M and 94 M parameters). Nothing is downloaded. With ``--flat`` the script instead prints the memory after few and
+many pairs.
 
     python benchmarks/mask.py
     python benchmarks/mask.py --flat 1000
@@ -39,7 +40,7 @@ BOXES = 2
 
 
 def _build(kind: str, folder: Path) -> None:
-    """Checkpoints of both models with random weights."""
+    """Write checkpoints of both models with random weights."""
     from helpers import tiny_detectors
 
     if kind == "tiny":
@@ -60,14 +61,14 @@ def _build(kind: str, folder: Path) -> None:
     transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder / "sam")
 
 
-def _pictures(count: int, size: int) -> list[np.ndarray]:
+def _images(count: int, size: int) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     small = random.integers(0, 256, (count, 8, 12, 3), dtype=np.uint8)
     return [np.kron(one, np.ones((size // 8, size // 8, 1), np.uint8)) for one in small]
 
 
 class OneByOne:
-    """The reference."""
+    """The reference: one image at a time."""
 
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
@@ -84,7 +85,7 @@ class OneByOne:
 
     @torch.inference_mode()
     def detect(self, image: np.ndarray) -> torch.Tensor:
-        """Boxes (n, 4) in pixels, by falling score."""
+        """Return boxes (n, 4) in pixels, by descending score."""
         inputs = self.processors[0](images=image, text="cat.", return_tensors="pt").to(self.device, self.dtype)
         (found,) = self.processors[0].post_process_grounded_object_detection(
             self.detector(**inputs),
@@ -97,7 +98,7 @@ class OneByOne:
 
     @torch.inference_mode()
     def segment(self, image: np.ndarray, boxes: torch.Tensor) -> torch.Tensor:
-        """Masks (n, 1, height, width)."""
+        """Return masks (n, 1, height, width)."""
         inputs = self.processors[1](image, input_boxes=[boxes.tolist()], return_tensors="pt").to(self.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(self.dtype)
         inputs["input_boxes"] = inputs["input_boxes"].float()
@@ -107,7 +108,7 @@ class OneByOne:
         return self.processors[1].image_processor.post_process_masks(output.pred_masks.cpu().float(), *sizes)[0]
 
     def mask(self, requests: Sequence[MaskRequest]) -> list[torch.Tensor]:
-        """All pairs."""
+        """Mask all pairs."""
         masks = []
         for request in requests:
             boxes = self.detect(request.image)[:BOXES]
@@ -122,7 +123,7 @@ def _masker(folder: Path, arguments: argparse.Namespace) -> DetectSegmentMasker:
         role: {"backend": "transformers", "options": {"model": str(folder / name), **own}}
         for role, name in (("detector", "grounding_dino"), ("segmenter", "sam"))
     }
-    # Random weights find something in any image; of the counterfactuals too, which must drop nothing here.
+    # Random weights find objects in all images, including counterfactuals. The settings must not drop such samples.
     accept_all = {"box_threshold": 0.0, "text_threshold": 0.0, "nms_iou": 1.0, "max_objects": BOXES, "min_area": 0.0}
     masker = DetectSegmentMasker(
         SimpleNamespace(batch_size=arguments.batch_size),
@@ -134,27 +135,27 @@ def _masker(folder: Path, arguments: argparse.Namespace) -> DetectSegmentMasker:
 
 
 def _requests(count: int, size: int) -> list[MaskRequest]:
-    pictures = _pictures(2 * count, size)
+    images = _images(2 * count, size)
     return [
-        MaskRequest(index=i, labels=(CAT,), caption="", image=pictures[i], counterfactual=pictures[count + i], seed=i)
+        MaskRequest(index=i, labels=(CAT,), caption="", image=images[i], counterfactual=images[count + i], seed=i)
         for i in range(count)
     ]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=["tiny", "full"], default="tiny")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float32")
     parser.add_argument(
-        "--size", type=int, default=64, help="height in pixels, a multiple of 8; the width is half as much more"
+        "--size", type=int, default=64, help="height in pixels, a multiple of 8; the width is 1.5 times the height"
     )
     parser.add_argument("--batch-size", type=int, default=16, help="images")
     parser.add_argument("--pairs", type=int, default=32, help="in one turn; a multiple of the batch size")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
-    parser.add_argument("--flat", type=int, metavar="PAIRS", help="print memory after few and so many pairs")
+    parser.add_argument("--flat", type=int, metavar="PAIRS", help="print memory after few pairs and after PAIRS more")
     arguments = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
     transformers.utils.logging.set_verbosity_error()

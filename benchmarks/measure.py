@@ -1,4 +1,4 @@
-"""What the benchmarks share: repeated timing, peak memory of a fresh process, a table."""
+"""Helpers for benchmarks: repeated timing, peak memory of a fresh process, a table."""
 
 import multiprocessing
 import statistics
@@ -10,14 +10,14 @@ from typing import Any
 
 
 def timed(function: Callable[[], object]) -> float:
-    """Seconds of wall time that one call takes."""
+    """Return the wall time of one call, in seconds."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def medians(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each function. They take turns, so that a noisy moment meets all of them alike."""
+    """Return the median seconds of each function. The functions take turns, so that noise affects all equally."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -26,9 +26,9 @@ def medians(functions: Mapping[str, Callable[[], object]], repeats: int) -> dict
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process so far, MiB.
+    """Return the peak resident memory of this process so far, in MiB.
 
-    Not `resource.getrusage`: its figure lives through exec, so a new interpreter begins with its parent's peak.
+    `resource.getrusage` is not used, because its peak survives exec: a new interpreter starts with its parent's peak.
     """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmHWM:"):
@@ -37,14 +37,14 @@ def peak_mib() -> float:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a module-level function in a new interpreter: its peak memory is its own, and it may start others."""
+    """Call a module-level function in a new interpreter, so that its peak memory is measured alone."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(function, *arguments).result()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A plain table, first column to the left; floats with three significant digits."""
+    """Print a plain table. The first column is left-aligned; floats have three significant digits."""
     texts = [[_text(value) for value in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     print(f"\n{title}")

@@ -1,30 +1,32 @@
-"""What masks, losses, amount of data and sampling bring to the miniature with its learned models, in held-out mIoU.
+"""Effect of masks, losses, data size and sampling on the held-out mIoU of the miniature with its learned models.
 
     python benchmarks/miniature_study.py --work FOLDER --processes 2                      # hours of two cores
     python benchmarks/miniature_study.py --work FOLDER --processes 14 --device cuda
-    python benchmarks/miniature_study.py --work FOLDER --seeds 0 --variants exact --set train.steps=5  # says nothing
+    python benchmarks/miniature_study.py --work FOLDER --seeds 0 --variants exact --set train.steps=5  # quick test
 
-For every seed (of the data, the weights and the held-out scenes alike) data are made by the preset ``miniature``, and
-one model per variant is trained; all are scored on exact masks. Variants differ from ``base`` in one thing:
+A seed determines the data, the weights and the held-out scenes. For every seed the preset ``miniature`` generates
+data, and one model per variant is trained. All are scored on exact masks. Each variant differs from ``base`` in one
+setting:
 
-    exact               painted scenes with exact masks: neither the generator's errors nor the masks'
-    painted pairs       painted scenes, masks by pair difference: the masks' errors alone
-    raw masks           the same generated pairs, the pair difference not cleaned
-    no validity         no judge looks at the pairs
-    guidance 1, 4       of the diffusion model, instead of 2
-    steps 4, 16         of the diffusion model, instead of 6
-    32 ... 2048 samples instead of 384 (a sample has two images: 64 to 4096), for the same number of training steps
+    exact               painted scenes with exact masks: no errors of the generator or of the masks
+    painted pairs       painted scenes with masks by pair difference: only errors of the masks
+    raw masks           the same generated pairs; the pair difference is not cleaned
+    no validity         the pairs are not checked by the judge
+    guidance 1, 4       guidance of the diffusion model, instead of 2
+    steps 4, 16         steps of the diffusion model, instead of 6
+    32 ... 2048 samples instead of 384 (a sample has two images: 64 to 4096), with the same number of training steps
     384, 3x steps       three times the training steps
     2048, 3x steps      both
     no counterfactual   without the counterfactual loss
-    strong counterf.    with a weight of 1
-    no class sampling   all ten classes are asked of every image
+    strong counterf.    the counterfactual loss with a weight of 1
+    no class sampling   all ten classes are queried for every image
     no prompts          the frozen CLIP without visual prompts
 
-Printed: mIoU by seed, the mean with its 95 % interval over seeds (Student's t), and the mean difference to base with
-the interval of the paired differences and its p value, adjusted for the number of variants by Holm's procedure. Every
-row goes into a file of JSON lines (``--rows``); what is there, of the same settings, is not done again. Those
-measured so far are in ``benchmarks/miniature_study.jsonl``. Exits 0 whatever comes out.
+The table shows the mIoU of each seed, the mean with its 95 % interval over seeds (Student's t), and the mean
+difference to base with the interval of the paired differences and the p value, adjusted for the number of variants by
+Holm's procedure. Every row is appended to a JSON-lines file (``--rows``). Rows that the file already has for the same
+settings are not computed again. ``benchmarks/miniature_study.jsonl`` has the rows measured so far. The exit code is 0
+for any result.
 """
 
 import argparse
@@ -51,14 +53,14 @@ from magicseg.stages.worker import ShardEvent, run_shards
 from magicseg.train.loop import train
 from magicseg.weights.hashing import path_identity
 
-MOST = "generated"  # the kind of data that base has, and all that the amount of data is asked of
+MOST = "generated"  # the kind of data of base, and of all variants that change the number of samples
 _PAINTER = ("generate.backend=painter", "generate.options={}", "generate.validity=null")
 _RAW = "mask.options={}"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """``data``: a kind of `KINDS`. ``samples``: null: base's number. ``longer``: times base's steps."""
+    """``data``: a kind of `KINDS`. ``samples``: None for base's number. ``longer``: factor on base's steps."""
 
     data: str = MOST
     samples: int | None = None
@@ -92,21 +94,21 @@ VARIANTS: Mapping[str, Variant] = {
 
 @dataclass(frozen=True)
 class Task:
-    """What the processes are told."""
+    """The arguments of the worker processes."""
 
     work: Path
     overrides: tuple[str, ...]
-    samples: int  # of the kind `MOST`: what the greatest of the chosen variants needs
+    samples: int  # of the kind `MOST`: the largest number that a chosen variant needs
     device: str
 
     @property
     def base_samples(self) -> int:
-        """Those of every variant that says no other number."""
+        """Return the number of samples of variants that do not set it."""
         return load_config(preset="miniature", overrides=self.overrides).plan.samples
 
     @property
     def settings(self) -> str:
-        """Stands in every row: other settings, or other weights under the same names, give other rows."""
+        """Return the key that every row contains. It changes with the settings and with the weights' contents."""
         config = load_config(preset="miniature", overrides=self.overrides)
         needed = [each for stage in (*STAGES, "train") for each in stage_weights(config, stage)]
         weights = sorted({path_identity(each, each.setting) for each in needed})
@@ -114,7 +116,7 @@ class Task:
 
 
 def make_data(kind: str, seed: int, task: Task) -> Run:
-    """The seed's run of this kind with its data; what is there already is kept."""
+    """Create or resume the seed's run of this kind and generate its data."""
     folder = f"run-{seed}-{kind.replace(' ', '-')}"
     own = []
     if kind == MOST:
@@ -125,7 +127,7 @@ def make_data(kind: str, seed: int, task: Task) -> Run:
         own += ["generate.validity.detector.options.device=cuda"] if kind != "no validity" else []
     overrides = [*task.overrides, *own, *KINDS[kind], f"seed={seed}"]
     run = Run.create(task.work / folder, load_config(preset="miniature", overrides=overrides))
-    for stage in STAGES:  # in this process: the libraries are imported once
+    for stage in STAGES:  # in this process, so that the libraries are imported once
         run_shards(run, stage, range(run.plan.shards), report=_refuse_failures)
     return run
 
@@ -136,7 +138,7 @@ def _refuse_failures(event: ShardEvent) -> None:
 
 
 def one(seed: int, name: str, task: Task) -> dict[str, Any]:
-    """Train and score one variant of one seed, whose data are there."""
+    """Train and score one variant of one seed, whose data exist."""
     torch.set_num_threads(1)
     variant = VARIANTS[name]
     run = make_data(variant.data, seed, task)
@@ -176,7 +178,7 @@ def one(seed: int, name: str, task: Task) -> dict[str, Any]:
 
 
 def known(rows: Path, settings: str) -> dict[tuple[str, int], dict[str, Any]]:
-    """The rows of these settings, by variant and seed."""
+    """Return the rows of these settings, by variant and seed."""
     lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
     found = [json.loads(line) for line in lines]
     return {(row["variant"], row["seed"]): row for row in found if row["settings"] == settings}
@@ -202,14 +204,14 @@ def main() -> None:
     rows = known(arguments.rows, task.settings)
     lacking = {name: [seed for seed in arguments.seeds if (name, seed) not in rows] for name in chosen}
     wanted = dict.fromkeys((chosen[name].data, seed) for name, seeds in lacking.items() for seed in seeds)
-    # No forks: a process that has used CUDA cannot be continued in a copy of itself.
+    # Processes are spawned, because a process that has used CUDA cannot be forked.
     with ProcessPoolExecutor(arguments.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         made = {pool.submit(make_data, kind, seed, task): (kind, seed) for kind, seed in wanted}
         waiting: set[Future[Any]] = set(made)
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for each in done:
-                if each in made:  # a model is trained as soon as its data are there
+                if each in made:  # a model is trained as soon as its data exist
                     each.result()
                     kind, seed = made[each]
                     names = [name for name in chosen if chosen[name].data == kind and seed in lacking[name]]

@@ -1,9 +1,13 @@
 """Planning and scanning 1,000,000 samples (15,625 shards of 64) takes seconds and little memory.
 
-Reference of the plan: drawing the same table with numpy and saving it, nothing else. Of the commits: writing the
-same bytes to plain files, once without and once with a flush to disk for each. Of the scans: a bare loop over the
-same files that calls ``json.loads``, without checksums (three loops for the status of three stages). Of the
-compaction: deleting as many plain files. All in the same run; ratios are ours / reference.
+References, measured in the same run:
+
+- plan: drawing the same table with numpy and saving it;
+- commits: writing the same bytes to plain files, without and with a flush to disk for each;
+- scans: a bare loop over the same files with ``json.loads``, without checksums (three loops for three stages);
+- compaction: deleting the same number of plain files.
+
+Ratios are magicseg's seconds over the reference's.
 
     python benchmarks/plan_and_scan.py
     python benchmarks/plan_and_scan.py --samples 64000 --repeats 3
@@ -29,10 +33,10 @@ from magicseg.store.plan import write_plan
 
 
 def _plan(folder: Path, samples: int, shard_size: int) -> tuple[float, float, float]:
-    """Seconds of the whole run's creation and of the plan alone, and MiB above the imports."""
+    """Return seconds of creating the run and of the plan alone, and MiB in addition to the imports."""
     overrides = [f"plan.samples={samples}", f"plan.shard_size={shard_size}"]
     config = load_config(preset="painted", overrides=overrides)
-    Run.create(folder.with_name("small"), load_config(preset="painted"))  # imports what it needs
+    Run.create(folder.with_name("small"), load_config(preset="painted"))  # so that all libraries are imported
     before = peak_mib()
     seconds = timed(lambda: Run.create(folder, config))
     memory = peak_mib() - before
@@ -110,7 +114,7 @@ def _scan_memory(path: Path) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, default=1_000_000)
     parser.add_argument("--shard-size", type=int, default=64)

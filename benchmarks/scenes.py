@@ -1,4 +1,4 @@
-"""Pictures for the benchmarks, and a finished run that holds them."""
+"""Images for the benchmarks, and a finished run with them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +17,10 @@ Triple = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]
 
 
 def triples(count: int, size: int, folder: Path | None) -> Iterator[Triple]:
-    """Image, counterfactual and mask: photographs of ``folder`` (cut square), else synthetic scenes.
+    """Yield image, counterfactual and mask, from photographs of ``folder`` (square crops) or from synthetic scenes.
 
-    A scene is noise whose spectrum falls as 1/f, with grain, as photographs have it. The object of the mask is an
-    ellipse; in the counterfactual its place shows another picture.
+    A scene is noise with the 1/f spectrum of photographs, with grain. The object of the mask is an ellipse. The
+    counterfactual shows another image inside it.
     """
     photographs = sorted(folder.rglob("*.jpg")) if folder else []
     if folder and not photographs:
@@ -53,11 +53,11 @@ def _scene(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def make_run(path: Path, pictures: list[Triple], *, codec: str, shard_size: int = 64) -> Run:
-    """An empty run of the pictures' size and number."""
-    size = pictures[0][0].shape[0]
+def make_run(path: Path, scenes: list[Triple], *, codec: str, shard_size: int = 64) -> Run:
+    """Create an empty run for the images' number and size."""
+    size = scenes[0][0].shape[0]
     overrides = [
-        f"plan.samples={len(pictures)}",
+        f"plan.samples={len(scenes)}",
         f"plan.shard_size={shard_size}",
         f"generate.size={size}",
         f"store.image_codec={codec}",
@@ -65,11 +65,11 @@ def make_run(path: Path, pictures: list[Triple], *, codec: str, shard_size: int 
     return Run.create(path, load_config(preset="painted", overrides=overrides))
 
 
-def write_store(run: Run, pictures: list[Triple]) -> None:
-    """Write all shards of images and masks, as the stages do."""
+def write_store(run: Run, scenes: list[Triple]) -> None:
+    """Write all shards of images and masks like the stages."""
     for shard in range(run.plan.shards):
         samples = run.plan.shard_range(shard)
-        images, others, masks = zip(*pictures[samples.start : samples.stop], strict=True)
+        images, others, masks = zip(*scenes[samples.start : samples.stop], strict=True)
         run.store.write_shard(
             shard,
             samples,
@@ -86,7 +86,7 @@ def write_store(run: Run, pictures: list[Triple]) -> None:
 
 
 def commit_all(run: Run) -> None:
-    """Declare every stage done, with all samples kept."""
+    """Commit all shards of every stage, with all samples kept."""
     for stage in STAGES:
         fingerprint = run.fingerprints[stage]
         for shard in range(run.plan.shards):
@@ -108,19 +108,19 @@ def commit_all(run: Run) -> None:
             run.ledger(stage).commit(record, fingerprint)
 
 
-def write_folder(folder: Path, pictures: list[Triple], *, suffix: str) -> None:
-    """The same as files: images as ``suffix`` (.png or .jpg, quality 95, no chroma subsampling), masks as PNG."""
+def write_folder(folder: Path, scenes: list[Triple], *, suffix: str) -> None:
+    """Write images as ``suffix`` files (.png, or .jpg of quality 95 without chroma subsampling), and masks as PNG."""
     options = {"quality": 95, "subsampling": 0} if suffix == ".jpg" else {}
     for name in ("image", "counterfactual", "mask"):
         (folder / name).mkdir(parents=True)
-    for number, (image, other, mask) in enumerate(pictures):
+    for number, (image, other, mask) in enumerate(scenes):
         Pictures.fromarray(image).save(folder / "image" / f"{number:06d}{suffix}", **options)
         Pictures.fromarray(other).save(folder / "counterfactual" / f"{number:06d}{suffix}", **options)
         Pictures.fromarray(mask).save(folder / "mask" / f"{number:06d}.png")
 
 
 def read_files(folder: Path, number: int, *, suffix: str) -> Triple:
-    """One sample of such a folder."""
+    """Read one sample of a folder of `write_folder`."""
     with Pictures.open(folder / "image" / f"{number:06d}{suffix}") as file:
         image = np.array(file.convert("RGB"))
     with Pictures.open(folder / "counterfactual" / f"{number:06d}{suffix}") as file:
@@ -131,5 +131,5 @@ def read_files(folder: Path, number: int, *, suffix: str) -> Triple:
 
 
 def folder_mib(path: Path) -> float:
-    """Size of all files in a folder, MiB."""
+    """Return the size of all files in a folder, in MiB."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 2**20

@@ -1,8 +1,8 @@
-"""Ten thousand shards: submitted in seconds with one sbatch per array, looked at in one or two seconds.
+"""Ten thousand shards are submitted in seconds, with one sbatch per array; their status takes one or two seconds.
 
-References, on the same throw-away Slurm: the same arrays of ``sleep`` submitted by bare ``sbatch`` calls, and one
-bare ``squeue`` of as many waiting tasks. Needs root and what tests/slurm/install.sh installs; no other network than
-the machine's own is touched.
+References, on the same temporary Slurm cluster: the same arrays of ``sleep`` submitted by bare ``sbatch`` calls, and
+one bare ``squeue`` of the same number of waiting tasks. The script needs root and the packages of
+tests/slurm/install.sh. It uses only the loopback network.
 
     python benchmarks/slurm_scale.py
     python benchmarks/slurm_scale.py --shards 2000 --repeats 1
@@ -27,7 +27,7 @@ HELD = "--begin=now+1day"
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--repeats", type=int, default=3)

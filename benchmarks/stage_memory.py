@@ -1,8 +1,8 @@
-"""A stage needs the same memory for 20,000 samples as for 1,000: shards are done and forgotten.
+"""A stage needs the same memory for 20,000 samples as for 1,000.
 
-Each stage runs with one worker process that does all shards, the hardest case for a leak. "Worker" is the worker's
-peak resident memory as the commit records have it, "parent" that of the process that hands out the work. Ratios are
-the large run over the small one; flat is 1.
+Each stage runs with one worker process for all shards, which shows a leak most clearly. "Worker" is the worker's peak
+resident memory from the commit records. "Parent" is the peak of the main process. Ratios are the large run over the
+small run; without a leak they are 1.
 
     python benchmarks/stage_memory.py
     python benchmarks/stage_memory.py --samples 256 2560
@@ -20,17 +20,17 @@ from magicseg.stages.pool import run_stage
 
 
 def _stage(path: Path, stage: str) -> tuple[float, float, float]:
-    """Worker's peak MiB, parent's peak MiB, seconds."""
+    """Return the worker's peak MiB, the parent's peak MiB, and the seconds."""
     run = Run.open(path)
     seconds = timed(lambda: run_stage(run, stage, workers=1, shards_per_job=run.plan.shards))
     records = run.ledger(stage).commits()
     if len(records) != run.plan.shards:
-        raise RuntimeError(f"{stage}: {len(records)} of {run.plan.shards} shards were done")
+        raise RuntimeError(f"{stage}: only {len(records)} of {run.plan.shards} shards were committed")
     return max(record.peak_memory for record in records.values()) / 2**20, peak_mib(), seconds
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--samples", type=int, nargs=2, default=[1_000, 20_000], metavar=("FEW", "MANY"))
     parser.add_argument("--size", type=int, default=32, help="pixels")

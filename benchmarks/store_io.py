@@ -1,8 +1,8 @@
-"""The store writes and reads pairs with masks about as fast as a folder of JPEG and PNG files, in far fewer files.
+"""The store writes and reads pairs with masks about as fast as a folder of JPEG and PNG files, with far fewer files.
 
-Reference: the same pictures as files, PNG + PNG mask for the lossless store, JPEG 95 + PNG mask for the JPEG store,
-written and read by Pillow. The store flushes to disk and hashes what it wrote, the folder does neither. Ratios are
-the store's rate over the folder's in the same repeat: above 1 the store is quicker.
+Reference: the same images as files that Pillow writes and reads: PNG with PNG masks for the lossless store, JPEG of
+quality 95 with PNG masks for the JPEG store. The store flushes to disk and hashes its files; the folder does neither.
+Ratios are the store's rate over the folder's in the same repeat: above 1 the store is faster.
 
     python benchmarks/store_io.py
     python benchmarks/store_io.py --images PHOTOGRAPHS --samples 128
@@ -23,7 +23,7 @@ from magicseg.data.kept_samples import KeptSamples
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of photographs (.jpg); else synthetic scenes")
     parser.add_argument("--samples", type=int, default=128)
@@ -32,22 +32,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     count = arguments.samples
-    pictures = list(triples(count, arguments.size, arguments.images))
+    scenes = list(triples(count, arguments.size, arguments.images))
     chosen = np.random.default_rng(1).integers(0, count, arguments.reads).tolist()
     source = "photographs" if arguments.images else "synthetic scenes"
     for codec, suffix in (("lossless", ".png"), ("jpeg", ".jpg")):
         with tempfile.TemporaryDirectory() as temporary:
             store, files = Path(temporary, "run"), Path(temporary, "files")
-            run = make_run(store, pictures, codec=codec)
+            run = make_run(store, scenes, codec=codec)
             commit_all(run)
 
             def write_files(files: Path = files, suffix: str = suffix) -> None:
                 shutil.rmtree(files, ignore_errors=True)
-                write_folder(files, pictures, suffix=suffix)
+                write_folder(files, scenes, suffix=suffix)
 
-            written = medians(
-                {"store": partial(write_store, run, pictures), "folder": write_files}, arguments.repeats
-            )
+            written = medians({"store": partial(write_store, run, scenes), "folder": write_files}, arguments.repeats)
             samples = KeptSamples.of(run)
             read = medians(
                 {

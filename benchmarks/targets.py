@@ -1,10 +1,10 @@
-"""Sampling classes and making their targets without a loop over classes, against one Python loop per image and class.
+"""Vectorized sampling of classes and targets, compared with a Python loop over images and classes.
 
-Reference: per image, each class of the vocabulary is looked for, random others are drawn, and each sampled class gets
-its mask, one after another. A second table takes the losses and their gradients along, where the reference goes over
-an image's sampled classes one by one: both then do the same arithmetic on (images, classes, pixels), which on a CPU
-outweighs any loop once images are large. Results are compared. Medians; on a machine that others use too, trust the
-CPU time (all threads of the process) before the wall time.
+The reference searches each image for each class of the vocabulary, draws random other classes, and builds the masks
+one after another. A second table includes the losses and their gradients; there the reference loops over an image's
+sampled classes. Both sides then do the same arithmetic on (images, classes, pixels), which dominates on a CPU for
+large images. The results are compared. The table shows medians. On a shared machine, trust the CPU time (all threads
+of the process) rather than the wall time.
 
     python benchmarks/targets.py
     python benchmarks/targets.py --classes 171 --size 64
@@ -26,7 +26,7 @@ from magicseg.model.targets import Targets, sample_targets
 
 _ALPHA, _GAMMA = 0.25, 2.0
 
-Found = list[tuple[list[int], list[Tensor], set[int]]]  # per image: classes, their masks, own classes
+Found = list[tuple[list[int], list[Tensor], set[int]]]  # per image: sampled classes, their masks, visible classes
 
 
 def _ours(class_map: Tensor, draws: Tensor, sampled: int) -> tuple[Targets, Tensor]:
@@ -73,7 +73,7 @@ def _there_and_back(loss: Callable[[], Tensor], logits: Tensor) -> float:
 
 
 def _time(functions: dict[str, Callable[[], object]], repeats: int) -> list[float]:
-    """Milliseconds: ours and the loop's, wall time and CPU time, taking turns."""
+    """Return milliseconds of magicseg and of the loop, wall time and CPU time. They take turns."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
@@ -84,10 +84,10 @@ def _time(functions: dict[str, Callable[[], object]], repeats: int) -> list[floa
 
 
 def _measure(size: int, arguments: argparse.Namespace, generator: torch.Generator) -> tuple[list[float], list[float]]:
-    """One row of each table."""
+    """Return one row of each table."""
     sampled = min(arguments.sampled, arguments.classes)
     class_map = torch.zeros((arguments.batch, size, size), dtype=torch.int32)
-    for image in class_map:  # two objects, and a border nobody labelled
+    for image in class_map:  # two objects, and an unlabelled border
         first, second = torch.randint(1, arguments.classes + 1, (2,), generator=generator).tolist()
         image[: size // 2, : size // 2], image[size // 2 :, : size // 2] = first, second
         image[:, -1] = IGNORE
@@ -125,7 +125,7 @@ def _measure(size: int, arguments: argparse.Namespace, generator: torch.Generato
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--classes", type=int, default=1203, help="of the vocabulary")

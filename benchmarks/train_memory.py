@@ -1,8 +1,8 @@
-"""Training does not grow: the memory of the process over thousands of steps of a tiny model.
+"""The memory of training does not grow over thousands of steps of a tiny model.
 
-Printed is the resident memory of the process (no loader processes are started) at some steps, with all that a long
-training does on: log, TensorBoard, checkpoints, moving average, evaluation. Fails when it grows by more than
-``--allowed`` MiB from the first tenth to the end.
+The script prints the resident memory of the process at some steps, with log, TensorBoard, checkpoints, moving average
+and evaluation enabled, and without loader processes. It fails if the memory grows by more than ``--allowed`` MiB from
+the first tenth to the end.
 
     python benchmarks/train_memory.py
     python benchmarks/train_memory.py --steps 2000
@@ -32,7 +32,7 @@ _SIDE = 16
 
 @dataclasses.dataclass(frozen=True)
 class _Noise:
-    """Pictures of noise with one square each."""
+    """Images of noise with one square each."""
 
     indices: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.arange(256))
     shard_size: int = 16
@@ -48,7 +48,7 @@ class _Noise:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--allowed", type=float, default=8.0, help="MiB")

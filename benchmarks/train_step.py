@@ -1,12 +1,12 @@
-"""A step of the training loop costs little more than forward, backward and the optimiser alone.
+"""A step of the training loop takes little longer than forward, backward and the optimiser alone.
 
-Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory whose targets are made
-beforehand: no reading, no random numbers, no sampled classes, no learning rate, no log, no checks. The real loop
-reads a run's store with a preset's own settings; its step time is from step to step, waiting for data included. Both
-take turns of a few steps within one training, since the speed of a machine drifts by more than what is measured here;
-the first steps of a turn, whose batches were read meanwhile, do not count. The ratio is that of a turn's medians, and
-of these the median over the turns is printed. On a machine that others use too, trust the CPU time (of the process
-that trains, all its threads, without the loader's processes) before the wall time.
+Reference: a bare loop over the same model, losses and optimiser on one fixed batch in memory with given targets: no
+reading, random numbers, sampled classes, learning rate schedule, log or checks. The real loop reads a run's store
+with a preset's settings. Its step time includes waiting for data. Both take turns of a few steps within one training,
+because a machine's speed drifts by more than the measured difference. The first steps of a turn are not counted,
+because their batches were prefetched. A turn's ratio is the ratio of its medians; the script prints the median over
+the turns. On a shared machine, trust the CPU time (of the training process with all its threads, without the loader's
+processes) rather than the wall time.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --turns 2 --samples 256
@@ -46,7 +46,7 @@ def _lasted(before: Clocks, after: Clocks) -> Clocks:
 
 
 class Bare:
-    """The reference: one step of it at a time."""
+    """The reference, one step at a time."""
 
     def __init__(self, samples: KeptSamples, module: ModelWithLosses) -> None:
         settings = module.settings
@@ -58,7 +58,7 @@ class Bare:
         self._module, self._optimizer = module, build_optimizer(module.model, settings)
 
     def step(self) -> Clocks:
-        """What it lasted."""
+        """Do one step and return its duration."""
         began = _clocks()
         self._optimizer.zero_grad(set_to_none=True)
         self._module(self._batch, self._targets, self._counts)["loss"].backward()
@@ -67,15 +67,15 @@ class Bare:
 
 
 class Turns:
-    """Told of every real step, it lets the reference have its turn behind each turn of the real loop."""
+    """Runs a turn of the reference after each turn of the real loop. `tick` is called after every real step."""
 
     def __init__(self, bare: Bare) -> None:
         self._bare = bare
         self._ticks: list[Clocks] = []
-        self.found: list[tuple[list[float], list[float]]] = []  # medians of a turn: real, bare; wall and CPU
+        self.found: list[tuple[list[float], list[float]]] = []  # medians of a turn: real, bare; wall, CPU
 
     def tick(self, _state: TrainProgress) -> None:
-        """A real step has ended."""
+        """Record the end of a real step."""
         self._ticks.append(_clocks())
         if len(self._ticks) <= _UNCOUNTED + _COUNTED:
             return
@@ -90,21 +90,21 @@ def _medians(steps: list[Clocks]) -> list[float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="painted", help="whose settings of training")
+    parser.add_argument("--preset", default="painted", help="the preset of the training settings")
     parser.add_argument("--turns", type=int, default=10, help="of the real loop, and of the bare one")
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--threads", type=int, default=1, help="of torch; several disturb each other on busy cores")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    # The last step ends with a checkpoint: it is one more than what is counted.
+    # The last step writes a checkpoint, so one extra step is run that is not counted.
     steps = arguments.turns * (_UNCOUNTED + _COUNTED) + 2
     with tempfile.TemporaryDirectory() as temporary:
-        pictures = list(triples(arguments.samples, arguments.size, None))
-        run = make_run(Path(temporary, "run"), pictures, codec="lossless")
-        write_store(run, pictures)
+        scenes = list(triples(arguments.samples, arguments.size, None))
+        run = make_run(Path(temporary, "run"), scenes, codec="lossless")
+        write_store(run, scenes)
         commit_all(run)
         samples = KeptSamples.of(run)
         settings = load_config(preset=arguments.preset).train.model_copy(update={"steps": steps})

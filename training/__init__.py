@@ -1,1 +1,1 @@
-"""How the miniature's learned models are trained and measured. No part of the package, which never imports this."""
+"""Training and evaluation of the miniature's learned models. The package `magicseg` does not import this folder."""

@@ -1,4 +1,4 @@
-"""Trains the autoencoder of the small Stable Diffusion: 64 px to the 16 x 16 x 8 of `training.latents`, and back.
+"""Train the autoencoder of the small Stable Diffusion, from 64 px to the latents of `training.latents` (16 x 16 x 8).
 
 python -m training.autoencoder FOLDER --data FOLDER
 """
@@ -18,15 +18,15 @@ from training.painted import Painted
 
 CHANNELS = (16, 32, 64)
 SCENES = 16_384
-NOISE = 0.1  # on the latents that are decoded, whose deviation is 1: a denoiser errs too
+NOISE = 0.1  # added to latents (standard deviation 1) before decoding, because a denoiser's latents have errors
 PLAN = Plan(steps=4000, batch_size=8, learning_rate=1e-3, cooldown=1000)
 
 
 def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:
-    """The autoencoder with fresh weights from torch's global generator; no attention, so that it is fast.
+    """Return the autoencoder with initial weights from torch's global generator. It has no attention, for speed.
 
-    One group in its norms: with groups of a few channels a picture's colours are normalised away, and come back late.
-    The variance of its latents is a constant.
+    Its norms have one group: groups of a few channels normalise an image's colours away, and training recovers them
+    late. The variance of the latents is a constant.
     """
     count = len(channels)
     vae: Any = AutoencoderKL(
@@ -42,19 +42,21 @@ def build(channels: tuple[int, ...] = CHANNELS) -> nn.Module:
     )
     with torch.no_grad():
         vae.quant_conv.weight[latents.CHANNELS :] = 0
-        vae.quant_conv.bias[latents.CHANNELS :] = -6  # the logarithm; no term of the loss moves it
+        vae.quant_conv.bias[latents.CHANNELS :] = -6  # the log variance; no loss term changes it
     made: nn.Module = vae
     return made
 
 
 def to_input(images: Tensor) -> Tensor:
-    """uint8 (B, 3, H, W) to float, -1 to 1."""
+    """Convert images from uint8 (B, 3, H, W) to float, -1 to 1."""
     return images.float().div(127.5).sub(1)
 
 
 def loss_of(vae: Any, step: int, *, data: Painted, space: latents.Components, plan: Plan) -> Tensor:
-    """Of the encoder: the squared error of its latents. Of the decoder, from the true latents with some noise:
-    differences of pixels, of their means over squares (colours) and of their neighbours' differences (edges).
+    """Return the sum of the encoder's and the decoder's losses.
+
+    The encoder's loss is the squared error of its latents. The decoder gets the true latents with some noise. Its
+    loss compares pixels, means over squares (colours) and differences between neighbours (edges).
     """
     picked = data.images[chosen(plan, len(data), step)]
     image, true = to_input(picked), space.of(picked)
@@ -71,7 +73,7 @@ def loss_of(vae: Any, step: int, *, data: Painted, space: latents.Components, pl
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, channels: tuple[int, ...] = CHANNELS) -> nn.Module:
-    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    """Train, or resume from the folder's checkpoint. Returns: the averaged model."""
     torch.manual_seed(plan.seed)
     space = latents.components(data.images[: latents.SAMPLE])
     loss = functools.partial(loss_of, data=data.to(plan.device), space=space, plan=plan)
@@ -79,14 +81,14 @@ def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, channels: tuple[int, 
 
 
 def load(folder: Path, *, channels: tuple[int, ...] = CHANNELS) -> tuple[nn.Module, int]:
-    """The averaged model of a folder, and its steps."""
+    """Return the averaged model of a folder, and its number of steps."""
     vae = build(channels)
     step = averaged(vae, folder)
     return vae.eval().requires_grad_(False), step
 
 
 def main() -> None:
-    """The command."""
+    """Run the training program."""
     given = arguments.parser(__doc__, PLAN, SCENES).parse_args()
     plan = arguments.plan_of(given, PLAN)
     arguments.fit_painted(given, plan, fit)

@@ -1,12 +1,16 @@
-"""Trains the small CLIP: open_clip's vision transformer and text tower, from painted scenes and their captions alone.
+"""Train the small CLIP: open_clip's vision transformer and text tower, on painted scenes and their captions.
 
     python -m training.clip FOLDER --data FOLDER
     python -m training.clip FOLDER --data FOLDER --export DIRECTORY
 
-Three terms, none of which sees a mask: captions against images (Radford et al. 2021, arXiv 2103.00020); the class
-texts that the segmenter uses, and one of the empty scene, against images; and the same texts against patches, by what
-captions say of where an object is and how large (`patch_loss`), so that patches mean something too. Until the
-cooldown half of the patches are looked at (Li et al. 2022, arXiv 2212.00794), in less than half of the time.
+The loss has three terms. None of them uses masks:
+
+- captions against images (Radford et al. 2021, arXiv 2103.00020);
+- the segmenter's class texts, and a text of the empty scene, against images;
+- the same texts against patches, using the object's place and size in the caption (`patch_loss`).
+
+Until the cooldown, only half of the patches are used (Li et al. 2022, arXiv 2212.00794), which takes less than half
+of the time.
 """
 
 import functools
@@ -39,7 +43,7 @@ PLAN = Plan(
     muon="resblocks",
 )
 TEMPLATE = "a photo of a {}"
-NOTHING = "empty scene"  # what stands in the template for a scene without objects
+NOTHING = "empty scene"  # inserted into the template for a scene without objects
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 _PATCH_WEIGHT = 3.0
 _RANKED_WEIGHT = 4.0
@@ -47,7 +51,7 @@ _RANKED_WEIGHT = 4.0
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of both towers."""
+    """The sizes of both towers."""
 
     width: int = 96
     layers: int = 4
@@ -58,7 +62,7 @@ class Sizes:
 
 
 class Towers(nn.Module):
-    """An open_clip model with what only training needs: scales of the class terms."""
+    """An open_clip model with additional parameters for training: the scales of the class terms."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -67,9 +71,10 @@ class Towers(nn.Module):
         self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def images(self, pixels: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Float (B, 3, H, W), 0 to 255 -> unit embeddings of images (B, D) and of patches (B, N, D).
+        """Return unit embeddings of images (B, D) and of patches (B, N, D).
 
-        Args: kept: int64 (B, N), the patches that are looked at; all, in their order, where it is None.
+        Args: pixels: float (B, 3, H, W), 0 to 255. kept: int64 (B, N), the indices of the patches to use; None for
+        all patches in order.
         """
         visual = self.clip.visual
         mean, std = (torch.tensor(value).to(pixels.device).view(3, 1, 1) for value in (MEAN, STD))
@@ -82,12 +87,12 @@ class Towers(nn.Module):
         return joint[:, 0], joint[:, 1:]
 
     def texts(self, tokens: Tensor) -> Tensor:
-        """int64 (K, L) -> unit embeddings (K, D)."""
+        """Return unit embeddings (K, D) of tokens, int64 (K, L)."""
         return F.normalize(self.clip.encode_text(tokens).float(), dim=-1)
 
 
 def config_of(sizes: Sizes, vocabulary: int) -> dict[str, Any]:
-    """open_clip's ``model_cfg``."""
+    """Return open_clip's ``model_cfg``."""
     return {
         "embed_dim": sizes.embed_dim,
         "vision_cfg": {
@@ -109,7 +114,10 @@ def config_of(sizes: Sizes, vocabulary: int) -> dict[str, Any]:
 
 
 def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tensor) -> Tensor:
-    """The three terms. Args: classes: int64 (nouns + 1, L), the class texts' tokens, that of the empty scene last."""
+    """Return the sum of the three terms.
+
+    Args: classes: int64 (nouns + 1, L), the tokens of the class texts, with the text of the empty scene last.
+    """
     picked = chosen(plan, len(data), step)
     pixels = roughened(data.images[picked].float(), torch_rng(plan, "clip noise", step))
     side = scenes.SIZE // towers.clip.visual.patch_size[0]
@@ -118,7 +126,7 @@ def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tenso
     tokens, present = data.tokens[picked].long(), data.answers.present[picked]
     text, named = towers.texts(tokens), towers.texts(classes)
 
-    # Equal captions are positives of each other.
+    # Samples with equal captions are positives of each other.
     same = (tokens[:, None] == tokens[None]).all(dim=2).float()
     wanted = same / same.sum(dim=1, keepdim=True)
     logits = towers.clip.logit_scale.clamp(max=math.log(100)).exp() * image @ text.T
@@ -134,23 +142,26 @@ def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tenso
 
 
 def _half(batch: int, patches: int, plan: Plan, step: int) -> Tensor:
-    """Which half of the patches a step looks at, another one of each image: int64 (batch, patches / 2)."""
+    """Return a random half of each image's patches, as indices: int64 (batch, patches / 2)."""
     order = torch.rand(batch, patches, generator=torch_rng(plan, "kept patches", step), device=plan.device)
     return order.argsort(dim=1)[:, : patches // 2]
 
 
 def patch_loss(logits: Tensor, answers: Answers, column: Tensor, side: int) -> Tensor:
-    """What captions say of patches: each shows one class, or the empty scene.
+    """Return the loss of patch classification, with labels from captions: one class or the empty scene per patch.
 
-    A patch may show what the caption names, where it says that it is, or else the empty scene: the negative logarithm
-    of what these have together (Jin and Ghahramani 2002: learning with multiple labels), so that the patches of an
-    empty scene are known all. Of the patches where an object may be, the likeliest show it. How many these are is
-    not said; with the logarithm of an object's area even between the least and the most that the word for its size
-    means, the k-th likeliest shows the object with the share of areas above k, and the empty scene otherwise: the
-    negative logarithm of either, by that share (of the empty scene only if no other object is there).
+    First term: a patch may show the caption's objects whose place contains it, or the empty scene. The loss is the
+    negative logarithm of the total probability of these classes (Jin and Ghahramani 2002: learning with multiple
+    labels). So all patches of an empty scene have a known label.
 
-    Args: logits: (B, N, nouns + 1), the empty scene last. answers: of B scenes. column: int64 (B or 1, N), of each
-    patch, of ``side`` columns.
+    Second term: among the patches where an object may be, the most likely patches show it. Their number is unknown.
+    The logarithm of the object's area is taken as uniform between the smallest and the largest area for its size
+    word. Then the k-th most likely patch shows the object with the fraction of areas above k as probability, and the
+    empty scene otherwise. The loss is the cross-entropy with these probabilities. The empty scene counts only if no
+    other object may be in the patch.
+
+    Args: logits: (B, N, nouns + 1), with the empty scene last. answers: of B scenes. column: int64 (B or 1, N), the
+    column of each patch. side: number of columns.
     """
     likely = logits.log_softmax(dim=-1)
     count = logits.shape[1]
@@ -165,19 +176,19 @@ def patch_loss(logits: Tensor, answers: Answers, column: Tensor, side: int) -> T
     empty = likely[..., -1:].expand_as(shown).gather(1, order)
     rank = (torch.arange(count, device=logits.device)[None, :, None] + 0.5).log()
     least, most = (answers.areas.clamp(min=1 / count) * count).log().transpose(1, 2)[:, :, None].unbind(dim=1)
-    shares = ((most - rank) / (most - least).clamp(min=1e-3)).clamp(0, 1)  # of areas that are larger than this rank
+    shares = ((most - rank) / (most - least).clamp(min=1e-3)).clamp(0, 1)  # fraction of areas above this rank
     alone = (there.sum(dim=1) == 1)[:, None, None]
     ranked = -torch.where(inside.gather(1, order), shares * shown + alone * (1 - shares) * empty, 0).sum() / count
     return partial + _RANKED_WEIGHT * ranked / there.sum().clamp(min=1)
 
 
 def build(sizes: Sizes, tokenizer: Any) -> Towers:
-    """With fresh weights from torch's global generator."""
+    """Return the model with initial weights from torch's global generator."""
     return Towers(config_of(sizes, len(tokenizer)))
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
-    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    """Train, or resume from the folder's checkpoint. Returns: the averaged model."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     names = [*scenes.nouns(), NOTHING]
     classes = token_ids(tokenizer, [TEMPLATE.format(name) for name in names]).to(plan.device)
@@ -188,7 +199,7 @@ def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None =
 
 
 def load(folder: Path, sizes: Sizes | None = None) -> tuple[Towers, Any, int]:
-    """The averaged model of a folder, its tokenizer, and its steps."""
+    """Return the averaged model of a folder, its tokenizer, and its number of steps."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     towers = build(sizes or Sizes(), tokenizer)
     step = averaged(towers, folder)
@@ -208,7 +219,7 @@ def export(towers: Towers, tokenizer: Any, target: Path, sizes: Sizes | None = N
 
 
 def main() -> None:
-    """The command."""
+    """Run the training program."""
     given = arguments.parser(__doc__, PLAN, SCENES, exports=True).parse_args()
     plan = arguments.plan_of(given, PLAN)
     if given.export:

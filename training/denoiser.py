@@ -1,4 +1,4 @@
-"""Trains the UNet and the text encoder of the small Stable Diffusion, in the space of `training.latents`.
+"""Train the UNet and the text encoder of the small Stable Diffusion, in the space of `training.latents`.
 
 python -m training.denoiser FOLDER --data FOLDER
 python -m training.denoiser FOLDER --data FOLDER --autoencoder FOLDER --export DIRECTORY
@@ -28,8 +28,8 @@ PLAN = Plan(
     cooldown=3000,
     muon=r"unet|layers",
 )
-NO_TEXT = 0.1  # share of captions left out, for guidance
-OBJECT_WEIGHT = 10.0  # what a pixel of an object weighs more than one of the scene
+NO_TEXT = 0.1  # fraction of captions that are dropped, for classifier-free guidance
+OBJECT_WEIGHT = 10.0  # additional loss weight of object pixels
 SNR_CLIP, SNR_CLIP_COOLDOWN = 5.0, 1.0
 NOISE_LEVELS = {
     "num_train_timesteps": 1000,
@@ -40,7 +40,7 @@ NOISE_LEVELS = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the UNet and of the text encoder."""
+    """The sizes of the UNet and of the text encoder."""
 
     channels: tuple[int, int] = (64, 128)
     text_width: int = 128
@@ -49,7 +49,7 @@ class Sizes:
 
 
 class Denoiser(nn.Module):
-    """Both networks, trained together."""
+    """The UNet and the text encoder, trained together."""
 
     def __init__(self, sizes: Sizes, vocabulary: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Denoiser(nn.Module):
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             norm_num_groups=4,
             cross_attention_dim=sizes.text_width,
-            attention_head_dim=sizes.heads,  # of this class it is the number of heads
+            attention_head_dim=sizes.heads,  # in this class it is the number of heads
         )
 
         for name, module in self.unet.named_modules():
@@ -85,12 +85,12 @@ class Denoiser(nn.Module):
                 parametrize.register_parametrization(module, "weight", _Filters(module.weight.shape))
 
     def forward(self, noisy: Tensor, times: Tensor, tokens: Tensor) -> Tensor:
-        """Velocity of noisy latents (B, 8, h, w) at times (B), given tokens (B, L)."""
+        """Predict the velocity of noisy latents (B, 8, h, w) at times (B), given tokens (B, L)."""
         velocity: Tensor = self.unet(noisy, times, self.text(tokens).last_hidden_state).sample
         return velocity
 
     def as_stored(self) -> Any:
-        """The UNet with its convolutions' weights as they are in checkpoints; not to be trained any more."""
+        """Return the UNet with convolution weights in the checkpoint's format. It can no longer be trained."""
         for module in self.unet.modules():
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
@@ -98,7 +98,7 @@ class Denoiser(nn.Module):
 
 
 class _Filters(nn.Module):
-    """A convolution's weight is trained as a matrix of one row per filter, since Muon moves matrices alone."""
+    """Parametrize a convolution's weight as a matrix with one row per filter, because Muon only updates matrices."""
 
     def __init__(self, shape: torch.Size) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class _Filters(nn.Module):
 
 
 def build(sizes: Sizes, tokenizer: Any) -> Denoiser:
-    """With fresh weights from torch's global generator."""
+    """Return the model with initial weights from torch's global generator."""
     return Denoiser(sizes, len(tokenizer))
 
 
@@ -128,15 +128,16 @@ def loss_of(
     plan: Plan,
     levels: Any,
 ) -> Tensor:
-    """Squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512), weighted by min-SNR (Hang et al. 2023,
-    arXiv 2303.09556) and by place: objects weigh more than the scene. The batch's times are spread evenly from a
-    random first one. In the cooldown high noise weighs more, channels weigh what they do in pixels, and all places
-    weigh the same: with weights that follow the target, the least error is not at the target's mean, and what is
-    drawn has more of what weighs more.
+    """Return the weighted squared error of the velocity (Salimans and Ho 2022, arXiv 2202.00512).
 
-    Args: values: latents float16 (N, 8, h, w). objects: uint8 (N, h, w), pixels of objects under each latent.
-    channels: float (8), weights in the cooldown: the latents' deviations are all 1, and what they are of the pixels'
-    is not. tokens: int16 (N, L). empty: int16 (L), for captions left out.
+    Weights are min-SNR (Hang et al. 2023, arXiv 2303.09556), with larger weights for object pixels. The batch's times
+    are evenly spaced, from a random start. In the cooldown, high noise has a larger weight, channels are weighted by
+    their contribution to pixels, and all positions have equal weights. Otherwise objects would come out too large:
+    weights that depend on the target bias the prediction towards heavy targets.
+
+    Args: values: latents, float16 (N, 8, h, w). objects: uint8 (N, h, w), number of object pixels per latent.
+    channels: float (8), the channels' weights in the cooldown; all latent channels have standard deviation 1, but
+    their contributions to pixels differ. tokens: int16 (N, L). empty: int16 (L), tokens of dropped captions.
     """
     cooling = plan.cools(step)
     rng = torch_rng(plan, "denoiser noise", step)
@@ -162,7 +163,7 @@ def loss_of(
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, sizes: Sizes | None = None) -> nn.Module:
-    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    """Train, or resume from the folder's checkpoint. Returns: the averaged model."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     torch.manual_seed(plan.seed)
     model = build(sizes or Sizes(), tokenizer)
@@ -198,7 +199,7 @@ def export(model: Any, vae: Any, tokenizer: Any, target: Path) -> None:
 
 
 def load(folder: Path, sizes: Sizes | None = None) -> tuple[Denoiser, Any, int]:
-    """The averaged model of a folder, its tokenizer, and its steps."""
+    """Return the averaged model of a folder, its tokenizer, and its number of steps."""
     tokenizer = write_tokenizer(folder / "tokenizer")
     model = build(sizes or Sizes(), tokenizer)
     step = averaged(model, folder)
@@ -206,9 +207,9 @@ def load(folder: Path, sizes: Sizes | None = None) -> tuple[Denoiser, Any, int]:
 
 
 def main() -> None:
-    """The command."""
+    """Run the training program."""
     parser = arguments.parser(__doc__, PLAN, SCENES, exports=True)
-    parser.add_argument("--autoencoder", type=Path, help="folder of training.autoencoder, to export with")
+    parser.add_argument("--autoencoder", type=Path, help="folder of training.autoencoder, for the export")
     given = parser.parse_args()
     plan = arguments.plan_of(given, PLAN)
     if given.export:

@@ -1,4 +1,4 @@
-"""Trains the small GroundingDINO: transformers' own model and loss, on painted scenes and the boxes of their objects.
+"""Train the small GroundingDINO, with transformers' model and loss, on painted scenes and their objects' boxes.
 
     python -m training.detector FOLDER --data FOLDER
     python -m training.detector FOLDER --data FOLDER --export DIRECTORY
@@ -24,13 +24,13 @@ from training.roughen import roughened
 
 SCENES = 16_384
 PLAN = Plan(steps=8000, batch_size=32, learning_rate=5e-4, warmup=300, cooldown=2000, weight_decay=1e-4)
-SIDE = 128  # pixels that the image of 64 is enlarged to
-# BERT's own numbers: transformers' GroundingDINO knows by them where a phrase ends.
+SIDE = 128  # images of 64 pixels are enlarged to this size
+# The ids of BERT's vocabulary. transformers' GroundingDINO detects the end of a phrase by them.
 _SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
 
 
 def tokenizer() -> Any:
-    """BERT's word pieces: the ten nouns whole, all else in letters."""
+    """Return a BERT tokenizer with the ten nouns as whole tokens and single letters for all other text."""
     letters = string.ascii_lowercase + string.digits
     pieces = [*"!\"#$%&'()*+,-/:;<=>@[]_{|}~", *letters, *(f"##{letter}" for letter in letters), *scenes.nouns()]
     free = [number for number in range(1030) if number not in _SPECIAL.values()]
@@ -41,13 +41,13 @@ def tokenizer() -> Any:
 
 
 def processor() -> Any:
-    """Enlarges to `SIDE`, and reads the text."""
+    """Return the processor. It enlarges images to `SIDE` and tokenizes the text."""
     images = tf.GroundingDinoImageProcessor(size={"shortest_edge": SIDE, "longest_edge": SIDE})
     return tf.GroundingDinoProcessor(images, tokenizer())
 
 
 def build() -> Any:
-    """`GroundingDinoForObjectDetection`, with a Swin and a BERT of its own size."""
+    """Return a small `GroundingDinoForObjectDetection` with a small Swin and a small BERT."""
     swin = tf.SwinConfig(
         image_size=SIDE,
         patch_size=4,
@@ -88,15 +88,17 @@ def build() -> Any:
         disable_custom_kernels=True,
     )
     model = tf.GroundingDinoForObjectDetection(config)
-    with torch.no_grad():  # else the first scores are all 0 or 1: products of 64 numbers around 1
+    with torch.no_grad():  # otherwise the initial scores are all 0 or 1
         model.model.decoder.layer_norm.weight *= 0.2
         model.model.enc_output_norm.weight *= 0.2
-    model.model.backbone.conv_encoder.model.swin.layernorm.requires_grad_(False)  # of a part that it does not read
+    model.model.backbone.conv_encoder.model.swin.layernorm.requires_grad_(
+        False
+    )  # the detector does not use its output
     return model
 
 
 def boxes_of(mask: Tensor) -> tuple[list[int], list[list[float]]]:
-    """The objects of a mask, uint8 (size, size): their nouns' places, and boxes (centre and size, shares)."""
+    """Return the objects of a mask, uint8 (size, size): noun indices, and boxes (centre and size, 0 to 1)."""
     found, boxes = [], []
     size = len(mask)
     for number in torch.unique(mask).tolist():
@@ -111,10 +113,10 @@ def boxes_of(mask: Tensor) -> tuple[list[int], list[list[float]]]:
 
 
 def loss_of(model: Any, step: int, *, data: Painted, objects: list[Any], words: Any, plan: Plan) -> Tensor:
-    """The model's own loss on roughened images, and the same of the boxes that the decoder's are chosen from, which
-    transformers computes and does not train.
+    """Return the model's loss on roughened images, plus the loss of the encoder's box proposals.
 
-    The batch has one text: that library tells classes of different texts apart in the first two images only.
+    transformers computes the proposals but does not train them. The batch has one text, because the library's loss
+    assigns wrong classes to batches of several texts.
     """
     picked = chosen(plan, len(data), step)
     order = scenes.counter_rng(plan.seed, "detector text", step).permutation(len(scenes.nouns())).tolist()
@@ -143,7 +145,7 @@ def loss_of(model: Any, step: int, *, data: Painted, objects: list[Any], words: 
 
 
 def pixels_of(images: Tensor) -> Tensor:
-    """What `processor` makes of images, float (B, 3, size, size), 0 to 255."""
+    """Return images, float (B, 3, size, size), 0 to 255, in the form of `processor`."""
     large = nn.functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
     mean, std = (
         torch.tensor(value, device=images.device).view(3, 1, 1)
@@ -153,7 +155,7 @@ def pixels_of(images: Tensor) -> Tensor:
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN) -> Any:
-    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    """Train, or resume from the folder's checkpoint. Returns: the averaged model."""
     torch.manual_seed(plan.seed)
     objects = [boxes_of(mask) for mask in data.masks]
     step = functools.partial(loss_of, data=data.to(plan.device), objects=objects, words=tokenizer(), plan=plan)
@@ -166,7 +168,7 @@ def export(folder: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the training program."""
     given = arguments.parser(__doc__, PLAN, SCENES, exports=True).parse_args()
     plan = arguments.plan_of(given, PLAN)
     if given.export:

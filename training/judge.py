@@ -1,8 +1,8 @@
-"""Trains the judge of painted scenes: which classes, colour, scene and light. Only measures use it.
+"""Train the judge of painted scenes, a classifier of objects, colour, scene and light. Only evaluation uses it.
 
     python -m training.judge FOLDER --data FOLDER
 
-Its scenes have another seed than those of the models that it judges.
+Its training scenes have another seed than the scenes of the judged models.
 """
 
 import functools
@@ -32,7 +32,7 @@ WIDTHS = (24, 48, 96)
 
 
 class Judge(nn.Module):
-    """A convolutional network with one head per question."""
+    """A convolutional network with four heads: objects, colour, scene, light."""
 
     def __init__(self, widths: tuple[int, int, int] = WIDTHS) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Judge(nn.Module):
         self.heads = nn.Linear(2 * c, len(scenes.nouns()) + len(COLOURS) + len(SCENE_WORDS) + len(LIGHT_WORDS))
 
     def forward(self, pixels: Tensor) -> "Verdict":
-        """Float (B, 3, H, W), 0 to 255 -> logits."""
+        """Return the logits for images, float (B, 3, H, W), 0 to 255."""
         features = self.body(pixels / 64 - 2)
         pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], dim=1)
         sizes = [len(scenes.nouns()), len(COLOURS), len(SCENE_WORDS), len(LIGHT_WORDS)]
@@ -53,7 +53,7 @@ class Judge(nn.Module):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Logits: ``present`` (B, nouns), each for itself; ``colour``, ``scene``, ``light`` (B, choices), one of them."""
+    """Logits: ``present`` (B, nouns), for sigmoids; ``colour``, ``scene``, ``light`` (B, choices), for softmax."""
 
     present: Tensor
     colour: Tensor
@@ -79,7 +79,7 @@ def _convolution(before: int, after: int, stride: int) -> list[nn.Module]:
 
 
 def loss_of(judge: nn.Module, step: int, *, data: Painted, plan: Plan) -> Tensor:
-    """The sum of the questions' losses, on roughened images."""
+    """Return the sum of the heads' losses on roughened images."""
     picked = chosen(plan, len(data), step)
     answers = data.answers.pick(picked)
     rng = torch_rng(plan, "judge noise", step)
@@ -87,33 +87,33 @@ def loss_of(judge: nn.Module, step: int, *, data: Painted, plan: Plan) -> Tensor
     loss = len(scenes.nouns()) * F.binary_cross_entropy_with_logits(verdict.present, answers.present)
     for name in ("colour", "scene", "light"):
         losses = F.cross_entropy(getattr(verdict, name), getattr(answers, name), reduction="none")
-        loss = loss + losses.mean()  # over all, so that a batch without any answer is 0 and not undefined
+        loss = loss + losses.mean()  # over all samples, so that a batch without known labels gives 0
     return loss
 
 
 @torch.no_grad()
 def judged(judge: nn.Module, images: Tensor, batch_size: int = 64) -> Verdict:
-    """The verdict on images, uint8 (N, 3, size, size)."""
+    """Return the judge's logits for images, uint8 (N, 3, size, size)."""
     parts = [judge(part.float()) for part in torch.split(images, batch_size)]
     names = ("present", "colour", "scene", "light")
     return Verdict(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN, *, widths: tuple[int, int, int] = WIDTHS) -> nn.Module:
-    """Train, from the folder's checkpoint if there is one. Returns: the averaged judge."""
+    """Train, or resume from the folder's checkpoint. Returns: the averaged judge."""
     torch.manual_seed(plan.seed)
     return train(Judge(widths), functools.partial(loss_of, data=data.to(plan.device), plan=plan), plan, folder)
 
 
 def load(folder: Path, *, widths: tuple[int, int, int] = WIDTHS) -> Judge:
-    """The averaged judge of a folder."""
+    """Return the averaged judge of a folder."""
     judge = Judge(widths)
     averaged(judge, folder)
     return judge.eval().requires_grad_(False)
 
 
 def main() -> None:
-    """The command."""
+    """Run the training program."""
     given = arguments.parser(__doc__, PLAN, SCENES).parse_args()
     plan = arguments.plan_of(given, PLAN)
     arguments.fit_painted(given, plan, fit)

@@ -1,7 +1,7 @@
-"""The latent space: the leading principal components of patches of 4 x 4 pixels, each with mean 0 and deviation 1.
+"""The latent space: the leading principal components of 4 x 4 pixel patches, with mean 0 and standard deviation 1.
 
-It is fixed before any training, so that denoiser and autoencoder learn independently of each other; a network that
-had to find four channels of its own had few of the colours after a thousand steps.
+It is fixed before any training, so that denoiser and autoencoder can be trained independently. A network that had to
+learn four channels itself reproduced few of the colours after a thousand steps.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch import Tensor
 
 CHANNELS = 8
 PATCH = 4
-SAMPLE = 1024  # images of the training set that decide the components
+SAMPLE = 1024  # training images for the principal component analysis
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,18 @@ class Components:
 
     @property
     def deviations(self) -> Tensor:
-        """What a component's unit is in pixels (as a vector's length, 0 to 1): float (channels), falling."""
+        """Return the length in pixel space (0 to 1) of each component's unit: float (channels), descending."""
         lengths: Tensor = torch.linalg.vector_norm(self.weight.flatten(1), dim=1)
         return 1 / lengths
 
     def of(self, images: Tensor) -> Tensor:
-        """Latents of images uint8 (N, 3, H, W): float (N, channels, H / PATCH, W / PATCH)."""
+        """Return latents, float (N, channels, H / PATCH, W / PATCH), of images, uint8 (N, 3, H, W)."""
         weight, bias = (each.to(images.device) for each in (self.weight, self.bias))
         return F.conv2d(images.float() / 255, weight, bias, stride=PATCH)
 
 
 def components(images: Tensor) -> Components:
-    """The components of these images, uint8 (N, 3, H, W). Each points to where its largest entry is positive."""
+    """Return the components of images, uint8 (N, 3, H, W). The sign makes each component's largest entry positive."""
     patches = F.unfold(images.double() / 255, PATCH, stride=PATCH).permute(0, 2, 1).reshape(-1, 3 * PATCH**2)
     mean = patches.mean(0)
     centred = patches - mean

@@ -1,7 +1,7 @@
-"""The training loop of all models here: deterministic, and resumable bit for bit after a kill at any time.
+"""The training loop of all models in this folder: deterministic, and resumable bit for bit after a kill.
 
-The batch and the random numbers of step i are functions of (seed, i), and all else that a step reads is in the
-checkpoint: one safetensors file, replaced at once. So the curve of losses does not depend on where a run was cut.
+The batch and the random numbers of step i depend only on (seed, i). All other state of a step is in the checkpoint,
+one safetensors file that is replaced atomically. So interruptions do not affect the loss curve.
 """
 
 import itertools
@@ -23,9 +23,9 @@ from training.scenes import counter_rng
 
 CHECKPOINT = "checkpoint.safetensors"
 CURVE = "curve.jsonl"
-STATE = "state.json"  # what of the checkpoint a reader may want to know: its step and plan
+STATE = "state.json"  # the checkpoint's step and plan, for readers
 
-# What an optimiser knows of a parameter.
+# Keys of an optimiser's state per parameter.
 _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
     torch.optim.Muon: ("momentum_buffer",),
@@ -34,17 +34,17 @@ _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long and how fast. ``steps`` may be raised later as long as the run is not in its ``cooldown``."""
+    """The hyperparameters of a training. ``steps`` may be raised later, until the ``cooldown`` begins."""
 
     steps: int
     batch_size: int
     learning_rate: float
     warmup: int = 200
-    cooldown: int = 0  # last steps, in which the rate falls to zero in a line
+    cooldown: int = 0  # last steps, in which the learning rate decays linearly to zero
     weight_decay: float = 0.01
-    muon: str = ""  # a pattern in the names of the matrices that Muon steps; all else is AdamW's
-    clip: float = 1.0  # largest norm of the gradient
-    average: float = 0.999  # of the weights; what is exported is this moving average
+    muon: str = ""  # a pattern of names of matrices for Muon; AdamW updates all other parameters
+    clip: float = 1.0  # maximum norm of the gradient
+    average: float = 0.999  # decay of the moving average of the weights, which is exported
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
@@ -52,23 +52,23 @@ class Plan:
     log_every: int = 25
 
     def rate(self, step: int) -> float:
-        """Of step ``step``, from 0."""
+        """Return the learning rate of a step, counted from 0."""
         down = (self.steps - step) / self.cooldown if self.cools(step) else 1.0
         return self.learning_rate * min(1.0, (step + 1) / max(self.warmup, 1)) * down
 
     def cools(self, step: int) -> bool:
-        """Whether step ``step``, from 0, is one of the cooldown's."""
+        """Return whether a step, counted from 0, belongs to the cooldown."""
         return step >= self.steps - self.cooldown
 
 
 def torch_rng(plan: Plan, stream: str, step: int) -> torch.Generator:
-    """Random numbers of one step, on the plan's device."""
+    """Return the random generator of one step, on the plan's device."""
     number = int(counter_rng(plan.seed, stream, step).integers(0, 2**63))
     return torch.Generator(plan.device).manual_seed(number)
 
 
 def chosen(plan: Plan, count: int, step: int) -> Tensor:
-    """Which of ``count`` samples a step sees: int64 (batch), on the plan's device."""
+    """Return the indices of a step's batch among ``count`` samples: int64 (batch), on the plan's device."""
     drawn = counter_rng(plan.seed, "batch", step).integers(0, count, plan.batch_size)
     return torch.from_numpy(drawn).to(plan.device)
 
@@ -79,7 +79,7 @@ def train(
     plan: Plan,
     folder: Path,
 ) -> nn.Module:
-    """Train ``model`` from the folder's checkpoint, or from its present weights, to the plan's last step.
+    """Train ``model`` to the plan's last step, from the folder's checkpoint, or from its current weights.
 
     Args: loss_of: the loss of a step, from (model, step).
     Returns: the model with the averaged weights.
@@ -112,7 +112,7 @@ def train(
             losses.clear()
             _note(folder / CURVE, {"step": done, "loss": mean, "seconds": round(time.monotonic() - began, 1)})
         now = time.monotonic()
-        if now - saved >= plan.save_seconds and done % plan.log_every == 0:  # the curve's means begin anew there
+        if now - saved >= plan.save_seconds and done % plan.log_every == 0:  # the curve's means restart there
             _save(model, named, optimisers, average, plan, done, folder / CHECKPOINT)
             saved = now
     if start < plan.steps:
@@ -122,7 +122,7 @@ def train(
 
 
 def optimisers_of(named: Mapping[str, nn.Parameter], plan: Plan) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) for the matrices named by ``plan.muon``."""
+    """Return AdamW, and Muon (Jordan et al. 2024, scaled as in arXiv 2502.16982) for matrices of ``plan.muon``."""
     matrices = {name for name, value in named.items() if plan.muon and value.ndim == 2 and re.search(plan.muon, name)}
     others = [value for name, value in named.items() if name not in matrices]
     groups = [
@@ -138,16 +138,16 @@ def optimisers_of(named: Mapping[str, nn.Parameter], plan: Plan) -> list[torch.o
 
 
 def averaged(model: nn.Module, folder: Path) -> int:
-    """Load the averaged weights of a folder's checkpoint. Returns: the steps that they have seen."""
+    """Load the averaged weights of a folder's checkpoint. Returns: the checkpoint's step."""
     with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:
         model.load_state_dict({name: file.get_tensor(f"average.{name}") for name in model.state_dict()})
         return int(file.metadata()["step"])
 
 
 def export_averaged(model: Any, processor: Any, folder: Path, target: Path) -> None:
-    """Write the averaged weights of a folder's checkpoint in half precision, as transformers does, and the processor.
+    """Write a checkpoint's averaged weights in half precision, in transformers' format, and the processor.
 
-    Args: model: of that library, of the checkpoint's sizes.
+    Args: model: a transformers model with the checkpoint's sizes.
     """
     averaged(model, folder)
     model.half().save_pretrained(target)
@@ -155,7 +155,7 @@ def export_averaged(model: Any, processor: Any, folder: Path, target: Path) -> N
 
 
 def steps_of(folder: Path) -> int:
-    """Steps of the folder's checkpoint; 0 if there is none."""
+    """Return the step of the folder's checkpoint; 0 without a checkpoint."""
     if not (folder / CHECKPOINT).is_file():
         return 0
     with safetensors.safe_open(folder / CHECKPOINT, "pt") as file:
@@ -163,7 +163,7 @@ def steps_of(folder: Path) -> int:
 
 
 def seconds_of(folder: Path) -> float:
-    """What the steps took, all runs together, by the curve."""
+    """Return the seconds of all steps, from the curve."""
     total = last = 0.0
     for line in (folder / CURVE).read_text(encoding="utf-8").splitlines():
         seconds = float(json.loads(line)["seconds"])
@@ -174,7 +174,7 @@ def seconds_of(folder: Path) -> float:
 
 @torch.no_grad()
 def _follow(average: Mapping[str, Tensor], model: nn.Module, keep: float) -> None:
-    """Move the average towards the weights; what is no float (a count of batches) is copied."""
+    """Update the moving average of the weights. Integer values, such as a count of batches, are copied."""
     old, new = [], []
     for name, value in model.state_dict().items():
         if value.is_floating_point():
@@ -210,7 +210,7 @@ def _save(
 def _moments(
     named: Mapping[str, nn.Parameter], optimisers: Sequence[torch.optim.Optimizer]
 ) -> Iterator[tuple[torch.optim.Optimizer, str, str]]:
-    """What a checkpoint holds of the optimisers: (optimiser, name of a parameter, key of its state)."""
+    """Yield the optimiser states that a checkpoint contains: (optimiser, parameter name, key of its state)."""
     names = {parameter: name for name, parameter in named.items()}
     for optimiser in optimisers:
         for group in optimiser.param_groups:
@@ -226,7 +226,7 @@ def _resume(
     plan: Plan,
     path: Path,
 ) -> int:
-    """Put a checkpoint into everything that a step reads. Returns: the steps done."""
+    """Load a checkpoint into model, optimisers and average. Returns: the number of completed steps."""
     if not path.is_file():
         return 0
     with safetensors.safe_open(path, "pt") as file:
@@ -244,12 +244,14 @@ def _resume(
 
 
 def _refuse_other_plan(old: Mapping[str, Any], plan: Plan, step: int) -> None:
-    """Raises: ValueError if going on would give another curve than one run from the start."""
+    """Raise ValueError if resuming with this plan would give another curve than training from the start."""
     free = {"device", "save_seconds", "steps", "cooldown"}
-    old = asdict(Plan(**old))  # a setting that it did not have yet is at its default
+    old = asdict(Plan(**old))  # settings that older checkpoints lack have their defaults
     changed = [name for name, value in asdict(plan).items() if name not in free and old[name] != value]
     if changed:
-        raise ValueError(f"the checkpoint was made with another {changed[0]}: {old[changed[0]]!r}; begin anew")
+        raise ValueError(
+            f"the checkpoint was made with another {changed[0]}: {old[changed[0]]!r}; start in a new folder"
+        )
     if (old["steps"], old["cooldown"]) != (plan.steps, plan.cooldown):
         begins = min(old["steps"] - old["cooldown"], plan.steps - plan.cooldown)
         if step > begins:
@@ -257,7 +259,7 @@ def _refuse_other_plan(old: Mapping[str, Any], plan: Plan, step: int) -> None:
 
 
 def _cut(curve: Path, step: int) -> None:
-    """Drop what a killed run noted after its last checkpoint."""
+    """Remove the entries that a killed run wrote after its last checkpoint."""
     if not curve.is_file():
         return
     lines = []
@@ -265,7 +267,7 @@ def _cut(curve: Path, step: int) -> None:
         try:
             if json.loads(line)["step"] <= step:
                 lines.append(line)
-        except ValueError:  # the kill cut it
+        except ValueError:  # truncated by the kill
             break
     write_atomic(curve, "".join(f"{line}\n" for line in lines).encode())
 

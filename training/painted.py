@@ -1,8 +1,8 @@
-"""Training sets of painted scenes: made once, kept in chunks, read as arrays.
+"""Training sets of painted scenes: painted once, stored in chunks, read as arrays.
 
-    python -m training.painted FOLDER          # each training does it too, for itself
+    python -m training.painted FOLDER          # optional: each training paints missing scenes
 
-Without sensor noise: no latent could hold it, and those who judge images get noise of their own.
+Scenes have no sensor noise, because latents cannot represent it. Trainings of classifiers add noise themselves.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from training.places import areas_of, columns_of
 from training.tokens import token_ids, write_tokenizer
 
 CHUNK = 1024  # scenes
-UNKNOWN = -100  # what cross-entropy leaves out
+UNKNOWN = -100  # the index that cross-entropy ignores
 
 SCENE_WORDS = tuple(scene.word for scene in SCENES)
 LIGHT_WORDS = tuple(light.word for light in LIGHTS)
@@ -33,9 +33,11 @@ LIGHT_WORDS = tuple(light.word for light in LIGHTS)
 
 @dataclass(frozen=True)
 class Answers:
-    """What captions tell: ``present`` float (N, nouns); ``columns`` and ``areas`` float (N, nouns, 2), where each
-    object is and how large (`training.places`; 0 for what is not there); ``colour`` (of a single object), ``scene``,
-    ``light`` int64 (N), or `UNKNOWN`.
+    """The labels from N captions.
+
+    ``present``: float (N, nouns). ``columns``, ``areas``: float (N, nouns, 2), the ranges of each object's position
+    and area (`training.places`), 0 for absent objects. ``colour`` (only of single objects), ``scene``, ``light``:
+    int64 (N), or `UNKNOWN`.
     """
 
     present: Tensor
@@ -46,15 +48,16 @@ class Answers:
     light: Tensor
 
     def pick(self, chosen: Tensor) -> "Answers":
-        """Those of some scenes."""
+        """Return the labels of some scenes."""
         return Answers(*(getattr(self, each.name)[chosen] for each in fields(self)))
 
 
 @dataclass(frozen=True)
 class Painted:
-    """N scenes: ``images`` uint8 (N, 3, size, size), captions' ``tokens`` int16 (N, L), and what they tell;
-    ``masks`` uint8 (N, size, size), 0 or the number of the noun from 1: for the detector and the segmenter, and
-    ``objects`` for the denoiser.
+    """N scenes.
+
+    ``images``: uint8 (N, 3, size, size). ``tokens``: int16 (N, L), of the captions. ``answers``: the labels from the
+    captions. ``masks``: uint8 (N, size, size), 0 or the noun's number from 1, for detector, segmenter and denoiser.
     """
 
     images: Tensor
@@ -67,18 +70,18 @@ class Painted:
 
     @property
     def objects(self) -> Tensor:
-        """uint8 (N, size / 4, size / 4): how many pixels of any object are in each square of 4 x 4."""
+        """Return the number of object pixels in each 4 x 4 square: uint8 (N, size / 4, size / 4)."""
         squares = (self.masks > 0).unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)
         return squares.sum((3, 4)).to(torch.uint8)
 
     def to(self, device: str) -> Self:
-        """The same on another device."""
+        """Return the scenes on another device."""
         answers = Answers(*(getattr(self.answers, each.name).to(device) for each in fields(Answers)))
         return type(self)(self.images.to(device), self.masks.to(device), self.tokens.to(device), answers)
 
 
 def answers_to(specs: Sequence[SceneSpec]) -> Answers:
-    """What is true of scenes. The colour is asked of scenes with one object alone."""
+    """Return the labels of parsed captions. The colour is known only for scenes with one object."""
     present = torch.zeros(len(specs), len(scenes.nouns()))
     columns, areas = torch.zeros(2, *present.shape, 2)
     for row, spec in enumerate(specs):
@@ -100,8 +103,9 @@ def answers_to(specs: Sequence[SceneSpec]) -> Answers:
 
 
 def painted(folder: Path, tokenizer: Any, *, count: int, seed: int, workers: int = 0) -> Painted:
-    """The first ``count`` scenes (rounded down to whole chunks) of the seed's training set; what the folder lacks of
-    them is painted.
+    """Return the first ``count`` scenes, rounded down to whole chunks, of the seed's training set.
+
+    Chunks that the folder lacks are painted.
     """
     place = folder / f"scenes-{seed}"
     place.mkdir(parents=True, exist_ok=True)
@@ -136,7 +140,7 @@ def _write(made: Sequence[scenes.Scene], tokenizer: Any, file: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--scenes", type=int, default=16_384)

@@ -1,19 +1,23 @@
-"""What a caption's words say of where an object is and how large: the only word on it that the CLIP hears.
+"""Position and area ranges of objects from a caption's words: the only localization that the CLIP is trained on.
 
-Roughly, and with room to spare: nothing here looks at a picture, or knows the painter's random numbers.
+The ranges are rough, with margins. They do not depend on images or on the painter's random numbers.
 """
 
 from magicseg.miniature.caption import ObjectSpec
 
-_SPANS = {"small": (0.38, 0.46), "medium-sized": (0.50, 0.60), "large": (0.64, 0.76)}  # widths, shares of the image
+_SPANS = {
+    "small": (0.38, 0.46),
+    "medium-sized": (0.50, 0.60),
+    "large": (0.64, 0.76),
+}  # widths, as fractions of the image
 _CENTRES = {"left": 0.26, "middle": 0.5, "right": 0.74}
-_CROWDED = 0.8  # of a width, where there are two objects
+_CROWDED = 0.8  # factor on the width for two objects
 _MARGIN = 0.08  # on each side
-_COVER = (0.25, 0.8)  # an object's share of the square that it fits into
+_COVER = (0.25, 0.8)  # an object's fraction of its bounding square
 
 
 def columns_of(item: ObjectSpec, *, crowded: bool) -> tuple[float, float]:
-    """From where to where the object may reach: shares of the image's width."""
+    """Return the leftmost and the rightmost position of an object, as fractions of the image's width."""
     if item.place is None:
         return 0.0, 1.0
     width = _widths(item, crowded=crowded)[1]
@@ -22,7 +26,7 @@ def columns_of(item: ObjectSpec, *, crowded: bool) -> tuple[float, float]:
 
 
 def areas_of(item: ObjectSpec, *, crowded: bool) -> tuple[float, float]:
-    """How much of the image it covers, at least and at most."""
+    """Return the smallest and the largest area of an object, as fractions of the image."""
     low, high = _widths(item, crowded=crowded)
     return _COVER[0] * low**2, _COVER[1] * high**2
 

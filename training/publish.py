@@ -1,4 +1,4 @@
-"""Puts exported and measured weights into the package, with model cards and digests.
+"""Copy exported and measured weights into the package, with model cards and digests.
 
     python -m training.publish WORK magicseg/miniature/weights
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from training.loop import STATE, Plan, seconds_of
 
-LARGEST = 15_000_000  # bytes, all together
+LARGEST = 15_000_000  # bytes in total
 
 _CARD = """---
 license: apache-2.0
@@ -45,9 +45,9 @@ exercise and to study a pipeline, not to make or to read pictures.
 
 
 def training_of(folder: Path) -> str:
-    """Steps, batch, time and parameters of a training, in words."""
+    """Return a sentence with steps, batch size, time and parameters of a training."""
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    plan, steps = Plan(**state["plan"]), state["step"]  # a setting that it did not have yet is at its default
+    plan, steps = Plan(**state["plan"]), state["step"]  # settings that older checkpoints lack have their defaults
     minutes = seconds_of(folder) / 60
     return (
         f"{steps:,} steps of {plan.batch_size} in {minutes:,.0f} minutes on one "
@@ -58,7 +58,7 @@ def training_of(folder: Path) -> str:
 
 
 def measures_of(measured: Mapping[str, float], names: Mapping[str, str]) -> str:
-    """A table."""
+    """Return a Markdown table of measures."""
     rows = [f"| {text} | {measured[name]:.4g} |" for name, text in names.items()]
     return "\n".join(["| measure | value |", "|---|---|", *rows])
 
@@ -93,7 +93,7 @@ _CLIP = {
 
 
 def publish(work: Path, target: Path, scenes: int) -> None:
-    """Copy the weights, write cards and digests. Raises: ValueError if they are larger than `LARGEST`."""
+    """Copy the weights, and write cards and digests. Raises: ValueError if the weights exceed `LARGEST`."""
     weights = work / "weights"
     measured = json.loads((weights / "measures.json").read_text(encoding="utf-8"))
     cards = {
@@ -143,11 +143,11 @@ def publish(work: Path, target: Path, scenes: int) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--scenes", type=int, default=16_384, help="that the models learnt from, for the cards")
+    parser.add_argument("--scenes", type=int, default=16_384, help="number of training scenes, for the cards")
     given = parser.parse_args()
     publish(given.work, given.target, given.scenes)
 

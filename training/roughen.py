@@ -1,4 +1,4 @@
-"""Blur and noise for those who judge images: so that they look at objects, not at how sharp a picture is."""
+"""Blur and noise for the training of classifiers, so that they do not depend on an image's sharpness."""
 
 import torch
 import torch.nn.functional as F
@@ -8,13 +8,13 @@ _BLUR = torch.tensor([1.0, 2.0, 1.0]) / 4
 
 
 def blurred(pixels: Tensor) -> Tensor:
-    """A binomial blur over 3 x 3 pixels. Args: pixels: float (B, 3, H, W)."""
+    """Apply a binomial blur over 3 x 3 pixels. Args: pixels: float (B, 3, H, W)."""
     kernel = torch.outer(_BLUR, _BLUR).to(pixels).expand(3, 1, 3, 3)
     return F.conv2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
 
 
 def roughened(pixels: Tensor, rng: torch.Generator, *, noise: float = 6.0) -> Tensor:
-    """Each image blurred not at all, once or twice, then with noise of its own deviation, 0 to ``noise``.
+    """Blur each image zero to two times, and add noise with a random standard deviation, 0 to ``noise``.
 
     Args: pixels: float (B, 3, H, W), 0 to 255. rng: on their device.
     """

@@ -1,6 +1,6 @@
-"""Painted scenes without end, with their captions: what all models of this folder learn from, and are measured on.
+"""An endless stream of painted scenes with captions, for training and evaluation of all models in this folder.
 
-Scene ``index`` of a stream is a function of (seed, stream, index) alone. Streams of different names never meet.
+Scene ``index`` of a stream depends only on (seed, stream, index). Streams with different names share no scenes.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from magicseg.stages.describe.grammar import GrammarCaptioner
 from magicseg.stages.generate.counterfactual import replace_labels
 
 SIZE = 64
-OBJECTS = (0.2, 0.65, 0.15)  # shares of scenes with none, one and two objects
+OBJECTS = (0.2, 0.65, 0.15)  # fractions of scenes with 0, 1 and 2 objects
 
 _MASK_64 = 2**64 - 1
 
@@ -32,8 +32,10 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """``image``: uint8 (size, size, 3); ``mask``: uint8 (size, size), 0 or the number of the noun in `nouns`, from 1;
-    ``spec``: what the caption tells.
+    """A painted scene with its caption.
+
+    ``image``: uint8 (size, size, 3). ``mask``: uint8 (size, size), 0 or the number of the noun in `nouns`, from 1.
+    ``spec``: the parsed caption.
     """
 
     caption: str
@@ -43,19 +45,19 @@ class Scene:
 
 
 def counter_rng(seed: int, stream: str, index: int) -> Generator:
-    """Random numbers of one step or scene: the stream's name is in the key, the index in the counter."""
+    """Return the random generator of one step or scene. The key has the stream's name, the counter has the index."""
     name = int.from_bytes(hashlib.sha256(f"magicseg/training/{stream}".encode()).digest()[:8], "little")
     return Generator(Philox(key=[seed & _MASK_64, name], counter=[0, 0, 0, index]))
 
 
 @cache
 def vocabulary() -> Vocabulary:
-    """The labels that the painter draws."""
+    """Return the labels that the painter can draw."""
     return load_vocabulary("miniature")
 
 
 def nouns() -> tuple[str, ...]:
-    """Their names, in the order of their ids."""
+    """Return the names of `vocabulary`, in the order of their ids."""
     return vocabulary().names
 
 
@@ -68,12 +70,13 @@ def scene(
     size: int = SIZE,
     noise: float = NOISE,
 ) -> Scene:
-    """Scene number ``index`` of a stream.
+    """Paint scene number ``index`` of a stream.
 
-    A scene without objects has one of the two texts that the back end ``diffusers`` gives to counterfactuals: the
-    grammar's own ("An empty beach at dawn"), or a caption whose class words are replaced by "nothing".
+    A scene without objects has one of the two kinds of counterfactual text of the back end ``diffusers``: the
+    grammar's text ("An empty beach at dawn"), or a caption with class words replaced by "nothing".
 
-    Args: objects: shares of scenes with 0, 1, 2... objects. noise: of the painter, standard deviation in 0 to 255.
+    Args: objects: fractions of scenes with 0, 1, 2... objects. noise: the painter's noise, standard deviation in
+    units of 0 to 255.
     """
     rng = counter_rng(seed, stream, index)
     count = int(rng.choice(len(objects), p=objects))
@@ -97,7 +100,7 @@ def scene(
 
 
 def ahead(make: Callable[[int], Made], numbers: Sequence[int], workers: int) -> Iterator[Made]:
-    """``make`` of each number, in their order, made in other processes if there are ``workers``."""
+    """Yield ``make`` of each number in order, computed by ``workers`` processes, or by this process if 0."""
     if not workers or not numbers:
         yield from map(make, numbers)
         return

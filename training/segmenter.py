@@ -1,10 +1,10 @@
-"""Trains the small SAM: transformers' own model, on painted scenes, from an object's rough box to its outline.
+"""Train the small SAM, transformers' model, on painted scenes: from an object's rough box to its mask.
 
     python -m training.segmenter FOLDER --data FOLDER
     python -m training.segmenter FOLDER --data FOLDER --export DIRECTORY
 
-Focal and dice loss on the mask, twenty to one, and the squared error of the predicted overlap (Kirillov et al. 2023,
-arXiv 2304.02643). One box of each image; only the single mask is trained, which `multimask_output=False` gives.
+The loss is focal and dice loss on the mask, twenty to one, plus the squared error of the predicted IoU (Kirillov et
+al. 2023, arXiv 2304.02643). Each image has one box. Only the single mask of `multimask_output=False` is trained.
 """
 
 import functools
@@ -25,12 +25,12 @@ from training.roughen import roughened
 SCENES = 16_384
 PLAN = Plan(steps=6000, batch_size=32, learning_rate=1e-3, warmup=200, cooldown=2000, weight_decay=0.01)
 _SIZES = {"image_size": scenes.SIZE, "patch_size": 4}
-_JITTER = 0.1  # of a box's sides
+_JITTER = 0.1  # relative to a box's sides
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def processor() -> Any:
-    """Images of 64 pixels as they are."""
+    """Return the processor. It does not resize images of 64 pixels."""
     side = scenes.SIZE
     images = tf.SamImageProcessor(
         size={"longest_edge": side},
@@ -42,7 +42,7 @@ def processor() -> Any:
 
 
 def build() -> Any:
-    """`SamModel`, small."""
+    """Return a small `SamModel`."""
     heads = {"num_attention_heads": 4, "hidden_size": 64}
     model = tf.SamModel(
         tf.SamConfig(
@@ -65,14 +65,14 @@ def build() -> Any:
             ).to_dict(),
         )
     )
-    prompts = model.prompt_encoder  # masks and points are no prompts here
+    prompts = model.prompt_encoder  # masks and points are not used as prompts
     for part in (prompts.mask_embed, prompts.point_embed[0], prompts.point_embed[1], prompts.not_a_point_embed):
         part.requires_grad_(False)
     return model
 
 
 def loss_of(model: Any, step: int, *, data: Painted, objects: list[Any], with_objects: Tensor, plan: Plan) -> Tensor:
-    """Of one object of each image of the batch."""
+    """Return the loss for one object of each image of the batch."""
     picked = with_objects[chosen(plan, len(with_objects), step)]
     rng = scenes.counter_rng(plan.seed, "segmenter box", step)
     wanted, boxes = [], []
@@ -102,7 +102,7 @@ def loss_of(model: Any, step: int, *, data: Painted, objects: list[Any], with_ob
 
 
 def fit(folder: Path, data: Painted, plan: Plan = PLAN) -> Any:
-    """Train, from the folder's checkpoint if there is one. Returns: the averaged model."""
+    """Train, or resume from the folder's checkpoint. Returns: the averaged model."""
     torch.manual_seed(plan.seed)
     objects = [boxes_of(mask) for mask in data.masks]
     with_objects = torch.tensor([place for place, (there, _) in enumerate(objects) if there], device=plan.device)
@@ -118,7 +118,7 @@ def export(folder: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Run the training program."""
     given = arguments.parser(__doc__, PLAN, SCENES, exports=True).parse_args()
     plan = arguments.plan_of(given, PLAN)
     if given.export:

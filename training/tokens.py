@@ -1,6 +1,6 @@
-"""The tokenizer of both learned models: CLIP's byte pairs, with merges that make every word of the grammar one token.
+"""The tokenizer of both learned models: CLIP's byte pair encoding in which every word of the grammar is one token.
 
-Any other text is spelt in smaller pieces, as by any CLIP tokenizer.
+Other text is split into smaller pieces, as by any CLIP tokenizer.
 """
 
 import itertools
@@ -18,21 +18,21 @@ from magicseg.stages.describe.words import COLOURS, FILLERS, LIGHTS, OPENINGS, P
 from magicseg.stages.generate.counterfactual import REPLACEMENT
 from training.scenes import nouns
 
-LENGTH = 32  # holds every caption of one or two objects
+LENGTH = 32  # enough for captions with one or two objects
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
 
 
 def words() -> list[str]:
-    """Every word that a caption can hold, in order, lower case."""
+    """Return all words of captions, sorted, in lower case."""
     phrases = [phrase.text for phrase in (*PLACES, *SCENES, *LIGHTS)]
     texts = [*FILLERS, *COLOURS, *SIZES, *nouns(), *phrases, *OPENINGS, REPLACEMENT]
     return sorted({word for text in texts for word in re.findall(r"[a-z]+", text.lower())})
 
 
 def merges(of: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte pair encoding (Sennrich et al. 2016, arXiv 1508.07909), trained until every word is one token."""
+    """Train byte pair encoding (Sennrich et al. 2016, arXiv 1508.07909) until every word is one token."""
     split = [[*word[:-1], word[-1] + _WORD_END] for word in of]
     learned: list[tuple[str, str]] = []
     while pairs := Counter(pair for signs in split for pair in itertools.pairwise(signs)):
@@ -54,9 +54,9 @@ def _merged(signs: Sequence[str], pair: tuple[str, str]) -> list[str]:
 
 
 def write_tokenizer(folder: Path) -> Any:
-    """Write a CLIP tokenizer's files into a folder. Returns: the `CLIPTokenizer` of it."""
+    """Write a CLIP tokenizer's files into a folder. Returns: the `CLIPTokenizer`."""
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
-    letters += [chr(256 + number) for number in range(256 - len(letters))]  # CLIP's signs for the 256 bytes
+    letters += [chr(256 + number) for number in range(256 - len(letters))]  # CLIP's characters for the 256 bytes
     learned = merges(words())
     pieces = [*letters, *(letter + _WORD_END for letter in letters), *map("".join, learned), _START, _END]
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "bos_token": _START}
@@ -69,7 +69,7 @@ def write_tokenizer(folder: Path) -> Any:
 
 
 def token_ids(tokenizer: Any, texts: Sequence[str]) -> Tensor:
-    """int64 (texts, LENGTH), padded with the end's id."""
+    """Return token ids, int64 (texts, LENGTH), padded with the end token."""
     ids: Tensor = tokenizer(
         list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
