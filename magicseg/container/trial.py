@@ -1,4 +1,4 @@
-"""Trying an image on this machine, without a cluster: what would go wrong in a job is seen here."""
+"""Test an image on this machine, without a cluster, to find problems that would otherwise appear in a job."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ LIBRARIES = (
     *("sentencepiece", "google.protobuf", "openai", "scipy", "segment_anything", "groundingdino", "open_clip"),
     *("tensorboard", "zarr", "h5py"),
 )
-# Nothing may be looked for on a network.
+# Libraries must not use the network.
 _ALONE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 _VERSIONS = """
 import json, platform, torch, magicseg
@@ -58,13 +58,13 @@ print("ready", flush=True)
 time.sleep(60)
 """
 _START_SECONDS = 120.0
-_FORWARDING_SECONDS = 1.0  # what comes in the first moment, the runtime does not pass on yet
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the end, and Slurm's warning before it
+_FORWARDING_SECONDS = 1.0  # right after its start, the runtime does not forward signals yet
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # the end of a job, and Slurm's warning before it
 
 
 @dataclass(frozen=True)
 class Trial:
-    """An image, how it is started here, and a folder for what it leaves."""
+    """An image under test, its runtime and flags, and a folder for its output."""
 
     runtime: Runtime
     image: Path
@@ -72,7 +72,7 @@ class Trial:
     folder: Path
 
     def words(self, *arguments: str, binds: tuple[str, ...] = ()) -> list[str]:
-        """The command line that does something in the image, with the folder bound."""
+        """Return a command line that runs ``arguments`` in the image, with the folder bound."""
         return command(
             self.runtime, "exec", self.image, arguments, binds=(str(self.folder), *binds), flags=self.flags
         )
@@ -80,11 +80,14 @@ class Trial:
     def do(
         self, *arguments: str, binds: tuple[str, ...] = (), before: tuple[str, ...] = (), **variables: str
     ) -> "subprocess.CompletedProcess[str]":
-        """Do it, alone. Args: before: words in front of the command line. variables: for inside."""
+        """Run a command in the image, offline.
+
+        Args: before: words before the command line. variables: environment variables inside the image.
+        """
         return call([*before, *self.words(*arguments, binds=binds)], inside(self.runtime, _ALONE | variables))
 
     def json(self, *arguments: str) -> Any:
-        """Do it, and read JSON from its last line. Raises: ContainerError."""
+        """Run a command in the image and parse its last line as JSON. Raises ContainerError if that fails."""
         done = self.do(*arguments)
         try:
             return json.loads(done.stdout.strip().splitlines()[-1])
@@ -95,14 +98,14 @@ class Trial:
 def try_image(
     runtime: Runtime, image: Path, flags: tuple[Flag, ...], report: Callable[[Check, float], None]
 ) -> list[Check]:
-    """Do all checks, report each with its seconds as it ends."""
+    """Run all checks. Report each check with its duration in seconds as it ends."""
     done = []
     with tempfile.TemporaryDirectory(prefix="magicseg-image-") as folder:
         for check, seconds in _checks(Trial(runtime, image, flags, Path(folder))):
             report(check, seconds)
             done.append(check)
             if check.name == "starts" and check.status is Status.FAILED:
-                break  # then nothing else can be seen
+                break  # the other checks would fail too
     return done
 
 
@@ -128,7 +131,7 @@ def _checks(trial: Trial) -> Iterator[tuple[Check, float]]:
 
 def _end_of(done: "subprocess.CompletedProcess[str]") -> str:
     lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-    return " | ".join(lines[-3:])[-500:] or "it says nothing"
+    return " | ".join(lines[-3:])[-500:] or "no output"
 
 
 def _outcome(done: "subprocess.CompletedProcess[str]", seen: str, remedy: str | None = None) -> Check:
@@ -138,7 +141,7 @@ def _outcome(done: "subprocess.CompletedProcess[str]", seen: str, remedy: str | 
 
 
 def starts(trial: Trial) -> Check:
-    """Whether the image starts at all, with which flags."""
+    """Check that the image starts, and name the flags that it starts with."""
     words = " ".join(word for flag in trial.flags for word in flag.words)
     done = trial.do("true")
     seen = f"{trial.runtime.shown}, {words or 'no flags'}"
@@ -147,7 +150,7 @@ def starts(trial: Trial) -> Check:
 
 
 def versions(trial: Trial) -> Check:
-    """Versions inside; magicseg's must be the one outside."""
+    """Check that magicseg has the same version inside the image and on this machine."""
     found = trial.json("python3", "-c", _VERSIONS)
     seen = ", ".join(f"{name} {version}" for name, version in found.items())
     if found["magicseg"] == package_version():
@@ -155,13 +158,13 @@ def versions(trial: Trial) -> Check:
     return Check(
         "",
         Status.FAILED,
-        f"{seen}; but this machine has magicseg {package_version()}, and jobs refuse another one",
+        f"{seen}; but this machine has magicseg {package_version()}, and jobs require equal versions",
         "build the image again, or install the image's version here",
     )
 
 
 def imports(trial: Trial) -> Check:
-    """Every library that a back end may want."""
+    """Check that every library that a back end may need can be imported."""
     failed = trial.json("python3", "-W", "ignore", "-c", _IMPORTS, *LIBRARIES)
     if failed:
         told = "; ".join(f"{name}: {why}" for name, why in failed.items())
@@ -170,7 +173,7 @@ def imports(trial: Trial) -> Check:
 
 
 def gpu(trial: Trial) -> Check:
-    """Whether torch inside sees the GPUs outside."""
+    """Check that torch inside the image sees this machine's GPUs."""
     words = [word for flag in trial.flags for word in flag.words]
     if "--nv" in words or "--rocm" in words:
         found = trial.json("python3", "-c", _GPU)
@@ -182,7 +185,7 @@ def gpu(trial: Trial) -> Check:
             "",
             Status.FAILED,
             "there is a GPU here, but torch in the image sees none",
-            "is it the image's variant (cuda, rocm)? Is the driver new enough? nvidia-smi says its CUDA version",
+            "check the image's variant (cuda, rocm) and the driver: nvidia-smi prints its CUDA version",
         )
     bare = Flag(("--nv",), "")
     done = replace(trial, flags=(*trial.flags, bare)).do("true")
@@ -192,7 +195,7 @@ def gpu(trial: Trial) -> Check:
 
 
 def exit_codes(trial: Trial) -> Check:
-    """Whether a worker's exit code comes out as it is."""
+    """Check that the runtime returns a worker's exit code unchanged."""
     codes = [trial.do("sh", "-c", f"exit {code}").returncode for code in (0, 1, 75)]
     if codes == [0, 1, 75]:
         return Check("", Status.OK, "0, 1 and 75 come out")
@@ -200,7 +203,7 @@ def exit_codes(trial: Trial) -> Check:
 
 
 def signals(trial: Trial) -> Check:
-    """Whether a worker gets the signals that its job is sent."""
+    """Check that the runtime forwards a job's signals to the worker."""
     for number in _SIGNALS:
         wanted = number + 20
         listener = ("python3", "-c", _LISTENER, *(str(int(each)) for each in _SIGNALS))
@@ -224,12 +227,12 @@ def signals(trial: Trial) -> Check:
                 process.kill()
         if code != wanted:
             told = "nothing within 30 s" if code is None else f"exit code {code}"
-            return Check("", Status.FAILED, f"{number.name}: {told}, not {wanted}", "work would not stop in time")
+            return Check("", Status.FAILED, f"{number.name}: {told}, not {wanted}", "jobs would not stop in time")
     return Check("", Status.OK, f"{' and '.join(number.name for number in _SIGNALS)} come in")
 
 
 def binds(trial: Trial) -> Check:
-    """Whether a folder can be bound elsewhere, and read-only."""
+    """Check that a folder can be bound to another path, and read-only."""
     given = trial.folder / "given"
     given.mkdir()
     (given / "word").write_text("abracadabra\n")
@@ -249,7 +252,7 @@ def shared_memory_inside(trial: Trial) -> Check:
 
 
 def miniature(trial: Trial) -> Check:
-    """The whole chain in short, in a folder of the host, without a network."""
+    """Run the short demo in a folder of the host, without a network if possible."""
     cut_off = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-current-user", "--net"]
     alone = ask([*cut_off, *trial.words("true")])[0] == 0
     run = str(trial.folder / "run")
@@ -261,7 +264,7 @@ def miniature(trial: Trial) -> Check:
 
 
 def files_left(trial: Trial) -> Check:
-    """Whether what the image wrote belongs to the user, who can change it."""
+    """Check that the files written from inside the image belong to the user and are writable."""
     paths = [path for path in trial.folder.rglob("*") if "run" in path.relative_to(trial.folder).parts[:1]]
     if not paths:
         return Check("", Status.FAILED, "the miniature left no files")
@@ -277,7 +280,7 @@ def files_left(trial: Trial) -> Check:
 
 
 def torchrun(trial: Trial) -> Check:
-    """Training in two processes that find each other; on CPUs, since not every machine has two GPUs."""
+    """Check that training runs on two ranks. It uses CPUs, because not every machine has two GPUs."""
     run = str(trial.folder / "run")
     if not (trial.folder / "run").exists():
         return Check("", Status.FAILED, "the miniature left no data to train on")
@@ -289,5 +292,5 @@ def torchrun(trial: Trial) -> Check:
     card = trial.folder / "run" / "model" / "model.json"
     with contextlib.suppress(OSError, ValueError, KeyError):
         if json.loads(card.read_bytes())["provenance"]["world_size"] != 2:
-            return Check("", Status.FAILED, "they trained apart")
+            return Check("", Status.FAILED, "the two processes did not join one training")
     return _outcome(done, "one training of both")

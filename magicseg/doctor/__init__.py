@@ -1,4 +1,4 @@
-"""``magicseg doctor``: what of this machine, and of a run, stands in the way, and what to do about it."""
+"""``magicseg doctor``: find problems of this machine and of a run, and suggest remedies."""
 
 from magicseg.core.checks import Check, Status
 from magicseg.doctor.examine import examine

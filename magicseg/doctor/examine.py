@@ -1,4 +1,4 @@
-"""All checks in their order."""
+"""Run all checks in order."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from magicseg.run.directory import Run
 
 
 def examine(path: Path | None = None) -> list[Check]:
-    """Look at this machine, and at a run if one is given."""
+    """Check this machine, and the run at ``path`` if it is given."""
     checks = list(machine_checks(path if path is not None and path.is_dir() else Path.cwd()))
     if path is None:
         return checks

@@ -1,4 +1,4 @@
-"""This machine: Python and its packages, devices, disks, Slurm, containers. Imports no library that it looks at."""
+"""Check this machine: Python, packages, devices, disks, Slurm, containers. Imports no library that it checks."""
 
 import json
 import os
@@ -37,7 +37,7 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "dev
 
 
 def machine_checks(place: Path) -> Iterator[Check]:
-    """All of them. Args: place: the folder whose disk matters."""
+    """Run all checks of this machine. Args: place: the folder whose disk is checked."""
     yield python()
     yield packages()
     yield torch_devices()
@@ -51,12 +51,12 @@ def machine_checks(place: Path) -> Iterator[Check]:
 
 
 def python() -> Check:
-    """The interpreter that the jobs will use too, unless they run in a container."""
+    """Report the Python interpreter. Jobs use the same interpreter, unless they run in a container."""
     return Check("Python", Status.OK, f"{platform.python_version()}, {sys.executable}")
 
 
 def packages() -> Check:
-    """Versions of what we need, against what we ask for."""
+    """Check the versions of installed packages against magicseg's requirements."""
     found: list[str] = []
     base: list[str] = []
     models: list[str] = []
@@ -72,19 +72,19 @@ def packages() -> Check:
             (models if extra else base).append(f"{wanted.name}{wanted.specifier}")
     seen = ", ".join(found)
     if base:
-        return Check("packages", Status.FAILED, f"lacking: {', '.join(base)}; {seen}", "pip install magicseg")
+        return Check("packages", Status.FAILED, f"missing: {', '.join(base)}; {seen}", "pip install magicseg")
     if models:
         return Check(
             "packages",
             Status.NOTE,
-            f"lacking: {', '.join(models)}: enough to submit, not to compute with models; {seen}",
+            f"missing: {', '.join(models)}: enough to submit jobs, but not to run models; {seen}",
             "where models run (or in the image): pip install 'magicseg[models]'",
         )
     return Check("packages", Status.OK, seen)
 
 
 def installed_version(name: str) -> str | None:
-    """A distribution's version; None if it is not installed."""
+    """Return a distribution's version; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -92,7 +92,7 @@ def installed_version(name: str) -> str | None:
 
 
 def torch_devices() -> Check:
-    """What torch says of itself and of the GPUs, in a process of its own."""
+    """Check torch and its GPUs in a separate process."""
     if installed_version("torch") is None:
         return Check("torch", Status.NOTE, "not installed here")
     try:
@@ -105,7 +105,9 @@ def torch_devices() -> Check:
         )
         told = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
-        return Check("torch", Status.FAILED, f"is not imported within {_TORCH_SECONDS:.0f} s", "is the disk slow?")
+        return Check(
+            "torch", Status.FAILED, f"its import takes more than {_TORCH_SECONDS:.0f} s", "is the disk slow?"
+        )
     except ValueError:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         return Check(
@@ -120,14 +122,14 @@ def torch_devices() -> Check:
         return Check(
             "torch",
             Status.WARNING,
-            f"{seen}; sees no GPU, though the driver does: {gpus[:200]}",
+            f"{seen}; sees no GPU, but the driver does: {gpus[:200]}",
             "install a torch built for this driver's CUDA, or unset CUDA_VISIBLE_DEVICES",
         )
     return Check("torch", Status.NOTE, f"{seen}; no GPU here, as on most login nodes")
 
 
 def hub() -> Check:
-    """The cache that `magicseg fetch` fills and stages read."""
+    """Check the weights cache, which `magicseg fetch` fills and stages read."""
     cache = hub_cache()
     free = shutil.disk_usage(_existing(cache)).free
     token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN"
@@ -137,36 +139,40 @@ def hub() -> Check:
             "hub cache",
             Status.WARNING,
             f"{seen}; you cannot write there ({seen_cache()})",
-            "export HF_HOME=DIRECTORY   # one of your own, to fetch into",
+            "export HF_HOME=DIRECTORY   # a folder that you can write to",
         )
     if free < _LITTLE_SPACE:
-        return Check("hub cache", Status.WARNING, f"{seen}: little", "export HF_HOME=DIRECTORY   # on a larger disk")
+        return Check("hub cache", Status.WARNING, f"{seen}: low", "export HF_HOME=DIRECTORY   # on a larger disk")
     return Check("hub cache", Status.OK, seen)
 
 
 def disk(place: Path) -> Check:
-    """Space and number of files that are free where a run lies, or will."""
+    """Check free space, free inodes and file system features at the folder of a run."""
     state = os.statvfs(place)
     free = state.f_bavail * state.f_frsize
     inodes = f"{state.f_favail} more files" if state.f_files else "files are not counted"
     seen = f"{place}: {gigabytes(free)} free, {inodes}"
     if not os.access(place, os.W_OK):
-        return Check("disk", Status.FAILED, f"{seen}; you cannot write there", f"chmod u+w {place}, or another place")
+        return Check(
+            "disk", Status.FAILED, f"{seen}; you cannot write there", f"chmod u+w {place}, or use another folder"
+        )
     if free < _LITTLE_SPACE or (state.f_files and state.f_favail < _FEW_FILES):
-        return Check("disk", Status.WARNING, f"{seen}: little", f"free some: du -sh {place}/*, or another place")
+        return Check(
+            "disk", Status.WARNING, f"{seen}: low", f"free some space: du -sh {place}/*, or use another folder"
+        )
     try:
         absent = lacking(place)
     except OSError as error:
         return Check(
-            "disk", Status.FAILED, f"{seen}; a file there {complaint(error)}", remedy(error) or "another place"
+            "disk", Status.FAILED, f"{seen}; a file there {complaint(error)}", remedy(error) or "use another folder"
         )
     if absent:
-        seen = f"{seen}; no {', no '.join(absent)}: fallbacks are used"
+        seen = f"{seen}; not supported: {', '.join(absent)}; fallbacks are used"
     return Check("disk", Status.OK, seen)
 
 
 def quota(place: Path) -> Check:
-    """What the file system, or else the system, says of the user's share."""
+    """Check the user's disk quota, from Lustre or else from the system."""
     user = str(os.getuid())
     for command in (["lfs", "quota", "-h", "-u", user, str(place)], ["quota", "-s"]):
         if not installed(command[0]):
@@ -174,14 +180,14 @@ def quota(place: Path) -> Check:
         code, said = ask(command)
         if code and "*" not in said:
             continue
-        if "*" in said:  # how both mark what is exceeded
+        if "*" in said:  # both commands mark exceeded limits by '*'
             return Check("quota", Status.WARNING, said[:300], "free some space, or ask for more")
         return Check("quota", Status.OK, said[:300] or "none set")
-    return Check("quota", Status.NOTE, "not known: neither lfs quota nor quota tells")
+    return Check("quota", Status.NOTE, "unknown: neither lfs quota nor quota is available")
 
 
 def temporary_files() -> Check:
-    """Where libraries put what they need for a moment."""
+    """Check the folder of temporary files."""
     with tempfile.TemporaryFile() as file:
         file.write(b"x")
         file.flush()
@@ -194,19 +200,19 @@ def temporary_files() -> Check:
         )
     if free < 1e9:
         return Check(
-            "temporary files", Status.WARNING, f"{seen}: little", "export TMPDIR=DIRECTORY   # on a larger disk"
+            "temporary files", Status.WARNING, f"{seen}: low", "export TMPDIR=DIRECTORY   # on a larger disk"
         )
     return Check("temporary files", Status.OK, seen)
 
 
 def slurm() -> Check:
-    """Slurm's commands, and whether its daemons answer."""
+    """Check that Slurm's commands are installed and its daemons answer."""
     lacking = [name for name in _SLURM if not installed(name)]
     if len(lacking) == len(_SLURM):
-        return Check("Slurm", Status.NOTE, "none of its commands are here: work is done by: magicseg run RUN")
+        return Check("Slurm", Status.NOTE, "not installed here; without it: magicseg run RUN")
     if set(lacking) - {"sacct"}:
         return Check(
-            "Slurm", Status.FAILED, f"lacking: {', '.join(lacking)}", "load the site's module, or mend the PATH"
+            "Slurm", Status.FAILED, f"missing: {', '.join(lacking)}", "load the site's module, or correct the PATH"
         )
     try:
         version, found = release(), partitions()
@@ -216,15 +222,13 @@ def slurm() -> Check:
             "Slurm",
             Status.FAILED,
             " ".join(error.message.split()),
-            "on a login node of the cluster these answer: sinfo; squeue --me",
+            "on a login node of the cluster, these commands must work: sinfo; squeue --me",
         )
     seen = f"{version}; partitions (name, state, time limit, nodes): {'; '.join(found) or 'none'}"
     trouble = attempt("Slurm", _accounting, Status.WARNING) if not lacking else None
     if lacking or (trouble and trouble.status is not Status.OK):
-        why = trouble.seen if trouble else "sacct is not here"
-        return Check(
-            "Slurm", Status.WARNING, f"{seen}; no accounting: {why}", "status knows less of jobs that have ended"
-        )
+        why = trouble.seen if trouble else "sacct is not installed"
+        return Check("Slurm", Status.WARNING, f"{seen}; no accounting: {why}", "status shows less about ended jobs")
     return Check("Slurm", Status.OK, seen)
 
 
@@ -234,18 +238,18 @@ def _accounting() -> Check:
 
 
 def container() -> Check:
-    """What runs images, if the profile names one."""
+    """Check the container runtime, which profiles with an image need."""
     for name in ("apptainer", "singularity"):
         if installed(name):
             code, said = ask([name, "--version"])
             if code == 0:
                 return Check("container", Status.OK, said)
             return Check("container", Status.WARNING, f"{name}: {said[:200]}", "load the site's module")
-    return Check("container", Status.NOTE, "neither apptainer nor singularity: only profiles without an image")
+    return Check("container", Status.NOTE, "neither apptainer nor singularity: use profiles without an image")
 
 
 def _existing(path: Path) -> Path:
-    """The path, or the nearest folder above it that exists."""
+    """Return the path, or its nearest parent folder that exists."""
     while not path.exists():
         path = path.parent
     return path

@@ -1,4 +1,4 @@
-"""A run: settings, work that is there, back ends, weights, profile, room for what is left."""
+"""Check a run: settings, committed shards, back ends, weights, profile, disk space for the missing shards."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ _ORIGINAL = frozenset({"groundingdino", "segment_anything"})  # modules of the e
 
 
 def run_checks(run: Run) -> Iterator[Check]:
-    """All of them; of a run with a damaged plan or ledger only those that make sense."""
+    """Run all checks of a run. If its plan is damaged, run only the checks that do not need it."""
     settings = attempt("settings", lambda: _settings(run))
     yield settings
     yield attempt("profile", lambda: profile(run))
@@ -46,7 +46,7 @@ def _settings(run: Run) -> Check:
 
 
 def profile(run: Run) -> Check:
-    """The site that the run is submitted to."""
+    """Check the site profile that the run is submitted with."""
     reference = run.config.slurm.profile or os.environ.get("MAGICSEG_PROFILE")
     if not reference:
         return Check(
@@ -66,7 +66,7 @@ def shared_memory_of(run: Run) -> Check:
 
 
 def backend(run: Run, stage: str) -> Check:
-    """Whether the stage's back end is installed, takes its options, and its libraries can be imported."""
+    """Check that a stage's back end is installed and accepts its options, and that its libraries can be imported."""
     name = f"{stage}: back end"
     chosen = DECLARATIONS[stage].settings(run.config).backend
     libraries = libraries_of(run, stage)
@@ -99,7 +99,7 @@ def libraries_of(run: Run, stage: str) -> tuple[str, ...]:
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # the package that it is in is not there, or is no package
+    except (ImportError, ValueError):  # the parent package is missing, or is not a package
         return False
 
 
@@ -109,7 +109,7 @@ def _install(modules: Sequence[str]) -> str:
 
 
 def _reinstall(modules: Sequence[str]) -> str:
-    """What to type. A module need not be called as what pip installs: under its name there may be something else."""
+    """Return the pip command for modules. Distributions are looked up: their names may differ from module names."""
     known = packages_distributions()
     names = [known.get(module.partition(".")[0], ()) for module in modules]
     if not all(names):
@@ -118,7 +118,7 @@ def _reinstall(modules: Sequence[str]) -> str:
 
 
 def committed(run: Run, stage: str) -> Check:
-    """How much is done, and whether it fits the settings; ``ok`` if all of it is."""
+    """Check that committed shards match the settings. The status is OK only if all shards are committed."""
     commits = run.checked_commits(stage)
     seen = f"{len(commits)} of {run.plan.shards} shards are committed"
     status = Status.OK if len(commits) == run.plan.shards else Status.NOTE
@@ -126,7 +126,7 @@ def committed(run: Run, stage: str) -> Check:
 
 
 def weights(run: Run, stage: str, *, needed: bool) -> Iterator[Check]:
-    """Whether pretrained weights are there and are those of the manifest. Args: needed: the stage has work left."""
+    """Check that pretrained weights are present and match the manifest. Args: needed: the stage is unfinished."""
     name = f"{stage}: weights"
 
     def look() -> Check:
@@ -139,7 +139,7 @@ def weights(run: Run, stage: str, *, needed: bool) -> Iterator[Check]:
 
 
 def room(run: Run) -> Check:
-    """Whether the disk takes what is left, going by the shards that are committed."""
+    """Check that the disk has space for the missing shards, extrapolated from the committed shards."""
     name = "room for the rest"
     state = os.statvfs(run.path)
     free = state.f_bavail * state.f_frsize
@@ -154,7 +154,7 @@ def room(run: Run) -> Check:
             files += left * sum(len(record.files) + 1 for record in commits.values()) / len(commits)
     seen = f"{gigabytes(size)} and {files:.0f} files to come, {gigabytes(free)} free"
     if unknown:
-        seen += f"; not known before a first shard: {', '.join(unknown)}"
+        seen += f"; unknown before the first shard: {', '.join(unknown)}"
     if size > free or (state.f_files and files > state.f_favail):
         return Check(name, Status.FAILED, seen, "free some space, or move the run to a larger disk")
     return Check(name, Status.NOTE if unknown else Status.OK, seen)

@@ -1,1 +1,1 @@
-"""What a run will cost, before it is submitted: from shards that were really done."""
+"""Estimate a run's cost before it is submitted, from the measurements of its finished shards."""

@@ -1,4 +1,4 @@
-"""The arithmetic of an estimate: tasks of shards, some at a time, each with its start. Pure functions."""
+"""Pure functions that forecast the duration of tasks from seconds per sample, startup time and parallelism."""
 
 import math
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """``tasks``: how many, of ``shards_per_task`` shards. ``busy_seconds``: of all tasks together. ``wall_seconds``:
-    from the first start to the last end. ``longest_seconds``: of one task.
+    """The forecast of a stage.
+
+    ``tasks``: number of tasks with ``shards_per_task`` shards each. ``busy_seconds``: sum over all tasks.
+    ``wall_seconds``: from the first start to the last end. ``longest_seconds``: duration of the longest task.
     """
 
     tasks: int
@@ -20,9 +22,9 @@ class Forecast:
 def forecast(
     samples: int, *, shard_size: int, shards_per_task: int, parallel: int, sample_seconds: float, start_seconds: float
 ) -> Forecast:
-    """What it takes to do ``samples`` samples in full shards, of which the last may be short.
+    """Forecast the processing of ``samples`` samples in full shards; the last shard may be short.
 
-    Args: parallel: tasks at a time. sample_seconds: of one sample. start_seconds: of a task before its first shard.
+    Args: parallel: concurrent tasks. sample_seconds: seconds per sample. start_seconds: a task's startup time.
     """
     if not samples:
         return Forecast(
@@ -42,8 +44,9 @@ def forecast(
 
 
 def wall_seconds(tasks: int, parallel: int, *, full: float, last: float) -> float:
-    """How long ``tasks`` tasks take, ``parallel`` at a time, each begun when a place is free: all take ``full``
-    seconds but the last one, which takes ``last``, no more than that.
+    """Return the seconds for ``tasks`` tasks, at most ``parallel`` at a time, each started when a slot is free.
+
+    Args: full: seconds of each task except the last. last: seconds of the last task, at most ``full``.
     """
     rounds, alone = divmod(tasks - 1, parallel)
     return rounds * full + (full if alone else last)

@@ -1,6 +1,6 @@
-"""What shards have really cost: from commit records, and from pilots, which are real shards done for the purpose.
+"""Measurements of finished shards, from commit records, and pilots, which complete a few shards to measure them.
 
-RUN/estimate.json   what no commit record holds: how long the stages' back ends took to start in the last pilot
+RUN/estimate.json   startup times of the stages' back ends in the last pilot, which commit records do not hold
 """
 
 import statistics
@@ -25,12 +25,12 @@ from magicseg.stages.worker import ShardEvent
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the shards of a stage have cost, as far as an estimate may rest on them.
+    """Measurements of a stage's shards, for an estimate.
 
-    ``sample_seconds``: seconds by sample, one value per shard. ``start_seconds``: of a worker before its first shard,
-    None if no pilot has measured it. ``bytes``, ``files`` and ``kept`` (samples) are of all these shards together.
-    ``peak_memory`` and ``peak_gpu_memory``: bytes, the most that a worker had. ``device``: the GPU's name, or CPU.
-    ``fitting``: whether they were made on what was asked for.
+    ``sample_seconds``: seconds per sample, one value per shard. ``start_seconds``: startup time of a worker, None if
+    no pilot has measured it. ``bytes``, ``files`` and ``kept`` (samples): sums over these shards. ``peak_memory`` and
+    ``peak_gpu_memory``: largest use of a worker in bytes. ``device``: the GPU's name, or CPU. ``fitting``: whether
+    the shards were measured on the requested hardware.
     """
 
     shards: int
@@ -48,41 +48,47 @@ class Measured:
 
     @property
     def median(self) -> float:
-        """Median seconds by sample."""
+        """Return the median of the seconds per sample."""
         return statistics.median(self.sample_seconds)
 
 
 def device_of(record: CommitRecord) -> str:
-    """What a shard was computed on: the GPU's name, or CPU."""
+    """Return the device that computed a shard: the GPU's name, or CPU."""
     return record.versions.get("gpu", "CPU")
 
 
-def own_records(commits: Mapping[int, CommitRecord]) -> list[CommitRecord]:
-    """Those that were not imported: somebody else's say nothing about the time it takes here. Oldest first."""
-    own = (record for record in commits.values() if record.imported_from is None)
-    return sorted(own, key=lambda record: record.finished)
+def local_records(commits: Mapping[int, CommitRecord]) -> list[CommitRecord]:
+    """Return the records of shards that were computed in this run, oldest first.
+
+    Imported shards were computed elsewhere, so their times do not apply here.
+    """
+    local = (record for record in commits.values() if record.imported_from is None)
+    return sorted(local, key=lambda record: record.finished)
 
 
 def _fits(record: CommitRecord, gpu: bool | None) -> bool:
-    """Whether a shard was made on the hardware that is asked for. ``gpu``: whether that is one; None: no matter.
+    """Return whether a shard was measured on the requested hardware.
 
-    In a job it was made on what the job had, whether or not the back end has a use for a GPU.
+    Args: gpu: if set, accept only shards measured on a GPU (True) or on a CPU (False). Shards of Slurm jobs always
+        count, because they had the job's hardware, even if their back end uses no GPU.
     """
     return gpu is None or bool(record.job) or (device_of(record) != "CPU") == gpu
 
 
 def measured(run: Run, stage: str, commits: Mapping[int, CommitRecord], *, gpu: bool | None) -> Measured | None:
-    """What a stage's estimate rests on; None if none of its shards was done.
+    """Return the measurements for a stage's estimate; None if no shard was computed in this run.
 
-    Shards from the hardware that is asked for, if there are any; and of these, those on the device used last.
+    They are taken from shards on the requested hardware, if there are any, and of these from the last used device.
+
+    Args: gpu: if set, prefer shards measured on a GPU (True) or on a CPU (False).
     """
-    own = own_records(commits)
-    if not own:
+    local = local_records(commits)
+    if not local:
         return None
-    chosen = [record for record in own if _fits(record, gpu)]
+    chosen = [record for record in local if _fits(record, gpu)]
     fitting = bool(chosen)
-    device = device_of((chosen or own)[-1])
-    chosen = [record for record in chosen or own if device_of(record) == device]
+    device = device_of((chosen or local)[-1])
+    chosen = [record for record in chosen or local if device_of(record) == device]
     start = _starts(run).get(stage)
     known = start and start.fingerprint == run.fingerprints[stage].digest and start.device == device
     return Measured(
@@ -109,12 +115,13 @@ def pilot(
     report: Callable[[str, ShardEvent], None],
     stop: StopFlag,
 ) -> None:
-    """Have at least ``shards`` shards of every stage done, as real work: one worker after the other does what is
-    missing of that. How long a worker takes before its first shard is kept in RUN/estimate.json.
+    """Complete at least ``shards`` shards of every stage, with one worker at a time, as regular work of the run.
 
-    Args: gpu: whether a GPU is asked for, by stage; inside a job, shards from other hardware do not count.
-        report: is told what becomes of a shard, with its stage.
-    Raises: IncompleteError if a shard fails; StoreError, PlanMismatch, BackendError.
+    The startup time of each worker is written to RUN/estimate.json.
+
+    Args: gpu: returns whether a stage requests a GPU; inside a job, shards from other hardware do not count.
+        report: is called with the stage and the event of every shard.
+    Raises IncompleteError if a shard fails, and StoreError, PlanMismatch or BackendError as stages do.
     """
     above: Collection[int] = range(run.plan.shards)
     for stage in STAGES:
@@ -142,12 +149,12 @@ def pilot(
 def pilot_shards(
     wanted: int, above: Collection[int], commits: Mapping[int, CommitRecord], *, gpu: bool | None
 ) -> list[int]:
-    """The first shards that a pilot of ``wanted`` has to do.
+    """Return the first missing shards, as many as a pilot of ``wanted`` shards still needs.
 
-    Args: above: shards that the stage before has done. gpu: as for `measured`.
+    Args: above: shards that the previous stage has committed. gpu: as for `measured`.
     """
-    there = sum(_fits(record, gpu) for record in own_records(commits))
-    return sorted(set(above) - commits.keys())[: max(wanted - there, 0)]
+    present = sum(_fits(record, gpu) for record in local_records(commits))
+    return sorted(set(above) - commits.keys())[: max(wanted - present, 0)]
 
 
 def _keep_start(run: Run, stage: str, records: Sequence[CommitRecord], took: float) -> None:
@@ -162,7 +169,7 @@ def _keep_start(run: Run, stage: str, records: Sequence[CommitRecord], took: flo
 
 
 class _Start(BaseModel):
-    """How long a stage's back end took to start in the last pilot: seconds, where, and with which settings."""
+    """Startup time of a stage's back end in the last pilot, in seconds, with device, host and fingerprint."""
 
     seconds: float
     device: str
@@ -176,7 +183,7 @@ class _Estimate(BaseModel):
 
 def _starts(run: Run) -> dict[str, _Start]:
     path = run.path / ESTIMATE_NAME
-    hint = f"{command('rm', path)}   # the next pilot writes it anew"
+    hint = f"{command('rm', path)}   # the next pilot writes it again"
     try:
         return read_json(path, _Estimate, error=StoreError, hint=hint).starts
     except FileNotFoundError:

@@ -1,7 +1,7 @@
-"""What is left of a run, and all of it, will take: hours, wall time, memory, disk and files.
+"""Estimate hours, wall time, memory, disk and files, for a run's missing shards and for its whole plan.
 
-report = estimate(run, profile)      # plain data: what ``magicseg estimate --json`` prints
-summary_lines(report)                # what ``magicseg submit`` says before it queues
+report = estimate(run, profile)      # plain data, printed by ``magicseg estimate --json``
+summary_lines(report)                # lines, printed by ``magicseg submit`` before it queues jobs
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import trained
 from magicseg.stages.pool import default_shards_per_job, default_workers
 
-_LOG_BYTES = 1 << 30  # of train.jsonl
-FILES_PER_TASK = 3  # its log, and submitit's two pickles, which the next submission removes
+_LOG_BYTES = 1 << 30  # largest accepted train.jsonl
+FILES_PER_TASK = 3  # the log, and submitit's two pickles, which the next submission removes
 COUNTED = (
-    "disk: the store's own files. Files, at most at a time: the store's, a commit record per shard"
-    " (one file per stage once all are done), a task's log and submitit's two files"
+    "disk: the store's files. Files, largest number at a time: the store's, a commit record per shard"
+    " (one file per stage once all shards are done), and per task a log and submitit's two files"
 )
 
 
@@ -45,13 +45,13 @@ def estimate(
     per_task: int | None = None,
     reference: str | None = None,
 ) -> dict[str, Any]:
-    """What ``stages`` will take, measured by the shards that are committed.
+    """Estimate the cost of ``stages`` from their committed shards.
 
-    Args: profile: the site; None for worker processes on this machine. parallel: tasks, or workers, at a time, if not
-        as the profile or this machine has it. per_task: shards that a task is asked to have.
-        reference: the profile's name or path, for commands to type.
-    Returns: times in seconds, sizes in bytes. ``left`` is what is not committed, ``whole`` all of the plan as if
-        nothing were. Stages of which nothing is measured are named in ``unmeasured`` and are in no sum.
+    Args: profile: the site; None for worker processes on this machine. parallel: concurrent tasks or workers; None
+        for the default of the profile or of this machine. per_task: requested shards per task.
+        reference: the profile's name or path, for suggested commands.
+    Returns: times in seconds, sizes in bytes. ``left`` covers the missing shards, ``whole`` the whole plan. Stages
+        without measurements are listed in ``unmeasured`` and are in no sum.
     """
     if profile is not None and parallel is not None:
         profile = profile.model_copy(update={"parallel": parallel})
@@ -96,8 +96,8 @@ def _stage(
     resources = profile.resources(stage) if profile else None
     on_gpu = known.device != "CPU"
     devices = 1
-    if resources:  # what an allocation is charged for: the devices that a task holds, used or not
-        # A site may give GPUs that the profile does not ask for: then the shards of a job tell.
+    if resources:  # an allocation is charged for all devices that a task holds, used or not
+        # A site may allocate GPUs that the profile does not request. Shards measured in jobs reveal this.
         on_gpu = resources.asks_gpu or (on_gpu and known.fitting)
         devices = max(resources.gpus_per_node, 1) if on_gpu else resources.cpus
 
@@ -171,21 +171,20 @@ def _stage(
     }
 
 
-def _hours(what: Forecast, devices: int) -> float:
-    return round(what.busy_seconds * devices / 3600, 6)
+def _hours(expected: Forecast, devices: int) -> float:
+    return round(expected.busy_seconds * devices / 3600, 6)
 
 
 def _total(
     run: Run, part: str, stages: Sequence[Mapping[str, Any]], training: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     def hours(unit: str) -> float:
-        own = [float(entry[part]["device_hours"]) for entry in stages if entry["unit"] == unit]
-        return round(math.fsum(own), 6)
+        return round(math.fsum(float(entry[part]["device_hours"]) for entry in stages if entry["unit"] == unit), 6)
 
     return {
         "gpu_hours": hours("GPU"),
         "cpu_hours": hours("CPU"),
-        # One stage after the other; what waits in the queue is not known.
+        # Stages run in sequence. Waiting times in the queue are unknown.
         "wall_seconds": round(
             sum(entry[part]["wall_seconds"] for entry in stages) + (training[f"{part}_seconds"] if training else 0.0),
             3,
@@ -203,7 +202,7 @@ class _LogRow(BaseModel):
 
 
 def _training(run: Run) -> dict[str, Any] | None:
-    """From the log of a training: seconds at its own speed, on whatever it ran; None without one."""
+    """Estimate training from the speed in its log, on whatever hardware it ran; None without a log."""
     path = run.path / "train.jsonl"
     rows: list[_LogRow] = []
     try:
@@ -211,7 +210,7 @@ def _training(run: Run) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     for line in lines:
-        with contextlib.suppress(DataError):  # a line that was being written
+        with contextlib.suppress(DataError):  # an incomplete last line
             rows.append(parse_json(line, _LogRow, source=path))
     if not rows:
         return None

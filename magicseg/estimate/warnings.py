@@ -1,4 +1,4 @@
-"""What an estimate has to warn of: other hardware, time limits and memory that do not fit."""
+"""Warnings of an estimate: measurements on other hardware, insufficient time limits and memory."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from magicseg.run.directory import Run
 def estimate_warnings(
     run: Run, entries: Sequence[Mapping[str, Any]], profile: Profile | None, reference: str | None
 ) -> list[str]:
-    """One sentence each, with what to type.
+    """Return one sentence per warning, each with a suggested command or option.
 
     Args:
         entries: of stages, as returned by `magicseg.estimate.run_estimate.estimate`.
@@ -27,17 +27,17 @@ def estimate_warnings(
         stages = [entry["stage"] for entry in elsewhere]
         devices = ", ".join(sorted({entry["measured"]["device"] for entry in elsewhere}))
         costly = "generate" if "generate" in stages else stages[0]
-        wanted = "a GPU" if profile.resources(costly).asks_gpu else "none"
+        wanted = "a GPU" if profile.resources(costly).asks_gpu else "no GPU"
         found.insert(
             0,
-            f"{', '.join(stages)}: measured on {devices}, but the profile asks for {wanted}: times and memory may "
-            f"say nothing; measure there: {pilot_command(run, profile, costly, reference)}",
+            f"{', '.join(stages)}: measured on {devices}, but the profile requests {wanted}: times and memory may "
+            f"be wrong; measure there: {pilot_command(run, profile, costly, reference)}",
         )
     return found
 
 
 def _misfits(entry: Mapping[str, Any], profile: Profile) -> list[str]:
-    """What of a stage does not fit what its tasks will be given."""
+    """Return warnings about a stage whose time limit or memory is too small."""
     stage = entry["stage"]
     setting = f"--set slurm.stages.{stage}"
     found = []
@@ -46,26 +46,26 @@ def _misfits(entry: Mapping[str, Any], profile: Profile) -> list[str]:
     usable = entry["limit_seconds"] - profile.signal_before(stage)
     if shard > usable:
         found.append(
-            f"{stage}: one shard takes {shard / 60:.0f} min, but a task is told to stop after {usable / 60:.0f} min: "
+            f"{stage}: one shard takes {shard / 60:.0f} min, but tasks are stopped after {usable / 60:.0f} min: "
             f"{setting}.time={_minutes(shard * 1.25)}, or a new run with a smaller plan.shard_size"
         )
     elif entry["left"]["longest_task_seconds"] > usable:
         found.append(
-            f"{stage}: a task of {entry['left']['shards_per_task']} shards takes longer than its time limit and goes "
-            f"back into the queue: {setting}.time={_minutes(entry['left']['longest_task_seconds'] * 1.25)}, or fewer "
+            f"{stage}: a task of {entry['left']['shards_per_task']} shards takes longer than its time limit and "
+            f"will be requeued: {setting}.time={_minutes(entry['left']['longest_task_seconds'] * 1.25)}, or fewer "
             "--shards-per-task"
         )
     memory = entry["memory"]
     if memory["asked"] is not None and memory["peak"] > memory["asked"]:
         found.append(
-            f"{stage}: {memory['peak'] / 2**30:.2f} GiB of memory were used, but the profile asks for "
+            f"{stage}: shards used {memory['peak'] / 2**30:.2f} GiB of memory, but the profile requests "
             f"{memory['asked'] / 2**30:.2f}: {setting}.memory={memory['suggested']}"
         )
     return found
 
 
 def pilot_command(run: Run, profile: Profile, stage: str, reference: str | None) -> str:
-    """What to type to have a pilot on the hardware that a stage's tasks will have."""
+    """Return the command that runs a pilot on the hardware of a stage's tasks."""
     resources = profile.resources(stage)
     options = {**resource_options(resources, stage), "time": resources.minutes, **resources.extra}
     words = [

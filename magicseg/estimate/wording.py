@@ -1,4 +1,4 @@
-"""An estimate in words and numbers that people read."""
+"""Format an estimate as text."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from magicseg.core.text import command
 
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
-    """What ``submit`` says before it queues: a few lines. Empty if there is nothing left to estimate."""
+    """Return the lines that ``submit`` prints before it queues jobs; empty if there is nothing to estimate."""
     left = [entry for entry in report["stages"] if entry["left"]["shards"]]
     lines = []
     if left:
@@ -21,7 +21,7 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def totals(total: Mapping[str, Any], parallel: int) -> str:
-    """``1.25 GPU-hours, 12 min with 64 tasks at a time, 3.1 GB more in 480 files``."""
+    """Format totals: ``1.25 GPU-hours, 12 min 00 s with 64 at a time, 3.1 GB in 480 files``."""
     hours = [f"{hours_text(total[key])} {unit}-hours" for key, unit in (("gpu_hours", "GPU"), ("cpu_hours", "CPU"))]
     used = [text for text, key in zip(hours, ("gpu_hours", "cpu_hours"), strict=True) if total[key]]
     return (
@@ -31,7 +31,7 @@ def totals(total: Mapping[str, Any], parallel: int) -> str:
 
 
 def basis(entries: Sequence[Mapping[str, Any]]) -> str:
-    """What it rests on, ``by 1 shard of generate on n1 (CPU)``, and what is not in it."""
+    """Format the basis of an estimate, ``by 1 shard of generate on n1 (CPU)``, and what it does not include."""
     by: dict[tuple[int, str], list[str]] = {}
     for entry in entries:
         known = entry["measured"]
@@ -48,10 +48,10 @@ def basis(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def training_line(report: Mapping[str, Any]) -> str:
-    """What is known of training."""
+    """Format the estimate of training."""
     train = report["train"]
     if train is None:
-        return "not included: training, of which there is no log yet (RUN/train.jsonl), and evaluation"
+        return "not included: training, which has no log yet (RUN/train.jsonl), and evaluation"
     return (
         f"train: {train['step']} of {train['steps']} steps, {duration(train['left_seconds'])} left of "
         f"{duration(train['whole_seconds'])} at its {train['samples_per_second']:.1f} samples/s so far "
@@ -60,25 +60,25 @@ def training_line(report: Mapping[str, Any]) -> str:
 
 
 def between(texts: Iterable[str]) -> str:
-    """``2.1 (1.9 to 2.4)``, of the median, the least and the greatest; the median alone if all look the same."""
+    """Format median, minimum and maximum: ``2.1 (1.9 to 2.4)``; the median alone if minimum and maximum are equal."""
     median, low, high = texts
     return median if low == high else f"{median} ({low} to {high})"
 
 
 def hours_text(hours: float) -> str:
-    """Format a number with three digits; below a thousandth, as less than a thousandth."""
+    """Format hours with three digits. Values below a thousandth become ``<0.001``."""
     if 0 < hours < 0.001:
         return "<0.001"
     return f"{hours:.3g}" if hours < 100 else f"{hours:,.0f}"
 
 
 def tasks_text(tasks: int, shards: int) -> str:
-    """``3, of 2 shards each``; the last task may have fewer."""
+    """Format a number of tasks: ``3, of 2 shards each``. The last task may have fewer shards."""
     return f"{tasks}, of {shards} shard{'s' if shards > 1 else ''} each" if tasks else "0"
 
 
 def duration(seconds: float) -> str:
-    """``42 s``, ``3 min 20 s``, ``5 h 07 min``, ``3 d 04 h``."""
+    """Format seconds: ``42 s``, ``3 min 20 s``, ``5 h 07 min``, ``3 d 04 h``."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.2g} s" if seconds < 10 else f"{whole} s"
@@ -91,7 +91,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in decimal units, three figures."""
+    """Format bytes in decimal units with three digits."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 1000 and len(units) > 1:
         count, units = count / 1000, units[1:]

@@ -1,8 +1,10 @@
-"""Job arrays through submitit: the script and the pickled calls.
+"""Job arrays through submitit: write the script and the pickled calls, and submit them.
 
-submitit's own submitting, waiting, results and requeueing are not used: it takes any text for ``sbatch``'s answer,
-nothing stays alive after a submission, completion is read from the ledger, and the job script itself goes back into
-the queue (`magicseg.launch.script`).
+submitit only writes the script and starts the pickled calls. Its other functions are not used:
+
+- Submitting: submitit accepts any output of ``sbatch``, such as a site's banner.
+- Waiting and results: no process stays alive after a submission, and the ledger records completion.
+- Requeueing: the job script requeues itself (`magicseg.launch.script`).
 """
 
 import contextlib
@@ -23,7 +25,7 @@ from magicseg.launch.slurm import SlurmError, cancel, submit_script
 from magicseg.launch.task import run_task
 from magicseg.run.directory import Run
 
-# sbatch's long names that submitit has parameters for; all others are "additional".
+# submitit's parameters by sbatch's long option names. All other options are "additional parameters".
 _SUBMITIT_NAMES = {"job-name": "job_name", "cpus-per-task": "cpus_per_task", "ntasks-per-node": "ntasks_per_node"} | {
     name: name for name in ("partition", "time", "nodes", "qos", "mem", "constraint", "exclude", "account", "gres")
 }
@@ -32,12 +34,12 @@ _SUBMITIT_NAMES = {"job-name": "job_name", "cpus-per-task": "cpus_per_task", "nt
 class _Executor(SlurmExecutor):
     @classmethod
     def affinity(cls) -> int:
-        return 2  # a script can be shown where there is no Slurm; sbatch speaks for itself
+        return 2  # available: scripts are shown on machines without Slurm too, and submitting reports sbatch's errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArraySpec:
-    """One array to submit, with the shards of its tasks. ``shares``: among how many tasks an evaluation is shared."""
+    """One array to submit, with the shards of its tasks. ``shares``: number of parts of an evaluation."""
 
     name: str
     tasks: Sequence[Sequence[int]]
@@ -48,7 +50,7 @@ class ArraySpec:
 
 def _executor(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> _Executor:
     options = sbatch_options(profile, stage, job_name=spec.name, dependency=spec.dependency, output=str(folder))
-    # submitit has these from its folder and its own parameter.
+    # submitit sets these itself, from its folder and from `signal_delay_s`.
     for name in ("output", "open-mode", "signal"):
         del options[name]
     known = {_SUBMITIT_NAMES[name]: value for name, value in options.items() if name in _SUBMITIT_NAMES}
@@ -67,7 +69,7 @@ def _executor(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: P
 
 
 def array_script(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> str:
-    """The very script that `submit_array` would submit."""
+    """Return the script that `submit_array` would submit."""
     executor = _executor(run, stage, profile, spec, folder)
     if len(spec.tasks) > 1:
         executor.parameters["map_count"] = len(spec.tasks)
@@ -75,9 +77,9 @@ def array_script(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
 
 
 def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: Path) -> str:
-    """Submit one array. Returns: its number.
+    """Submit one array and return its job id.
 
-    Raises: SlurmError with sbatch's complaint; OSError if its files cannot be written, and then it is not queued.
+    Raises SlurmError if sbatch refuses it. Raises OSError if its files cannot be written; then nothing is queued.
     """
     calls = [
         DelayedSubmission(
@@ -98,7 +100,7 @@ def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
         call.set_timeout(profile.resources(stage).minutes, max_num_timeout=3)
         call.dump(pickle)
     job = submit_script(script, spec.name)
-    try:  # submitit's process in a job waits for a minute for a file of this name
+    try:  # in the job, submitit waits up to a minute for a file of this name
         for index, pickle in enumerate(pickles):
             label = job if len(pickles) == 1 else f"{job}_{index}"
             pickle.rename(folder / f"{label}_submitted.pkl")

@@ -1,7 +1,7 @@
-"""What jobs asked for and what they used, and what to ask for next time.
+"""Compare the resources that jobs requested with the resources that they used, and suggest new requests.
 
-Of the array stages from the commit records (time and memory of the workers, always there), of training and evaluation
-from Slurm's accounting, which also knows how long whole tasks took and how far they used their processors and GPUs.
+For array stages, time and memory come from the commit records, which always exist. For training and evaluation, they
+come from Slurm's accounting. Accounting also gives the times of whole tasks, and CPU and GPU utilisation.
 """
 
 import math
@@ -11,10 +11,10 @@ from typing import Any
 
 from magicseg.config.stage_declarations import STAGES
 from magicseg.core.text import command
-from magicseg.launch.accounts import Account, accounts
 from magicseg.launch.grouping import median_seconds
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.profile import JOBS
+from magicseg.launch.task_usage import TaskUsage, task_usage
 from magicseg.run.directory import Run
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import evaluated, trained
@@ -24,13 +24,13 @@ _HEADROOM = 1.25
 
 
 def efficiency(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
-    """One entry per stage that Slurm has done work of: asked, used, and what to ask for next time.
+    """Return one entry per stage that ran under Slurm: requested, used and suggested resources.
 
-    Times in seconds, memory in bytes; None where nothing is known.
+    Times are in seconds, memory is in bytes. Unknown values are None.
     """
     known = [one for one in submissions(run) if one.stage in JOBS and stage in {None, one.stage}]
     report = []
-    used = accounts(known)
+    used = task_usage(known)
     for name in JOBS:
         own = [one for one in known if one.stage == name]
         if not own:
@@ -43,7 +43,7 @@ def efficiency(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
 
 
 def _of_stage(
-    run: Run, latest: Submission, records: Sequence[CommitRecord], used: Mapping[str, Account]
+    run: Run, latest: Submission, records: Sequence[CommitRecord], used: Mapping[str, TaskUsage]
 ) -> dict[str, Any]:
     seconds = median_seconds(records) or 0.0
     peak = max(record.peak_memory for record in records)
@@ -51,7 +51,7 @@ def _of_stage(
     for record in records:
         by_task[record.job] = by_task.get(record.job, 0.0) + record.seconds
     known = [used[job] for job in by_task if job in used]
-    # What a task takes besides its shards: the start of Python and the load of the weights.
+    # A task's time besides its shards: starting Python and loading weights.
     overheads = [used[job].elapsed - work for job, work in by_task.items() if job in used]
     overhead = max(statistics.median(overheads), 0.0) if overheads else None
     per_task = min(max(1, round(_TARGET_SECONDS / max(seconds, 1e-3))), run.plan.shards)
@@ -75,35 +75,35 @@ def _of_stage(
     }
 
 
-def _of_job(run: Run, latest: Submission, used: Mapping[str, Account] | None) -> list[dict[str, Any]]:
-    """The entry of training or evaluation, of whose work only Slurm's accounting tells; none before it has run."""
+def _of_job(run: Run, latest: Submission, used: Mapping[str, TaskUsage] | None) -> list[dict[str, Any]]:
+    """Return the entry of training or evaluation from Slurm's accounting, in a list; empty before the job has run."""
     found = [used[job] for job in latest.jobs if job in used and used[job].elapsed] if used else []
     if not found and (used is not None or not (trained if latest.stage == "train" else evaluated)(run)):
         return []
-    account = found[0] if found else None
-    peak = account.peak_memory if account else None
+    usage = found[0] if found else None
+    peak = usage.peak_memory if usage else None
     return [
         {
             "stage": latest.stage,
             "tasks": 1,
-            "longest_task_seconds": account.elapsed if account else None,
+            "longest_task_seconds": usage.elapsed if usage else None,
             **_shares(found),
             "asked": _asked(latest) | {"nodes": latest.asked_resources().nodes},
             "peak_memory": peak,
             "suggested": {
                 "memory": memory_to_ask(peak) if peak else None,
-                # Of a job that was interrupted, nobody knows how long it would have taken.
-                "time_minutes": _minutes_to_ask(account.elapsed, 0.0) if account and account.completed else None,
+                # An interrupted job's full duration is unknown.
+                "time_minutes": _minutes_to_ask(usage.elapsed, 0.0) if usage and usage.completed else None,
             },
         }
     ]
 
 
-def _shares(known: Sequence[Account]) -> dict[str, float | None]:
-    """How far processors and GPUs were used, of what the tasks had: 0 to 1."""
-    had = sum(account.elapsed * account.cpus for account in known)
-    processor = sum(account.processor for account in known)
-    gpus = [account.gpu_share for account in known if account.gpu_share is not None]
+def _shares(known: Sequence[TaskUsage]) -> dict[str, float | None]:
+    """Return the CPU and GPU utilisation of the tasks' allocations, 0 to 1; None if unknown."""
+    had = sum(usage.elapsed * usage.cpus for usage in known)
+    processor = sum(usage.processor for usage in known)
+    gpus = [usage.gpu_share for usage in known if usage.gpu_share is not None]
     return {
         "cpu_share": round(processor / had, 3) if had and processor else None,
         "gpu_share": round(statistics.mean(gpus), 3) if gpus else None,
@@ -120,23 +120,23 @@ def _minutes_to_ask(seconds: float, start: float) -> int:
 
 
 def memory_to_ask(peak: int) -> str:
-    """What to ask for where ``peak`` bytes were used, as profiles have it: with some room, in whole gibibytes."""
+    """Return the memory to request after a peak of ``peak`` bytes: 25 % more, in whole gibibytes, such as ``16G``."""
     return f"{math.ceil(peak * _HEADROOM / 2**30)}G"
 
 
 def efficiency_lines(report: Sequence[dict[str, Any]], run: Run) -> list[str]:
-    """The report for people."""
+    """Return the report as lines of text."""
     lines = []
     for entry in report:
         lines += _stage_lines(entry, run) if entry["stage"] in STAGES else _job_lines(entry, run)
-    return lines or ["nothing of this run was done by Slurm yet"]
+    return lines or ["Slurm has done no work for this run yet"]
 
 
 def _stage_lines(entry: dict[str, Any], run: Run) -> list[str]:
     overhead = entry["overhead_seconds_per_task"]
-    shards = f"{entry['shards']} shards in {entry['tasks']} tasks, {entry['seconds_per_shard']:.2f} s a shard"
+    shards = f"{entry['shards']} shards in {entry['tasks']} tasks, {entry['seconds_per_shard']:.2f} s per shard"
     return [
-        f"{entry['stage']}: {shards}" + (f", {overhead:.1f} s more a task" if overhead is not None else ""),
+        f"{entry['stage']}: {shards}" + (f", {overhead:.1f} s overhead per task" if overhead is not None else ""),
         *_used_lines(entry),
         _next_line(entry, run, f" --shards-per-task {entry['suggested']['shards_per_task']}"),
     ]
@@ -146,7 +146,7 @@ def _job_lines(entry: dict[str, Any], run: Run) -> list[str]:
     nodes = entry["asked"]["nodes"]
     title = f"{entry['stage']}: {nodes} node{'s' if nodes > 1 else ''}"
     if entry["longest_task_seconds"] is None:
-        return [f"{title}; what it used is not known: this site keeps no accounts (sacct)"]
+        return [f"{title}; usage is unknown: this site has no accounting (sacct)"]
     return [title, *_used_lines(entry), _next_line(entry, run, "")]
 
 
@@ -156,13 +156,13 @@ def _used_lines(entry: dict[str, Any]) -> list[str]:
         *([f"CPUs: {entry['cpu_share']:.0%} of {asked['cpus']} used"] if entry["cpu_share"] is not None else []),
         *([f"GPUs: {entry['gpu_share']:.0%} used"] if entry["gpu_share"] is not None else []),
     ]
-    memory = f"{peak / 2**30:.2f} GiB" if peak else "not known"
+    memory = f"{peak / 2**30:.2f} GiB" if peak else "unknown"
     gpu = entry.get("peak_gpu_memory")
-    of_asked = f" of {asked['memory'] / 2**30:.2f} asked" if asked["memory"] else ""
+    of_asked = f" of {asked['memory'] / 2**30:.2f} requested" if asked["memory"] else ""
     held = [f"memory: {memory}{of_asked}"]
     held += [f"GPU memory: {gpu / 2**30:.2f} GiB"] if gpu else []
     return [
-        f"  time: {entry['longest_task_seconds']:.0f} s at most, of {asked['time']} asked",
+        f"  time: {entry['longest_task_seconds']:.0f} s at most, of {asked['time']} requested",
         f"  {'; '.join([*held, *shares])}",
     ]
 

@@ -1,4 +1,4 @@
-"""Handle environment variables of the submitting shell: ``SBATCH_*`` variables and secrets."""
+"""Environment variables of the submitting shell: ``SBATCH_*`` variables and secrets."""
 
 import json
 import os

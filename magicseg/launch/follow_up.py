@@ -1,4 +1,4 @@
-"""After jobs: waiting for them, reporting on them, submitting what they left."""
+"""Wait for jobs, report on them, and submit missing work again."""
 
 import contextlib
 import time
@@ -12,7 +12,7 @@ from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.planning import Request
 from magicseg.launch.profile import FOLLOW_UP
-from magicseg.launch.queue_state import Board, board_of
+from magicseg.launch.queue_state import QueueState, read_queue_state
 from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import Submitted, submit
 from magicseg.run.directory import Run
@@ -22,8 +22,8 @@ _POLL_SECONDS = 3.0
 _PATIENCE_SECONDS = 240.0  # a follow-up job has ten minutes
 
 
-def left_undone(run: Run, made: Sequence[Submission]) -> list[str]:
-    """One phrase per stage of ``made`` whose work is not all there."""
+def missing_work(run: Run, made: Sequence[Submission]) -> list[str]:
+    """Return the missing work of submissions, as one phrase per stage."""
     phrases = []
     for stage in dict.fromkeys(one.stage for one in made):
         if stage in STAGES:
@@ -36,36 +36,37 @@ def left_undone(run: Run, made: Sequence[Submission]) -> list[str]:
     return phrases
 
 
-def wait_for(run: Run, stage: str, made: Sequence[Submission], show: Callable[[Board], None]) -> None:
-    """Stay until ``made``, and what its follow-up jobs submit, has left the queue.
+def wait_for(run: Run, stage: str, made: Sequence[Submission], show: Callable[[QueueState], None]) -> None:
+    """Wait until the jobs of ``made``, and the jobs that their follow-up jobs submit, have left the queue.
 
-    Args: stage: what was asked for, for the hint.
-    Raises: IncompleteError if some of its work is not done then.
+    Args: stage: the requested stage, for the hint.
+    Raises IncompleteError if work is missing at the end.
     """
     numbers = {one.number for one in made}
     while True:
-        board = board_of(run, whole_queue=True)
-        show(board)
-        # A follow-up job writes down what it submits before it ends.
-        heirs = {one.number for one in submissions(run) if one.parent in numbers} - numbers
-        numbers |= heirs
-        if board.asked and not heirs and not any(task.submission.number in numbers for task in board.active()):
+        queue = read_queue_state(run, whole_queue=True)
+        show(queue)
+        # A follow-up job records its submissions before it ends.
+        children = {one.number for one in submissions(run) if one.parent in numbers} - numbers
+        numbers |= children
+        if queue.asked and not children and not any(task.submission.number in numbers for task in queue.active()):
             break
         time.sleep(_POLL_SECONDS)
-    undone = left_undone(run, [one for one in made if one.stage != FOLLOW_UP])
+    undone = missing_work(run, [one for one in made if one.stage != FOLLOW_UP])
     if undone:
         raise IncompleteError(
-            f"{run.path}: the jobs have ended, but not done are: {'; '.join(undone)}",
+            f"{run.path}: all jobs ended; still missing: {'; '.join(undone)}",
             hint=f"why: {command('magicseg', 'logs', run.path, '--failed')}; again: "
             + command("magicseg", "submit", stage, run.path),
         )
 
 
 def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
-    """What a follow-up job does: say how its submissions ended, and submit the rest while it may.
+    """Run a follow-up job: report how its submissions ended, and submit missing work if resubmissions are left.
 
-    Returns: lines to print, and what was submitted.
-    Raises: IncompleteError if work is missing and nothing more will be submitted; RunError for a wrong number.
+    Returns: lines to print, and the new submission, if any.
+    Raises IncompleteError if work is missing and no resubmissions are left. Raises RunError if submission ``number``
+    is not a follow-up job.
     """
     own = next((one for one in submissions(run) if one.number == number and one.stage == FOLLOW_UP), None)
     if own is None:
@@ -74,17 +75,17 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
         )
     asked = own.again()
     made = [one for one in submissions(run) if one.number in set(asked["submissions"])]
-    for stage in STAGES:  # thousands of small files become one; here, where nobody waits for it
+    for stage in STAGES:  # merges thousands of small files into one, in the background
         ledger = run.ledger(stage)
-        with contextlib.suppress(OSError):  # nothing depends on it
+        with contextlib.suppress(OSError):  # compacting is optional
             ledger.compact(ledger.commits())
     lines = efficiency_lines(efficiency(run), run)
-    undone = left_undone(run, made)
+    undone = missing_work(run, made)
     if not undone:
         return [*lines, "all that was submitted is done"], None
     if not asked["resubmit"]:
         raise IncompleteError(
-            "\n".join([*lines, f"{run.path}: not done are: {'; '.join(undone)}"]),
+            "\n".join([*lines, f"{run.path}: still missing: {'; '.join(undone)}"]),
             hint=f"why: {command('magicseg', 'logs', run.path, '--failed')}; again: "
             + command("magicseg", "submit", asked["stage"], run.path),
         )
@@ -96,12 +97,14 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
         parent=number,
     )
     again = _patiently(lambda: submit(run, request))
-    return [*lines, f"not done are: {'; '.join(undone)}; submitted again:", *again.lines], again
+    return [*lines, f"missing: {'; '.join(undone)}; submitted again:", *again.lines], again
 
 
 def _patiently(submit_again: Callable[[], Submitted]) -> Submitted:
-    """Try for a while: somebody else may be submitting, the queue may be silent, the stage before may be just about
-    to be submitted by its own follow-up job.
+    """Retry a submission for some minutes.
+
+    Another process may be submitting, the queue may not answer, or another follow-up job may be about to submit the
+    previous stage.
     """
     until = time.monotonic() + _PATIENCE_SECONDS
     while True:

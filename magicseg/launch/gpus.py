@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from magicseg.core.text import printable
 
 MOST = 1024  # GPUs per node: a larger number is a typing error
-_SHARED = {"shard", "mps"}  # parts of one GPU, whatever their count
+_SHARED = {"shard", "mps"}  # parts of one GPU: any count means one GPU
 _COUNTED = ("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 _LISTED = ("tres-per-job", "tres-per-node", "tres-per-task", "tres-per-socket")
 OPTIONS = frozenset((*_COUNTED, *_LISTED))  # sbatch's long names, besides ``gres``

@@ -1,4 +1,4 @@
-"""Before a submission: claims of dead tasks are taken back, small files that nobody needs are removed."""
+"""Clean up before a submission: release claims of dead tasks, remove small files that are no longer needed."""
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -12,29 +12,27 @@ if TYPE_CHECKING:
     from magicseg.launch.queue_state import Task
 
 
-def take_back_claims(state: State) -> None:
-    """Of tasks of ours that the queue knows to have ended, the claims: so that nobody waits for the dead."""
-    if not state.board.asked:
+def release_dead_claims(state: State) -> None:
+    """Release the claims of this run's ended tasks, so that no task waits for them."""
+    if not state.queue.asked:
         return
-    ended = {task.label for task in state.board.tasks if not task.active}
+    ended = {task.label for task in state.queue.tasks if not task.active}
     for stage in STAGES:
         ledger = state.run.ledger(stage)
         for shard in ledger.claimed():
             path = ledger.claim_path(shard)
             job = claiming_job(path)
             if job in ended and shard not in state.commits[stage]:
-                ledger.fail(shard, "WorkerDied", f"task {job} ended while it was at it")
+                ledger.fail(shard, "WorkerDied", f"task {job} ended while it was working on this shard")
                 path.unlink(missing_ok=True)
 
 
-def tidy(state: State) -> None:
-    """Of submissions that have left the queue: write down how they ended, so that Slurm is not asked again, and
-    remove submitit's pickles, which are most of their small files.
-    """
-    if not state.board.asked:
+def record_endings(state: State) -> None:
+    """Record how ended submissions ended, so that Slurm is not queried again, and remove submitit's files of them."""
+    if not state.queue.asked:
         return
     by_submission: dict[int, list[Task]] = {}
-    for task in state.board.tasks:
+    for task in state.queue.tasks:
         by_submission.setdefault(task.submission.number, []).append(task)
     for tasks in by_submission.values():
         one = tasks[0].submission

@@ -1,4 +1,4 @@
-"""The image that jobs run in: looked at before they are submitted, and once more by every job, from outside."""
+"""The container image of jobs: checked before submission, and again by every job script outside the container."""
 
 import contextlib
 import shlex
@@ -17,18 +17,17 @@ from magicseg.launch.profile import ContainerSettings, Profile
 from magicseg.run.container_image import VARIABLE, forget_image, record_image, recorded_image, refuse_other_image
 from magicseg.run.directory import Run
 
-REFUSED = 2  # a job's exit code for an image that is not the one meant
+REFUSED = 2  # a job's exit code if its image is not the submitted one
 _CACHES = {"XDG_CACHE_HOME": "", "HF_HOME": "/huggingface", "TORCH_HOME": "/torch", "TRITON_CACHE_DIR": "/triton"}
 
 
 @contextlib.contextmanager
 def admitted(run: Run, profile: Profile, *, new: bool, queued: Collection[str]) -> Iterator[None]:
-    """Look at the profile's image, and write down that the run is done in it; if then nothing is submitted, the
-    record is as it was.
+    """Check the profile's image and record it as the run's image. If nothing is submitted, restore the old record.
 
-    Args: new: another image than the run's so far is meant. queued: tasks of the run that are in the queue.
-    Raises: ContainerError if it cannot be read, is of another version or is not signed as the profile has it;
-    PlanMismatch if it is another one than the run's, unless ``new``; also then if tasks of the old one are queued.
+    Args: new: the run may change its image. queued: ids of the run's tasks that are in the queue.
+    Raises ContainerError if the image cannot be read, has another version, or lacks the profile's signature.
+    Raises PlanMismatch if it is not the run's image, unless ``new``; also with ``new`` if tasks are queued.
     """
     box = profile.container
     if box is None:
@@ -38,15 +37,17 @@ def admitted(run: Run, profile: Profile, *, new: bool, queued: Collection[str]) 
     image = identify(Path(box.image))
     if not new:
         again = command("magicseg", "submit", "STAGE", run.path, "--new-image")
-        refuse_other_image(run.path, image.digest, f"name that one in the profile, or go on in this one: {again}")
+        refuse_other_image(
+            run.path, image.digest, f"set that image in the profile, or continue in this image: {again}"
+        )
     elif queued and before is not None and before[0] != image.digest:
         raise PlanMismatch(
-            f"{run.path}: {len(queued)} tasks of the image so far, {before[0][:19]}, are in the queue, and would "
-            "refuse to run after this",
+            f"{run.path}: {len(queued)} queued tasks use the run's present image {before[0][:19]}, and would refuse "
+            "to run in another",
             hint=f"{command('magicseg', 'cancel', run.path)}   # or wait for them",
         )
-    if shutil.which(box.executable):  # else the jobs will see: some login nodes have none
-        _refuse_at_once(box)
+    if shutil.which(box.executable):  # some login nodes have no container runtime; then only the jobs check
+        _check_image(box)
     record_image(run.path, image.digest, image.path.absolute())
     known = {one.number for one in submissions(run)}
     try:
@@ -59,7 +60,7 @@ def admitted(run: Run, profile: Profile, *, new: bool, queued: Collection[str]) 
                 record_image(run.path, before[0], Path(before[1]))
 
 
-def _refuse_at_once(box: ContainerSettings) -> None:
+def _check_image(box: ContainerSettings) -> None:
     runtime = find_runtime(box.executable)
     if box.verify:
         refuse_unsigned(runtime, Path(box.image), Path(box.verify))
@@ -72,10 +73,10 @@ def _refuse_at_once(box: ContainerSettings) -> None:
 
 
 def container_lines(profile: Profile) -> list[str]:
-    """Shell lines of a job that will start the profile's image: refuse any other, say what is to be known inside.
+    """Return a job script's lines for the profile's image: they check the image and set variables for inside it.
 
-    The image's size and time of change are compared first, so that a thousand tasks do not read gigabytes each.
-    Raises: ContainerError if the image cannot be read here.
+    The lines compare size and modification time first, so that a thousand tasks do not hash gigabytes each.
+    Raises ContainerError if the image cannot be read on this machine.
     """
     box = profile.container
     if box is None:
@@ -94,7 +95,7 @@ def container_lines(profile: Profile) -> list[str]:
         ),
     ]
     foreign = [name for name in FOREIGN if name not in profile.environment]
-    if foreign:  # the libraries of the host, before those of the image
+    if foreign:  # these would put the host's libraries before the image's
         lines.append(f"unset {' '.join(foreign)}")
     lines += _refuse_if(
         f"! command -v {shlex.quote(box.executable)} >/dev/null",
@@ -105,7 +106,7 @@ def container_lines(profile: Profile) -> list[str]:
             f"! {shlex.join(verification(box.executable, box.image, box.verify))}",
             f"{box.image}: is not signed with {box.verify}, or was changed since",
         )
-    # The only names that win over what an image sets for itself.
+    # Only variables with this prefix override those that the image sets.
     prefix = "SINGULARITYENV_" if "singularity" in Path(box.executable).name else "APPTAINERENV_"
     inside = {VARIABLE: image.digest, SAFE_PATH: "1"}
     if box.cache:
@@ -115,5 +116,5 @@ def container_lines(profile: Profile) -> list[str]:
 
 
 def _refuse_if(condition: str, message: str) -> list[str]:
-    """Shell lines. Args: condition: of the shell, quoted already. message: any text."""
+    """Return shell lines that print an error and exit if ``condition``, quoted shell code, holds."""
     return [f"if {condition}; then", f"  echo {shlex.quote(f'error: {message}')}", f"  exit {REFUSED}", "fi"]

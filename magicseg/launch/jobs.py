@@ -1,9 +1,9 @@
-"""The job map: what was submitted, and which task had which shards.
+"""Records of submissions: the jobs, their tasks, and the shards of each task.
 
-RUN/jobs/0003-generate/submission.json   one submission: its tasks, its jobs, how it was asked for
-RUN/jobs/0003-generate/*_log.out         the tasks' logs, besides what submitit needs
+RUN/jobs/0003-generate/submission.json   one submission: its tasks, its jobs, its request
+RUN/jobs/0003-generate/*_log.out         the tasks' logs, beside submitit's files
 
-The map says where to look, never what is done: that the ledger alone says.
+These records locate jobs and logs. Only the ledger records finished work.
 """
 
 import contextlib
@@ -27,15 +27,17 @@ from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
 
 _FILE = "submission.json"
-_MOST_SHARDS = 1_000_000  # of one submission, where the plan has fewer
+_MOST_SHARDS = 1_000_000  # accepted in one submission, even if the plan has fewer
 _SPAN = "[0-9]{1,9}(-[0-9]{1,9})?"
 _Ranges = Annotated[str, Field(pattern=f"^({_SPAN}(,{_SPAN})*)?$")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayJob:
-    """One job of a submission: the tasks from ``first`` on, ``count`` of them. ``job`` is Slurm's number, None until
-    sbatch has given it. A job of one task is no array in Slurm's sense: its task has no index.
+    """One job of a submission, with ``count`` tasks from ``first`` on.
+
+    ``job`` is Slurm's id, None until sbatch has returned it. A job of one task is not a Slurm array: its task has no
+    index.
     """
 
     name: str
@@ -44,18 +46,18 @@ class ArrayJob:
     job: str | None = None
 
     def label(self, task: int) -> str:
-        """What Slurm calls task ``task`` of the submission: ``123_4``, or ``123``."""
+        """Return Slurm's id of the submission's task ``task``: ``123_4``, or ``123``."""
         return str(self.job) if self.count == 1 else f"{self.job}_{task - self.first}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What one ``submit`` put into the queue for one stage.
+    """The jobs that one ``submit`` queued for one stage.
 
-    ``run``: the directory that it was for. ``tasks`` are ranges of shards, or the numbers of an evaluation's shares;
-    training and follow-up jobs, and evaluations that are not shared out, have one task without any. ``parent``: the
-    follow-up job that submitted it. ``asked``: what a follow-up job has to submit again. ``ended``: once all have
-    left the queue, tasks by Slurm's word for how they ended, as ranges.
+    ``run``: directory of the run at submission. ``tasks``: ranges of shards, or part numbers of a sharded evaluation.
+    Training, follow-up jobs and unsharded evaluations have one task with an empty range. ``parent``: number of the
+    follow-up job that submitted this. ``asked``: request that a follow-up job submits again. ``ended``: ranges of
+    tasks by Slurm's final state, once all have left the queue.
     """
 
     folder: Path
@@ -74,33 +76,33 @@ class Submission:
 
     @property
     def foreign(self) -> bool:
-        """Whether it was submitted for another directory, of which this one is a copy: its jobs are not ours."""
+        """Return whether this run is a copy, and the submission belongs to the original directory."""
         return self.run != str(self.folder.parents[1])
 
     @property
     def names(self) -> list[str]:
-        """The names of its jobs, by which the queue is asked: they are known before sbatch answers."""
+        """Return the names of the jobs. Queries use names, because they are known before sbatch answers."""
         return [array.name for array in self.arrays]
 
     @property
     def jobs(self) -> list[str]:
-        """The numbers of its jobs, as far as sbatch gave any."""
+        """Return the ids of the jobs that sbatch has confirmed."""
         return [array.job for array in self.arrays if array.job is not None]
 
     def shards_of(self, task: int) -> list[int]:
-        """The shards that task ``task`` had."""
+        """Return the shards of task ``task``."""
         return parse_ranges(self.tasks[task])
 
     def all_shards(self) -> set[int]:
-        """The shards of all its tasks."""
+        """Return the shards of all tasks."""
         return {shard for task in range(len(self.tasks)) for shard in self.shards_of(task)}
 
     def log_path(self, label: str) -> Path:
-        """The log of a task, by Slurm's name of it."""
+        """Return the log of a task, given Slurm's id of the task."""
         return self.folder / f"{label}_0_log.out"
 
     def asked_resources(self) -> Resources:
-        """The resources that its jobs requested. Raises: DamageError if the record's values are invalid."""
+        """Return the resources that the jobs requested. Raises DamageError if the record's values are invalid."""
         try:
             return Resources.model_validate(dict(self.resources))
         except ValidationError as error:
@@ -109,21 +111,21 @@ class Submission:
             raise _damaged(self.folder, f"{where}: {first['msg']}") from None
 
     def again(self) -> Mapping[str, Any]:
-        """The settings that a follow-up job submits again. Raises: DamageError if the record is incomplete."""
+        """Return the request that a follow-up job submits again. Raises DamageError if the record is incomplete."""
         missing = sorted(_Asked.model_fields.keys() - self.asked.keys())
         if missing:
             raise _damaged(self.folder, f"`asked` lacks {', '.join(missing)}")
         return self.asked
 
     def write(self) -> None:
-        """Keep the record."""
+        """Write the record to its file."""
         data = {key: value for key, value in vars(self).items() if key != "folder"}
         data["arrays"] = [vars(array) for array in self.arrays]
         with storage_errors(self.folder, "submit again"):
             write_atomic(self.folder / _FILE, to_json(data))
 
     def with_job(self, position: int, job: str) -> "Submission":
-        """The record with the number that sbatch gave the array at ``position``, kept."""
+        """Set the job id of the array at ``position``, write the record, and return it."""
         arrays = list(self.arrays)
         arrays[position] = replace(arrays[position], job=job)
         changed = replace(self, arrays=tuple(arrays))
@@ -140,7 +142,7 @@ class _StoredArray(BaseModel):
 
 
 class _Asked(BaseModel):
-    """Settings that a follow-up job submits again; empty in other records."""
+    """Request that a follow-up job submits again; empty in other records."""
 
     model_config = ConfigDict(extra="forbid")
     stage: Literal["describe", "generate", "mask", "train", "evaluate", "all"] = "all"
@@ -152,7 +154,7 @@ class _Asked(BaseModel):
 
 
 class _Stored(BaseModel):
-    """A record as it lies in ``submission.json``."""
+    """The content of ``submission.json``."""
 
     model_config = ConfigDict(extra="forbid")
     run: str
@@ -172,8 +174,8 @@ class _Stored(BaseModel):
 def read_submission(folder: Path, *, most_shards: int) -> Submission:
     """Return the record in ``folder``.
 
-    Args: most_shards: shards that its tasks may name together.
-    Raises: FileNotFoundError if the record is missing; DamageError if it is not the record of a submission.
+    Args: most_shards: largest number of shards that its tasks may have together.
+    Raises FileNotFoundError if the record is missing. Raises DamageError if it is not the record of a submission.
     """
     path = folder / _FILE
     stored = read_json(path, _Stored, error=DamageError, hint=_way_out(folder))
@@ -211,7 +213,7 @@ def read_submission(folder: Path, *, most_shards: int) -> Submission:
 def _refuse_ranges(folder: Path, texts: Iterable[str], most: int, what: str) -> None:
     """Raise DamageError if ranges such as ``0-3,7`` run backwards or hold more than ``most`` numbers in all.
 
-    They are counted before anybody makes a list of them.
+    The numbers are counted before they are expanded into lists.
     """
     total = 0
     for span in (span for text in texts for span in text.split(",") if span):
@@ -227,26 +229,26 @@ def _damaged(folder: Path, reason: str) -> DamageError:
 
 
 def _way_out(folder: Path) -> str:
-    return f"if none of its jobs is in the queue: {command('rm', '-r', folder)}"
+    return f"if its jobs are no longer in the queue: {command('rm', '-r', folder)}"
 
 
 def jobs_folder(run: Run) -> Path:
-    """Where a run's jobs are."""
+    """Return the folder of a run's submissions."""
     return run.path / "jobs"
 
 
 def now() -> str:
-    """This moment, local time, as Slurm's commands take it."""
+    """Return the current local time in the format of Slurm's commands."""
     return datetime.datetime.now().isoformat(timespec="seconds")
 
 
 def next_number(run: Run) -> int:
-    """The number of the next submission."""
+    """Return the number of the next submission."""
     return max(map(_number, _entries(jobs_folder(run))), default=0) + 1
 
 
 def make_folder(record: Submission) -> None:
-    """A submission's own, empty folder. Raises: StoreError."""
+    """Create a submission's folder. Raises StoreError if it exists or cannot be created."""
     with storage_errors(record.folder, "submit again"):
         record.folder.mkdir(parents=True)
 
@@ -264,13 +266,13 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _number(folder: Path) -> int:
-    """A submission's number, of its folder's name; 0 for other folders."""
+    """Return a submission's number from its folder's name; 0 for other folders."""
     match = re.fullmatch(r"([0-9]{1,9})-.*", folder.name, re.DOTALL)
     return int(match[1]) if match else 0
 
 
 def job_name(run: Run, stage: str, number: int, position: int) -> str:
-    """A name that no other job has: the stage, a token of the run's path, submission and part."""
+    """Return a unique job name: the stage, a hash of the run's path, the submission's number and the position."""
     token = hashlib.sha256(str(run.path).encode()).hexdigest()[:8]
     return f"{stage}-{token}-{number}-{position}"
 
@@ -278,7 +280,7 @@ def job_name(run: Run, stage: str, number: int, position: int) -> str:
 def submissions(run: Run) -> list[Submission]:
     """Return a run's submissions, oldest first.
 
-    Raises: DamageError naming a record that cannot be read; StoreError if the folder of jobs cannot be listed.
+    Raises DamageError if a record cannot be read. Raises StoreError if the folder of submissions cannot be listed.
     """
     found = []
     for folder in sorted(filter(_number, _entries(jobs_folder(run))), key=_number):
@@ -289,12 +291,12 @@ def submissions(run: Run) -> list[Submission]:
 
 @contextlib.contextmanager
 def submitting(run: Run) -> Iterator[None]:
-    """Keep others from submitting the same run meanwhile. Raises: RunError if somebody is at it."""
+    """Lock the run against other submissions. Raises RunError if another submission is in progress."""
     folder = jobs_folder(run)
     with storage_errors(folder, "submit again"):
         folder.mkdir(exist_ok=True)
         claim = try_claim(folder / "submitting.json")
     if claim is None:
-        raise RunError(f"{run.path}: another submission is under way", hint="wait for it, then look: magicseg status")
+        raise RunError(f"{run.path}: another submission is under way", hint="wait for it, then see: magicseg status")
     with claim:
         yield

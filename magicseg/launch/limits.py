@@ -1,4 +1,4 @@
-"""Checks of a training job, before torchrun starts, in the image: python3 -m magicseg.launch.limits RUN VERSION."""
+"""Check version and image in a training job before torchrun starts: python3 -m magicseg.launch.limits RUN VERSION."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from magicseg.launch.task import refuse_misfit
 
 
 def main(run: str, version: str) -> None:
-    """End with a sentence and exit code 2 if this is not what the run was submitted for."""
+    """Print a message and exit with code 2 if the version or the image differs from the submission's."""
     try:
         refuse_misfit(Path(run), version)
     except MagicsegError as error:

@@ -1,4 +1,4 @@
-"""Finding the logs of tasks, and following one."""
+"""Find the logs of tasks, read them, and follow one as it grows."""
 
 import contextlib
 import math
@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from magicseg.core.errors import RunError
-from magicseg.launch.queue_state import Board, Task
+from magicseg.launch.queue_state import QueueState, Task
 
 _POLL_SECONDS = 0.5
 
 
 def find_tasks(
-    board: Board, *, stage: str | None, shard: int | None, label: str | None, failed: bool
+    queue: QueueState, *, stage: str | None, shard: int | None, label: str | None, failed: bool
 ) -> list[tuple[Task, Path]]:
-    """Tasks that match and have a log, newest last. Raises: RunError if none does, saying which there are."""
+    """Return the matching tasks that have a log, newest last. Raises RunError, listing all tasks, if none match."""
     matching = [
         task
-        for task in board.tasks
+        for task in queue.tasks
         if stage in {None, task.submission.stage}
         and (label is None or task.label == label)
         and (shard is None or shard in task.submission.shards_of(task.number))
@@ -33,7 +33,7 @@ def find_tasks(
             f"no log yet: {', '.join(f'{task.label} is {task.kind}' for task in matching[:5])}",
             hint="a log appears when its task starts; see: magicseg status RUN",
         )
-    labels = sorted({task.label for task in board.tasks})
+    labels = sorted({task.label for task in queue.tasks})
     wanted = "no task failed" if failed else "there is no such task"
     hint = (
         f"tasks: {', '.join(labels[:8])}{'...' if len(labels) > 8 else ''}" if labels else "magicseg submit all RUN"
@@ -53,18 +53,18 @@ def _log_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"{path}: cannot be read: {error.strerror or error}", hint="ask its owner, or look as that user"
+            f"{path}: cannot be read: {error.strerror or error}", hint="ask its owner, or read it as that user"
         ) from error
 
 
 def whole(path: Path) -> str:
-    """Return a log's text. Raises: RunError if it cannot be read."""
+    """Return a log's text. Raises RunError if it cannot be read."""
     with _log_errors(path):
         return path.read_text(encoding="utf-8", errors="replace")
 
 
 def last_lines(path: Path, count: int) -> list[str]:
-    """Return the last lines of a log. Raises: RunError if it cannot be read."""
+    """Return the last lines of a log. Raises RunError if it cannot be read."""
     with _log_errors(path), path.open("rb") as file:
         file.seek(0, 2)
         file.seek(max(0, file.tell() - 400 * count))
@@ -72,9 +72,9 @@ def last_lines(path: Path, count: int) -> list[str]:
 
 
 def follow(path: Path, is_active: Callable[[], bool]) -> Iterator[str]:
-    """A log's text as it grows, until its task has left the queue. ``is_active`` is asked every few seconds.
+    """Yield a log's text as it grows, until its task has left the queue. ``is_active`` is called every ten seconds.
 
-    Raises: RunError if the log cannot be read.
+    Raises RunError if the log cannot be read.
     """
     asked, active = -math.inf, True
     with _log_errors(path), path.open(encoding="utf-8", errors="replace") as file:

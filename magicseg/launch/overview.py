@@ -1,10 +1,10 @@
-"""``magicseg status``: the run's ledgers and its jobs, from one listing and at most two questions to Slurm."""
+"""The data of ``magicseg status``: a run's ledgers and its jobs, from at most two calls to Slurm."""
 
 from typing import Any
 
 from magicseg.config.stage_declarations import STAGES
 from magicseg.core.ranges import format_ranges
-from magicseg.launch.queue_state import Task, board_of, job_summaries
+from magicseg.launch.queue_state import Task, job_summaries, read_queue_state
 from magicseg.run.directory import Run
 from magicseg.run.progress import all_commits, run_status
 
@@ -12,18 +12,18 @@ _SHOWN = 20
 
 
 def cluster_status(run: Run) -> dict[str, Any]:
-    """What `run_status` says, with ``jobs`` (by Slurm job, newest last) and ``tasks`` (running ones, the first few).
+    """Return `run_status` with ``jobs`` (one entry per Slurm job, newest last) and ``tasks`` (the first running).
 
-    Works without a queue, without accounting and away from the cluster: what could not be asked is a warning.
+    Works without a queue, without accounting and away from the cluster. Failed queries become warnings.
     """
     commits = all_commits(run)
     state = run_status(run, commits)
-    board = board_of(run, commits)
-    running = [task for task in board.tasks if task.kind == "running"]
-    state["jobs"] = job_summaries(board)
+    queue = read_queue_state(run, commits)
+    running = [task for task in queue.tasks if task.kind == "running"]
+    state["jobs"] = job_summaries(queue)
     state["tasks"] = [_described(task, commits) for task in running[:_SHOWN]]
-    state["waiting_for"] = _reasons(board.tasks)
-    state["warnings"] += board.warnings
+    state["waiting_for"] = _reasons(queue.tasks)
+    state["warnings"] += queue.warnings
     return state
 
 
@@ -43,7 +43,7 @@ def _described(task: Task, commits: dict[str, Any]) -> dict[str, Any]:
 
 
 def _reasons(tasks: list[Task]) -> dict[str, int]:
-    """Why pending tasks wait, in Slurm's words, and how many of them."""
+    """Return the number of pending tasks by Slurm's reason for waiting."""
     found: dict[str, int] = {}
     for task in tasks:
         if task.kind == "pending" and task.state is not None:

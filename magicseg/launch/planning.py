@@ -1,4 +1,4 @@
-"""Planning a submission: what of a stage is missing, in which tasks, after which jobs. Nothing is submitted here."""
+"""Plan a submission: missing shards, tasks and dependencies. Nothing is submitted here."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from magicseg.launch.grouping import (
 )
 from magicseg.launch.jobs import ArrayJob, Submission, job_name, now
 from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
-from magicseg.launch.queue_state import Board, Task, board_of
+from magicseg.launch.queue_state import QueueState, Task, read_queue_state
 from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import WEIGHTED
@@ -34,7 +34,7 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for; plain values, so that a follow-up job can ask for the same again."""
+    """A user's request as plain values, so that a follow-up job can repeat it."""
 
     stage: str
     profile: str
@@ -47,10 +47,11 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Todo:
-    """What of a stage is to be submitted: groups of shards, or one empty group for what has no shards. An
-    evaluation's groups are the numbers of its shares.
+    """A stage's work to submit, as groups of shards: one group per task.
 
-    ``raised_from``: the size of groups that was asked for, if the queue does not take as many tasks.
+    A stage without shards has one empty group. The groups of a sharded evaluation are its part numbers.
+    ``committed``, ``in_flight``, ``blocked``: shards that are done, queued, or wait for the previous stage.
+    ``raised_from``: the requested group size, if the queue does not accept that many tasks.
     """
 
     stage: str
@@ -63,18 +64,18 @@ class Todo:
 
 @dataclass(kw_only=True)
 class State:
-    """What is known of a run while it is submitted."""
+    """A run's commits, finished jobs and queue at the time of a submission."""
 
     run: Run
     commits: dict[str, dict[int, CommitRecord]]
     done: set[str]
-    board: Board
+    queue: QueueState
 
     @classmethod
     def of(cls, run: Run) -> "State":
         commits = {stage: run.checked_commits(stage) for stage in STAGES}
         done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
-        return cls(run=run, commits=commits, done=done, board=board_of(run, commits, whole_queue=True))
+        return cls(run=run, commits=commits, done=done, queue=read_queue_state(run, commits, whole_queue=True))
 
     def complete(self, stage: str) -> bool:
         if stage in STAGES:
@@ -87,7 +88,7 @@ def stages_of(request: Request) -> tuple[str, ...]:
 
 
 def refuse_unfetched(state: State, request: Request) -> None:
-    """Raise BackendError if a stage that has work left needs weights that are not there."""
+    """Raise BackendError if an unfinished stage needs weights that are not fetched."""
     for stage in stages_of(request):
         if stage in WEIGHTED and not state.complete(stage):
             state.run.refuse_unfetched(stage)
@@ -101,18 +102,18 @@ def find_todo(
     stage: str,
     new: Mapping[str, Submission],
 ) -> Todo:
-    """What of ``stage`` to submit. Raises: IncompleteError if nothing of it can be done yet."""
+    """Return the work of ``stage`` to submit. Raises IncompleteError if all of it still needs the previous stage."""
     run = state.run
-    flying = set() if request.force else state.board.shards_in_flight(stage)
+    flying = set() if request.force else state.queue.shards_in_flight(stage)
     before = JOBS[JOBS.index(stage) - 1] if stage != JOBS[0] else None
-    coming = before is None or before in new or bool(state.board.active(before))
+    coming = before is None or before in new or bool(state.queue.active(before))
     if stage not in STAGES:
-        active = bool(state.board.active(stage)) and not request.force
+        active = bool(state.queue.active(stage)) and not request.force
         if state.complete(stage) or active:
             return Todo(stage=stage, groups=[], committed=int(state.complete(stage)), in_flight=int(active))
         if before is not None and not state.complete(before) and not coming:
             raise _nothing_before(run, stage, before)
-        # Shares of an evaluation are numbered; what is done of them is known by those who do them.
+        # All parts of an evaluation are submitted. A task whose part is finished ends at once.
         shares = profile.evaluation_tasks if stage == "evaluate" else 1
         return Todo(stage=stage, groups=[[share] for share in range(shares)] if shares > 1 else [[]])
     commits = state.commits[stage]
@@ -120,7 +121,7 @@ def find_todo(
     todo = [shard for shard in missing if shard not in flying]
     blocked: list[int] = []
     if before is not None and before not in new:
-        there = state.commits[before].keys() | state.board.shards_in_flight(before)
+        there = state.commits[before].keys() | state.queue.shards_in_flight(before)
         blocked = [shard for shard in todo if shard not in there]
         todo = [shard for shard in todo if shard in there]
         if blocked and not todo:
@@ -154,24 +155,26 @@ def _nothing_before(run: Run, stage: str, before: str) -> IncompleteError:
 
 
 def dependency_of(state: State, new: Mapping[str, Submission], stage: str) -> str | None:
-    """After the jobs of the stages before that are in the queue or just submitted, if they end well."""
+    """Return the dependency on the queued or just submitted jobs of earlier stages; None if there are none."""
     jobs: list[str] = []
     for before in JOBS[: JOBS.index(stage)]:
         if before not in new and state.complete(before):
-            jobs = []  # tasks of it that are left in the queue have nothing to do
+            jobs = []  # its tasks that are still in the queue have no work left
             continue
         made = job_numbers([new[before]]) if before in new else []
-        # What is done by the stage before rests on what was done before that.
-        jobs = [*_still_to_come(state.board, before), *made] or jobs
+        # Jobs of the nearest unfinished stage depend on the stages before it, so they replace those jobs.
+        jobs = [*_still_to_come(state.queue, before), *made] or jobs
     return "afterok:" + ":".join(jobs) if jobs else None
 
 
-def _still_to_come(board: Board, stage: str) -> list[str]:
-    """Jobs of a stage in the queue; of an array of which tasks have ended badly, only the tasks that have not: no
-    dependency on the whole of it could hold.
+def _still_to_come(queue: QueueState, stage: str) -> list[str]:
+    """Return a stage's queued jobs.
+
+    If tasks of an array have failed, return its queued tasks instead: a dependency on the whole array would never be
+    satisfied.
     """
     by_job: dict[str, list[Task]] = {}
-    for task in board.tasks:
+    for task in queue.tasks:
         if task.submission.stage == stage and task.array.job is not None:
             by_job.setdefault(task.array.job, []).append(task)
     found: list[str] = []
@@ -184,12 +187,12 @@ def _still_to_come(board: Board, stage: str) -> list[str]:
 
 
 def job_numbers(made: Collection[Submission]) -> list[str]:
-    """Job numbers; in a dry run, which has none, the jobs' names."""
+    """Return the job ids. In a dry run there are none; then return the jobs' names."""
     return [array.job or array.name for one in made for array in one.arrays]
 
 
 def planned(run: Run, profile: Profile, request: Request, todo: Todo, limits: SiteLimits, number: int) -> Submission:
-    """The record of a submission before anything is in the queue; its folder may not exist."""
+    """Return the record of a submission before it is queued. Its folder may not exist yet."""
     limit = min(profile.array_size or limits.max_array_size, limits.max_array_size)
     arrays, first = [], 0
     for position, tasks in enumerate(split_arrays(todo.groups, limit)):

@@ -1,6 +1,6 @@
-"""Profiles: what a site wants to know of a job, validated, so that no value can add a line or an option.
+"""Profiles: a site's job settings. Values are validated, so that none can add a line or an option to a job script.
 
-profile = load_profile("gpu", overrides=["slurm.partition=low"])    # of magicseg.launch.profile_files
+profile = load_profile("gpu", overrides=["slurm.partition=low"])    # in magicseg.launch.profile_files
 profile.resources("train").nodes
 """
 
@@ -38,7 +38,7 @@ JOBS = (*STAGES, "train", "evaluate")  # in the order in which they are done
 FOLLOW_UP = "follow-up"
 
 
-# What magicseg itself sets; a profile has its own key for it, or none.
+# sbatch options that magicseg sets. `extra` may not contain them; a profile has a separate key for some of them.
 _RESERVED_NAMES = """
     account array chdir cluster clusters comment constraint cpus-per-task dependency error exclude export export-file
     exclusive gid gpus-per-node gpus-per-task gres help job-name kill-on-invalid-dep mail-type mail-user mem
@@ -50,16 +50,16 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Resources(Settings):
-    """What one job, or one task of an array, asks for."""
+    """The resources that one job, or one task of an array, requests."""
 
-    model_config = ConfigDict(strict=False)  # a profile's numbers are read as text
+    model_config = ConfigDict(strict=False)  # profiles are read with numbers as text
 
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
     constraint: Word | None = None
-    exclude: Word | None = Field(None, description="nodes not to use")
-    gres: Word | None = Field(None, description="generic resources; for plain GPUs `gpus` is enough")
+    exclude: Word | None = Field(None, description="nodes to avoid")
+    gres: Word | None = Field(None, description="generic resources; for GPUs use `gpus`")
     gpus: Count | Word = Field(0, union_mode="left_to_right", description="GPUs per node: 4, or with a type a100:4")
     cpus: int = Field(1, ge=1, description="CPUs per task; for training, per node")
     memory: Size | None = Field("4G", description="per node; null: the site's default")
@@ -67,7 +67,7 @@ class Resources(Settings):
     memory_per_gpu: Size | None = Field(None, description="instead of `memory`")
     time: TimeLimit = Field("1:00:00", description="the time limit, as Slurm writes it")
     exclusive: bool = Field(False, description="whole nodes")
-    nodes: int = Field(1, ge=1, description="of training")
+    nodes: int = Field(1, ge=1, description="nodes for training")
     processes: int | None = Field(
         None, ge=1, description="training processes per node  [default: the GPUs per node, else 1]"
     )
@@ -77,12 +77,12 @@ class Resources(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _slurms_spelling(cls, data: Any) -> Any:
+    def _normalised(cls, data: Any) -> Any:
         return _spelled(data) if isinstance(data, dict) else data
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+    def _no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, bool) and info.field_name != "exclusive":
             raise ValueError("must be a string or a number, not a boolean")
         annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
@@ -103,34 +103,34 @@ class Resources(Settings):
         for name in extra:
             if not re.fullmatch(r"[a-z][a-z0-9-]+", name):
                 raise ValueError(f"{name!r} is not a long sbatch option without its dashes")
-            # sbatch takes abbreviations: --outpu is --output. But --gpus is an option, too.
-            if name not in GPU_OPTIONS and any(own.startswith(name) for own in _RESERVED):
-                raise ValueError(f"{name} is set by magicseg or has a key of its own")
+            # sbatch accepts abbreviations: --outpu is --output. But --gpus is a full option, not an abbreviation.
+            if name not in GPU_OPTIONS and any(reserved.startswith(name) for reserved in _RESERVED):
+                raise ValueError(f"{name} is set by magicseg, or has a separate key in the profile")
         return extra
 
     @property
     def minutes(self) -> int:
-        """The time limit in whole minutes, rounded up."""
+        """Return the time limit in minutes, rounded up."""
         return minutes_of(self.time)
 
     @property
     def gpus_per_node(self) -> int:
-        """The number of GPUs per node, requested in any of Slurm's ways."""
+        """Return the number of GPUs per node, for any of Slurm's ways to request them."""
         return gpus_per_node(self.gpus, self.gres, self.extra, self.nodes)
 
     @property
     def asks_gpu(self) -> bool:
-        """Whether GPUs are requested."""
+        """Return whether GPUs are requested."""
         return self.gpus_per_node > 0
 
     @property
     def processes_per_node(self) -> int:
-        """Training processes on each node."""
+        """Return the number of training processes per node."""
         return self.processes or self.gpus_per_node or 1
 
     @property
     def memory_bytes(self) -> int | None:
-        """The requested memory per node, in bytes; None if the site decides."""
+        """Return the requested memory per node in bytes; None for the site's default."""
         if self.memory_per_cpu is not None:
             return bytes_of(self.memory_per_cpu) * self.cpus
         if self.memory_per_gpu is not None:
@@ -139,9 +139,9 @@ class Resources(Settings):
 
 
 def _spelled(data: "Mapping[Any, Any]") -> dict[Any, Any]:
-    """Return resources with Slurm's own names of GPU options, such as ``gpus_per_task``, where they belong.
+    """Return resources with Slurm's GPU options, such as ``gpus_per_task``, moved to ``gpus`` or ``extra``.
 
-    Where memory is asked for per CPU or GPU, the default per node does not hold.
+    If memory is requested per CPU or GPU, the default memory per node is removed.
     """
     found = dict(data)
     for key in data:
@@ -156,26 +156,28 @@ def _spelled(data: "Mapping[Any, Any]") -> dict[Any, Any]:
 
 
 class ContainerSettings(Settings):
-    """The image that the workers run in. Submission itself happens outside."""
+    """The container image that workers run in. Jobs are submitted from outside the container."""
 
     model_config = ConfigDict(strict=False)
 
     image: Operand = Field(description="path of the image")
     executable: Operand = Field("apptainer", description="apptainer or singularity: a name or a path")
-    nv: bool | None = Field(None, description="NVIDIA's libraries in the container  [default: where GPUs are asked]")
+    nv: bool | None = Field(None, description="NVIDIA's libraries in the container  [default: if GPUs are requested]")
     rocm: bool = Field(False, description="AMD's libraries in the container, instead of NVIDIA's")
-    binds: tuple[Bind, ...] = Field((), description="besides the run's directory: SOURCE[:TARGET[:ro]]")
+    binds: tuple[Bind, ...] = Field(
+        (), description="folders to bind besides the run's directory: SOURCE[:TARGET[:ro]]"
+    )
     cache: Bind | None = Field(
         None,
-        description="a folder for the caches of weights and compilers: bound, and named to the libraries at launch",
+        description="folder for the caches of weights and compilers; bound, and set in the libraries' variables",
     )
-    verify: Operand | None = Field(None, description="the file of the public key that the image must be signed with")
-    python: Operand = Field("python3", description="the interpreter in the image")
+    verify: Operand | None = Field(None, description="file of the public key that must have signed the image")
+    python: Operand = Field("python3", description="Python interpreter inside the image")
 
     @field_validator("image", "verify")
     @classmethod
     def _file(cls, path: str | None) -> str | None:
-        """Jobs begin in another folder."""
+        """Make the path absolute, because jobs start in another folder."""
         return path if path is None else absolute(path)
 
     @field_validator("cache", "binds", mode="before")
@@ -189,40 +191,46 @@ class ContainerSettings(Settings):
     @classmethod
     def _folder(cls, path: str | None) -> str | None:
         if path is not None and (not path.startswith("/") or re.search("[:,]", path)):
-            raise ValueError(f"{path!r} is no absolute path without ':' and ','")
+            raise ValueError(f"{path!r} must be an absolute path without ':' and ','")
         return path
 
 
 class Profile(Resources):
-    """A site: resources for every stage, exceptions by stage, and how arrays are laid out."""
+    """A site's settings: resources for all stages, overrides by stage, and the layout of arrays."""
 
     stages: dict[Literal["describe", "generate", "mask", "train", "evaluate", "follow-up"], dict[str, Any]] = Field(
-        default_factory=dict, description="resources of single stages, over the common ones"
+        default_factory=dict, description="resources of single stages, overriding the common ones"
     )
     mail_user: Word | None = None
-    mail_type: Word | None = Field(None, description="END,FAIL and the like")
-    modules: tuple[Module, ...] = Field((), description="for `module load`")
-    setup: tuple[ShellLine, ...] = Field((), description="shell lines before the work, each one line")
+    mail_type: Word | None = Field(None, description="events to send mail for, such as END,FAIL")
+    modules: tuple[Module, ...] = Field((), description="environment modules, loaded with `module load`")
+    setup: tuple[ShellLine, ...] = Field((), description="shell lines to run before the work")
     environment: dict[str, str] = Field(
-        default_factory=dict, description="variables written into the job script: nothing secret"
+        default_factory=dict, description="environment variables, written into the job script: never secrets"
     )
     pass_environment: Literal["all"] | tuple[str, ...] = Field(
-        "all", description="the submitting shell's variables that jobs get: all, or a list of names"
+        "all", description="variables of the submitting shell that jobs inherit: all, or a list of names"
     )
     container: ContainerSettings | None = None
-    parallel: int = Field(32, ge=1, description="array tasks at a time")
-    array_size: int | None = Field(None, ge=1, description="most tasks in one array  [default: MaxArraySize]")
-    tasks: int | None = Field(None, ge=1, description="most tasks of one submission; tasks grow to fit")
-    shards_per_task: int | None = Field(None, ge=1, description="[default: from measured times]")
-    task_minutes: float | None = Field(
-        None, gt=0, description="work to give a task, where times are known  [default: half the time limit]"
+    parallel: int = Field(32, ge=1, description="concurrent array tasks")
+    array_size: int | None = Field(None, ge=1, description="maximum tasks per array  [default: MaxArraySize]")
+    tasks: int | None = Field(
+        None, ge=1, description="maximum tasks per submission; tasks get more shards to stay below it"
     )
-    stagger_seconds: float = Field(0.0, ge=0, le=60, description="between the starts of the first tasks")
-    signal_seconds: int = Field(120, ge=1, le=3600, description="warning before the time limit")
-    requeue: int = Field(10, ge=0, le=1000, description="how often a task goes back into the queue; 0: never")
-    resubmit: int = Field(0, ge=0, le=1000, description="how often a follow-up job submits what is missing")
-    evaluation_tasks: int = Field(1, ge=1, description="array tasks that share out the images of an evaluation")
-    restarts: int = Field(3, ge=0, description="training: how often torchrun starts dead ranks again")
+    shards_per_task: int | None = Field(
+        None, ge=1, description="shards per array task  [default: from measured times]"
+    )
+    task_minutes: float | None = Field(
+        None,
+        gt=0,
+        description="target minutes of work per task, if shard times are known  [default: half the time limit]",
+    )
+    stagger_seconds: float = Field(0.0, ge=0, le=60, description="delay between the starts of the first tasks")
+    signal_seconds: int = Field(120, ge=1, le=3600, description="how long before the time limit Slurm warns the job")
+    requeue: int = Field(10, ge=0, le=1000, description="maximum requeues of a task; 0: never")
+    resubmit: int = Field(0, ge=0, le=1000, description="how often follow-up jobs submit missing work again")
+    evaluation_tasks: int = Field(1, ge=1, description="array tasks that an evaluation's images are sharded across")
+    restarts: int = Field(3, ge=0, description="training: how often torchrun restarts failed ranks")
 
     @field_validator("environment")
     @classmethod
@@ -232,7 +240,7 @@ class Profile(Resources):
             if re.search("[\n\r\0\ud800-\udfff]", value):
                 raise ValueError(f"{name} must be one line of text")
             if secret_name(name):
-                raise ValueError(f"{name} looks secret and would lie in a job file: name it in pass_environment")
+                raise ValueError(f"{name} looks secret, and a job script would store it: name it in pass_environment")
             if secret_value(value):
                 raise ValueError(f"{name} holds a password or a key, which a job script would store: name it in "
                                  "pass_environment")  # fmt: skip
@@ -257,9 +265,9 @@ class Profile(Resources):
         return self
 
     def resources(self, stage: str) -> Resources:
-        """What ``stage``'s jobs ask for: the common values with the stage's own over them."""
+        """Return the resources of ``stage``'s jobs: the common values, overridden by the stage's values."""
         common = {name: getattr(self, name) for name in Resources.model_fields}
-        if stage == FOLLOW_UP:  # a few seconds of one CPU, unless the site wants it elsewhere
+        if stage == FOLLOW_UP:  # needs one CPU for some seconds; a site may override this
             small = {"gpus": 0, "gres": None, "cpus": 1, "memory": "1G", "time": "10:00", "exclusive": False}
             common |= small | {"nodes": 1, "processes": None, "memory_per_cpu": None, "memory_per_gpu": None}
             common["extra"] = {name: value for name, value in self.extra.items() if name not in GPU_OPTIONS}
@@ -275,18 +283,18 @@ class Profile(Resources):
         return Resources.model_validate(common | own)
 
     def signal_before(self, stage: str) -> int:
-        """Seconds before the time limit at which tasks are told to stop: never more than a quarter of it."""
+        """Return how many seconds before the time limit tasks are warned: at most a quarter of the limit."""
         return min(self.signal_seconds, self.resources(stage).minutes * 15)
 
 
 def _variable(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-        raise ValueError(f"{name!r} is not the name of a variable")
+        raise ValueError(f"{name!r} is not a valid name of a variable")
     return name
 
 
 def shown_input(location: "Sequence[int | str]", value: object) -> str:
-    """Return `` (got VALUE)`` for an error's message; nothing for groups of values and where secrets may be."""
+    """Return `` (got VALUE)`` for an error's message; an empty string for groups of values and possible secrets."""
     if not location or location[0] in {"environment", "setup", "extra"} or isinstance(value, dict | list | tuple):
         return ""
     if assigned_secret(str(value)) or secret_value(str(value)):
@@ -295,5 +303,5 @@ def shown_input(location: "Sequence[int | str]", value: object) -> str:
 
 
 def key_of(location: "Sequence[int | str]") -> str:
-    """Where a value is, without pydantic's own names of types and alternatives: ``literal['all']``, ``[key]``."""
+    """Return a value's dotted key, without pydantic's names of types and alternatives, such as ``literal['all']``."""
     return ".".join(str(part) for part in location if not re.fullmatch(r"[\w-]*\[.*\]", str(part)))

@@ -1,4 +1,4 @@
-"""Profiles as files: the shipped ones, one's own, and values over them from the command line."""
+"""Load profiles: shipped files, custom files, and overrides from the command line."""
 
 import difflib
 import os
@@ -35,12 +35,12 @@ def _shipped() -> Traversable:
 
 
 def profile_names() -> list[str]:
-    """The shipped profiles."""
+    """Return the names of the shipped profiles."""
     return sorted(entry.name.removesuffix(".yaml") for entry in _shipped().iterdir() if entry.name.endswith(".yaml"))
 
 
 def profile_text(name: str) -> str:
-    """A shipped profile's file. Raises: ConfigError if there is none of this name."""
+    """Return the text of a shipped profile. Raises ConfigError if there is no profile of this name."""
     if name not in profile_names():
         raise ConfigError(
             f"there is no profile {name!r}",
@@ -50,9 +50,9 @@ def profile_text(name: str) -> str:
 
 
 def load_profile(reference: str, overrides: Sequence[str] = ()) -> Profile:
-    """A shipped profile by its name, or a file by its path, with ``slurm.KEY=VALUE`` overrides.
+    """Load a shipped profile by name, or a file by path, with ``slurm.KEY=VALUE`` overrides.
 
-    Raises: ConfigError naming the file and the key.
+    Raises ConfigError, naming the file and the key, if the profile is invalid.
     """
     if re.fullmatch(r"[\w-]+", reference):
         text = profile_text(reference)
@@ -72,7 +72,7 @@ def load_profile(reference: str, overrides: Sequence[str] = ()) -> Profile:
 
 
 def validate_profile(data: Mapping[str, Any], source: str) -> Profile:
-    """Check plain data against `Profile`. Raises: ConfigError naming the first offending key."""
+    """Return data as a `Profile`. Raises ConfigError, naming the first invalid key, if they do not fit."""
     try:
         return Profile.model_validate(data)
     except ValidationError as error:
@@ -80,7 +80,7 @@ def validate_profile(data: Mapping[str, Any], source: str) -> Profile:
 
 
 def _parse(text: str, source: str) -> Any:
-    """YAML in which numbers stay text until the settings say what they are: an account may be called 0123."""
+    """Parse YAML without converting numbers: an account may be called 0123. The settings convert them later."""
     return parse_yaml(text, source=source, hint=_HINT, numbers=False)
 
 

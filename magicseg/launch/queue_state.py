@@ -1,4 +1,4 @@
-"""The board: every task of a run's submissions with its state, from one ``squeue`` and at most one ``sacct``."""
+"""The state of every task of a run's submissions, from one ``squeue`` and at most one ``sacct`` call."""
 
 import math
 from collections import Counter
@@ -17,8 +17,10 @@ KINDS = ("running", "pending", "completed", "failed", "cancelled", "unknown")
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task of a submission. ``state`` is what Slurm says, None when it knows the task no more; ``kind`` is one of
-    `KINDS`; ``ending`` is Slurm's word where there is one, with the exit code: ``TIMEOUT``, ``FAILED 1:0``.
+    """One task of a submission.
+
+    ``state``: Slurm's answer, None if Slurm no longer knows the task. ``kind``: one of `KINDS`. ``ending``: Slurm's
+    state with the exit code, such as ``TIMEOUT`` or ``FAILED 1:0``; "unknown" if nothing is known.
     """
 
     submission: Submission
@@ -30,37 +32,39 @@ class Task:
 
     @property
     def label(self) -> str:
-        """Slurm's name of it, ``123_4``."""
+        """Return Slurm's id of the task, such as ``123_4``."""
         return self.array.label(self.number)
 
     @property
     def active(self) -> bool:
-        """Whether it is in the queue."""
+        """Return whether the task is in the queue."""
         return self.kind in {"running", "pending"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Board:
-    """``warnings`` say what could not be asked. ``asked``: whether the queue answered, or nothing had to be asked."""
+class QueueState:
+    """The tasks of a run. ``warnings``: failed queries. ``asked``: whether the queue's state is known."""
 
     tasks: list[Task]
     warnings: list[str] = field(default_factory=list)
     asked: bool = True
 
     def active(self, stage: str | None = None) -> list[Task]:
-        """Tasks in the queue."""
+        """Return the tasks in the queue."""
         return [task for task in self.tasks if task.active and stage in {None, task.submission.stage}]
 
     def shards_in_flight(self, stage: str) -> set[int]:
-        """Shards whose task waits or runs."""
+        """Return the shards of pending and running tasks."""
         return {shard for task in self.active(stage) for shard in task.submission.shards_of(task.number)}
 
 
-def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, whole_queue: bool = False) -> Board:
-    """Ask the queue, and where it has forgotten a task, the accounting.
+def read_queue_state(
+    run: Run, commits: Mapping[str, Collection[int]] | None = None, *, whole_queue: bool = False
+) -> QueueState:
+    """Query the queue, and the accounting for tasks that the queue has forgotten.
 
-    Args: commits: shards by stage, if they are at hand. whole_queue: ask also about jobs whose work is all there by
-        now, perhaps done by somebody else: they may be in the queue nevertheless.
+    Args: commits: committed shards by stage, to avoid reading the ledgers again. whole_queue: also query jobs whose
+        work is already complete: another job may have done it while they are still in the queue.
     """
     committed = commits or all_commits(run)
     done = {stage for stage, is_done in (("train", trained(run)), ("evaluate", evaluated(run))) if is_done}
@@ -69,7 +73,7 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
         one for one in known if not (one.ended or one.foreign if whole_queue else _settled(one, committed, done))
     ]
     if not open_:
-        return Board(tasks=[task for one in known for task in _tasks(one, {}, committed, done)])
+        return QueueState(tasks=[task for one in known for task in _tasks(one, {}, committed, done)])
     warnings: list[str] = []
     states: dict[tuple[str, int | None], TaskState] = {}
     asked = False
@@ -77,7 +81,7 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
     recorded = {array.name: array.job for one in open_ for array in one.arrays if array.job is not None}
 
     def own(found: Iterable[TaskState]) -> Iterable[TaskState]:
-        """Filter out jobs of an earlier run at the same path: they have the same names."""
+        """Remove jobs of an earlier run at the same path, which have the same names."""
         return (state for state in found if recorded.get(state.name, state.job) == state.job)
 
     if installed("squeue"):
@@ -93,16 +97,16 @@ def board_of(run: Run, commits: Mapping[str, Collection[int]] | None = None, *, 
         try:
             since = min(one.created for one in forgotten)
             old = accounting([name for one in forgotten for name in one.names], since)
-            # The queue has answered: what it does not know is not active, whatever the accounting missed.
+            # Tasks that the queue does not list are not active, even if the accounting still says so.
             states = _newest(state for state in own(old) if not state.active) | states
         except SlurmError:
-            pass  # a site without accounting: the ledger has to do
+            pass  # a site without accounting: the ledger alone tells which tasks are complete
     tasks = [task for one in known for task in _tasks(one, states, committed, done)]
-    return Board(tasks=tasks, warnings=warnings, asked=asked)
+    return QueueState(tasks=tasks, warnings=warnings, asked=asked)
 
 
 def _settled(submission: Submission, committed: Mapping[str, Collection[int]], done: Collection[str]) -> bool:
-    """Whether it is known how a submission ended, so that nobody needs to be asked about it."""
+    """Return whether a submission's outcome is already known, so that Slurm need not be queried."""
     if submission.ended or submission.foreign:
         return True
     if submission.stage in STAGES:
@@ -112,7 +116,7 @@ def _settled(submission: Submission, committed: Mapping[str, Collection[int]], d
 
 
 def _newest(states: Iterable[TaskState]) -> dict[tuple[str, int | None], TaskState]:
-    """By job name and index; of several records of one task, an active one or else the last."""
+    """Return states by job name and index. Of several records of a task, keep an active one, else the last."""
     found: dict[tuple[str, int | None], TaskState] = {}
     for state in states:
         key = (state.name, state.index)
@@ -127,7 +131,7 @@ def _numbered(submission: Submission) -> list[tuple[ArrayJob, int]]:
 
 def _state(array: ArrayJob, number: int, states: Mapping[tuple[str, int | None], TaskState]) -> TaskState | None:
     state = states.get((array.name, None if array.count == 1 else number - array.first))
-    # The same name under another number is a job of another time, of a run that was removed and made again.
+    # The same name with another id belongs to an earlier run at this path.
     return None if state is None or array.job not in {None, state.job} else state
 
 
@@ -138,7 +142,7 @@ def _tasks(
     done: Collection[str],
 ) -> list[Task]:
     tasks = []
-    # Once written down, an ending stays: a task that somebody puts back by hand after that is not seen.
+    # Recorded endings are final: a task that a user requeues manually afterwards is not noticed.
     endings = {number: text for text, numbers in submission.ended.items() for number in parse_ranges(numbers)}
     for array, number in _numbered(submission):
         state = _state(array, number, states)
@@ -155,7 +159,7 @@ def _tasks(
 
 
 def _found(array: ArrayJob, state: TaskState) -> ArrayJob:
-    """A job whose number was never written down (a killed ``submit``): the queue knows it by its name."""
+    """Return the array with the job id from the queue, for a ``submit`` that was killed before recording it."""
     return ArrayJob(name=array.name, first=array.first, count=array.count, job=state.job)
 
 
@@ -168,12 +172,13 @@ def _task_done(
     return submission.stage in done
 
 
-def job_summaries(board: Board) -> list[dict[str, object]]:
-    """``status --json``'s ``jobs``: one entry per Slurm job, newest last, with its tasks counted by kind, and those
-    that did not end well by Slurm's word (``endings``).
+def job_summaries(state: QueueState) -> list[dict[str, object]]:
+    """Return the ``jobs`` of ``status --json``: one entry per Slurm job, newest last.
+
+    Each entry counts its tasks by kind, and its failed and cancelled tasks by Slurm's final state (``endings``).
     """
     by_job: dict[str, list[Task]] = {}
-    for task in board.tasks:
+    for task in state.tasks:
         by_job.setdefault(task.array.name, []).append(task)
     summaries: list[dict[str, object]] = []
     for tasks in by_job.values():
@@ -200,7 +205,7 @@ def _overall(tally: Mapping[str, int]) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """Slurm's elapsed time, [D-][H:]M:S, in seconds; NaN for anything else."""
+    """Return Slurm's elapsed time, ``[D-][H:]M:S``, in seconds; NaN for any other text."""
     days, dash, rest = text.rpartition("-")
     try:
         parts = [int(part) for part in rest.split(":")]

@@ -1,4 +1,4 @@
-"""The kinds of values that a profile has: each refuses what would add a line or an option to a job script."""
+"""Types of a profile's values. Each rejects text that would add a line or an option to a job script."""
 
 import math
 import re
@@ -14,7 +14,7 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 def _one_line(text: str) -> str:
     if not text or not text.isprintable() or text != text.strip():
-        raise ValueError("must be one line of printable text, without spaces around it")
+        raise ValueError("must be one line of printable text, without leading or trailing spaces")
     return text
 
 
@@ -26,18 +26,18 @@ def _word(text: str) -> str:
 
 def _module(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][\w.+/@-]*", text, re.ASCII):
-        raise ValueError("is not the name of a module")
+        raise ValueError("is not a valid name of a module")
     return text
 
 
 def _size(text: str) -> str:
     if not re.fullmatch(r"[1-9]\d{0,15}[KMGT]?", text, re.ASCII):
-        raise ValueError("is a number with K, M, G or T behind it: 16G")
+        raise ValueError("must be a whole number with an optional unit K, M, G or T, such as 16G")
     return text
 
 
 def bytes_of(text: str) -> int:
-    """Return a size in bytes: ``16G``; without a letter it is in mebibytes, as Slurm has it."""
+    """Return a size such as ``16G`` in bytes. Without a unit it is in mebibytes, as in Slurm."""
     return int(text[:-1]) * _UNITS[text[-1]] if text[-1] in _UNITS else int(text) * 2**20
 
 
@@ -53,23 +53,23 @@ def public(text: str) -> str:
 
 def _shell_line(text: str) -> str:
     if _one_line(text).startswith("#"):
-        raise ValueError("must not begin with '#': sbatch would take #SBATCH and #PBS for its own")
+        raise ValueError("must not begin with '#': sbatch would read #SBATCH and #PBS lines as options")
     if text.endswith("\\"):
-        raise ValueError("must not end with a backslash, which would swallow the next line")
+        raise ValueError("must not end with a backslash, which would join it with the next line")
     return public(text)
 
 
 def _bind(text: str) -> str:
     if not re.fullmatch(r"[^\s:,]+(:[^\s:,]+(:r[ow])?)?", _one_line(text)):
-        raise ValueError("is SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro")
+        raise ValueError("must be SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro")
     return text
 
 
 def minutes_of(text: str) -> int:
-    """Whole minutes of a Slurm time limit: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    """Return a Slurm time limit in minutes, rounded up: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text, re.ASCII)
     if match is None:
-        raise ValueError("is a time limit as Slurm writes them: 90 (minutes), 4:00:00, 1-12:00:00")
+        raise ValueError("must be a time limit in Slurm's format: 90 (minutes), 4:00:00, 1-12:00:00")
     days, *rest = match.groups()
     first, second, third = (int(part or 0) for part in rest)
     if days is not None:
@@ -92,7 +92,7 @@ def _time(text: str) -> str:
 
 def _operand(text: str) -> str:
     if _one_line(text).startswith("-"):
-        raise ValueError("must not begin with a dash, which would make it an option")
+        raise ValueError("must not begin with a dash: it would be read as an option")
     return public(text)
 
 

@@ -1,6 +1,6 @@
-"""What goes into a job script: sbatch options, lines before the work and after it, the interpreter.
+"""The parts of a job script: sbatch options, lines before and after the work, the interpreter.
 
-Every value has passed `magicseg.launch.profile`, and is quoted here once more.
+`magicseg.launch.profile` has validated every value; it is quoted here in addition.
 """
 
 import shlex
@@ -12,27 +12,27 @@ from magicseg.core.safe_path import VARIABLE as SAFE_PATH
 from magicseg.launch.profile import Profile, Resources
 from magicseg.launch.task import STOPPED
 
-_NAMED_PATHS = (
-    'if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too',
+_CLEAN_PYTHONPATH = (
+    'if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder',
     """  PYTHONPATH=$(tr : '\\n' <<<"$PYTHONPATH" | grep -vx '\\.\\{0,1\\}' | paste -sd :)""",
     "fi",
 )
-_MINIMAL = ("HOME", "LANG", "PATH", "USER")  # what a job cannot do without
-_DEATHS = 2  # a killed worker goes back into the queue this often; then it is its shard's fault
+_MINIMAL = ("HOME", "LANG", "PATH", "USER")  # variables that every job needs
+_REQUEUES_IF_KILLED = 2  # a task whose worker was killed is requeued this often; then its shard is the likely cause
 
 
 def sbatch_options(
     profile: Profile, stage: str, *, job_name: str, dependency: str | None, output: str
 ) -> dict[str, str | int | bool]:
-    """The options of a stage's jobs by their long names, without those that make an array.
+    """Return the sbatch options of a stage's jobs by their long names, without the options of an array.
 
-    Args: output: the log's path, in which Slurm replaces %j.
-    Raises: ConfigError if Slurm would replace more.
+    Args: output: the log's path. Slurm replaces its ``%j`` by the job id.
+    Raises ConfigError if the path holds other '%' characters, which Slurm would replace too.
     """
     if "%" in output.replace("%j_0_log.out", "") or not output.isprintable():
         raise ConfigError(
             f"{output!r}: Slurm cannot write logs there: the path has a '%' or a character that cannot be printed",
-            hint="move the run to a path without",
+            hint="move the run to a path without such characters",
         )
     resources = profile.resources(stage)
     options: dict[str, str | int | bool | None] = {
@@ -56,7 +56,7 @@ def sbatch_options(
 
 
 def resource_options(resources: Resources, stage: str) -> dict[str, str | int | bool | None]:
-    """What a stage's jobs ask for, by sbatch's and srun's long names; None for what the site decides."""
+    """Return a stage's resources by the long option names of sbatch and srun; None for the site's defaults."""
     return {
         "partition": resources.partition,
         "account": resources.account,
@@ -76,7 +76,7 @@ def resource_options(resources: Resources, stage: str) -> dict[str, str | int | 
 
 
 def directives(options: dict[str, str | int | bool]) -> list[str]:
-    """Options as ``#SBATCH`` lines."""
+    """Return options as ``#SBATCH`` lines."""
     return [
         f"#SBATCH --{name}" if value is True else f"#SBATCH --{name}={shlex.quote(str(value))}"
         for name, value in sorted(options.items())
@@ -84,28 +84,29 @@ def directives(options: dict[str, str | int | bool]) -> list[str]:
 
 
 def setup_lines(profile: Profile) -> list[str]:
-    """Shell lines before the work."""
+    """Return the shell lines before the work: modules, setup lines, environment."""
     return [
         *(["type module >/dev/null 2>&1 || source /etc/profile"] if profile.modules else []),
         *(f"module load {shlex.quote(name)}" for name in profile.modules),
         *profile.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in sorted(profile.environment.items())),
-        "# Python imports nothing from the folder in which the job was submitted.",
+        "# Python must not import from the folder in which the job was submitted.",
         f"export {SAFE_PATH}=1",
-        *_NAMED_PATHS,
-        "# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.",
+        *_CLEAN_PYTHONPATH,
+        "# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.",
         'export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"',
         "unset SLURM_EXPORT_ENV",
     ]
 
 
 def _requeue_lines(condition: str) -> list[str]:
-    """Back into the queue if ``condition`` holds. Only a job that still counts as running may go there: one that was
-    cancelled is to stay so.
+    """Return shell lines that requeue the task if ``condition`` holds.
+
+    Only a job in the state RUNNING is requeued: a cancelled job stays cancelled.
     """
     return [
         f"if {condition}; then",
-        "  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.",
+        "  # Not SLURM_JOB_ID: for an array's last task it is the id of the whole array.",
         '  task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"',
         '  if scontrol -o show job "$task" | grep -q JobState=RUNNING; then',
         '    scontrol requeue "$task"',
@@ -115,18 +116,21 @@ def _requeue_lines(condition: str) -> list[str]:
 
 
 def task_teardown(profile: Profile) -> list[str]:
-    """Shell lines after an array task's worker, outside of any container, which may have no scontrol."""
+    """Return the shell lines after an array task's worker, outside the container, which may lack scontrol."""
     condition = (
         f'{{ [ "$code" -eq {STOPPED} ] && [ "$restarts" -lt {profile.requeue} ]; }} || '
-        f'{{ [ "$code" -gt 128 ] && [ "$restarts" -lt {min(_DEATHS, profile.requeue)} ]; }}'
+        f'{{ [ "$code" -gt 128 ] && [ "$restarts" -lt {min(_REQUEUES_IF_KILLED, profile.requeue)} ]; }}'
     )
     lines = ["restarts=${SLURM_RESTART_COUNT:-0}", *_requeue_lines(condition)] if profile.requeue else []
-    comment = f"# {STOPPED}: stopped in time, more to do. Above 128: the worker was killed."
+    comment = f"# {STOPPED}: stopped before the time limit with work left. Above 128: the worker was killed."
     return ["code=$?", *([comment, *lines] if lines else []), 'exit "$code"']
 
 
 def interpreter(profile: Profile, stage: str, run: Path) -> list[str]:
-    """The command that starts Python: this very one, or the container's. Raises: ConfigError for an odd path."""
+    """Return the command that starts Python: this interpreter, or the container's.
+
+    Raises ConfigError if the run's path cannot be bound into a container.
+    """
     box = profile.container
     if box is None:
         return [sys.executable]
@@ -135,8 +139,8 @@ def interpreter(profile: Profile, stage: str, run: Path) -> list[str]:
     rocm = ["--rocm"] if box.rocm else []
     if ":" in str(run) or "," in str(run):
         raise ConfigError(
-            f"{run}: cannot be seen in a container: its path has a ':' or a ','",
-            hint="move the run to a path without",
+            f"{run}: cannot be bound into a container: its path has a ':' or a ','",
+            hint="move the run to a path without such characters",
         )
     binds = [word for bind in (str(run), *filter(None, [box.cache]), *box.binds) for word in ("--bind", bind)]
     return [box.executable, "exec", *nv, *rocm, *binds, box.image, box.python]

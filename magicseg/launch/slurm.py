@@ -1,7 +1,7 @@
-"""Talking to Slurm: its commands, their environment, and what they print. One call each, never one per task.
+"""Call Slurm's commands and parse their output. Each function makes one call, never one call per task.
 
-Sites wrap Slurm's commands in scripts that print a banner. Of what a command prints, only the lines count that hold
-what was asked for: a job's number alone on its line, a table's row with our mark or with the name of one of the jobs.
+Sites wrap Slurm's commands in scripts that print a banner. Only lines of the expected form are parsed: a job id alone
+on its line, or a table row that has `_MARK` or the name of a queried job.
 """
 
 import os
@@ -17,13 +17,13 @@ from magicseg.core.ranges import parse_ranges
 from magicseg.core.text import printable
 
 _TIMEOUT_SECONDS = 120
-# Variables that a job, or a user's shell, may hold and that would change what these commands do.
+# Variables of a job or of a user's shell that would change the behaviour of Slurm's commands.
 _LEAKING = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|SUBMITIT)_")
-_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}  # where the cluster is
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER"}  # these locate the cluster
 _MARK = "magicseg"  # the first column of what squeue prints
 _PENDING = "PENDING CONFIGURING REQUEUED REQUEUE_FED REQUEUE_HOLD RESV_DEL_HOLD SPECIAL_EXIT"
 _RUNNING = "RUNNING COMPLETING RESIZING SIGNALING STAGE_OUT STOPPED SUSPENDED"
-# Slurm's many words in the few that a reader needs; all others mean that it failed.
+# Slurm's states by kind. All other states mean failed.
 _KINDS = {
     **dict.fromkeys(_PENDING.split(), "pending"),
     **dict.fromkeys(_RUNNING.split(), "running"),
@@ -33,13 +33,13 @@ _KINDS = {
 
 
 class SlurmError(MagicsegError):
-    """Slurm is not there, does not answer, or refuses; the message holds its own words."""
+    """Slurm is not installed, does not answer, or refuses a command. The message quotes Slurm."""
 
     @classmethod
     def refused(cls, command: str, words: str) -> "SlurmError":
-        """What ``command`` complained of, with a remedy where one is known.
+        """Return an error with the message of ``command``, and with a remedy if one is known.
 
-        Lines that do not begin with ``command`` are left out, unless none does: they are a banner.
+        Lines that do not begin with ``command`` are taken for a banner and left out, unless all lines are such.
         """
         own = [line for line in words.splitlines() if line.startswith(f"{command}: ")]
         words = printable("\n".join(own) or words, allowed="\n").removeprefix(f"{command}: error: ")
@@ -48,7 +48,7 @@ class SlurmError(MagicsegError):
 
 
 class SlurmSilence(SlurmError):
-    """Slurm did not answer, so that nobody knows whether it did what was asked."""
+    """Slurm did not answer, so it is unknown whether it executed the command."""
 
 
 _SILENT = re.compile(
@@ -58,9 +58,10 @@ _SILENT = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class TaskState:
-    """A job, or one task of an array, as Slurm sees it. ``job``: the array's or the job's number; ``index``: the
-    task's, None for a job that is no array. ``elapsed`` and ``left`` are as Slurm prints them; ``reason``: why it
-    waits; ``exit_code``: CODE:SIGNAL, unless 0:0.
+    """Slurm's state of a job, or of one task of an array.
+
+    ``job``: id of the job or array. ``index``: the task's index, None for a job that is not an array. ``reason``: why
+    the task waits. ``exit_code``: CODE:SIGNAL, empty for 0:0. ``elapsed`` and ``left``: as Slurm prints them.
     """
 
     job: str
@@ -75,32 +76,32 @@ class TaskState:
 
     @property
     def active(self) -> bool:
-        """Whether it waits or runs, as far as Slurm knows."""
+        """Return whether the task is pending or running."""
         return kind_of(self.state) in {"pending", "running"}
 
 
 def kind_of(state: str) -> str:
-    """Slurm's word for a state as one of pending, running, completed, failed, cancelled."""
+    """Map a state of Slurm to pending, running, completed, failed or cancelled."""
     return _KINDS.get(state, "failed")
 
 
 def slurm_environment() -> dict[str, str]:
-    """This process's environment for a Slurm command: nothing of a job that we may be inside of."""
+    """Return this process's environment for a Slurm command, without the variables of a surrounding job."""
     kept = {name: value for name, value in os.environ.items() if name in _KEPT or not _LEAKING.match(name)}
-    return kept | {"SLURM_BITSTR_LEN": "0"}  # else squeue shortens lists of tasks
+    return kept | {"SLURM_BITSTR_LEN": "0"}  # so that squeue does not truncate lists of tasks
 
 
 def installed(command: str = "sbatch") -> bool:
-    """Whether a Slurm command is on the PATH."""
+    """Return whether a command of Slurm is on the PATH."""
     return shutil.which(command) is not None
 
 
 def call(command: Sequence[str]) -> str:
-    """What a Slurm command prints. Raises: SlurmError with its complaint."""
+    """Run a command of Slurm and return its output. Raises SlurmError with its message if it fails."""
     if not installed(command[0]):
         raise SlurmError(
             f"{command[0]} is not on the PATH: this is not a machine of a Slurm cluster",
-            hint="log in to the cluster, or do the work here: magicseg run RUN",
+            hint="log in to the cluster, or run on this machine: magicseg run RUN",
         )
     try:
         done = subprocess.run(
@@ -138,24 +139,24 @@ def _remedy(words: str) -> str:
     }.items():
         if part in lowered:
             return remedy
-    return "the words are Slurm's own; magicseg submit ... --dry-run prints the script"
+    return "this message is Slurm's; magicseg submit ... --dry-run prints the script"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SiteLimits:
-    """What the site's configuration limits. ``max_array_size`` caps the number of tasks in one array."""
+    """Limits of the site's configuration: ``max_array_size`` tasks per array, ``max_job_count`` jobs in the queue."""
 
     max_array_size: int
     max_job_count: int
 
     @classmethod
     def usual(cls) -> "SiteLimits":
-        """Slurm's own defaults."""
+        """Return Slurm's defaults."""
         return cls(max_array_size=1001, max_job_count=10_000)
 
     @classmethod
     def ask(cls) -> "SiteLimits":
-        """Read them of ``scontrol show config``."""
+        """Read the limits from ``scontrol show config``."""
         text = call(["scontrol", "show", "config"])
 
         def number(key: str, default: int) -> int:
@@ -166,10 +167,10 @@ class SiteLimits:
 
 
 def submit_script(script: Path, name: str) -> str:
-    """Submit a script. Returns: the job id.
+    """Submit a script and return the job id.
 
-    Args: name: the job's name, by which the queue is asked if ``sbatch`` prints no number, or several.
-    Raises: SlurmError if ``sbatch`` refuses; SlurmSilence if nobody knows whether it took the job.
+    Args: name: the job's name, to query the queue if ``sbatch`` prints no id or several ids.
+    Raises SlurmError if ``sbatch`` refuses the job. Raises SlurmSilence if it is unknown whether the job is queued.
     """
     printed = call(["sbatch", "--parsable", str(script)])
     numbers = job_numbers_in(printed)
@@ -186,9 +187,9 @@ def submit_script(script: Path, name: str) -> str:
 
 
 def job_numbers_in(printed: str) -> set[str]:
-    """The job numbers in what ``sbatch --parsable`` printed: lines of ``NUMBER`` or ``NUMBER;CLUSTER`` and no more.
+    """Return the job ids in the output of ``sbatch --parsable``: lines of exactly ``NUMBER`` or ``NUMBER;CLUSTER``.
 
-    A wrapper may drop the option; then it is the lines of ``Submitted batch job NUMBER``.
+    A wrapper script may drop the option. Then the lines are ``Submitted batch job NUMBER``.
     """
     lines = [line.strip() for line in printed.splitlines()]
     for pattern in (r"([1-9]\d*)(?:;[\w.-]+)?", r"Submitted batch job ([1-9]\d*)(?: on cluster [\w.-]+)?"):
@@ -199,19 +200,19 @@ def job_numbers_in(printed: str) -> set[str]:
 
 
 def cancel(jobs: Sequence[str]) -> None:
-    """Cancel jobs, whole arrays; those that have ended are no error."""
+    """Cancel jobs and whole arrays. Jobs that have already ended are ignored."""
     if jobs:
         call(["scancel", "--quiet", *jobs])
 
 
 def queue(names: Sequence[str]) -> list[TaskState]:
-    """All tasks of the jobs with these names that the controller still knows, ended ones too, in one call."""
+    """Return all tasks of the jobs with these names that the controller still knows, including ended tasks."""
     if not names:
         return []
     format_ = "|".join((_MARK, "%F", "%K", "%T", "%N", "%M", "%L", "%j", "%r"))
     text = call(["squeue", "--states=all", f"--name={','.join(names)}", f"--format={format_}"])
     marked = [line for line in text.splitlines() if line.startswith(f"{_MARK}|")]
-    if not marked:  # no header: this is not squeue's output, and the queue may not be empty
+    if not marked:  # no header: this is not squeue's output, so the queue may not be empty
         raise SlurmError(
             f"squeue printed {printable(text.strip(), 200)!r}, which is not understood", hint="try again later"
         )
@@ -233,10 +234,10 @@ def queue(names: Sequence[str]) -> list[TaskState]:
 
 
 def accounting(names: Sequence[str], since: str) -> list[TaskState]:
-    """The newest accounting record of every task of the jobs with these names, in one call.
+    """Return the newest accounting record of every task of the jobs with these names.
 
-    Args: since: the earliest submission, as ``YYYY-MM-DDTHH:MM:SS`` in local time.
-    Raises: SlurmError where the site has no accounting.
+    Args: since: time of the earliest submission, as ``YYYY-MM-DDTHH:MM:SS`` in local time.
+    Raises SlurmError if the site has no accounting.
     """
     if not names:
         return []
@@ -285,11 +286,11 @@ def _fields(command: str, line: str, count: int) -> list[str]:
 
 
 def _indices(text: str) -> list[int | None]:
-    """Slurm's list of task indices, ``3-9%2`` or ``3-9:2`` (every second); [None] for a job that is no array."""
+    """Return the indices in Slurm's list, ``3-9%2`` or ``3-9:2`` (every second); [None] for a job without tasks."""
     if text in {"N/A", ""}:
         return [None]
     spans, _, step = text.partition("%")[0].partition(":")
     try:
         return list(parse_ranges(spans)[:: int(step or 1)])
     except (RunError, ValueError):
-        raise SlurmError(f"the tasks {text!r} are not understood", hint="try again later") from None
+        raise SlurmError(f"the list of tasks {text!r} is not understood", hint="try again later") from None

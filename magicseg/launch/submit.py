@@ -1,10 +1,10 @@
-"""Submitting stages: jobs into the queue, records into the job map.
+"""Submit stages: put jobs into the queue and write their records.
 
     done = submit(run, Request(stage="all", profile="gpu"))
-    done.lines                      # what to tell the user
-    done.submissions                # what is in the queue now
+    done.lines                      # messages for the user
+    done.submissions                # the new submissions in the queue
 
-What is to be submitted is planned in `magicseg.launch.planning`.
+`magicseg.launch.planning` decides which work is submitted.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from magicseg.core.errors import ConfigError, MagicsegError
 from magicseg.core.files import storage_errors
 from magicseg.core.text import command
 from magicseg.launch.environment import refuse_named_secrets
-from magicseg.launch.housekeeping import take_back_claims, tidy
+from magicseg.launch.housekeeping import record_endings, release_dead_claims
 from magicseg.launch.job_image import admitted
 from magicseg.launch.jobs import Submission, make_folder, next_number, submissions, submitting
 from magicseg.launch.planning import (
@@ -44,8 +44,10 @@ from magicseg.run.directory import Run
 
 @dataclass(frozen=True, kw_only=True)
 class Submitted:
-    """``lines`` tell what was done; ``submissions`` are what is new in the queue, the follow-up job last; ``waiting``
-    are those of the same stages that were there already.
+    """The result of `submit`.
+
+    ``lines``: messages for the user. ``submissions``: the new submissions, the follow-up job last. ``waiting``:
+    submissions of the same stages that were already in the queue.
     """
 
     lines: list[str]
@@ -54,48 +56,49 @@ class Submitted:
 
 
 def submit(run: Run, request: Request) -> Submitted:
-    """Submit what is missing of a stage, or of all in their order, and is not in the queue already.
+    """Submit the missing work of a stage, or of all stages in order, unless it is already in the queue.
 
-    Raises: ConfigError for a profile that does not fit, BackendError for weights that are not fetched,
-    IncompleteError if the stage before is neither done nor in the queue, SlurmError if Slurm refuses (what it had
-    taken by then is in the job map), ContainerError for an image that cannot be used, RunError, PlanMismatch.
+    Raises ConfigError if the profile is invalid. Raises BackendError if weights are not fetched. Raises
+    IncompleteError if the previous stage is neither done nor queued. Raises SlurmError if Slurm refuses a job; jobs
+    that it accepted before are recorded. Raises ContainerError if the image cannot be used. Raises RunError if
+    another submission is in progress. Raises PlanMismatch if the run's settings or image have changed.
     """
     profile = load_profile(request.profile, request.overrides)
     refuse_named_secrets(run.config, profile)
     with submitting(run):
         state = State.of(run)
         limits = SiteLimits.ask()
-        if not state.board.asked and not request.force:
+        if not state.queue.asked and not request.force:
             raise SlurmError(
-                f"{run.path}: it is not known what is in the queue: {'; '.join(state.board.warnings)}",
-                hint="try again later, or, if you know that none of its jobs is, add --force",
+                f"{run.path}: the queue cannot be queried: {'; '.join(state.queue.warnings)}",
+                hint="try again later, or add --force if you know that this run has no jobs in the queue",
             )
         refuse_unfetched(state, request)
-        queued = [] if request.force else [task.label for stage in JOBS for task in state.board.active(stage)]
+        queued = [] if request.force else [task.label for stage in JOBS for task in state.queue.active(stage)]
         with admitted(run, profile, new=request.new_image, queued=queued):
-            take_back_claims(state)
-            tidy(state)
+            release_dead_claims(state)
+            record_endings(state)
             known = {one.number for one in submissions(run)}
             try:
-                new, lines = _walk(state, profile, limits, request, partial(_enqueue, run, profile))
+                new, lines = _plan_and_enqueue(state, profile, limits, request, partial(_enqueue, run, profile))
             except MagicsegError as error:
-                _name_queued(run, request, error, [one for one in submissions(run) if one.number not in known])
+                _append_queued_jobs(run, request, error, [one for one in submissions(run) if one.number not in known])
                 raise
     stages = stages_of(request)
-    numbers = {task.submission.number for stage in stages for task in state.board.active(stage)}
+    numbers = {task.submission.number for stage in stages for task in state.queue.active(stage)}
     there = [one for one in submissions(run) if one.number in numbers]
     followers = [one for one in submissions(run) if numbers & set(one.asked.get("submissions", ()))]
     if new:
         lines.append(f"next: {command('magicseg', 'status', run.path, '--watch')}")
-    elif any(state.board.active(stage) and not state.complete(stage) for stage in stages):
+    elif any(state.queue.active(stage) and not state.complete(stage) for stage in stages):
         lines.append(f"nothing to submit: the rest is in the queue; see: {command('magicseg', 'status', run.path)}")
     else:
         lines.append(f"nothing to submit: {request.stage} is done; see: {command('magicseg', 'status', run.path)}")
     return Submitted(lines=lines, submissions=new, waiting=[*there, *followers])
 
 
-def _name_queued(run: Run, request: Request, error: MagicsegError, begun: Sequence[Submission]) -> None:
-    """Add the queued jobs and the next commands to an error that ended a submission."""
+def _append_queued_jobs(run: Run, request: Request, error: MagicsegError, begun: Sequence[Submission]) -> None:
+    """Add the already queued jobs and the next commands to an error that ended a submission."""
     queued = [
         f"{array.name} ({f'job {array.job}' if array.job else 'unconfirmed: its job id is unknown'})"
         for one in begun
@@ -111,16 +114,16 @@ def _name_queued(run: Run, request: Request, error: MagicsegError, begun: Sequen
 
 
 def dry_run(run: Run, request: Request) -> str:
-    """The scripts that `submit` would submit, each under the ``sbatch`` command that it would use.
+    """Return the scripts that `submit` would submit, each below its ``sbatch`` command.
 
-    Weights need not be fetched yet. Dependencies name jobs by their names, since there are no numbers yet. Where
-    there is no Slurm, or none that answers, the limits are Slurm's own defaults.
+    Weights need not be fetched yet. Dependencies show job names, because there are no job ids yet. Without a Slurm
+    that answers, the limits are Slurm's defaults.
     """
     profile = load_profile(request.profile, request.overrides)
     refuse_named_secrets(run.config, profile)
     try:
         limits = SiteLimits.ask() if installed("scontrol") else SiteLimits.usual()
-    except SlurmError:  # it is installed, and answers nobody here
+    except SlurmError:  # installed, but its daemon does not answer
         limits = SiteLimits.usual()
     parts: list[str] = []
 
@@ -129,20 +132,20 @@ def dry_run(run: Run, request: Request) -> str:
             parts.append(f"### sbatch {record.folder / script}\n{text.rstrip()}\n")
         return record
 
-    _walk(State.of(run), profile, limits, request, show)
+    _plan_and_enqueue(State.of(run), profile, limits, request, show)
     return "\n".join(parts) or "nothing to submit\n"
 
 
-def _walk(
+def _plan_and_enqueue(
     state: State,
     profile: Profile,
     limits: SiteLimits,
     request: Request,
     enqueue: Callable[[Submission, str | None], Submission],
 ) -> tuple[list[Submission], list[str]]:
-    """Plan stage after stage, and the follow-up job, and give each record to ``enqueue`` with its dependency.
+    """Plan the stages in order, and the follow-up job, and call ``enqueue`` with each record and its dependency.
 
-    Returns: the records as ``enqueue`` gave them back, and lines for the user.
+    Returns: the records that ``enqueue`` returned, and messages for the user.
     """
     run = state.run
     new: dict[str, Submission] = {}
@@ -155,14 +158,14 @@ def _walk(
                     f"{run.path}: magicseg.yaml names benchmarks, but not the folder of their data (evaluate.data)",
                     hint=f"set evaluate.data in {run.path}/magicseg.yaml, then submit again",
                 )
-            lines.append("evaluate: left out, since magicseg.yaml has no evaluate.data")
+            lines.append("evaluate: skipped, because magicseg.yaml has no evaluate.data")
             continue
         todo = find_todo(state, profile, limits, request, stage, new)
-        lines += _told(run, todo)
+        lines += _skipped_lines(run, todo)
         if todo.groups:
             record = planned(run, profile, request, todo, limits, number + len(new))
             new[stage] = enqueue(record, dependency_of(state, new, stage))
-            lines += _told_jobs(new[stage])
+            lines += _queued_lines(new[stage])
     made = list(new.values())
     if made and (request.stage == ALL or profile.resubmit):
         record = planned_follow_up(run, profile, request, made, number + len(new))
@@ -174,7 +177,7 @@ def _walk(
 
 
 def _scripts(run: Run, profile: Profile, record: Submission, dependency: str | None) -> list[tuple[str, str]]:
-    """File names and texts of a submission's job scripts."""
+    """Return the file names and texts of a submission's job scripts."""
     if record.stage == "train":
         return [("train.sbatch", training_script(run, profile, record, dependency))]
     if record.stage == FOLLOW_UP:
@@ -186,7 +189,7 @@ def _scripts(run: Run, profile: Profile, record: Submission, dependency: str | N
 
 
 def _enqueue(run: Run, profile: Profile, record: Submission, dependency: str | None) -> Submission:
-    """Make a submission's folder, submit its jobs, keep its record."""
+    """Create a submission's folder, submit its jobs, and write its record."""
     from magicseg.launch.array import submit_array
 
     make_folder(record)
@@ -194,9 +197,9 @@ def _enqueue(run: Run, profile: Profile, record: Submission, dependency: str | N
     with storage_errors(record.folder, command("magicseg", "submit", record.stage, run.path)):
         if record.stage in {"train", FOLLOW_UP}:
             ((name, text),) = _scripts(run, profile, record, dependency)
-            return _keep(record, lambda _: _submit_text(record.folder / name, text, record.names[0]))
+            return _submit_jobs(record, lambda _: _submit_text(record.folder / name, text, record.names[0]))
         specs = array_specs(record, profile, dependency)
-        return _keep(record, lambda at: submit_array(run, record.stage, profile, specs[at], record.folder))
+        return _submit_jobs(record, lambda at: submit_array(run, record.stage, profile, specs[at], record.folder))
 
 
 def _submit_text(path: Path, text: str, name: str) -> str:
@@ -204,11 +207,11 @@ def _submit_text(path: Path, text: str, name: str) -> str:
     return submit_script(path, name)
 
 
-def _keep(record: Submission, send: Callable[[int], str]) -> Submission:
-    """Submit a record's jobs one by one, writing each number down at once; forget what was refused.
+def _submit_jobs(record: Submission, send: Callable[[int], str]) -> Submission:
+    """Submit a record's jobs in order, and record each job id at once. Remove refused jobs from the record.
 
-    After an interruption, or if Slurm did not answer, nobody knows whether it took the job: the record stays, and the
-    queue is asked by its name.
+    After an interruption, or if Slurm did not answer, it is unknown whether the job is queued. Then the record stays,
+    and later queries find the job by its name.
     """
     for position in range(len(record.arrays)):
         try:
@@ -227,21 +230,21 @@ def _keep(record: Submission, send: Callable[[int], str]) -> Submission:
     return record
 
 
-def _told(run: Run, todo: Todo) -> list[str]:
+def _skipped_lines(run: Run, todo: Todo) -> list[str]:
     skipped = [f"{todo.committed} committed"] if todo.committed else []
     skipped += [f"{todo.in_flight} in the queue already"] if todo.in_flight else []
-    skipped += [f"{todo.blocked} wait for the stage before"] if todo.blocked else []
+    skipped += [f"{todo.blocked} wait for the previous stage"] if todo.blocked else []
     if todo.raised_from:
         size = f"{todo.stage}: {len(todo.groups[0])} shards per task, not {todo.raised_from}"
-        why = "the queue does not take more tasks (slurm.tasks, or the site's MaxJobCount)"
-        return [f"{size}: {why}", *_told(run, replace(todo, raised_from=None))]
+        why = "the number of tasks is limited (slurm.tasks, or the site's MaxJobCount)"
+        return [f"{size}: {why}", *_skipped_lines(run, replace(todo, raised_from=None))]
     if todo.stage not in STAGES:
         state = "done" if todo.committed else "in the queue already" if todo.in_flight else ""
         return [f"{todo.stage}: {state}"] if state else []
     return [f"{todo.stage}: not submitted: {', '.join(skipped)} (of {run.plan.shards} shards)"] if skipped else []
 
 
-def _told_jobs(made: Submission) -> list[str]:
+def _queued_lines(made: Submission) -> list[str]:
     shards = sum(len(made.shards_of(task)) for task in range(len(made.tasks))) if made.stage in STAGES else 0
     what = "1 task" if len(made.tasks) == 1 else f"{len(made.tasks)} tasks"
     if shards:

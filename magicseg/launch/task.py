@@ -1,8 +1,10 @@
-"""What a task of a job array runs, inside the job and, where there is one, inside the container.
+"""The work of an array task, inside the job and, if the profile has one, inside the container.
 
 submitit pickles the call of `run_task` with plain values only, so that the login node and the image may have
-different minor versions of Python. Exit codes: 0 all of the task's shards are committed; 75 it stopped because Slurm
-warned of the end, so the same task has to run again; 1 some work failed or is missing; 2 it cannot be done like this.
+different minor versions of Python.
+
+Exit codes: 0: all shards of the task are committed. 75: stopped after Slurm's warning; the task has to run again.
+1: some work failed or is missing. 2: the task cannot run like this.
 """
 
 import datetime
@@ -30,32 +32,32 @@ _POLL_SECONDS = 2.0
 
 @dataclass
 class _Warned:
-    """Which signals have come. SIGUSR2 is Slurm's warning before the end; SIGTERM comes with an end."""
+    """The signals received so far. SIGUSR2 is Slurm's warning before the time limit; SIGTERM ends the job."""
 
     warned: bool = False
     ended: bool = False
 
     def listen(self) -> None:
-        """Take the place of submitit's handlers, which would put the job back into the queue in mid-work."""
+        """Replace submitit's signal handlers, which would requeue the job in the middle of a shard."""
         for number in (signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, lambda *_: setattr(self, "warned", True))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: setattr(self, "ended", True))
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it to wake what sleeps
+        signal.signal(signal.SIGCONT, signal.SIG_DFL)  # Slurm sends it to wake suspended processes
 
     def __call__(self) -> bool:
         return self.warned or self.ended
 
 
 def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 0.0, shares: int = 1) -> None:
-    """Do a task's shards that are not committed, and end the process with an exit code if that is not 0.
+    """Complete a task's missing shards. Exit the process if the exit code is not 0.
 
-    Args: run: the run's directory. shards: as ranges. version: magicseg's on the machine that submitted.
-        delay: seconds to wait first, so that many tasks do not load weights in the same moment. shares: among how
-        many tasks an evaluation is shared; ``shards`` is then the number of one.
+    Args: run: the run's directory. shards: ranges. version: magicseg's version on the submitting machine.
+        delay: seconds to wait first, so that many tasks do not load weights at the same time. shares: number of tasks
+        that an evaluation is split into; ``shards`` is then the number of this task's part.
     """
     relax()
-    logging.getLogger("submitit").setLevel(logging.WARNING)  # its farewells would hide ours
+    logging.getLogger("submitit").setLevel(logging.WARNING)  # its last messages would hide this function's
     stop = _Warned()
     try:
         refuse_misfit(Path(run), version)
@@ -80,19 +82,18 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
 
 def _say(text: str) -> None:
     stamp = datetime.datetime.now().strftime("%H:%M:%S")
-    print(f"{stamp} {indented(text, ' ' * 9)}", flush=True)  # a log is this function's output
+    print(f"{stamp} {indented(text, ' ' * 9)}", flush=True)  # standard output is the task's log
 
 
 def refuse_misfit(run: Path, version: str) -> None:
-    """Raises: RunError if this is another version of magicseg than the one that submitted; PlanMismatch if this is
-    another image than the run's."""
+    """Raise RunError if ``version`` is not magicseg's here, PlanMismatch if this image is not the run's."""
     if version != package_version():
         raise RunError(
             f"{run}: was submitted by magicseg {version}, but this node or image has {package_version()}",
             hint="install the same version on both sides, or build the image again, then submit again",
         )
     refuse_other_image(
-        run, present_image(), f"{command('magicseg', 'submit', 'STAGE', run)}   # submits it in the present image"
+        run, present_image(), f"{command('magicseg', 'submit', 'STAGE', run)}   # submits it in the current image"
     )
 
 
@@ -103,7 +104,7 @@ def _wait(seconds: float, stop: Callable[[], bool]) -> None:
 
 
 def _evaluate(path: Path, part: tuple[int, int], stop: "_Warned") -> None:
-    """Score the model on this task's share of the images. Ends the process if it was told to stop."""
+    """Score the model on this task's part of the images. Exit the process if a signal stopped it."""
     from magicseg.core.distributed import World
     from magicseg.evaluate.model_under_test import Target
     from magicseg.evaluate.suite import Suite
@@ -120,7 +121,7 @@ def _evaluate(path: Path, part: tuple[int, int], stop: "_Warned") -> None:
 
 
 def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> list[int]:
-    """Do the shards. Returns: those that are not committed in the end."""
+    """Complete the shards. Return the shards that are still missing at the end."""
     began = time.monotonic()
     ledger = run.ledger(stage)
     run.checked_commits(stage)
@@ -129,12 +130,12 @@ def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> li
         detail = f", {event.samples} samples" if event.outcome == "committed" else ""
         _say(f"{stage} shard {event.shard}: {event.outcome}{detail}{': ' if event.detail else ''}{event.detail}")
 
-    # A shard at which an earlier task died or failed comes last: should it do so again, the others are done.
+    # Shards that killed or failed an earlier task come last: if it happens again, the others are done.
     suspects = {shard for shard in shards if ledger.claim_path(shard).exists() or ledger.failure_path(shard).exists()}
     order = [*(shard for shard in shards if shard not in suspects), *sorted(suspects)]
     run_shards(run, stage, order, report=report, should_stop=stop)
     missing = [shard for shard in shards if ledger.committed(shard) is None]
-    # Claims of the dead are only known by their age where their owner cannot be asked: wait them out.
+    # If a claim's owner runs on another node, only the claim's age tells that it is dead: wait until it is stale.
     until = time.monotonic() + STALE_SECONDS + 30
     while missing and not stop() and time.monotonic() < until:
         claimed = [shard for shard in missing if ledger.claim_path(shard).exists()]

@@ -1,4 +1,4 @@
-"""The scripts that are no arrays: torchrun on several nodes, and the job that follows up."""
+"""The scripts of jobs that are not arrays: training by torchrun on several nodes, and follow-up jobs."""
 
 import shlex
 import sys
@@ -25,10 +25,10 @@ def _header(run: Run, profile: Profile, submission: Submission, dependency: str 
 
 
 def training_script(run: Run, profile: Profile, submission: Submission, dependency: str | None) -> str:
-    """The settings of this training in front of the work of ``slurm/train.sbatch``."""
+    """Return the script of a training job: this run's options and settings, then ``slurm/train.sbatch``'s end."""
     text = (files("magicseg") / "slurm" / "train.sbatch").read_text(encoding="utf-8")
     work = text.partition("\n# ---")[2].partition("\n")[2]
-    fits = f'"${{python[@]}}" -m magicseg.launch.limits "$run" {shlex.quote(package_version())} || exit {REFUSED}'
+    check = f'"${{python[@]}}" -m magicseg.launch.limits "$run" {shlex.quote(package_version())} || exit {REFUSED}'
     return "\n".join(
         [
             *_header(run, profile, submission, dependency),
@@ -38,13 +38,13 @@ def training_script(run: Run, profile: Profile, submission: Submission, dependen
             f"processes={profile.resources('train').processes_per_node}",
             f"restarts={profile.restarts}",
             f"requeues={profile.requeue}",
-            *([fits] if profile.container else []),
+            *([check] if profile.container else []),
             work,
         ]
     )
 
 
 def follow_up_script(run: Run, profile: Profile, submission: Submission, dependency: str | None) -> str:
-    """Reports on what was submitted with it, and submits what is missing: outside of any container."""
+    """Return the script of a follow-up job: it runs ``magicseg follow-up`` outside any container."""
     command = [sys.executable, "-m", "magicseg", FOLLOW_UP, str(run.path), str(submission.number)]
     return "\n".join([*_header(run, profile, submission, dependency), shlex.join(command), ""])

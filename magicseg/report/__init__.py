@@ -1,1 +1,1 @@
-"""The report: one HTML file that shows what a run made, dropped, learned and scored."""
+"""The report: one HTML file with a run's samples, dropped samples, training curves and scores."""

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the page's style sheet; no plotting library, no script."""
+"""Charts as inline SVG, coloured by the page's style sheet, without a plotting library or scripts."""
 
 import math
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ _LOG_SPAN = 30.0  # a curve that falls by more than this factor gets a logarithm
 
 
 def line_chart(points: Sequence[Point], *, label: str, x_label: str = "step") -> Markup:
-    """One curve. Values that are not finite are left out; the vertical axis is logarithmic where that shows more.
+    """Draw one curve. Non-finite values are left out. Positive values over a large range get a logarithmic axis.
 
-    Args: points: (x, y), x ascending. label: what y is, for the description that screen readers read.
-    Returns: an ``svg`` element, or a sentence where there is nothing to draw.
+    Args: points: (x, y), x ascending. label: name of y, for screen readers.
+    Returns: an ``svg`` element, or a sentence if there are no finite values.
     """
     finite = [(float(x), float(y)) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     if not finite:
@@ -64,7 +64,7 @@ def line_chart(points: Sequence[Point], *, label: str, x_label: str = "step") ->
 
 
 def short_number(value: float) -> str:
-    """Four significant digits at most, without trailing zeros: ``0.0125``, ``700``, ``2e-05``."""
+    """Format a number with at most four significant digits, no trailing zeros: ``0.0125``, ``700``, ``2e-05``."""
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.4g}"
@@ -77,13 +77,13 @@ def _ends(first: float, last: float, x_label: str) -> list[tuple[float, str, str
 
 
 def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `_MOST_POINTS` of them, evenly, the last one always."""
+    """Return at most `_MOST_POINTS` evenly spaced points, and always the last point."""
     step = -(-len(points) // _MOST_POINTS)
     return [*points[:-1:step], points[-1]]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) from at or below ``low`` to at or above ``high``."""
+    """Return round ticks that cover ``low`` to ``high``, spaced by 1, 2 or 5 times a power of ten."""
     span = high - low or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span / 2))
     for factor in (1, 2, 5, 10):
@@ -95,7 +95,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten around the values, thinned to a handful; both ends stay."""
+    """Return at most seven powers of ten that cover the values, including both ends."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     step = -(-(last - first) // 5)
     exponents = [*range(first, last, step), last]

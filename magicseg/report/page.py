@@ -1,4 +1,4 @@
-"""The report of a run as one HTML file: what there is to say about it, however far it is."""
+"""Write the report of a run as one HTML file, also for unfinished runs."""
 
 import datetime
 import math
@@ -19,7 +19,7 @@ from magicseg.report.charts import line_chart, short_number
 from magicseg.report.results import MANY_CLASSES, MEASURES, Other, Scores, flat, read_results
 from magicseg.report.sample_gallery import (
     Commits,
-    Shown,
+    ShownSample,
     choose_dropped,
     choose_kept,
     furthest_stage,
@@ -38,30 +38,29 @@ _CURVES = {
     "dice": "dice term",
     "counterfactual": "counterfactual term",
     "deep_supervision": "deep supervision, earlier layers",
-    "evaluation/miou": "mIoU while training, on images that are not the test's",
+    "evaluation/miou": "validation mIoU during training",
     "learning_rate": "learning rate",
-    "loss_scale": "scale of the gradients (fp16)",
+    "loss_scale": "loss scale (fp16)",
     "samples_per_second": "samples per second",
 }
 
 
 def write_report(run: Run, *, beside: Sequence[Run] = ()) -> Path:
-    """Write ``RUN/report.html``: self-contained, for runs that are only partly done too.
+    """Write ``RUN/report.html``, a self-contained page, also for unfinished runs, and return its path.
 
-    Args: beside: other runs, whose scores on the same benchmarks stand beside this one's.
-    Returns: its path.
-    Raises: DamageError when the plan or the ledger cannot be read, StoreError when the page cannot be written.
+    Args: beside: other runs, whose scores on the same benchmarks are shown too.
+    Raises DamageError if the plan or the ledger cannot be read. Raises StoreError if the page cannot be written.
     """
     page = render_report(run, written=datetime.datetime.now(datetime.UTC), beside=beside)
     path = run.path / REPORT_NAME
     with storage_errors(path, command("magicseg", "report", run.path)):
-        # A caption may hold what UTF-8 cannot say (a lone surrogate): it becomes a question mark.
+        # A caption may hold a lone surrogate, which UTF-8 cannot encode: it becomes a question mark.
         write_atomic(path, page.encode("utf-8", "replace"))
     return path
 
 
 def render_report(run: Run, *, written: datetime.datetime, beside: Sequence[Run] = ()) -> str:
-    """The page's text; but for ``written``, a function of what is in the run and of the installed versions."""
+    """Return the page's HTML. It depends only on ``written``, the run's content and the installed versions."""
     commits = {stage: run.ledger(stage).commits() for stage in STAGES}
     status = run_status(run)
     warnings: list[str] = list(status["warnings"])
@@ -98,7 +97,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("magicseg", "report"),
         autoescape=True,
-        finalize=_shown,
+        finalize=_escape_controls,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -107,17 +106,19 @@ def _environment() -> Environment:
     return environment
 
 
-def _shown(value: object) -> object:
-    """A value of the template; of text that is no markup, characters that would act or reverse it are escaped."""
+def _escape_controls(value: object) -> object:
+    """Escape control and bidirectional characters in a template's text; markup and other values stay as they are."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value, len(value), allowed="\n\t")
     return value
 
 
 def _differences(run: Run, other: Run) -> str:
-    """What settings another run has, but for those of evaluation."""
-    own, others = (flat(each.config.model_dump(mode="json", exclude={"evaluate", "preset"})) for each in (run, other))
-    changed = [name for name in {**own, **others} if own.get(name) != others.get(name)]
+    """Return the settings in which another run differs, without evaluation's, as text."""
+    ours, others = (
+        flat(each.config.model_dump(mode="json", exclude={"evaluate", "preset"})) for each in (run, other)
+    )
+    changed = [name for name in {**ours, **others} if ours.get(name) != others.get(name)]
     shown = [f"{name}: {others.get(name, 'left out')}" for name in changed[:_DIFFERENCES]]
     more = [f"and {len(changed) - len(shown)} more"] if len(changed) > len(shown) else []
     return ", ".join([*shown, *more]) or "the same settings"
@@ -145,11 +146,11 @@ def _key_settings(run: Run) -> dict[str, str]:
     }
 
 
-def _read_samples(run: Run, commits: Commits) -> tuple[list[Shown], list[Shown], list[str]]:
-    """Kept samples, dropped samples, and what went wrong in reading them."""
+def _read_samples(run: Run, commits: Commits) -> tuple[list[ShownSample], list[ShownSample], list[str]]:
+    """Return kept samples, dropped samples, and messages about samples that cannot be read."""
     faults: list[str] = []
 
-    def read(index: int, why: tuple[str, str, str] | None = None) -> list[Shown]:
+    def read(index: int, why: tuple[str, str, str] | None = None) -> list[ShownSample]:
         try:
             return [show_sample(run, index, commits, why)]
         except DamageError as error:
@@ -157,7 +158,7 @@ def _read_samples(run: Run, commits: Commits) -> tuple[list[Shown], list[Shown],
             return []
 
     kept = [shown for index in choose_kept(run, commits, _SAMPLES) for shown in read(index)]
-    dropped: list[Shown] = []
+    dropped: list[ShownSample] = []
     try:
         for stage, index, reason, detail in choose_dropped(run, commits):
             dropped += read(index, (stage, reason, detail))
@@ -185,7 +186,7 @@ def _curves(run: Run) -> list[Curve]:
                     columns.setdefault(name, []).append((step, value))
             except (ValueError, KeyError, TypeError, OverflowError):
                 continue  # not a row of training
-    except (FileNotFoundError, DataError):  # the status warns about damage
+    except (FileNotFoundError, DataError):  # the status already warns about damage
         return []
     columns.pop("step", None)
     titles = _CURVES | {name: name.replace("/", ": ") for name in sorted(columns.keys() - _CURVES.keys())}
@@ -201,7 +202,7 @@ def _curves(run: Run) -> list[Curve]:
 
 
 def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a row of the log, those of mappings in it as ``NAME/NAME``, as TensorBoard has them."""
+    """Yield the numbers of a log's row by name. Nested mappings give ``NAME/NAME``, as in TensorBoard."""
     for name, value in row.items():
         if isinstance(value, Mapping):
             yield from _numbers(value, f"{prefix}{name}/")
@@ -219,17 +220,17 @@ def _read_card(run: Run) -> tuple[dict[str, Any], list[str]]:
 
 
 def _other_weights(scores: Sequence[Scores], card: Mapping[str, Any]) -> list[str]:
-    """A warning for every score that is not the present model's."""
+    """Return a warning for every score of other weights than the current model's."""
     present = str(card.get("weights_digest"))
     return [
-        f"the score of {result.benchmark} is of other weights than the present model's: magicseg evaluate"
+        f"the score of {result.benchmark} is of other weights than the current model's: magicseg evaluate"
         for result in scores
         if card and result.provenance.get("weights_digest", present) != present
     ]
 
 
 def _provenance(run: Run, commits: Commits, card: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the run rests on, as name and value."""
+    """Return fingerprints, digests, hosts and library versions, as pairs of name and value."""
     rows = [("plan fingerprint", run.plan.fingerprint), ("vocabulary", run.vocabulary.digest())]
     rows += [(f"{stage} fingerprint", run.fingerprints[stage].digest) for stage in STAGES]
     rows.append(("weights digest", str(card.get("weights_digest") or "no trained model yet")))

@@ -1,4 +1,4 @@
-"""What ``RUN/results`` holds, as the report shows it: scores with intervals, baselines, classes, figures."""
+"""Read ``RUN/results`` for the report: scores with intervals, baselines, classes, figures."""
 
 import base64
 import io
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from magicseg.core.documents import read_bytes, read_json
 from magicseg.core.errors import DataError
@@ -24,30 +24,30 @@ MEASURES = {
     "mean_accuracy": "mean accuracy",
 }
 _BASELINES = {
-    "vanilla": "dense zero-shot CLIP as it is",
-    "maskclip": "dense zero-shot CLIP: its last layer's values",
+    "vanilla": "dense zero-shot CLIP, unmodified",
+    "maskclip": "dense zero-shot CLIP, values of the last layer",
     "sclip": "dense zero-shot CLIP, self-self attention",
-    "clearclip": "the same, without last residual and MLP",
+    "clearclip": "dense zero-shot CLIP, self-self attention, without last residual and MLP",
     "memory-bank": "prototypes of the generated images",
     "untrained": "the same architecture at step 0",
     "background": "background everywhere",
 }
 _FIGURES = {
-    "best": "Best images by their own mean IoU",
-    "worst": "Worst images by their own mean IoU",
+    "best": "Images with the best mean IoU",
+    "worst": "Images with the worst mean IoU",
     "classes": "IoU by class, best first, with intervals",
     "confusion": "Confusion matrix",
 }
 _CHARTS = ("classes", "confusion")
 MANY_CLASSES = 40
 _MOST_CONFUSIONS = 25
-_MOST_BYTES = 4_000_000  # of a figure
-_MOST_CHARACTERS = 32_000_000  # of all figures in the page
+_MOST_BYTES = 4_000_000  # limit for one figure
+_MOST_CHARACTERS = 32_000_000  # limit for all figures in the page
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A score as a fraction, None where nothing defines it, and its 95 % interval, where one is known."""
+    """A score as a fraction, None if undefined, and its 95 % interval, None if unknown."""
 
     value: float | None
     interval: tuple[float, float] | None
@@ -55,7 +55,10 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadScores:
-    """One row of the table: a head's `MEASURES`, those that its results have, its threshold in words, its IoU."""
+    """One row of the table of scores.
+
+    ``measures``: the available `MEASURES`. ``threshold``: as text. ``iou``: by class.
+    """
 
     title: str
     note: str
@@ -66,7 +69,7 @@ class HeadScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
-    """One row of the classes' table. ``baselines``: IoU, in the order of `Scores.with_classes`."""
+    """One row of the table of classes. ``baselines``: IoU, in the order of `Scores.with_classes`."""
 
     name: str
     iou: Estimate
@@ -76,7 +79,7 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One cell of the confusion matrix: ``share`` of its row, as a fraction, and the pixels themselves."""
+    """One cell of the confusion matrix: ``share`` of its row's pixels, as a fraction, and number of pixels."""
 
     share: float | None
     pixels: int
@@ -85,7 +88,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A PNG in the page. ``chart``: no photographs, but what tables say too."""
+    """A PNG in the page. ``chart``: whether it plots numbers that the tables also show, instead of images."""
 
     what: str
     source: str
@@ -94,12 +97,12 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One file of ``RUN/results`` as the page shows it.
+    """The content of one file of ``RUN/results`` for the page.
 
-    ``coverage``: how much of the benchmark it is, in words, None where the file does not say; ``whole`` is False
-    where it is known to be less than all. ``matrix`` is None where there are too many classes for one;
-    ``confusions`` are then the largest mistakes: truth, prediction, share of the truth's pixels. ``left_out``:
-    figures that are too large for the page.
+    ``coverage``: which part of the benchmark was scored, as text; None if the file does not say. ``whole``: False if
+    only a part of the benchmark was scored. ``matrix``: None if there are too many classes to show it.
+    ``confusions``: then the largest errors instead: true class, predicted class, share of the true class's pixels.
+    ``left_out``: figures that are too large for the page.
     """
 
     benchmark: str
@@ -119,28 +122,28 @@ class Scores:
 
     @property
     def heads(self) -> tuple[HeadScores, ...]:
-        """The model, then the baselines."""
+        """Return the model's scores, then the baselines'."""
         return (self.model, *self.baselines)
 
     @property
     def measures(self) -> list[str]:
-        """Those of `MEASURES` that any head has."""
+        """Return the `MEASURES` that at least one head has."""
         return [name for name in MEASURES if any(name in head.measures for head in self.heads)]
 
     @property
     def with_classes(self) -> list[HeadScores]:
-        """Baselines whose IoU by class is known."""
+        """Return the baselines whose IoU by class is known."""
         return [head for head in self.baselines if head.iou]
 
     @property
     def miou(self) -> Estimate:
-        """The model's."""
+        """Return the model's mIoU."""
         return self.model.measures["miou"]
 
 
 @dataclass(frozen=True)
 class Other:
-    """Another run, its name, what is different in it, and its folder of results."""
+    """Another run to compare with. ``note``: its differing settings. ``results``: its folder of results."""
 
     name: str
     note: str
@@ -148,10 +151,10 @@ class Other:
 
 
 def read_results(folder: Path, *, beside: Sequence[Other] = ()) -> tuple[list[Scores], list[str]]:
-    """All results in a folder, by file name, and what could not be read.
+    """Return all results in a folder, ordered by file name, and messages about unreadable files.
 
     Args: folder: ``RUN/results``, as `magicseg.evaluate.suite` writes it; files of earlier versions, which lack
-        intervals, are read too. beside: runs whose results of the same name stand behind the baselines.
+        intervals, are read too. beside: other runs, whose results of the same name are listed after the baselines.
     """
     found: list[Scores] = []
     faults: list[str] = []
@@ -173,7 +176,7 @@ def read_results(folder: Path, *, beside: Sequence[Other] = ()) -> tuple[list[Sc
 
 
 def _others(file: str, beside: Sequence[Other], faults: list[str]) -> list[HeadScores]:
-    """Other runs' scores of the same benchmark; what cannot be read is added to the faults."""
+    """Return other runs' scores of the same benchmark. Messages about unreadable files are appended to ``faults``."""
     found = []
     for other in beside:
         try:
@@ -195,7 +198,7 @@ def _scores(
     others: Sequence[HeadScores],
 ) -> Scores:
     if missing := sorted({"miou", "iou"} - data.keys()):
-        raise ValueError(f"it has no {' and no '.join(missing)}")
+        raise ValueError(f"it lacks {' and '.join(missing)}")
     model = _head("this model", "", data)
     baselines = [
         _head(f"{name} (baseline)", _BASELINES.get(name, ""), values)
@@ -253,7 +256,7 @@ def _head(title: str, note: str, data: Mapping[str, Any]) -> HeadScores:
 
 
 def _threshold(data: Mapping[str, Any] | None) -> str | None:
-    """The threshold and where it comes from."""
+    """Return the threshold and its origin as text."""
     if data is None:
         return None
     threshold = Threshold.from_dict(data)
@@ -278,22 +281,22 @@ def _coverage(data: Mapping[str, Any]) -> str | None:
     if data["complete"]:
         return f"The whole benchmark: {scored}; {official} are published.{truth}"
     if data["complete"] is None:
-        return f"Scored on {scored}; how many are published, the protocol does not say.{truth}"
+        return f"Scored on {scored}; the protocol does not say how many are published.{truth}"
     return f"Not the whole benchmark: {scored}; {official} are published.{truth}"
 
 
 def _figures_folder(stem: str, data: Mapping[str, Any]) -> str | None:
-    """Where in ``RUN/results`` the figures of a file lie; None where it is not named after its benchmark."""
+    """Return the folder of a file's figures in ``RUN/results``; None if the file is not named after its benchmark."""
     benchmark = str(data.get("benchmark"))
     if not re.fullmatch(re.escape(benchmark) + r"(-limit-\d+)?", stem):
-        return None  # a benchmark may be called anything, "../.." too
+        return None  # a benchmark's name is arbitrary text, such as "../.."
     return f"{benchmark}/model" + (f"/limit-{_count(data['images'])}" if data.get("limited") else "")
 
 
 def _figures(results: Path, folder: str | None, left: int) -> tuple[list[Figure], list[str], list[str]]:
-    """The figures in a folder, those that are too large, and those that are damaged.
+    """Return the figures in a folder, the figures that are too large, and messages about damaged figures.
 
-    Args: left: characters that the page has for them.
+    Args: left: characters left for figures in the page.
     """
     found: list[Figure] = []
     left_out: list[str] = []
@@ -309,9 +312,9 @@ def _figures(results: Path, folder: str | None, left: int) -> tuple[list[Figure]
                 left_out.append(f"{what}: too large for this page ({size / 1e6:.1f} MB), see results/{where}")
                 continue
             content = read_bytes(path, limit=_MOST_BYTES)
-            with Pictures.open(io.BytesIO(content), formats=["PNG"]) as picture:
-                picture.verify()
-        except (OSError, ValueError, SyntaxError, DataError, Pictures.DecompressionBombError) as error:
+            with PILImage.open(io.BytesIO(content), formats=["PNG"]) as image:
+                image.verify()
+        except (OSError, ValueError, SyntaxError, DataError, PILImage.DecompressionBombError) as error:
             damaged.append(f"results/{where} cannot be shown: {error}")
             continue
         source = "data:image/png;base64," + base64.b64encode(content).decode("ascii")
@@ -339,7 +342,7 @@ def _confusions(classes: Sequence[str], matrix: Sequence[Sequence[Cell]]) -> lis
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested mappings as one, keys joined by dots."""
+    """Flatten nested mappings. Keys are joined by dots."""
     found: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -362,5 +365,5 @@ def _interval(ends: Any) -> tuple[float, float] | None:
         return None
     low, high = (float(end) for end in ends)
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{ends} is no interval")
+        raise ValueError(f"{ends} is not an interval")
     return low, high

@@ -1,4 +1,4 @@
-"""Which samples a report shows, and their pictures: small PNGs inside the page."""
+"""Choose the samples that a report shows, and encode their images as small PNGs inside the page."""
 
 import base64
 import io
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as PILImage
 
 from magicseg.backends import Image
 from magicseg.config.stage_declarations import STAGES
@@ -20,14 +20,14 @@ from magicseg.run.ledger import CommitRecord
 
 Commits = Mapping[str, Mapping[int, CommitRecord]]
 
-_LONGEST_SIDE = 256  # larger images are shrunk: the page stays small
+_LONGEST_SIDE = 256  # larger images are downscaled, to keep the page small
 _PER_REASON = 2
 _MOST_DROPPED = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """An image in the page. ``pixelated``: so small that it is shown enlarged, pixel by pixel."""
+class EmbeddedImage:
+    """An image in the page. ``source``: a data URL. ``pixelated``: small, so enlarge it without smoothing."""
 
     what: str
     source: str
@@ -35,14 +35,14 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """A sample as the page shows it. ``labels``: name and colour. ``reason``, ``detail``: why it was dropped."""
+class ShownSample:
+    """A sample for the page. ``labels``: names and colours. ``reason``, ``detail``: why it was dropped, if it was."""
 
     index: int
     labels: tuple[tuple[str, str], ...]
     caption: str
     counterfactual_caption: str
-    pictures: tuple[Picture, ...]
+    images: tuple[EmbeddedImage, ...]
     stage: str | None = None
     reason: str | None = None
     detail: str = ""
@@ -51,11 +51,11 @@ class Shown:
 def choose_spread(indices: NDArray[np.int64], classes: NDArray[np.integer], count: int) -> list[int]:
     """Choose ``count`` of ``indices``, spread over the classes and, within a class, over the range.
 
-    The choice is a function of the arguments alone. Classes take turns; where there are more classes than
-    ``count``, those that are chosen lie evenly among them.
+    The choice is deterministic. Classes get equal shares. If there are more classes than ``count``, evenly spaced
+    classes are chosen.
 
-    Args: indices: ascending. classes: (N,), the class of each.
-    Returns: ascending.
+    Args: indices: (N,), ascending. classes: (N,), the class of each index.
+    Returns: the chosen indices, ascending.
     """
     present = np.unique(classes)
     if len(present) == 0:
@@ -76,7 +76,7 @@ def choose_spread(indices: NDArray[np.int64], classes: NDArray[np.integer], coun
 
 
 def furthest_stage(commits: Commits) -> str | None:
-    """The last stage that has kept a sample; None if none has."""
+    """Return the last stage that has kept a sample; None if no stage has."""
     for stage in reversed(STAGES):
         if any(record.kept for record in commits[stage].values()):
             return stage
@@ -84,7 +84,7 @@ def furthest_stage(commits: Commits) -> str | None:
 
 
 def choose_kept(run: Run, commits: Commits, count: int) -> list[int]:
-    """Samples that the furthest stage has kept, spread over the classes of their first label."""
+    """Return the indices of ``count`` samples that the furthest stage has kept, spread over their first labels."""
     stage = furthest_stage(commits)
     if stage is None:
         return []
@@ -100,9 +100,9 @@ def choose_kept(run: Run, commits: Commits, count: int) -> list[int]:
 
 
 def choose_dropped(run: Run, commits: Commits) -> Iterator[tuple[str, int, str, str]]:
-    """A few dropped samples of every stage and reason: stage, index, reason, detail.
+    """Yield some dropped samples of every stage and reason: stage, index, reason, detail.
 
-    Raises: DamageError when the notes on a shard cannot be read.
+    Raises DamageError if the quality notes of a shard cannot be read.
     """
     left = _MOST_DROPPED
     for stage in STAGES:
@@ -122,36 +122,36 @@ def choose_dropped(run: Run, commits: Commits) -> Iterator[tuple[str, int, str, 
                 yield stage, index, reason, str(note.get("detail", ""))
 
 
-def show_sample(run: Run, index: int, commits: Commits, dropped: tuple[str, str, str] | None = None) -> Shown:
-    """Read one sample, as far as it is made.
+def show_sample(run: Run, index: int, commits: Commits, dropped: tuple[str, str, str] | None = None) -> ShownSample:
+    """Read a sample's captions, images and mask, as far as they exist.
 
-    Args: dropped: stage, reason and detail, for a sample that was.
-    Raises: DamageError.
+    Args: dropped: stage, reason and detail of a dropped sample; None for a kept sample.
+    Raises DamageError if the store is damaged.
     """
     ids = run.plan.label_ids(index)
     labels = tuple((run.vocabulary.by_id(id_).name, css_colour(id_)) for id_ in ids)
-    # A sample that a stage dropped has that stage's fill values, which are nothing to show.
+    # The stage that dropped a sample has written fill values for it, so show only the stages before.
     done = STAGES[: STAGES.index(dropped[0])] if dropped else STAGES
     made = [stage for stage in done if _is_kept(run, commits[stage], index)]
     captions = ("", "")
-    pictures: list[Picture] = []
+    images: list[EmbeddedImage] = []
     if "describe" in made:
         first, second = run.store.read("describe/captions", index, index + 1)[0]
         captions = (str(first), str(second))
     if "generate" in made:
         image = run.store.read_images("generate/image", index, index + 1)[0]
         other = run.store.read_images("generate/counterfactual", index, index + 1)[0]
-        pictures += [_picture("image", image), _picture("counterfactual", other)]
+        images += [_embedded("image", image), _embedded("counterfactual", other)]
         if "mask" in made:
             mask = run.store.read("mask/mask", index, index + 1)[0]
-            pictures.append(_picture("mask", overlay(image, mask)))
+            images.append(_embedded("mask", overlay(image, mask)))
     stage, reason, detail = dropped or (None, None, "")
-    return Shown(
+    return ShownSample(
         index=index,
         labels=labels,
         caption=captions[0],
         counterfactual_caption=captions[1],
-        pictures=tuple(pictures),
+        images=tuple(images),
         stage=stage,
         reason=reason,
         detail=detail,
@@ -164,14 +164,14 @@ def _is_kept(run: Run, commits: Mapping[int, CommitRecord], index: int) -> bool:
     return record is not None and offset in record.kept_offsets()
 
 
-def _picture(what: str, image: Image) -> Picture:
+def _embedded(what: str, image: Image) -> EmbeddedImage:
     side = max(image.shape[:2])
-    picture = Pictures.fromarray(image)
+    small = PILImage.fromarray(image)
     if side > _LONGEST_SIDE:
-        picture.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Pictures.Resampling.LANCZOS)
+        small.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), PILImage.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
-    return Picture(
+    small.save(buffer, "PNG", optimize=True)
+    return EmbeddedImage(
         what=what,
         source="data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"),
         pixelated=side <= 128,

@@ -18,7 +18,7 @@ LISTED = {
 }  # fmt: skip
 
 
-def test_every_promised_command_is_there():
+def test_every_documented_command_exists():
     assert set(COMMANDS) >= LISTED
 
 
@@ -41,7 +41,7 @@ def test_help_of_every_command_appears_without_heavy_imports():
 
 
 @pytest.mark.slow
-def test_the_whole_data_part_by_its_commands(magicseg, expected_digest):
+def test_the_commands_of_the_data_stages_work_in_sequence(magicseg, expected_digest):
     sets = [word for setting in TINY for word in ("--set", setting)]
     assert magicseg("init", "run", "--preset", "painted", *sets).code == 0
     assert magicseg("init", "run", "--preset", "painted", *sets).code == 0, "twice is harmless"
@@ -111,7 +111,7 @@ def test_status_warns_of_work_of_other_settings(magicseg, finished):
         (["frobnicate"], "frobnicate", ""),
     ],
 )
-def test_a_mistake_gets_exit_code_2_a_sentence_and_a_hint(magicseg, finished, arguments, words, hint):
+def test_invalid_input_exits_with_2_a_message_and_a_hint(magicseg, finished, arguments, words, hint):
     result = magicseg(*(argument.replace("RUN", str(finished.path)) for argument in arguments))
     assert result.code == 2, result.err
     assert words in result.err
@@ -119,7 +119,7 @@ def test_a_mistake_gets_exit_code_2_a_sentence_and_a_hint(magicseg, finished, ar
     assert not (magicseg.folder / "new").exists()
 
 
-def test_a_folder_that_holds_something_else_is_not_made_a_run(magicseg):
+def test_init_refuses_a_folder_with_other_files(magicseg):
     (magicseg.folder / "thesis").mkdir()
     (magicseg.folder / "thesis/chapter1.tex").write_text("x")
     (magicseg.folder / "file").write_text("x")
@@ -137,7 +137,7 @@ def test_a_run_with_other_settings_is_not_overwritten(magicseg, finished):
     assert len(finished.ledger("mask").commits()) == 6
 
 
-def test_an_interrupted_init_is_gone_on_with(magicseg, fresh):
+def test_an_interrupted_init_is_resumed(magicseg, fresh):
     file = fresh.path / "magicseg.yaml"
     file.rename(file.with_name("magicseg.yaml.1.ab.partial"))
     result = magicseg("init", fresh.path, "--preset", "painted", "--set", "plan.samples=40")
@@ -146,12 +146,12 @@ def test_an_interrupted_init_is_gone_on_with(magicseg, fresh):
 
 
 @pytest.mark.parametrize("text", ["", "plan: [", "preset: painted", "[]", "\x00"])
-def test_a_spoilt_configuration_is_a_mistake_not_a_crash(magicseg, fresh, text):
+def test_a_damaged_configuration_exits_with_2_without_a_traceback(magicseg, fresh, text):
     (fresh.path / "magicseg.yaml").write_text(text)
     assert magicseg("status", fresh.path).code == 2
 
 
-def test_damage_gets_exit_code_1_and_hints_that_work_when_typed(magicseg, finished, expected_digest):
+def test_damage_exits_with_1_and_working_hints(magicseg, finished, expected_digest):
     file = finished.store.path / "generate/image/2.0.0.0"
     content = bytearray(file.read_bytes())
     content[100] ^= 1
@@ -165,7 +165,7 @@ def test_damage_gets_exit_code_1_and_hints_that_work_when_typed(magicseg, finish
     assert magicseg("verify", finished.path).code == 0
 
 
-def test_a_damaged_record_is_told_by_every_command_with_the_way_out(magicseg, finished, expected_digest):
+def test_every_command_reports_a_damaged_record_with_a_remedy(magicseg, finished, expected_digest):
     file = finished.ledger("generate").record_path(3)
     file.write_bytes(file.read_bytes()[:-20])
     for command in ("status", "generate", "digest", "verify"):
@@ -177,7 +177,7 @@ def test_a_damaged_record_is_told_by_every_command_with_the_way_out(magicseg, fi
     assert magicseg("digest", finished.path).out.strip() == expected_digest
 
 
-def test_an_unfinished_set_has_no_digest_and_no_export(magicseg, fresh):
+def test_an_unfinished_data_set_has_no_digest_and_no_export(magicseg, fresh):
     for arguments in (["digest", fresh.path], ["export", fresh.path, "--out", "x.h5"]):
         result = magicseg(*arguments)
         assert result.code == 1
@@ -185,7 +185,7 @@ def test_an_unfinished_set_has_no_digest_and_no_export(magicseg, fresh):
     assert not (magicseg.folder / "x.h5").exists()
 
 
-def test_reset_asks_first(magicseg, finished):
+def test_reset_asks_for_confirmation(magicseg, finished):
     result = magicseg("reset", "mask", finished.path)  # and nobody answers
     assert result.code == 1
     assert len(finished.ledger("mask").commits()) == 6

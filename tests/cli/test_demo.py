@@ -19,7 +19,7 @@ SETS = [word for setting in SMALLEST for word in ("--set", setting)]
 
 
 @pytest.mark.slow
-def test_the_demo_makes_a_report_with_all_that_it_is_compared_with(magicseg):
+def test_the_demo_s_report_shows_the_comparison_runs(magicseg):
     done = magicseg.patiently("demo", "demo", *SETS)
     assert done.code == 0, done.err
     run = Run.open(magicseg.folder / "demo")
@@ -50,7 +50,7 @@ def test_the_demo_makes_a_report_with_all_that_it_is_compared_with(magicseg):
     assert "demo-no-counterfactual-loss" in broken.err
 
 
-def test_the_short_demo_is_alone(tmp_path, monkeypatch):
+def test_the_short_demo_makes_no_comparison_runs(tmp_path, monkeypatch):
     for module, name in ((runs, "_make_data"), (runs, "_train_and_evaluate"), (learn, "report")):
         monkeypatch.setattr(module, name, lambda *_: None)
     runs.demo(tmp_path / "run", short=True)

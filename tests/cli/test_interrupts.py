@@ -34,7 +34,7 @@ magicseg.cli.main()
         ("magicseg.core.distributed", ("train", "nowhere")),
     ],
 )
-def test_an_interrupt_while_modules_are_imported_ends_with_130_and_no_words(module, words):
+def test_an_interrupt_during_imports_exits_with_130_and_prints_nothing(module, words):
     with subprocess.Popen(
         [sys.executable, "-c", SLOW.format(module=module), *words],
         stdout=subprocess.PIPE,

@@ -112,7 +112,7 @@ def test_a_dry_run_of_a_build_shows_the_command_and_starts_nothing(command, tmp_
         assert f"flag {' '.join(flag.words)}: {flag.why}" in result.err
 
 
-def test_without_options_the_definition_s_own_base_is_taken(command):
+def test_the_default_base_is_the_definition_s(command):
     line = command("container", "build", "--dry-run").out
     assert "BASE=" not in line
     assert "BOOTSTRAP=" not in line
@@ -120,20 +120,20 @@ def test_without_options_the_definition_s_own_base_is_taken(command):
 
 
 @pytest.mark.parametrize("reference", ["docker.io/library/python:3.12-slim", "docker://python:3.12-slim"])
-def test_a_base_that_is_no_file_is_a_reference(command, reference):
+def test_a_base_that_is_not_a_file_is_a_registry_reference(command, reference):
     line = command("container", "build", "--base", reference, "--dry-run").out
     assert f"BASE={reference.removeprefix('docker://')} " in line
     assert "BOOTSTRAP=docker " in line
 
 
-def test_a_failed_build_is_exit_code_2_and_says_so(command, tools):
+def test_a_failed_build_exits_with_2_and_a_message(command, tools):
     tools(code=255)
     result = command("container", "build", "a.sif")
     assert result.code == 2
     assert "the build ended with 255, and there is no new image" in result.err
 
 
-def test_an_image_is_not_replaced_unless_told(command, tmp_path):
+def test_an_image_is_replaced_only_with_force(command, tmp_path):
     (tmp_path / "a.sif").touch()
     result = command("container", "build", "a.sif", "--dry-run")
     assert result.code == 2
@@ -152,7 +152,7 @@ def test_an_image_is_not_replaced_unless_told(command, tmp_path):
         ("singularity", "apptainer version 1.3.0-1", Status.OK),
     ],
 )
-def test_what_is_too_old_for_arguments_cannot_build(tools, wanted, name, version, status):
+def test_a_runtime_too_old_for_build_arguments_cannot_build(tools, wanted, name, version, status):
     tools(name, version)
     checks = {check.name: check for check in build_checks(wanted, find_runtime(name))}
     assert checks["version"].status is status
@@ -160,7 +160,7 @@ def test_what_is_too_old_for_arguments_cannot_build(tools, wanted, name, version
 
 
 @pytest.mark.parametrize(("version", "packs"), [("1.2.0", False), ("1.3.6", False), ("1.4.0", True)])
-def test_a_version_that_cannot_pack_otherwise_is_not_told_to(command, tools, version, packs):
+def test_packing_arguments_are_passed_only_to_versions_that_accept_them(command, tools, version, packs):
     tools(version=f"apptainer version {version}")
     result = command("container", "build", "a.sif")
     assert result.code == 0, result.err
@@ -181,7 +181,7 @@ def test_a_version_that_cannot_pack_otherwise_is_not_told_to(command, tools, ver
         (["nowhere/a.sif"], "nowhere: there is no such folder", "mkdir -p"),
     ],
 )
-def test_what_cannot_be_built_is_seen_before(command, words, told, remedy):
+def test_invalid_builds_are_refused_before_they_start(command, words, told, remedy):
     result = command("container", "build", *words, "--dry-run")
     assert (result.code, result.out) == (2, "")
     assert told in result.err
@@ -189,14 +189,14 @@ def test_what_cannot_be_built_is_seen_before(command, words, told, remedy):
     assert "secret" not in result.err
 
 
-def test_a_temporary_folder_that_is_not_there_is_told(command):
+def test_a_missing_temporary_folder_is_reported(command):
     command.environment["APPTAINER_TMPDIR"] = "/nowhere"
     result = command("container", "build", "--dry-run")
     assert result.code == 2
     assert "/nowhere: there is no such folder" in result.err
 
 
-def test_a_folder_of_wheels_that_nothing_binds_is_told(command):
+def test_a_folder_of_wheels_that_is_not_bound_is_reported(command):
     result = command("container", "build", "--torch", "/srv/wheels", "--dry-run")
     assert result.code == 0
     assert "warning: base and wheels: --torch /srv/wheels: is not bound" in result.err
@@ -229,13 +229,13 @@ def test_no_space_for_the_build_names_the_variable_to_set(command, small_disk):
     assert "export APPTAINER_TMPDIR=FOLDER" in result.err
 
 
-def test_no_space_for_the_image_is_seen_before_the_build(command, small_disk):
+def test_missing_space_for_the_image_is_reported_before_the_build(command, small_disk):
     result = command("container", "build", small_disk / "a.sif", "--dry-run")
     assert result.code == 2
     assert f"{small_disk}: 0.0 GB free: not enough" in result.err
 
 
-def test_without_subordinate_ids_the_line_to_ask_for_is_shown(monkeypatch, wanted, tmp_path):
+def test_without_subordinate_ids_the_command_that_adds_them_is_shown(monkeypatch, wanted, tmp_path):
     as_user(monkeypatch, ids=False)
     local = Build(checkout=TOP, image=tmp_path / "a.sif", base=str(tmp_path))
     check = check_of("rights", local)
@@ -250,7 +250,7 @@ def test_without_subordinate_ids_the_line_to_ask_for_is_shown(monkeypatch, wante
     assert check_of("rights", wanted).status is Status.FAILED
 
 
-def test_without_user_namespaces_only_another_machine_helps(monkeypatch, wanted):
+def test_without_user_namespaces_a_build_on_another_machine_is_suggested(monkeypatch, wanted):
     as_user(monkeypatch, namespaces="unshare: unshare failed: Operation not permitted")
     check = check_of("rights", wanted)
     assert check.status is Status.FAILED
@@ -262,7 +262,7 @@ def test_without_user_namespaces_only_another_machine_helps(monkeypatch, wanted)
     assert check_of("rights", wanted).status is Status.WARNING
 
 
-def test_flags_are_chosen_by_what_the_user_may(monkeypatch, wanted):
+def test_flags_depend_on_the_user_s_privileges(monkeypatch, wanted):
     as_user(monkeypatch, root=True, capable=True)
     assert [flag.words[0] for flag in build_flags(find_runtime())] == ["--mksquashfs-args"]
     assert start_flags(find_runtime()) == []
@@ -277,7 +277,7 @@ def test_flags_are_chosen_by_what_the_user_may(monkeypatch, wanted):
     assert "NVIDIA" in flag.why
 
 
-def test_subordinate_ids_are_the_user_s_by_name_or_number_and_in_both_files(tmp_path):
+def test_subordinate_ids_are_found_by_name_or_number_and_must_be_in_both_files(tmp_path):
     name = os.popen("id -un").read().strip()
     for uids, gids, there in (
         (f"{name}:100000:65536\n", f"{os.getuid()}:100000:65536\n", True),
@@ -290,7 +290,7 @@ def test_subordinate_ids_are_the_user_s_by_name_or_number_and_in_both_files(tmp_
     assert has_subordinate_ids(tmp_path / "nowhere") is False
 
 
-def test_where_there_is_no_definition_the_message_says_how_to_get_one(tmp_path):
+def test_without_a_definition_the_message_suggests_a_clone(tmp_path):
     with pytest.raises(ContainerError, match=r"there is no Apptainer\.def") as caught:
         find_checkout(tmp_path)
     assert "--source" in caught.value.hint
@@ -308,7 +308,7 @@ def test_where_there_is_no_definition_the_message_says_how_to_get_one(tmp_path):
         (["run", "--bind", "/data:/d:ro", "IMAGE", "--help"], ["--help"]),
     ],
 )
-def test_words_reach_the_image_one_by_one_and_the_digest_with_them(command, tmp_path, typed, given):
+def test_arguments_and_the_digest_reach_the_image_unchanged(command, tmp_path, typed, given):
     image = tmp_path / "an image.sif"
     image.write_bytes(b"abc")
     result = command("container", *(str(image) if word == "IMAGE" else word for word in typed))
@@ -321,26 +321,26 @@ def test_words_reach_the_image_one_by_one_and_the_digest_with_them(command, tmp_
     assert told["image"] == identify(image).digest
 
 
-def test_the_exit_code_is_that_of_what_ran(command, tools, tmp_path):
+def test_the_exit_code_of_the_command_in_the_image_is_returned(command, tools, tmp_path):
     (tmp_path / "a.sif").touch()
     tools(code=75)
     assert command("container", "exec", "a.sif", "true").code == 75
 
 
-def test_a_dry_run_of_a_start_only_shows_it(command, tmp_path):
+def test_a_dry_run_prints_the_command_and_starts_nothing(command, tmp_path):
     (tmp_path / "a.sif").touch()
     words = shlex.split(command("container", "exec", "--dry-run", "a.sif", "echo", "a b").out)
     assert words[-3:] == [f"{tmp_path}/a.sif", "echo", "a b"]
 
 
-def test_an_image_that_is_not_there_is_a_mistake_with_a_remedy(command):
+def test_a_missing_image_is_an_error_with_a_remedy(command):
     result = command("container", "run", "nowhere.sif")
     assert result.code == 2
     assert "nowhere.sif: the image cannot be read: No such file or directory" in result.err
     assert "magicseg container build" in result.err
 
 
-def test_with_verify_nothing_starts_unless_the_signature_holds(command, tools, tmp_path):
+def test_with_verify_nothing_starts_without_a_valid_signature(command, tools, tmp_path):
     for name in ("a.sif", "key.pem"):
         (tmp_path / name).touch()
     assert command("container", "exec", "--verify", "key.pem", "a.sif", "true").code == 0
@@ -353,7 +353,7 @@ def test_with_verify_nothing_starts_unless_the_signature_holds(command, tools, t
     assert "other.pem: there is no such key file" in result.err
 
 
-def test_a_digest_is_that_of_the_bytes_and_hashed_anew_when_they_change(tools, tmp_path):
+def test_the_digest_is_cached_until_the_file_changes(tools, tmp_path):
     file = tmp_path / "a.sif"
     file.write_bytes(b"abc")
     assert identify(file).digest.startswith("sha256:ba7816bf8f01cfea")
@@ -364,7 +364,7 @@ def test_a_digest_is_that_of_the_bytes_and_hashed_anew_when_they_change(tools, t
     assert identify(file).digest.startswith("sha256:a52d159f262b2c6d")
 
 
-def test_a_test_of_an_image_that_does_not_start_stops_there(tools, tmp_path):
+def test_an_image_that_does_not_start_gets_no_further_checks(tools, tmp_path):
     tools(code=255)
     (tmp_path / "a.sif").touch()
     (check,) = try_image(find_runtime(), tmp_path / "a.sif", (), lambda *_: None)
@@ -395,7 +395,7 @@ def test_the_build_script_gives_apptainer_the_same_words(tools, tmp_path):
     ]
 
 
-def test_the_build_script_builds_elsewhere_by_ssh_and_srun(tmp_path, monkeypatch):
+def test_the_build_script_builds_on_other_machines_by_ssh_and_srun(tmp_path, monkeypatch):
     """ssh, scp and srun are stand-ins that do here what the real ones do there."""
     folder = tmp_path / "bin"
     folder.mkdir()

@@ -30,12 +30,12 @@ def shared(text, name):
 
 
 @pytest.mark.parametrize("name", ["wheels", "final", "test"])
-def test_what_docker_runs_is_what_apptainer_runs(name):
+def test_dockerfile_and_definition_run_the_same_commands(name):
     assert shared(DEFINITION, name)
     assert shared(DOCKERFILE, name) == shared(DEFINITION, name)
 
 
-def test_both_have_the_same_base_arguments_files_environment_and_labels():
+def test_dockerfile_and_definition_have_the_same_base_arguments_files_environment_and_labels():
     arguments = dict(re.findall(r"^ARG (\w+)=(.*)$", DOCKERFILE, re.MULTILINE))
     assert arguments == {name: value for name, value in (defaults(0) | defaults(1)).items() if name != "BOOTSTRAP"}
     copied = re.findall(r"^COPY (\w\S*) (\S+)$", DOCKERFILE, re.MULTILINE)
@@ -68,10 +68,10 @@ def test_every_argument_is_used_in_its_stage():
             assert f"{{{{ {name} }}}}" in f"{head}{text}", name
 
 
-def test_nothing_that_a_user_might_set_is_hidden_by_the_image():
+def test_the_image_overrides_no_variable_that_users_may_set():
     assert section("environment") == ["export PATH=/magicseg/bin:$PATH", "export PYTHONNOUSERSITE=1"]
 
 
-def test_the_packages_data_lie_where_the_files_are_copied_from():
+def test_the_package_s_data_are_in_the_copied_folders():
     assert (TOP / "magicseg/slurm").resolve() == TOP / "slurm"
     assert Path(magicseg.__file__).parent == TOP / "magicseg"

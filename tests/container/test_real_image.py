@@ -45,7 +45,7 @@ def test_an_ordinary_user_passes_every_check_of_the_image(image, workshop):
     assert seen["torchrun, two processes"] == "one training of both"
 
 
-def test_the_image_says_what_is_in_it(magicseg, image):
+def test_inspect_prints_the_image_s_labels_and_versions(magicseg, image):
     found = json.loads(magicseg.patiently("container", "inspect", image, "--json").out)
     labels = found["labels"]
     assert found["digest"] == identify(image).digest
@@ -173,7 +173,7 @@ def test_without_subordinate_ids_nothing_is_built_and_the_remedy_is_named(magics
     assert "usermod --add-subuids" in done.stderr
 
 
-def test_a_tampered_image_is_not_started_where_its_signature_is_asked_for(magicseg, base, tmp_path):
+def test_with_verify_a_tampered_image_is_not_started(magicseg, base, tmp_path):
     image, private, public = tmp_path / "signed.sif", tmp_path / "private.pem", tmp_path / "public.pem"
     subprocess.run(["cp", base.sif, image], check=True)
     key = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", private]
@@ -198,7 +198,7 @@ def test_a_tampered_image_is_not_started_where_its_signature_is_asked_for(magics
 # ------------------------------------------------------------ the definition's defaults
 
 
-def test_the_defaults_are_built_from_a_registry(base, workshop):
+def test_a_build_with_defaults_uses_a_registry_image(base, workshop):
     """As they are, but for the digest: the stand-in in the registry cannot have that of the real base.
 
     It ends where pip would begin; to the image it takes six minutes more:

@@ -50,7 +50,7 @@ def found(run, name):
 # --------------------------------------------------------------------------------------------------- this machine
 
 
-def test_all_that_we_ask_for_is_looked_up(monkeypatch):
+def test_all_required_packages_are_checked(monkeypatch):
     assert "numpy" in machine_checks.packages().seen
     real = machine_checks.installed_version
     monkeypatch.setattr(machine_checks, "installed_version", lambda name: None if name == "torch" else real(name))
@@ -60,7 +60,7 @@ def test_all_that_we_ask_for_is_looked_up(monkeypatch):
     monkeypatch.setattr(machine_checks, "installed_version", lambda name: "0.1" if name == "zarr" else real(name))
     assert machine_checks.packages().status is Status.FAILED
     seen = machine_checks.packages().seen
-    assert "lacking: zarr" in seen
+    assert "missing: zarr" in seen
     assert ">=3.1.3" in seen
 
 
@@ -82,7 +82,7 @@ class cuda:
 """
 
 
-def test_gpus_are_shown_with_their_memory_and_missed_where_the_driver_has_some(on_path, tools):
+def test_gpus_are_listed_with_memory_and_gpus_that_torch_misses_are_a_warning(on_path, tools):
     on_path("torch", _GPU.format(count=2))
     check = machine_checks.torch_devices()
     assert check.status is Status.OK
@@ -95,12 +95,12 @@ def test_gpus_are_shown_with_their_memory_and_missed_where_the_driver_has_some(o
     assert "GPU 0: Big GPU" in check.seen
 
 
-def test_a_machine_without_slurm_and_containers_is_no_failure(tools):
+def test_a_machine_without_slurm_and_containers_passes(tools):
     assert machine_checks.slurm().status is Status.NOTE
     assert machine_checks.container().status is Status.NOTE
 
 
-def test_slurm_is_asked_for_version_partitions_and_accounting(tools):
+def test_slurm_s_version_partitions_and_accounting_are_checked(tools):
     for name in ("squeue", "scontrol", "scancel", "sacct"):
         tools(name, "exit 0")
     tools("sbatch", "echo Welcome to the cluster; echo slurm 24.05.1")
@@ -118,14 +118,14 @@ def test_slurm_is_asked_for_version_partitions_and_accounting(tools):
     assert "Unable to contact" in check.seen
 
 
-def test_half_a_slurm_is_a_failure(tools):
+def test_an_incomplete_slurm_is_a_failure(tools):
     tools("sinfo", "exit 0")
     check = machine_checks.slurm()
     assert check.status is Status.FAILED
     assert "sbatch" in check.seen
 
 
-def test_containers_and_quotas_are_what_their_commands_say(tools, tmp_path):
+def test_container_version_and_quota_come_from_their_commands(tools, tmp_path):
     tools("apptainer", "echo apptainer version 1.4.0")
     assert machine_checks.container().seen == "apptainer version 1.4.0"
     assert machine_checks.quota(tmp_path).status is Status.NOTE
@@ -137,13 +137,13 @@ def test_containers_and_quotas_are_what_their_commands_say(tools, tmp_path):
     assert "11G*" in check.seen
 
 
-def test_a_program_that_hangs_is_left_alone(tools):
+def test_a_hanging_program_is_stopped_after_a_timeout(tools):
     tools("slow", "exec /bin/sleep 60")
     assert ask(["slow"], 0.2) == (124, "slow did not answer within 0 s")
     assert ask(["nothing-of-this-name"])[0] == 126
 
 
-def test_a_small_disk_and_a_closed_one_are_said(small_disk, monkeypatch):
+def test_a_small_disk_and_a_read_only_disk_are_reported(small_disk, monkeypatch):
     assert machine_checks.disk(small_disk).status is Status.WARNING
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(small_disk / "deep" / "hub"))
     check = machine_checks.hub()
@@ -165,7 +165,7 @@ def test_a_token_is_not_shown(monkeypatch):
 # ---------------------------------------------------------------------------------------------------------- a run
 
 
-def test_a_finished_run_is_well(finished):
+def test_a_finished_run_passes_all_checks(finished):
     checks = {check.name: check for check in run_checks.run_checks(finished)}
     assert {check.status for check in checks.values()} <= {Status.OK, Status.NOTE}
     assert checks["mask: work"].seen == "6 of 6 shards are committed"
@@ -173,7 +173,7 @@ def test_a_finished_run_is_well(finished):
     assert checks["profile"].status is Status.NOTE
 
 
-def test_stale_work_is_found_with_the_way_out(finished):
+def test_work_of_other_settings_is_found_with_a_remedy(finished):
     change(finished, "generate.size", 48)
     check = found(Run.open(finished.path), "generate: work")
     assert check.status is Status.FAILED
@@ -181,7 +181,7 @@ def test_stale_work_is_found_with_the_way_out(finished):
     assert "magicseg reset generate" in check.remedy
 
 
-def test_weights_that_are_not_fetched_are_a_failure_as_long_as_they_are_needed(tmp_path):
+def test_weights_that_are_not_fetched_are_a_failure_while_they_are_needed(tmp_path):
     run = make_run(
         tmp_path / "run", "generate.backend=diffusers", f"generate.options={{model: org/model, revision: '{COMMIT}'}}"
     )
@@ -193,7 +193,7 @@ def test_weights_that_are_not_fetched_are_a_failure_as_long_as_they_are_needed(t
     assert list(run_checks.weights(run, "describe", needed=True)) == []
 
 
-def test_a_back_end_is_looked_at_with_its_libraries(tmp_path, on_path):
+def test_a_back_end_is_checked_with_its_libraries(tmp_path, on_path):
     run = make_run(
         tmp_path / "run", "describe.backend=openai", "describe.options={base_url: 'http://127.0.0.1:9/v1', model: m}"
     )
@@ -220,7 +220,7 @@ def test_a_library_that_is_not_installed_may_be_in_the_image(tmp_path, monkeypat
     assert "not installed here: openai" in check.seen
 
 
-def test_a_module_of_a_package_that_is_not_installed_is_one_that_is_not_installed(tmp_path, monkeypatch):
+def test_a_submodule_of_a_missing_package_counts_as_not_installed(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run")
     for module in ("no_such_package.part", "json.part.deeper"):
         monkeypatch.setattr(run_checks, "libraries_of", lambda *_, module=module: (module,))
@@ -238,7 +238,7 @@ def test_a_module_of_a_package_that_is_not_installed_is_one_that_is_not_installe
         ("of_no_distribution", "pip install 'magicseg[models]'"),
     ],
 )
-def test_the_remedy_names_what_pip_installs_and_not_the_module(tmp_path, monkeypatch, module, remedy):
+def test_the_remedy_names_the_distribution_and_not_the_module(tmp_path, monkeypatch, module, remedy):
     run = make_run(tmp_path / "run")
     monkeypatch.setattr(run_checks, "libraries_of", lambda *_: (module,))
     monkeypatch.setattr(run_checks, "find_spec", lambda name: object())
@@ -248,7 +248,7 @@ def test_the_remedy_names_what_pip_installs_and_not_the_module(tmp_path, monkeyp
     assert check.remedy == remedy
 
 
-def test_what_is_left_is_measured_by_what_is_there(fresh, monkeypatch):
+def test_needed_space_is_extrapolated_from_committed_shards(fresh, monkeypatch):
     assert found(fresh, "room for the rest").status is Status.NOTE
     do(fresh)
     fresh.ledger("mask").take_back([0, 1, 2])
@@ -264,7 +264,7 @@ def test_what_is_left_is_measured_by_what_is_there(fresh, monkeypatch):
     assert found(fresh, "room for the rest").status is Status.FAILED
 
 
-def test_a_profile_that_does_not_fit_is_found(tmp_path):
+def test_an_invalid_profile_is_found(tmp_path):
     profile = tmp_path / "site.yaml"
     profile.write_text("partion: gpu\n")
     run = make_run(tmp_path / "run", f"slurm.profile={profile}")
@@ -273,7 +273,7 @@ def test_a_profile_that_does_not_fit_is_found(tmp_path):
     assert "partion is not a key" in check.seen
 
 
-def test_a_damaged_plan_hides_no_other_finding(finished):
+def test_a_damaged_plan_does_not_hide_other_findings(finished):
     shutil.rmtree(finished.path / "plan")
     names = {check.name: check.status for check in run_checks.run_checks(Run.open(finished.path))}
     assert names["settings"] is Status.FAILED
@@ -283,7 +283,7 @@ def test_a_damaged_plan_hides_no_other_finding(finished):
 # ---------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command_prints_json_and_exits_by_what_failed(magicseg, finished, tmp_path, on_path):
+def test_the_command_prints_json_and_exits_with_1_if_a_check_failed(magicseg, finished, tmp_path, on_path):
     on_path("torch", _GPU.format(count=1))
     paths = os.pathsep.join([os.environ["PYTHONPATH"], magicseg.environment["PYTHONPATH"]])
     environment = magicseg.environment | {"PATH": str(tmp_path / "empty"), "PYTHONPATH": paths}

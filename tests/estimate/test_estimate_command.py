@@ -8,7 +8,7 @@ from magicseg.run import STAGES
 from magicseg.stages.pool import default_shards_per_job, default_workers
 
 
-def test_without_anything_done_it_says_what_to_type_and_that_works(magicseg, fresh):
+def test_without_finished_shards_it_suggests_a_pilot_and_that_command_works(magicseg, fresh):
     nothing = magicseg("estimate", fresh.path)
     assert nothing.code == 1
     assert nothing.err.splitlines()[-1] == f"hint:  magicseg estimate {fresh.path} --pilot 1"
@@ -30,7 +30,7 @@ def test_without_anything_done_it_says_what_to_type_and_that_works(magicseg, fre
     assert magicseg("verify", fresh.path).code == 0
 
 
-def test_the_profile_is_the_options_or_the_runs_or_the_environments(magicseg, finished, tmp_path):
+def test_the_profile_comes_from_the_option_the_run_or_the_environment(magicseg, finished, tmp_path):
     def parallel(*options):
         return json.loads(magicseg("estimate", finished.path, "--json", *options).out)["parallel"]
 
@@ -44,7 +44,7 @@ def test_the_profile_is_the_options_or_the_runs_or_the_environments(magicseg, fi
     assert parallel("--profile", "option.yaml", "--parallel", 3) == 3
 
 
-def test_in_a_job_what_was_measured_elsewhere_does_not_count(magicseg, fresh):
+def test_in_a_job_measurements_from_other_hardware_do_not_count(magicseg, fresh):
     """As when the first pilot was on a login node and the second one is on a node with a GPU."""
 
     def measure():
@@ -56,7 +56,7 @@ def test_in_a_job_what_was_measured_elsewhere_does_not_count(magicseg, fresh):
     assert first.err.splitlines()[0].startswith("pilot: on this machine; to run it on a node of the profile: srun ")
     for _ in range(2):
         report = measure()
-        assert "measured on CPU, but the profile asks for a GPU" in report["warnings"][0]
+        assert "measured on CPU, but the profile requests a GPU" in report["warnings"][0]
         assert {entry["left"]["shards"] for entry in report["stages"]} == {5}, "outside of jobs it does not matter"
     magicseg.environment["SLURM_JOB_ID"] = "77"
     for _ in range(2):
@@ -66,7 +66,7 @@ def test_in_a_job_what_was_measured_elsewhere_does_not_count(magicseg, fresh):
         assert {entry["measured"]["shards"] for entry in report["stages"]} == {1}, "only what was made there counts"
 
 
-def test_of_imported_work_nothing_is_known_and_nothing_is_left(magicseg, finished, tmp_path):
+def test_an_imported_run_has_no_measurements_and_no_work_left(magicseg, finished, tmp_path):
     assert magicseg("export", finished.path, "--out", tmp_path / "all.h5").code == 0
     copy = make_run(tmp_path / "copy")
     assert magicseg("import", tmp_path / "all.h5", "--into", copy.path).code == 0
@@ -75,7 +75,7 @@ def test_of_imported_work_nothing_is_known_and_nothing_is_left(magicseg, finishe
     assert "nothing is left" in result.err
 
 
-def test_mistakes_get_exit_code_2_and_a_hint(magicseg, fresh, tmp_path):
+def test_invalid_options_exit_with_2_and_a_hint(magicseg, fresh, tmp_path):
     for arguments in (["nowhere"], [fresh.path, "--profile", "nosuch"]):
         result = magicseg("estimate", *arguments)
         assert result.code == 2

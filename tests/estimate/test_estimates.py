@@ -56,7 +56,7 @@ def entries(report):
     return {entry["stage"]: entry for entry in report["stages"]}
 
 
-def test_a_pilot_of_one_shard_tells_what_the_run_comes_to(fresh):
+def test_a_pilot_of_one_shard_predicts_the_run_s_cost(fresh):
     pilot(fresh, 1, gpu=lambda stage: None, report=lambda *_: None, stop=StopFlag())
     report = estimate(fresh, None)
     do(fresh)  # in this process, which puts no records together
@@ -91,7 +91,7 @@ def test_tasks_are_laid_out_as_submit_would(one_done):
     assert report["total"]["left"]["gpu_hours"] == 0.0
 
 
-def test_parallelism_that_is_asked_for_goes_over_the_profile(one_done):
+def test_the_parallel_option_overrides_the_profile(one_done):
     profile = Profile(parallel=2, shards_per_task=1)
     assert estimate(one_done, profile, parallel=5)["stages"][0]["left"]["wall_seconds"] == 15.0
     assert estimate(one_done, profile, per_task=5)["stages"][0]["left"]["wall_seconds"] == 55.0
@@ -125,7 +125,7 @@ def test_work_on_a_gpu_is_counted_in_gpu_hours(fresh):
     ],
 )
 @pytest.mark.parametrize("versions", [{"gpu": "Big GPU"}, {}])
-def test_gpus_that_a_task_holds_are_counted_used_or_not(fresh, asked, gpus, versions):
+def test_all_gpus_that_a_task_holds_are_counted(fresh, asked, gpus, versions):
     do(fresh, shards=[0])
     measure_as(fresh, start=0.0, seconds=720.0, versions=versions, job="101_0")
     report = estimate(fresh, Profile(parallel=1, cpus=8, shards_per_task=5, time="10:00:00", **asked))
@@ -133,7 +133,7 @@ def test_gpus_that_a_task_holds_are_counted_used_or_not(fresh, asked, gpus, vers
     assert report["total"]["left"]["cpu_hours"] == 0.0
 
 
-def test_a_gpu_here_is_none_that_a_task_on_cpus_holds(fresh):
+def test_a_gpu_of_this_machine_is_not_counted_for_cpu_tasks(fresh):
     do(fresh, shards=[0])
     measure_as(fresh, start=0.0, seconds=720.0, versions={"gpu": "Big GPU"})
     profile = Profile(parallel=1, cpus=8, shards_per_task=5, time="10:00:00")
@@ -172,11 +172,11 @@ def test_several_shards_give_the_median_and_the_spread(finished):
     assert (low, high) == (pytest.approx(24 / 3600, abs=1e-6), pytest.approx(144 / 3600, abs=1e-6))
 
 
-def test_other_hardware_than_asked_for_is_warned_of_with_what_to_type(one_done):
+def test_measurements_on_other_hardware_give_a_warning_with_a_command(one_done):
     profile = load_profile("gpu")
     report = estimate(one_done, profile, reference="gpu")
     (warning,) = report["warnings"]
-    assert warning.startswith("describe, generate, mask: measured on CPU, but the profile asks for a GPU")
+    assert warning.startswith("describe, generate, mask: measured on CPU, but the profile requests a GPU")
     command = warning.split("measure there: ")[1]
     assert command.startswith("srun --partition=gpu --gpus-per-node=1 --cpus-per-task=8 --mem=48G ")
     assert command.endswith(f"magicseg estimate {one_done.path} --pilot 1 --profile gpu")
@@ -185,7 +185,7 @@ def test_other_hardware_than_asked_for_is_warned_of_with_what_to_type(one_done):
     assert estimate(one_done, profile)["warnings"] == [], "made in a job, on what the job had"
 
 
-def test_in_a_container_the_pilot_is_too(one_done):
+def test_with_a_container_profile_the_suggested_pilot_runs_in_the_container(one_done):
     profile = load_profile("gpu", ["slurm.container.image=/images/magicseg.sif"])
     (warning,) = estimate(one_done, profile)["warnings"]
     assert (
@@ -193,23 +193,21 @@ def test_in_a_container_the_pilot_is_too(one_done):
     )
 
 
-def test_memory_and_time_that_do_not_fit_are_warned_of_with_values_that_do(one_done):
+def test_insufficient_memory_and_time_give_warnings_with_sufficient_values(one_done):
     profile = load_profile("cpu", ["slurm.memory=2G", "slurm.time=1", "slurm.shards_per_task=5"])
     measure_as(one_done, start=5.0, peak_memory=3 * GIB)
     texts = estimate(one_done, profile)["warnings"]
     assert len(texts) == 6
-    assert all(": 3.00 GiB of memory were used, but the profile asks for 2.00: " in text for text in texts[1::2])
+    assert all(": shards used 3.00 GiB of memory, but the profile requests 2.00: " in text for text in texts[1::2])
     assert all("a task of 5 shards takes longer than its time limit" in text for text in texts[::2])
     words = " ".join(texts).replace(",", "").split()
     mended = load_profile("cpu", [word for word in words if word.startswith("slurm.")] + ["slurm.shards_per_task=5"])
     assert estimate(one_done, mended)["warnings"] == []
     slow = measure_as(one_done, start=0.0, seconds=3000.0)
-    assert (
-        "describe: one shard takes 50 min, but a task is told to stop after" in estimate(slow, profile)["warnings"][0]
-    )
+    assert "describe: one shard takes 50 min, but tasks are stopped after" in estimate(slow, profile)["warnings"][0]
 
 
-def test_what_is_not_measured_is_in_no_sum(fresh):
+def test_unmeasured_stages_are_in_no_sum(fresh):
     do(fresh, "describe", shards=[0])
     report = estimate(fresh, None)
     assert report["unmeasured"] == ["generate", "mask"]
@@ -218,7 +216,7 @@ def test_what_is_not_measured_is_in_no_sum(fresh):
     assert estimate(fresh, None, stages=["generate"])["stages"] == []
 
 
-def test_training_is_measured_by_its_log(one_done):
+def test_training_is_estimated_from_its_log(one_done):
     assert estimate(one_done, None)["train"] is None
     change(one_done, "train.steps", 100)
     change(one_done, "train.batch_size", 10)

@@ -21,7 +21,7 @@ def played(durations, parallel):
 
 
 @given(counts, st.integers(1, 9), st.integers(1, 7), st.integers(1, 20), seconds, seconds)
-def test_a_forecast_is_the_queue_played_task_by_task(samples, shard_size, per_task, parallel, sample, start):
+def test_a_forecast_equals_a_simulation_of_the_queue(samples, shard_size, per_task, parallel, sample, start):
     shards = [min(shard_size, samples - first) for first in range(0, samples, shard_size)]
     tasks = [shards[first : first + per_task] for first in range(0, len(shards), per_task)]
     durations = [start + sum(task) * sample for task in tasks]

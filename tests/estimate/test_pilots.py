@@ -31,26 +31,26 @@ def committed(run):
     return {stage: sorted(run.ledger(stage).commits()) for stage in STAGES}
 
 
-def test_a_pilot_is_work_that_stays_and_the_rest_gives_the_same_bytes(fresh, expected_digest):
+def test_a_pilot_s_shards_are_kept_and_the_finished_run_has_the_same_bytes(fresh, expected_digest):
     assert run_pilot(fresh, 1) == {stage: [0] for stage in STAGES}
     assert committed(fresh) == {stage: [0] for stage in STAGES}
     do(fresh)
     assert logical_digest(fresh) == expected_digest
 
 
-def test_a_pilot_does_no_more_than_what_is_missing_of_it(fresh):
+def test_a_pilot_completes_only_its_missing_shards(fresh):
     do(fresh, "describe", shards=[2, 4])
     assert run_pilot(fresh, 2) == {"describe": [], "generate": [2, 4], "mask": [2, 4]}
     assert run_pilot(fresh, 2) == {"describe": [], "generate": [], "mask": []}
     assert run_pilot(fresh, 3)["describe"] == [0]
 
 
-def test_a_pilot_of_more_shards_than_there_are_does_all(fresh):
+def test_a_pilot_of_more_shards_than_the_plan_has_completes_all(fresh):
     run_pilot(fresh, 99)
     assert committed(fresh) == {stage: list(range(6)) for stage in STAGES}
 
 
-def test_how_long_a_worker_takes_to_start_is_kept_for_the_same_settings_only(fresh):
+def test_a_worker_s_startup_time_is_used_for_the_same_settings_only(fresh):
     assert measured(fresh, "describe", fresh.ledger("describe").commits(), gpu=None) is None
     run_pilot(fresh, 1)
     records = fresh.ledger("generate").commits()
@@ -60,7 +60,7 @@ def test_how_long_a_worker_takes_to_start_is_kept_for_the_same_settings_only(fre
     assert measured(Run.open(fresh.path), "generate", records, gpu=None).start_seconds is None
 
 
-def test_a_shard_that_fails_is_told_with_the_command_that_tries_again(faulty, fresh):
+def test_a_failed_shard_of_a_pilot_is_reported_with_the_command_to_retry(faulty, fresh):
     change(fresh, "describe.backend", "faulty")
     change(fresh, "describe.options", {"fault": "raise", "at": [], "seconds": 0.0})
     with pytest.raises(IncompleteError, match="1 shards of describe are not done: 0") as error:
@@ -69,7 +69,7 @@ def test_a_shard_that_fails_is_told_with_the_command_that_tries_again(faulty, fr
     assert not (fresh.path / "estimate.json").exists()
 
 
-def test_no_pilot_on_top_of_other_settings(fresh):
+def test_a_pilot_is_refused_if_committed_shards_have_other_settings(fresh):
     run_pilot(fresh, 1)
     change(fresh, "describe.batch_size", 5)
     with pytest.raises(PlanMismatch, match=r"describe\.batch_size"):
@@ -79,7 +79,7 @@ def test_no_pilot_on_top_of_other_settings(fresh):
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"starts": {"generate": {}}}', '{"starts": {"mask": {"seconds": "x"}}}']
 )
-def test_a_damaged_file_is_told_with_the_way_out(fresh, text):
+def test_a_damaged_estimate_file_is_reported_with_a_remedy(fresh, text):
     run_pilot(fresh, 1)
     (fresh.path / "estimate.json").write_text(text)
     with pytest.raises(StoreError, match=r"estimate\.json") as error:
@@ -87,7 +87,7 @@ def test_a_damaged_file_is_told_with_the_way_out(fresh, text):
     assert f"rm {fresh.path / 'estimate.json'}" in error.value.hint
 
 
-def test_shards_of_the_device_used_last_are_what_an_estimate_rests_on(finished):
+def test_an_estimate_uses_the_shards_of_the_last_used_device(finished):
     commits = finished.ledger("generate").commits()
     gpu = {"gpu": "Big GPU"}
     mixed = {
@@ -108,7 +108,7 @@ shards = st.sets(st.integers(0, 30))
 
 
 @given(st.integers(0, 12), shards, shards)
-def test_a_pilot_takes_the_first_shards_that_can_be_done(finished_run, wanted, above, done):
+def test_a_pilot_takes_the_first_shards_whose_input_exists(finished_run, wanted, above, done):
     record = finished_run.ledger("describe").commits()[0]
     commits = dict.fromkeys(above & done, record)
     chosen = pilot_shards(wanted, above, commits, gpu=None)
@@ -117,7 +117,7 @@ def test_a_pilot_takes_the_first_shards_that_can_be_done(finished_run, wanted, a
     assert len(chosen) == min(max(wanted - len(commits), 0), len(free))
 
 
-def test_what_is_kept_is_plain(fresh):
+def test_the_estimate_file_holds_plain_values(fresh):
     run_pilot(fresh, 1)
     starts = json.loads((fresh.path / "estimate.json").read_bytes())["starts"]
     assert set(starts) == set(STAGES)

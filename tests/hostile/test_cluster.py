@@ -24,7 +24,7 @@ from magicseg.launch.jobs import next_number, submissions
 from magicseg.launch.logs import find_tasks, follow, last_lines
 from magicseg.launch.overview import cluster_status
 from magicseg.launch.profile_files import load_profile
-from magicseg.launch.queue_state import board_of
+from magicseg.launch.queue_state import read_queue_state
 from magicseg.launch.script import interpreter, sbatch_options
 from magicseg.launch.slurm import SlurmError, job_numbers_in, queue
 from magicseg.run import Run
@@ -500,7 +500,7 @@ def test_a_job_number_that_is_none_is_as_good_as_unknown(empty, folder, squeue, 
     arrays = [{"name": "describe-0-1-0", "first": 0, "count": 1, "job": job}]
     (folder / "submission.json").write_bytes(damaged(run=str(empty.path), arrays=arrays))
     squeue("magicseg|HEADER\nmagicseg|4|N/A|PENDING||0:00|1:00|describe-0-1-0|None\n")
-    (task,) = board_of(empty).active()
+    (task,) = read_queue_state(empty).active()
     assert task.label == "4"
 
 
@@ -576,7 +576,7 @@ def test_what_is_no_file_in_place_of_a_jobs_log_is_no_log(empty, folder, make, m
     log = folder / "7_0_log.out"
     make(log)
     with pytest.raises(RunError, match="no log yet"):
-        find_tasks(board_of(empty), stage=None, shard=None, label=None, failed=False)
+        find_tasks(read_queue_state(empty), stage=None, shard=None, label=None, failed=False)
     log.rmdir() if log.is_dir() else log.unlink()
 
 

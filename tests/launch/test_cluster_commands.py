@@ -50,7 +50,7 @@ def here(slurm, tmp_path, monkeypatch, capsys):
     ],
 )
 @pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
-def test_a_mistake_gets_exit_code_2_a_sentence_and_a_hint(here, slurm, fresh, arguments, words, hint, dry_run):
+def test_invalid_input_exits_with_2_a_message_and_a_hint(here, slurm, fresh, arguments, words, hint, dry_run):
     files = listing(fresh.path)
     result = here("submit", *(word.replace("RUN", str(fresh.path)) for word in arguments), *dry_run)
     assert result.code == 2, result.err
@@ -81,7 +81,9 @@ def test_weights_that_are_not_fetched_are_refused_before_anything_is_in_the_queu
     assert here("submit", "describe", run.path, "--profile", "cpu").code == 0, "this stage needs none"
 
 
-def test_sbatch_variables_are_taken_or_told_and_a_follow_up_job_asks_for_the_same(here, slurm, fresh, monkeypatch):
+def test_sbatch_variables_are_used_or_listed_as_ignored_and_follow_up_jobs_repeat_them(
+    here, slurm, fresh, monkeypatch
+):
     monkeypatch.setenv("SBATCH_ACCOUNT", "lab")
     monkeypatch.setenv("SBATCH_TIMELIMIT", "5")
     result = here("submit", "describe", fresh.path, "--profile", "cpu", "--resubmit", "1")
@@ -107,7 +109,7 @@ def test_sbatch_variables_are_taken_or_told_and_a_follow_up_job_asks_for_the_sam
         ["efficiency", "RUN", "paint"],
     ],
 )
-def test_what_does_not_exist_is_refused_with_what_does(here, slurm, fresh, arguments):
+def test_unknown_names_are_refused_with_a_list_of_known_names(here, slurm, fresh, arguments):
     result = here(*(word.replace("RUN", str(fresh.path)) for word in arguments))
     assert result.code == 2, result.err
     if "paint" in arguments:
@@ -115,7 +117,7 @@ def test_what_does_not_exist_is_refused_with_what_does(here, slurm, fresh, argum
     assert slurm.calls("sbatch") == []
 
 
-def test_a_stage_whose_time_has_not_come_says_what_to_submit_first(on_cluster, slurm, fresh):
+def test_a_stage_without_its_input_says_which_stage_to_submit_first(on_cluster, slurm, fresh):
     result = on_cluster("submit", "mask", fresh.path, "--profile", "cpu")
     assert result.code == 1
     assert "mask needs generate" in result.err
@@ -146,7 +148,7 @@ def test_away_from_a_cluster_status_and_logs_still_work(magicseg, fresh, tmp_pat
     assert "hint:" in cancelled.err
 
 
-def test_a_damaged_record_is_told_with_the_way_out(here, fresh):
+def test_a_damaged_record_is_reported_with_a_remedy(here, fresh):
     made = record(fresh, "describe", ["0-5"])
     (made.folder / "submission.json").write_text("{")
     for command in (["status"], ["logs"], ["cancel"], ["efficiency"], ["submit", "describe"]):
@@ -159,7 +161,7 @@ def test_a_damaged_record_is_told_with_the_way_out(here, fresh):
 # ------------------------------------------------------------------------------------------ which profile counts
 
 
-def test_the_option_goes_before_the_run_and_the_run_before_the_environment(magicseg, fresh, tmp_path):
+def test_the_profile_option_overrides_the_run_and_the_run_overrides_the_environment(magicseg, fresh, tmp_path):
     for name in ("option", "of-run", "environment"):
         (tmp_path / f"{name}.yaml").write_text(f"partition: {name}\n")
     magicseg.environment["PATH"] = str(tmp_path / "empty")
@@ -177,7 +179,7 @@ def test_the_option_goes_before_the_run_and_the_run_before_the_environment(magic
     assert partition("--profile", "option.yaml", "--set", "slurm.partition=low") == "low"
 
 
-def test_the_profile_of_a_run_changes_no_byte_of_it(finished, on_cluster, expected_digest):
+def test_the_profile_does_not_change_a_run_s_data(finished, on_cluster, expected_digest):
     change(finished, "slurm.profile", "gpu")
     assert on_cluster("digest", finished.path).out.strip() == expected_digest
     result = on_cluster("submit", "mask", finished.path)
@@ -185,7 +187,7 @@ def test_the_profile_of_a_run_changes_no_byte_of_it(finished, on_cluster, expect
     assert "nothing to submit: mask is done" in result.err
 
 
-def test_options_for_nodes_and_resubmission_go_over_the_profile(magicseg, finished, tmp_path):
+def test_options_for_nodes_and_resubmission_override_the_profile(magicseg, finished, tmp_path):
     magicseg.environment["PATH"] = str(tmp_path / "empty")
     shown = magicseg(
         *("submit", "train", finished.path, "--profile", "gpu", "--nodes", "3", "--resubmit", "1", "--dry-run")
@@ -198,7 +200,7 @@ def test_options_for_nodes_and_resubmission_go_over_the_profile(magicseg, finish
     assert "follow-up" not in without.out
 
 
-def test_a_profile_is_kept_by_a_path_that_a_job_finds_from_anywhere(on_cluster, slurm, fresh, tmp_path):
+def test_a_profile_is_recorded_by_its_absolute_path(on_cluster, slurm, fresh, tmp_path):
     (tmp_path / "site.yaml").write_text("resubmit: 1\n")
     assert on_cluster("submit", "describe", fresh.path, "--profile", "site.yaml").code == 0
     assert {one.profile for one in submissions(fresh)} == {str(tmp_path / "site.yaml")}
@@ -207,7 +209,7 @@ def test_a_profile_is_kept_by_a_path_that_a_job_finds_from_anywhere(on_cluster, 
 # ----------------------------------------------------------------------------------------------- what is printed
 
 
-def test_submit_tells_what_it_did_and_where_to_look(on_cluster, slurm, fresh):
+def test_submit_prints_the_queued_jobs_and_the_next_command(on_cluster, slurm, fresh):
     do(fresh, "describe", shards=[0])
     result = on_cluster(*("submit", "describe", fresh.path, "--profile", "cpu", "--shards-per-task", "2"))
     assert result.code == 0
@@ -217,7 +219,7 @@ def test_submit_tells_what_it_did_and_where_to_look(on_cluster, slurm, fresh):
     assert result.out == ""
 
 
-def test_cancel_takes_follow_up_jobs_first_and_only_what_is_asked_for(on_cluster, slurm, fresh):
+def test_cancel_ends_follow_up_jobs_first_and_only_jobs_of_the_given_stage(on_cluster, slurm, fresh):
     arrays = [
         record(fresh, stage, tasks, jobs=(job,)).arrays[0]
         for stage, tasks, job in (("describe", ["0", "1"], "101"), ("mask", ["0"], "102"), ("follow-up", [""], "103"))
@@ -241,7 +243,7 @@ def test_cancel_takes_follow_up_jobs_first_and_only_what_is_asked_for(on_cluster
     assert len(slurm.calls("scancel")) == 2
 
 
-def test_cancel_takes_also_jobs_whose_work_somebody_else_has_done(here, slurm, fresh):
+def test_cancel_also_ends_jobs_whose_work_is_already_done(here, slurm, fresh):
     (array,) = record(fresh, "describe", ["0-5"]).arrays
     do(fresh, "describe")
     slurm.says("squeue", queued(array, "N/A", "PENDING"))
@@ -249,7 +251,7 @@ def test_cancel_takes_also_jobs_whose_work_somebody_else_has_done(here, slurm, f
     assert slurm.calls("scancel") == ["--quiet 101"]
 
 
-def test_logs_show_the_last_line_of_each_or_all_of_one_or_what_failed(on_cluster, slurm, fresh):
+def test_logs_show_last_lines_one_whole_log_or_failed_tasks(on_cluster, slurm, fresh):
     made = record(fresh, "describe", ["0-2", "3-5"])
     (array,) = made.arrays
     slurm.says("sacct", accounted(array, "101_0", "COMPLETED") + accounted(array, "101_1", "OUT_OF_MEMORY"))
@@ -280,7 +282,7 @@ def test_status_shows_jobs_tasks_and_why_they_wait(on_cluster, slurm, fresh):
     assert set(state["jobs"][0]) == {"id", "stage", "state", "tasks", "endings"}
 
 
-def test_efficiency_is_for_people_and_for_programs(on_cluster, slurm, fresh, monkeypatch):
+def test_efficiency_prints_text_or_json(on_cluster, slurm, fresh, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "101")
     do(fresh, "describe")
     record(fresh, "describe", ["0-5"])
@@ -315,7 +317,7 @@ def test_the_commands_of_a_login_node_load_no_torch(on_cluster, slurm, described
     assert len(slurm.calls("sbatch")) == 1
 
 
-def test_cancelling_a_stage_takes_the_follow_up_job_that_would_submit_it_again(on_cluster, slurm, fresh):
+def test_cancelling_a_stage_cancels_the_follow_up_job_that_would_submit_it_again(on_cluster, slurm, fresh):
     describe = record(fresh, "describe", ["0", "1"], jobs=("101",))
     other = record(fresh, "mask", ["0"], jobs=("102",))
     follow_up = record(fresh, "follow-up", [""], jobs=("103",), asked={"submissions": [1]})

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from helpers.stand_ins import record
 from helpers.tiny_runs import do
-from magicseg.launch.accounts import Account, parse_accounts
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.grouping import contiguous_groups
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.quoting import bytes_of
+from magicseg.launch.task_usage import TaskUsage, parse_usage
 
 GIB = 2**30
 
@@ -39,7 +39,7 @@ def rewritten(run, **values):
     return run
 
 
-def test_what_was_used_is_read_from_the_commit_records(done_by_slurm, slurm):
+def test_time_and_memory_are_read_from_the_commit_records(done_by_slurm, slurm):
     rewritten(done_by_slurm, seconds=10.0, peak_memory=3 * GIB, peak_gpu_memory=0)
     (entry,) = efficiency(done_by_slurm)
     assert entry["stage"] == "describe"
@@ -51,7 +51,7 @@ def test_what_was_used_is_read_from_the_commit_records(done_by_slurm, slurm):
 
 
 @pytest.mark.parametrize("accounting", ["missing", "disabled", "empty"])
-def test_without_accounting_only_the_share_of_processors_and_the_start_are_unknown(done_by_slurm, slurm, accounting):
+def test_without_accounting_only_cpu_utilisation_and_startup_time_are_unknown(done_by_slurm, slurm, accounting):
     if accounting == "missing":
         slurm.lacks("sacct")
     elif accounting == "disabled":
@@ -62,10 +62,10 @@ def test_without_accounting_only_the_share_of_processors_and_the_start_are_unkno
     assert entry["suggested"]["shards_per_task"] >= 1
     assert len(efficiency_lines([entry], done_by_slurm)) == 4
     assert entry["longest_task_seconds"] > 0
-    assert "s at most, of 1:00:00 asked" in efficiency_lines([entry], done_by_slurm)[1]
+    assert "s at most, of 1:00:00 requested" in efficiency_lines([entry], done_by_slurm)[1]
 
 
-def test_with_accounting_they_are_known_from_one_call(done_by_slurm, slurm):
+def test_with_accounting_one_sacct_call_gives_cpu_utilisation_and_startup_time(done_by_slurm, slurm):
     rewritten(done_by_slurm, seconds=10.0)
     slurm.says(
         "sacct",
@@ -78,7 +78,7 @@ def test_with_accounting_they_are_known_from_one_call(done_by_slurm, slurm):
     assert len(slurm.calls("sacct")) == 1
 
 
-def test_a_sacct_that_is_not_understood_is_as_good_as_none(done_by_slurm, slurm):
+def test_unparsable_sacct_output_counts_as_no_accounting(done_by_slurm, slurm):
     slurm.says("sacct", "under maintenance\n")
     (entry,) = efficiency(done_by_slurm)
     assert entry["cpu_share"] is None
@@ -112,7 +112,7 @@ def learnt_by_slurm(fresh):
     return fresh
 
 
-def test_training_and_evaluation_are_known_from_the_accounts(learnt_by_slurm, slurm):
+def test_usage_of_training_and_evaluation_comes_from_accounting(learnt_by_slurm, slurm):
     slurm.says("sacct", RECORDED)
     train, evaluate = efficiency(learnt_by_slurm)
     assert train == {
@@ -128,8 +128,8 @@ def test_training_and_evaluation_are_known_from_the_accounts(learnt_by_slurm, sl
     assert (evaluate["stage"], evaluate["peak_memory"]) == ("evaluate", 502976 * 1024)
     assert efficiency_lines([train], learnt_by_slurm) == [
         "train: 2 nodes",
-        "  time: 76 s at most, of 1:00:00 asked",
-        "  memory: 1.97 GiB of 1.86 asked; CPUs: 17% of 2 used",
+        "  time: 76 s at most, of 1:00:00 requested",
+        "  memory: 1.97 GiB of 1.86 requested; CPUs: 17% of 2 used",
         f"  next time: magicseg submit train {learnt_by_slurm.path} --set slurm.stages.train.memory=3G "
         "--set slurm.stages.train.time=7",
     ]
@@ -138,7 +138,9 @@ def test_training_and_evaluation_are_known_from_the_accounts(learnt_by_slurm, sl
 
 
 @pytest.mark.parametrize("accounting", ["missing", "disabled"])
-def test_without_accounting_it_is_said_that_nothing_is_known_of_them(learnt_by_slurm, slurm, accounting):
+def test_without_accounting_usage_of_training_and_evaluation_is_reported_as_unknown(
+    learnt_by_slurm, slurm, accounting
+):
     if accounting == "missing":
         slurm.lacks("sacct")
     else:
@@ -149,8 +151,8 @@ def test_without_accounting_it_is_said_that_nothing_is_known_of_them(learnt_by_s
         ("evaluate", None, None),
     ]
     assert efficiency_lines(report, learnt_by_slurm) == [
-        "train: 2 nodes; what it used is not known: this site keeps no accounts (sacct)",
-        "evaluate: 1 node; what it used is not known: this site keeps no accounts (sacct)",
+        "train: 2 nodes; usage is unknown: this site has no accounting (sacct)",
+        "evaluate: 1 node; usage is unknown: this site has no accounting (sacct)",
     ]
 
 
@@ -162,14 +164,14 @@ def test_jobs_that_have_not_run_are_not_reported(fresh, slurm):
     assert efficiency(fresh) == []
 
 
-def test_of_an_interrupted_training_no_time_is_suggested(learnt_by_slurm, slurm):
+def test_no_time_limit_is_suggested_after_an_interrupted_training(learnt_by_slurm, slurm):
     slurm.says("sacct", RECORDED.replace("105|COMPLETED", "105|CANCELLED by 0"))
     train = efficiency(learnt_by_slurm)[0]
     assert train["suggested"] == {"memory": "3G", "time_minutes": None}
     assert "time=" not in efficiency_lines([train], learnt_by_slurm)[-1]
 
 
-def test_the_use_of_gpus_is_told_where_the_site_counts_it(done_by_slurm, slurm):
+def test_gpu_utilisation_is_reported_if_the_site_records_it(done_by_slurm, slurm):
     usage = "cpu=00:00:40,gres/gpumem=8120M,gres/gpuutil={},mem=9000K"
     slurm.says(
         "sacct",
@@ -185,21 +187,21 @@ def test_the_use_of_gpus_is_told_where_the_site_counts_it(done_by_slurm, slurm):
     ("text", "size"),
     [("2063340K", 2063340 * 1024), ("1.50G", 3 * 2**29), ("0", 0), ("512", 512), ("", None), ("16?", None)],
 )
-def test_memory_is_read_in_every_unit_that_sacct_has(text, size):
+def test_memory_is_parsed_in_every_unit_of_sacct(text, size):
     lines = f"7|RUNNING|1-00:00:05|1-02:00:00|8||\n7.0|RUNNING|1-00:00:05|1-02:00:00|8|{text}|\n"
-    account = parse_accounts(lines)["7"]
-    assert account == Account(
+    account = parse_usage(lines)["7"]
+    assert account == TaskUsage(
         elapsed=86405.0, processor=93600.0, cpus=8, completed=False, peak_memory=size, gpu_share=None
     )
 
 
 @given(st.text(alphabet="0123456789|:.-KMG_ab\n", max_size=200))
-def test_whatever_sacct_prints_is_read_without_an_error(text):
-    parse_accounts(text)
+def test_parsing_arbitrary_sacct_output_raises_no_error(text):
+    parse_usage(text)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 1.0, 700.0, 10_000.0])
-def test_no_more_shards_are_suggested_for_a_task_than_the_run_has(done_by_slurm, slurm, seconds):
+def test_suggested_shards_per_task_never_exceed_the_run_s_shards(done_by_slurm, slurm, seconds):
     rewritten(done_by_slurm, seconds=seconds)
     suggested = efficiency(done_by_slurm)[0]["suggested"]
     assert 1 <= suggested["shards_per_task"] <= done_by_slurm.plan.shards
@@ -208,7 +210,7 @@ def test_no_more_shards_are_suggested_for_a_task_than_the_run_has(done_by_slurm,
 
 
 @pytest.mark.parametrize("peak", [1, GIB - 1, GIB, 5 * GIB])
-def test_what_is_suggested_has_room_and_is_a_profile(done_by_slurm, slurm, peak):
+def test_suggested_values_have_headroom_and_form_a_valid_profile(done_by_slurm, slurm, peak):
     rewritten(done_by_slurm, peak_memory=peak)
     report = efficiency(done_by_slurm)
     assert bytes_of(report[0]["suggested"]["memory"]) >= peak * 1.25
@@ -220,15 +222,15 @@ def test_what_is_suggested_has_room_and_is_a_profile(done_by_slurm, slurm, peak)
     assert profile.resources("describe").minutes == report[0]["suggested"]["time_minutes"]
 
 
-def test_work_that_was_not_done_by_slurm_is_not_reported(fresh, slurm):
+def test_work_done_without_slurm_is_not_reported(fresh, slurm):
     do(fresh, "describe")
     assert efficiency(fresh) == []
     record(fresh, "describe", ["0-5"])
     assert efficiency(fresh) == []
-    assert efficiency_lines([], fresh) == ["nothing of this run was done by Slurm yet"]
+    assert efficiency_lines([], fresh) == ["Slurm has done no work for this run yet"]
 
 
-def test_one_stage_can_be_asked_for(done_by_slurm, slurm):
+def test_the_report_can_be_limited_to_one_stage(done_by_slurm, slurm):
     assert efficiency(done_by_slurm, "mask") == []
     assert len(efficiency(done_by_slurm, "describe")) == 1
 

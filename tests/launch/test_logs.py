@@ -12,11 +12,11 @@ from helpers.stand_ins import accounted, queued, record
 from magicseg.core.errors import RunError
 from magicseg.launch import logs
 from magicseg.launch.logs import find_tasks, follow, last_lines
-from magicseg.launch.queue_state import board_of
+from magicseg.launch.queue_state import read_queue_state
 
 
 @pytest.fixture
-def board(fresh, slurm):
+def queue(fresh, slurm):
     """Two submissions of describe, of which the first failed in part, and training that waits."""
     old = record(fresh, "describe", ["0-2", "3-5"], jobs=("101",))
     new = record(fresh, "describe", ["3-5"], jobs=("102",))
@@ -28,32 +28,32 @@ def board(fresh, slurm):
     )
     for one, label in ((old, "101_0"), (old, "101_1"), (new, "102")):
         one.log_path(label).write_text(f"log of {label}\n")
-    return board_of(fresh)
+    return read_queue_state(fresh)
 
 
-def found(board, **wanted):
+def found(queue, **wanted):
     choice = {"stage": None, "shard": None, "label": None, "failed": False} | wanted
-    return [task.label for task, path in find_tasks(board, **choice) if path.read_text()]
+    return [task.label for task, path in find_tasks(queue, **choice) if path.read_text()]
 
 
-def test_all_logs_are_found_newest_last(board):
-    assert found(board) == ["101_0", "101_1", "102"]
+def test_all_logs_are_found_newest_last(queue):
+    assert found(queue) == ["101_0", "101_1", "102"]
 
 
-def test_logs_are_found_by_stage_by_shard_and_by_slurms_name(board):
-    assert found(board, stage="describe") == ["101_0", "101_1", "102"]
-    assert found(board, shard=1) == ["101_0"]
-    assert found(board, shard=4) == ["101_1", "102"], "the task that had it last is last"
-    assert found(board, label="101_1") == ["101_1"]
+def test_logs_are_found_by_stage_by_shard_and_by_slurms_name(queue):
+    assert found(queue, stage="describe") == ["101_0", "101_1", "102"]
+    assert found(queue, shard=1) == ["101_0"]
+    assert found(queue, shard=4) == ["101_1", "102"], "the task that had it last is last"
+    assert found(queue, label="101_1") == ["101_1"]
 
 
-def test_failed_tasks_are_those_that_did_not_end_well(board):
-    assert found(board, failed=True) == ["101_1"]
+def test_failed_shows_only_failed_tasks(queue):
+    assert found(queue, failed=True) == ["101_1"]
 
 
-def test_a_task_that_has_not_started_has_no_log_yet(board):
+def test_a_task_that_has_not_started_has_no_log_yet(queue):
     with pytest.raises(RunError, match="103 is pending") as caught:
-        found(board, stage="train")
+        found(queue, stage="train")
     assert "magicseg status" in caught.value.hint
 
 
@@ -67,21 +67,21 @@ def test_a_task_that_has_not_started_has_no_log_yet(board):
         ({"stage": "train", "failed": True}, "no task failed of train"),
     ],
 )
-def test_a_task_that_is_not_there_is_told_with_those_that_are(board, wanted, words):
+def test_an_unknown_task_is_refused_with_a_list_of_known_tasks(queue, wanted, words):
     with pytest.raises(RunError, match=words) as caught:
-        found(board, **wanted)
+        found(queue, **wanted)
     assert "101_0, 101_1, 102, 103" in caught.value.hint
 
 
-def test_a_run_without_jobs_says_how_to_get_some(fresh, slurm):
+def test_logs_of_a_run_without_jobs_suggest_submitting(fresh, slurm):
     with pytest.raises(RunError) as caught:
-        find_tasks(board_of(fresh), stage=None, shard=None, label=None, failed=False)
+        find_tasks(read_queue_state(fresh), stage=None, shard=None, label=None, failed=False)
     assert "magicseg submit" in caught.value.hint
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.text(st.characters(min_codepoint=32, max_codepoint=0x2000), max_size=30), max_size=30))
-def test_last_lines_are_the_last_lines(tmp_path, lines):
+def test_last_lines_returns_the_end_of_a_log(tmp_path, lines):
     log = tmp_path / "log"
     log.write_bytes("".join(f"{line}\n" for line in lines).encode())
     expected = log.read_bytes().decode().splitlines()
@@ -89,7 +89,7 @@ def test_last_lines_are_the_last_lines(tmp_path, lines):
         assert last_lines(log, count) == expected[-count:]
 
 
-def test_of_a_log_with_a_huge_line_the_end_is_shown(tmp_path):
+def test_the_end_of_a_huge_line_is_shown(tmp_path):
     log = tmp_path / "log"
     log.write_bytes(b"first\n" + b"x" * 100_000 + b"\xff\nlast\n")
     *_, huge, last = last_lines(log, 5)
@@ -118,7 +118,7 @@ def test_a_log_is_followed_as_it_grows_until_its_task_has_ended(tmp_path, monkey
     assert text == "one\ntwo\nthree\n"
 
 
-def test_what_a_task_says_at_its_very_end_is_shown(tmp_path, monkeypatch):
+def test_following_a_log_shows_the_task_s_last_output(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "_POLL_SECONDS", 0.01)
     log = tmp_path / "log"
     log.write_text("one\n")
@@ -131,7 +131,7 @@ def test_what_a_task_says_at_its_very_end_is_shown(tmp_path, monkeypatch):
     assert "".join(follow(log, is_active)) == "one\nlast words\n"
 
 
-def test_the_queue_is_not_asked_at_every_look(tmp_path, monkeypatch):
+def test_following_a_log_does_not_query_the_queue_at_every_read(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "_POLL_SECONDS", 0.005)
     log = tmp_path / "log"
     log.write_text("")

@@ -84,7 +84,7 @@ def test_the_shipped_profiles_are_those_that_the_documentation_names():
     assert profile_names() == ["cpu", "gpu", "gpu-image", "no-accounting", "preempt-cancel", "preemptible"]
 
 
-def test_cpu_asks_for_no_gpu_and_two_tasks_fit_a_node_of_4_cpus_and_4_gb():
+def test_profile_cpu_requests_no_gpu_and_two_tasks_fit_a_node_with_4_cpus_and_4_gb():
     profile = load_profile("cpu")
     for stage in JOBS:
         resources = profile.resources(stage)
@@ -97,7 +97,7 @@ def test_cpu_asks_for_no_gpu_and_two_tasks_fit_a_node_of_4_cpus_and_4_gb():
     assert not any("gpu" in text.lower() for text in scripts(profile)[:2])
 
 
-def test_gpu_gives_a_gpu_to_each_array_task_and_whole_nodes_to_training():
+def test_profile_gpu_gives_a_gpu_to_each_array_task_and_whole_nodes_to_training():
     profile = load_profile("gpu")
     assert {profile.resources(stage).gpus for stage in ("describe", "generate", "mask", "evaluate")} == {1}
     train = profile.resources("train")
@@ -107,7 +107,7 @@ def test_gpu_gives_a_gpu_to_each_array_task_and_whole_nodes_to_training():
     assert profile.stagger_seconds > 0
 
 
-def test_gpu_image_is_gpu_in_an_image_with_a_network_to_be_named():
+def test_profile_gpu_image_equals_gpu_with_an_image_and_network_settings():
     profile, plain = load_profile("gpu-image"), load_profile("gpu")
     assert profile.resources("train") == plain.resources("train")
     assert profile.container.image.endswith(".sif")
@@ -115,7 +115,7 @@ def test_gpu_image_is_gpu_in_an_image_with_a_network_to_be_named():
     assert all("apptainer exec --nv" in script for script in scripts(profile)[:2])
 
 
-def test_no_accounting_names_nothing_that_needs_accounting():
+def test_profile_no_accounting_sets_nothing_that_needs_accounting():
     profile = load_profile("no-accounting")
     for stage in (*JOBS, "follow-up"):
         assert profile.resources(stage).account is None
@@ -123,7 +123,7 @@ def test_no_accounting_names_nothing_that_needs_accounting():
     assert profile.resubmit == 1
 
 
-def test_preempt_cancel_never_requeues_and_resubmits_instead():
+def test_profile_preempt_cancel_resubmits_instead_of_requeueing():
     profile = load_profile("preempt-cancel")
     assert profile.resubmit > 1
     for text in scripts(profile):
@@ -133,7 +133,7 @@ def test_preempt_cancel_never_requeues_and_resubmits_instead():
     assert "scontrol requeue" not in array
 
 
-def test_preemptible_goes_back_into_the_queue_often_and_in_short_tasks():
+def test_profile_preemptible_requeues_often_and_has_short_tasks():
     profile = load_profile("preemptible")
     assert profile.requeue >= 20
     assert profile.task_minutes * 60 < profile.resources("generate").minutes * 60 / 2
@@ -165,12 +165,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_one(tmp_path, text, key, nea
 
 
 @pytest.mark.parametrize("text", ["", "[]", "gpu", "- partition", "partition: [", "a: b: c", "\x00", "? {a: b}\n: c"])
-def test_what_is_no_mapping_is_refused(tmp_path, text):
+def test_a_profile_that_is_not_a_mapping_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=r"site\.yaml"):
         from_yaml(tmp_path, text)
 
 
-def test_a_profile_that_is_not_there_is_told_with_those_that_are(tmp_path):
+def test_an_unknown_profile_is_refused_with_a_list_of_known_profiles(tmp_path):
     for reference in ("gpus", str(tmp_path / "missing.yaml"), str(tmp_path)):
         with pytest.raises(ConfigError) as caught:
             load_profile(reference)
@@ -206,7 +206,7 @@ def test_a_profile_that_is_not_there_is_told_with_those_that_are(tmp_path):
         ({"container": {"image": "a.sif", "binds": ["/a:/b:rx"]}}, "container.binds"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_its_key(keys, key):
+def test_an_invalid_value_is_refused_naming_its_key(keys, key):
     with pytest.raises(ConfigError) as caught:
         profile_of(**keys)
     assert key in caught.value.message
@@ -222,7 +222,7 @@ def test_a_value_out_of_range_is_refused_by_its_key(keys, key):
         *("", "-array", "--array", "a b", "Array", "output=x", "output\nx"),
     ],
 )
-def test_extra_may_not_override_what_magicseg_sets_not_even_abbreviated(name):
+def test_extra_may_not_override_options_that_magicseg_sets_even_abbreviated(name):
     with pytest.raises(ConfigError, match=r"extra"):
         profile_of(extra={name: "x"})
 
@@ -270,7 +270,7 @@ def test_time_limits_are_understood_as_slurm_does(text, minutes):
 @pytest.mark.parametrize(
     "text", ["0", "0:00", "-5", "1:2:3:4", "1-", "-1", "1-2:3:4:5", "4h", "1.5", "", "90 ", "٩٠", "UNLIMITED", "1::2"]
 )
-def test_what_is_no_time_limit_is_refused(text):
+def test_an_invalid_time_limit_is_refused(text):
     with pytest.raises(ConfigError, match="time"):
         profile_of(time=text)
 
@@ -296,7 +296,7 @@ def test_what_is_no_time_limit_is_refused(text):
         ("extra: {begin: 16:30, nice: 100}", "extra", {"begin": "16:30", "nice": "100"}),
     ],
 )
-def test_numbers_without_quotes_stay_what_was_written(tmp_path, text, key, value):
+def test_unquoted_numbers_keep_their_spelling(tmp_path, text, key, value):
     assert getattr(from_yaml(tmp_path, text), key) == value
 
 
@@ -304,17 +304,17 @@ def test_numbers_without_quotes_stay_what_was_written(tmp_path, text, key, value
     ("text", "key", "value"),
     [("partition: no", "partition", "no"), ("account: on", "account", "on"), ("modules: [off]", "modules", ("off",))],
 )
-def test_words_that_older_yaml_takes_for_truth_values_stay_words(tmp_path, text, key, value):
+def test_words_that_yaml_1_1_reads_as_booleans_stay_words(tmp_path, text, key, value):
     assert getattr(from_yaml(tmp_path, text), key) == value
 
 
 @pytest.mark.parametrize("text", ["partition: false", "environment: {A: true}", "modules: [True]"])
-def test_a_truth_value_where_a_word_is_wanted_is_refused_rather_than_guessed(tmp_path, text):
+def test_a_boolean_instead_of_a_word_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match="string"):
         from_yaml(tmp_path, text)
 
 
-def test_overrides_have_types_and_reach_into_stages():
+def test_overrides_are_typed_and_can_set_stage_values():
     profile = load_profile(
         "gpu",
         [
@@ -343,7 +343,7 @@ def test_overrides_have_types_and_reach_into_stages():
     assert profile.container.image == str(Path("a.sif").absolute())
 
 
-def test_an_empty_override_takes_a_value_away():
+def test_an_empty_override_unsets_a_value():
     assert load_profile("gpu", ["slurm.partition="]).partition is None
 
 
@@ -355,14 +355,14 @@ def test_an_empty_override_takes_a_value_away():
         *("slurm.time=a: b: c", "slurm.stages=[1]", "slurm.modules={a: b}", "slurm..x=1"),
     ],
 )
-def test_a_bad_override_is_a_mistake_with_a_hint(override):
+def test_an_invalid_override_is_refused_with_a_hint(override):
     with pytest.raises(ConfigError) as caught:
         load_profile("gpu", [override])
     assert caught.value.exit_code == 2
     assert caught.value.hint
 
 
-def test_what_a_stage_says_goes_over_what_all_stages_have(tmp_path):
+def test_stage_values_override_the_common_values(tmp_path):
     profile = from_yaml(tmp_path, "{partition: a, cpus: 3, stages: {mask: {partition: b}, follow-up: {cpus: 2}}}")
     assert profile.resources("mask").partition == "b"
     assert profile.resources("mask").cpus == 3
@@ -387,7 +387,7 @@ def test_the_warning_before_the_end_leaves_three_quarters_of_the_time():
         *("a'b", 'a"b', "a;b", "a$b", "a`b`", "a\\b", "a<b", "a>b", "a#b", "{a}", "a~b"),
     ],
 )
-def test_a_word_is_one_word_without_anything_a_shell_would_touch(key, text):
+def test_a_word_may_not_contain_characters_that_a_shell_interprets(key, text):
     with pytest.raises(ConfigError, match=key):
         profile_of(**{key: text})
 
@@ -405,7 +405,7 @@ def test_a_word_is_one_word_without_anything_a_shell_would_touch(key, text):
         ("partition", "short,long"),
     ],
 )
-def test_words_as_slurm_has_them_are_taken_as_they_are(key, text):
+def test_words_in_slurm_s_syntax_are_accepted_unchanged(key, text):
     profile = profile_of(**{key: text})
     assert all(options(script)[key.replace("_", "-")] == text for script in scripts(profile)[:2])
 
@@ -460,7 +460,7 @@ texts = st.text(max_size=12) | st.lists(st.sampled_from(PIECES), max_size=5).map
 @example("setup", "echo \\")
 @example("environment", "\ud800")
 @example("environment", "\x85")
-def test_whatever_is_put_into_a_field_a_script_has_the_lines_and_options_of_a_harmless_one(field, text):
+def test_no_value_of_a_field_adds_a_line_or_an_option_to_a_script(field, text):
     make = FIELDS[field]
     try:
         profile = profile_of(**make(text))

@@ -59,7 +59,7 @@ def ask(profile, **more):
     return Request(stage="describe", profile=profile, shards_per_task=6, **more)
 
 
-def test_the_first_submission_settles_the_run_s_image(fresh, site, slurm, tmp_path):
+def test_the_first_submission_fixes_the_run_s_image(fresh, site, slurm, tmp_path):
     assert recorded_image(fresh.path) is None
     submit(fresh, ask(site()))
     assert recorded_image(fresh.path) == (identify(tmp_path / "first.sif").digest, str(tmp_path / "first.sif"))
@@ -67,7 +67,7 @@ def test_the_first_submission_settles_the_run_s_image(fresh, site, slurm, tmp_pa
     assert f"export APPTAINERENV_MAGICSEG_IMAGE={identify(tmp_path / 'first.sif').digest}" in script
 
 
-def test_another_image_is_refused_unless_told(fresh, site, slurm, tmp_path):
+def test_another_image_is_refused_without_new_image(fresh, site, slurm, tmp_path):
     submit(fresh, ask(site()))
     before = len(slurm.calls("sbatch"))
     with pytest.raises(PlanMismatch, match=r"is done in the image sha256:\w+ \(.*first\.sif\)") as caught:
@@ -80,21 +80,21 @@ def test_another_image_is_refused_unless_told(fresh, site, slurm, tmp_path):
         submit(fresh, ask(site(), force=True))
 
 
-def test_a_copy_of_the_image_at_another_place_is_the_same_image(fresh, site, slurm, tmp_path):
+def test_a_copy_of_the_image_at_another_path_is_the_same_image(fresh, site, slurm, tmp_path):
     submit(fresh, ask(site()))
     (tmp_path / "copy.sif").write_text("signed")
     submit(fresh, ask(site("copy.sif"), force=True))
     assert recorded_image(fresh.path)[1] == str(tmp_path / "copy.sif")
 
 
-def test_an_image_of_another_version_is_refused_before_it_is_queued(fresh, site, slurm):
+def test_an_image_of_another_version_is_refused_before_anything_is_queued(fresh, site, slurm):
     with pytest.raises(ContainerError, match=rf"has magicseg 9\.9, but this machine has {package.__version__}"):
         submit(fresh, ask(site(version="9.9")))
     assert slurm.calls("sbatch") == []
     assert recorded_image(fresh.path) is None
 
 
-def test_an_image_that_is_not_there_is_refused_before_it_is_queued(fresh, site, slurm):
+def test_a_missing_image_is_refused_before_anything_is_queued(fresh, site, slurm):
     with pytest.raises(ContainerError, match=r"third\.sif: the image cannot be read"):
         submit(fresh, ask(site("third.sif")))
     with pytest.raises(ContainerError, match=r"third\.sif: the image cannot be read"):
@@ -102,13 +102,13 @@ def test_an_image_that_is_not_there_is_refused_before_it_is_queued(fresh, site, 
     assert slurm.calls("sbatch") == []
 
 
-def test_where_there_is_no_program_the_jobs_look_at_the_image(fresh, site, slurm):
+def test_without_a_container_runtime_on_the_login_node_only_the_jobs_check_the_image(fresh, site, slurm):
     profile = site(executable="apptainer")  # which is only on the nodes
     submit(fresh, ask(profile))
     assert len(slurm.calls("sbatch")) == 1
 
 
-def test_a_changed_image_is_not_the_one_that_was_signed(fresh, site, slurm, tmp_path):
+def test_a_changed_image_fails_its_signature_check(fresh, site, slurm, tmp_path):
     key = str(tmp_path / "key.pem")
     submit(fresh, ask(site(verify=key)))
     assert f"verify --key {key} {tmp_path}/first.sif" in (tmp_path / "verified").read_text()
@@ -118,7 +118,7 @@ def test_a_changed_image_is_not_the_one_that_was_signed(fresh, site, slurm, tmp_
         submit(fresh, ask(site(verify=str(tmp_path / "lost.pem"))))
 
 
-def test_a_first_submission_that_is_refused_binds_the_run_to_no_image(fresh, site, slurm):
+def test_a_refused_first_submission_records_no_image(fresh, site, slurm):
     slurm.fails("sbatch", "sbatch: error: Batch job submission failed: invalid partition")
     with pytest.raises(SlurmError):
         submit(fresh, ask(site()))
@@ -131,17 +131,17 @@ def test_a_first_submission_that_is_refused_binds_the_run_to_no_image(fresh, sit
     assert recorded_image(fresh.path)[1].endswith("first.sif")
 
 
-def test_a_new_image_waits_for_tasks_of_the_old_one(fresh, site, slurm):
+def test_a_new_image_is_refused_while_tasks_of_the_old_image_are_queued(fresh, site, slurm):
     submit(fresh, ask(site()))
     (array,) = submissions(fresh)[0].arrays
     slurm.says("squeue", queued(array, "N/A", "RUNNING"))
-    with pytest.raises(PlanMismatch, match="1 tasks of the image so far") as caught:
+    with pytest.raises(PlanMismatch, match="1 queued tasks use the run's present image") as caught:
         submit(fresh, ask(site("second.sif"), new_image=True))
     assert "magicseg cancel" in caught.value.hint
     assert recorded_image(fresh.path)[1].endswith("first.sif")
 
 
-def test_a_job_forgets_the_host_s_python_path_but_not_the_profile_s(site, tmp_path):
+def test_a_job_unsets_the_host_s_pythonpath_but_not_the_profile_s(site, tmp_path):
     own = Path(site())
     lines = [*container_lines(load_profile(str(own))), 'echo "${PYTHONPATH-none}"']
     shown = {"PYTHONPATH": "/host", "PATH": os.environ["PATH"]}
@@ -151,7 +151,7 @@ def test_a_job_forgets_the_host_s_python_path_but_not_the_profile_s(site, tmp_pa
     assert subprocess.check_output(["bash", "-c", "\n".join(lines)], env=shown, text=True) == "/host\n"
 
 
-def test_a_job_tells_a_lost_file_system_and_a_lost_program_apart(site, tmp_path):
+def test_a_job_distinguishes_an_unreadable_image_from_a_missing_runtime(site, tmp_path):
     lines = "\n".join(container_lines(load_profile(site(verify=str(tmp_path / "key.pem")))))
     (tmp_path / "bin" / "apptainer").unlink()
     done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=False)
@@ -162,7 +162,7 @@ def test_a_job_tells_a_lost_file_system_and_a_lost_program_apart(site, tmp_path)
 
 
 @pytest.mark.parametrize("cache", ["relative", "$SCRATCH/caches", "/a:/b", "/a,b"])
-def test_a_cache_has_to_be_one_plain_folder(site, cache):
+def test_a_cache_must_be_one_absolute_folder(site, cache):
     with pytest.raises(ConfigError, match=r"container\.cache: .*(absolute path|SOURCE:TARGET)"):
         load_profile(site(cache=cache))
 
@@ -178,7 +178,7 @@ def job(profile):
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
 
 
-def test_a_job_names_digest_and_caches_for_the_inside_only(site, tmp_path):
+def test_a_job_sets_digest_and_caches_inside_the_container_only(site, tmp_path):
     done = job(site(cache=str(tmp_path / "big-caches")))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -212,13 +212,13 @@ def test_a_job_refuses_an_image_that_was_replaced_since_it_was_submitted(site, t
     assert "first.sif: is not the image of this submission" in done.stdout
 
 
-def test_a_job_takes_an_image_that_was_only_touched(site, tmp_path):
+def test_a_job_accepts_an_image_whose_modification_time_changed(site, tmp_path):
     lines = container_lines(load_profile(site()))
     os.utime(tmp_path / "first.sif", (1, 1))
     assert subprocess.run(["bash", "-c", "\n".join(lines)], check=False).returncode == 0
 
 
-def test_a_job_verifies_the_signature_once_more(site, tmp_path):
+def test_a_job_verifies_the_signature_again(site, tmp_path):
     profile = site(verify=str(tmp_path / "key.pem"))
     assert job(profile).returncode == 0
     (tmp_path / "first.sif").write_text("tampered with")
@@ -227,7 +227,7 @@ def test_a_job_verifies_the_signature_once_more(site, tmp_path):
     assert "is not signed with" in done.stdout
 
 
-def test_a_task_in_another_image_than_the_run_s_does_nothing(fresh, site, slurm, magicseg):
+def test_a_task_in_another_image_than_the_run_s_refuses_to_work(fresh, site, slurm, magicseg):
     submit(fresh, ask(site()))
     code = "import sys; from magicseg.launch.limits import main; main(*sys.argv[1:])"
 
@@ -249,7 +249,7 @@ def test_a_task_in_another_image_than_the_run_s_does_nothing(fresh, site, slurm,
     assert "but this node or image has" in fits("", "9.9").stdout
 
 
-def test_commit_records_name_the_image_and_status_says_when_a_run_mixes_them(fresh, magicseg):
+def test_commit_records_name_the_image_and_status_warns_about_mixed_images(fresh, magicseg):
     for digest, shards in (("sha256:" + "1" * 64, "0-2"), ("sha256:" + "2" * 64, "3-5")):
         magicseg.environment["MAGICSEG_IMAGE"] = digest
         assert magicseg("describe", fresh.path, "--shards", shards, "--workers", "1").code == 0
@@ -259,7 +259,7 @@ def test_commit_records_name_the_image_and_status_says_when_a_run_mixes_them(fre
     assert warning == "describe: made with 2 different sets of library versions or machines: image differ"
 
 
-def test_a_damaged_record_of_the_image_is_a_mistake_with_a_hint(fresh):
+def test_a_damaged_record_of_the_image_is_an_error_with_a_hint(fresh):
     (fresh.path / IMAGE_NAME).write_text("[]")
     with pytest.raises(RunError, match="cannot be used") as caught:
         recorded_image(fresh.path)

@@ -83,42 +83,42 @@ def refuse_bad_shell(text):
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_an_array_on_cpus(described_run, golden):
+def test_script_of_an_array_on_cpus(described_run, golden):
     text = shown(described_run, "generate", "cpu")
     refuse_bad_shell(text)
     golden("cpu-generate.sh", text)
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_training_on_two_nodes(finished_run, golden):
+def test_script_of_training_on_two_nodes(finished_run, golden):
     text = shown(finished_run, "train", "gpu")
     refuse_bad_shell(text)
     golden("gpu-train.sh", text)
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_a_site_that_cancels_preempted_jobs(described_run, golden):
+def test_script_for_a_site_that_cancels_preempted_jobs(described_run, golden):
     text = shown(described_run, "generate", "preempt-cancel")
     refuse_bad_shell(text)
     golden("preempt-cancel-generate.sh", text)
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_a_profile_that_says_all_there_is_to_say(described_run, custom, golden):
+def test_script_of_a_profile_with_all_settings(described_run, custom, golden):
     text = shown(described_run, "generate", custom)
     refuse_bad_shell(text)
     golden("custom-generate.sh", text)
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_training_in_a_container(finished_run, custom, golden):
+def test_script_of_training_in_a_container(finished_run, custom, golden):
     text = shown(finished_run, "train", custom)
     refuse_bad_shell(text)
     golden("custom-train.sh", text)
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_all_stages_one_after_the_other_and_a_follow_up_job(fresh, golden):
+def test_scripts_of_all_stages_in_sequence_and_a_follow_up_job(fresh, golden):
     text = shown(fresh, "all", "gpu", "slurm.resubmit=3")
     refuse_bad_shell(text)
     names = re.findall(r"--job-name=(\S+)", text)
@@ -132,7 +132,7 @@ def test_all_stages_one_after_the_other_and_a_follow_up_job(fresh, golden):
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_arrays_too_long_for_the_site_are_split_and_share_the_places(described_run):
+def test_arrays_too_long_for_the_site_are_split_and_divide_the_parallel_slots(described_run):
     request = Request(
         stage="generate",
         profile="cpu",
@@ -144,14 +144,14 @@ def test_arrays_too_long_for_the_site_are_split_and_share_the_places(described_r
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_a_stage_that_fits_one_task_is_no_array(described_run):
+def test_a_stage_of_one_task_is_not_an_array(described_run):
     text = dry_run(described_run, Request(stage="generate", profile="cpu", shards_per_task=6))
     assert "--array" not in text
     assert "%j_0_log.out" in text
 
 
 @pytest.mark.usefixtures("no_slurm")
-def test_what_is_done_needs_no_script(finished_run):
+def test_a_finished_stage_needs_no_script(finished_run):
     assert dry_run(finished_run, Request(stage="mask", profile="cpu")) == "nothing to submit\n"
 
 
@@ -165,7 +165,7 @@ def test_a_dry_run_writes_nothing_and_submits_nothing(fresh, slurm, before):
     assert listing(fresh.path) == files
 
 
-def test_the_command_shows_the_same_without_slurm_on_the_path(magicseg, described_run, tmp_path, monkeypatch):
+def test_a_dry_run_shows_the_same_without_slurm_on_the_path(magicseg, described_run, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     expected = dry_run(described_run, Request(stage="generate", profile="cpu", shards_per_task=2))
     magicseg.environment["PATH"] = str(tmp_path)
@@ -176,7 +176,7 @@ def test_the_command_shows_the_same_without_slurm_on_the_path(magicseg, describe
     assert result.err.startswith("no estimate yet")
 
 
-def test_what_is_submitted_is_what_the_dry_run_showed(described, slurm):
+def test_the_submitted_script_equals_the_dry_run_s(described, slurm):
     request = Request(stage="generate", profile="gpu", overrides=("slurm.resubmit=1",), shards_per_task=2)
     (_, array), (_, follow_up) = parts(dry_run(described, request))
     submit(described, request)
@@ -188,7 +188,7 @@ def test_what_is_submitted_is_what_the_dry_run_showed(described, slurm):
     assert script == str(second.folder / "follow-up.sbatch")
 
 
-def test_the_script_for_use_by_hand_is_sound_shell_too():
+def test_the_training_script_is_valid_shell_code():
     text = (files("magicseg") / "slurm" / "train.sbatch").read_text()
     checked = subprocess.run(["/bin/bash", "-n"], input=text, text=True, capture_output=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")

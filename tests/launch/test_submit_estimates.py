@@ -21,7 +21,7 @@ def estimate_of(result):
     ]
 
 
-def test_submit_shows_the_estimate_of_what_is_left(on_cluster, slurm, estimated):
+def test_submit_shows_the_estimate_of_the_missing_work(on_cluster, slurm, estimated):
     result = on_cluster("submit", "all", estimated.path, "--profile", "cpu")
     assert result.code == 0, result.err
     first, second = estimate_of(result)
@@ -32,7 +32,7 @@ def test_submit_shows_the_estimate_of_what_is_left(on_cluster, slurm, estimated)
     assert len(slurm.calls("scontrol")) == 1, "the site is not asked once more for it"
 
 
-def test_the_tasks_of_the_estimate_are_those_that_are_submitted(on_cluster, slurm, estimated):
+def test_the_estimate_s_tasks_equal_the_submitted_tasks(on_cluster, slurm, estimated):
     report = json.loads(on_cluster("estimate", estimated.path, "--profile", "cpu", "--json").out)
     assert on_cluster("submit", "all", estimated.path, "--profile", "cpu").code == 0
     made = {one.stage: one for one in submissions(estimated)}
@@ -41,18 +41,18 @@ def test_the_tasks_of_the_estimate_are_those_that_are_submitted(on_cluster, slur
             assert len(made[entry["stage"]].tasks) == entry["left"]["tasks"]
 
 
-def test_without_a_pilot_submit_says_how_to_have_one(on_cluster, slurm, fresh):
+def test_without_measurements_submit_suggests_a_pilot(on_cluster, slurm, fresh):
     result = on_cluster("submit", "all", fresh.path, "--profile", "cpu")
     assert estimate_of(result) == [f"no estimate yet: magicseg estimate {fresh.path} --pilot 1"]
 
 
-def test_a_dry_run_has_it_beside_its_scripts(on_cluster, slurm, estimated):
+def test_a_dry_run_also_shows_the_estimate(on_cluster, slurm, estimated):
     result = on_cluster("submit", "mask", estimated.path, "--profile", "cpu", "--dry-run", "--shards-per-task", "1")
     assert estimate_of(result)[0].startswith("estimate: 5 shards of mask: ")
     assert "estimate" not in result.out
     assert submissions(estimated) == []
 
 
-def test_nothing_is_said_where_nothing_is_left_or_it_is_not_of_shards(on_cluster, slurm, finished):
+def test_no_estimate_is_shown_for_finished_stages_and_for_training(on_cluster, slurm, finished):
     for stage in ("all", "describe", "train"):
         assert estimate_of(on_cluster("submit", stage, finished.path, "--profile", "cpu", "--dry-run")) == []

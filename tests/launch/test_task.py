@@ -82,7 +82,7 @@ def slow(tmp_path, faulty):
     return make_run(tmp_path / "slow", "describe.backend=faulty", "describe.options={seconds: 0.2}")
 
 
-def test_a_task_does_its_shards_and_no_others_and_ends_with_0(fresh, task):
+def test_a_task_completes_exactly_its_shards_and_exits_with_0(fresh, task):
     code, text = ended(task(fresh, "describe", "0-1,4", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2"))
     assert code == 0, text
     commits = fresh.ledger("describe").commits()
@@ -92,7 +92,7 @@ def test_a_task_does_its_shards_and_no_others_and_ends_with_0(fresh, task):
     assert "3 of 3 shards" in text
 
 
-def test_a_task_whose_shards_are_there_has_nothing_to_do(fresh, task):
+def test_a_task_whose_shards_are_committed_does_nothing(fresh, task):
     do(fresh, "describe", shards=[0, 1])
     code, text = ended(task(fresh, "describe", "0-1"))
     assert code == 0
@@ -108,7 +108,7 @@ def test_another_version_of_magicseg_does_not_touch_the_run(fresh, task):
     assert fresh.ledger("describe").commits() == {}
 
 
-def test_settings_that_were_changed_since_end_a_task_with_2(fresh, task):
+def test_a_task_exits_with_2_if_settings_changed_after_submission(fresh, task):
     do(fresh, "describe", shards=[0])
     file = fresh.path / "magicseg.yaml"
     file.write_text(file.read_text().replace("seed: 0", "seed: 1", 1))
@@ -117,14 +117,14 @@ def test_settings_that_were_changed_since_end_a_task_with_2(fresh, task):
     assert "hint:" in text
 
 
-def test_a_run_that_is_gone_ends_a_task_with_2(fresh, task):
+def test_a_task_exits_with_2_if_the_run_is_gone(fresh, task):
     (fresh.path / "magicseg.yaml").unlink()
     code, text = ended(task(fresh, "describe", "0-1"))
     assert code == 2
     assert "is not a run" in text
 
 
-def test_a_task_before_its_turn_ends_with_1_and_says_what_is_missing(fresh, task):
+def test_a_task_without_its_input_exits_with_1_and_lists_its_missing_shards(fresh, task):
     code, text = ended(task(fresh, "generate", "2-3"))
     assert code == 1
     assert events(text, "blocked") == [2, 3]
@@ -142,7 +142,7 @@ def test_a_shard_that_fails_is_noted_and_does_not_stop_the_others(tmp_path, faul
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR2, 75), (signal.SIGUSR1, 75), (signal.SIGTERM, 1)])
-def test_a_signal_in_mid_work_leaves_whole_shards_and_no_claim(slow, task, number, code):
+def test_a_signal_during_work_leaves_complete_shards_and_no_claim(slow, task, number, code):
     process = task(slow, "describe", "0-5")
     text = read_until(process, "shard 1: started")
     process.send_signal(number)
@@ -182,16 +182,16 @@ def test_a_warning_before_the_first_shard_ends_a_task_at_once(slow, task):
     assert events(text, "started") == []
 
 
-def test_a_signal_to_go_on_does_not_end_a_task(slow, task):
+def test_sigcont_does_not_end_a_task(slow, task):
     process = task(slow, "describe", "0")
     text = read_until(process, "shard 0: started")
     process.send_signal(signal.SIGCONT)
     assert ended(process, text)[0] == 0
 
 
-def test_shards_at_which_a_task_failed_or_died_before_come_last(fresh, task):
+def test_shards_that_failed_or_killed_an_earlier_task_come_last(fresh, task):
     ledger = fresh.ledger("describe")
-    ledger.fail(1, "WorkerDied", "task 7_0 ended while it was at it")
+    ledger.fail(1, "WorkerDied", "task 7_0 ended while it was working on this shard")
     os.utime(claim(fresh, "describe", 0, "7_0"), (0, 0))
     code, text = ended(task(fresh, "describe", "0-3"))
     assert code == 0
@@ -199,7 +199,7 @@ def test_shards_at_which_a_task_failed_or_died_before_come_last(fresh, task):
     assert ledger.failures() == {}
 
 
-def test_a_task_that_was_put_back_into_the_queue_does_not_wait_for_its_own_claims(fresh, task):
+def test_a_requeued_task_does_not_wait_for_its_own_claims(fresh, task):
     claim(fresh, "describe", 1, "7_2")  # made a moment ago, by the run of this task before
     began = time.monotonic()
     code, text = ended(
@@ -210,7 +210,7 @@ def test_a_task_that_was_put_back_into_the_queue_does_not_wait_for_its_own_claim
     assert set(fresh.ledger("describe").commits()) == {0, 1}
 
 
-def test_a_task_waits_for_a_shard_that_somebody_else_has_and_stops_waiting_when_warned(fresh, task):
+def test_a_task_waits_for_a_shard_claimed_by_another_process_until_it_is_warned(fresh, task):
     claim(fresh, "describe", 0, "8_0")
     process = task(fresh, "describe", "0-1")
     text = read_until(process, "shard 0: busy")
@@ -223,7 +223,7 @@ def test_a_task_waits_for_a_shard_that_somebody_else_has_and_stops_waiting_when_
     assert fresh.ledger("describe").claimed() == [0], "the other's claim stays"
 
 
-def test_a_shard_that_somebody_else_gives_up_is_done_after_all(fresh, task):
+def test_a_shard_that_another_process_releases_is_completed(fresh, task):
     path = claim(fresh, "describe", 0, "8_0")
     process = task(fresh, "describe", "0-1")
     text = read_until(process, "shard 0: busy")

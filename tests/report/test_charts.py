@@ -30,12 +30,12 @@ def test_values_that_are_not_finite_are_left_out():
 
 
 @pytest.mark.parametrize("points", [[], [(0, float("nan"))]])
-def test_nothing_to_draw_is_said(points):
+def test_a_curve_without_finite_values_becomes_a_sentence(points):
     assert "no finite values" in line_chart(points, label="loss")
 
 
 @pytest.mark.parametrize("values", [[0.0], [5.0], [0.0, 0.0], [-2.0, -1.0], [1e-9, 1e9], [3.0, 3.0]])
-def test_any_values_stay_inside_the_picture(values):
+def test_curves_of_any_values_stay_inside_the_chart(values):
     svg = line_chart(list(enumerate(values)), label="loss")
     drawn = re.findall(r'(?:y1|cy)="([-\d.]+)"', svg)
     if len(values) > 1:

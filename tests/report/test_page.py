@@ -70,7 +70,7 @@ def complete(tmp_path_factory):
     return run
 
 
-def test_other_runs_scores_stand_beside_with_what_is_different(complete, tmp_path):
+def test_other_runs_scores_are_shown_with_their_differing_settings(complete, tmp_path):
     other = _make(tmp_path / "without <loss>", stages=(), overrides=["train.counterfactual_weight=0"])
     _add_results(other, miou=0.4321, baselines={})
     page = write_report(complete, beside=[other]).read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def test_the_page_is_well_formed_and_accessible(complete):
     assert "h1" in tags.seen
 
 
-def test_the_page_asks_for_nothing_from_outside(complete):
+def test_the_page_loads_nothing_from_outside(complete):
     page = _page(complete)
     tags = parsed(page)
     assert not {"script", "link", "iframe", "object", "base", "form"} & set(tags.seen)
@@ -133,7 +133,7 @@ def test_the_same_run_gives_the_same_page(complete):
     assert stripped() == stripped()
 
 
-def test_captions_cannot_break_out(tmp_path):
+def test_captions_are_escaped(tmp_path):
     run = _make(tmp_path / "run", stages=("describe", "generate"))
     captions = np.full((40, 2), HOSTILE, dtype=object)
     run.store.array("describe/captions")[:] = captions
@@ -144,7 +144,7 @@ def test_captions_cannot_break_out(tmp_path):
     assert HOSTILE in "".join(tags.text)
 
 
-def test_labels_and_results_cannot_break_out(tmp_path):
+def test_labels_and_results_are_escaped(tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text('<script>x\nan "apple" & <i>pear\n', encoding="utf-8")
     run = _make(tmp_path / "run", stages=("describe",), overrides=[f"labels.vocabulary={labels}"])
@@ -155,11 +155,11 @@ def test_labels_and_results_cannot_break_out(tmp_path):
     assert tags.seen.count("i") == 1
 
 
-def test_an_empty_run_says_how_to_begin(tmp_path):
+def test_the_report_of_an_empty_run_suggests_the_first_command(tmp_path):
     run = _make(tmp_path / "run", stages=())
     page = _page(run)
     parsed(page)
-    assert "Nothing is made yet" in page
+    assert "Nothing is generated yet" in page
     assert f"magicseg run {run.path}" in page
     assert "No training yet" in page
     assert "No results yet" in page
@@ -175,7 +175,7 @@ def test_a_run_without_masks_shows_what_there_is(tmp_path, stages, sentence, pic
     assert sentence in page
     assert page.count("<article") == 12
     assert page.count("<img") == 12 * pictures
-    assert "The data set is not whole" in page
+    assert "The data set is not complete" in page
 
 
 def test_a_half_masked_run_shows_masked_samples(tmp_path):
@@ -192,7 +192,7 @@ def test_a_run_whose_masks_were_all_dropped_says_so(tmp_path):
         _make(tmp_path / "run", overrides=["plan.min_labels=2", "plan.max_labels=2", "mask.one_reason_at_most=1"])
     )
     parsed(page)
-    assert "No sample was kept by the mask stage" in page
+    assert "The mask stage kept no sample" in page
     assert page.count('class="reason">ambiguous-labels') == 2
     assert "40 ambiguous-labels" in page
 
@@ -223,7 +223,7 @@ def test_a_score_of_other_weights_becomes_a_warning(tmp_path):
     _add_results(run)
     (run.path / "model").mkdir()
     (run.path / "model" / "model.json").write_text(json.dumps({"weights_digest": "feed" * 16}))
-    assert "of other weights than the present model" in _page(run)
+    assert "of other weights than the current model" in _page(run)
 
 
 def test_many_classes_give_a_list_of_confusions(tmp_path):

@@ -7,18 +7,18 @@ from magicseg.labels import IGNORE
 from magicseg.report.sample_gallery import choose_spread
 
 
-def test_every_class_gets_its_turn():
+def test_every_class_gets_an_equal_share_of_samples():
     classes = np.array([1] * 90 + [2] * 8 + [3] * 2)
     chosen = choose_spread(np.arange(100), classes, 9)
     assert sorted(classes[chosen].tolist()) == [1, 1, 1, 1, 2, 2, 2, 3, 3]
 
 
-def test_the_choice_depends_on_nothing_but_its_arguments():
+def test_the_choice_of_samples_depends_only_on_the_arguments():
     indices, classes = np.arange(0, 3000, 3), np.random.default_rng(0).integers(1, 8, 1000)
     assert choose_spread(indices, classes, 12) == choose_spread(indices, classes, 12)
 
 
-def test_of_many_classes_some_are_chosen_evenly():
+def test_evenly_spaced_classes_are_chosen_if_there_are_many():
     indices = np.arange(1203)
     chosen = choose_spread(indices, indices + 1, 12)
     assert len(chosen) == len(set(chosen)) == 12

@@ -67,7 +67,7 @@ def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluste
     assert slurm.queued() == []
 
 
-def test_a_pilot_in_a_job_tells_what_the_run_will_take(on_cluster, slurm, tmp_path):
+def test_a_pilot_in_a_job_gives_an_estimate(on_cluster, slurm, tmp_path):
     """The line that the estimate of a login node prints for a profile with GPUs, typed as it is."""
     run = make_run(tmp_path / "run", *SMALL)
     profile = tmp_path / "site.yaml"
@@ -93,7 +93,7 @@ def test_a_pilot_in_a_job_tells_what_the_run_will_take(on_cluster, slurm, tmp_pa
     assert len(of_tasks) + records + 2 * records == describe["files"]
 
 
-def test_a_second_submit_leaves_what_is_in_the_queue_alone_and_force_does_not(on_cluster, slurm, tmp_path):
+def test_a_second_submit_skips_queued_work_unless_forced(on_cluster, slurm, tmp_path):
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
     options = ("--profile", "cpu", "--set", "slurm.parallel=2")
     assert on_cluster("submit", "describe", run.path, *options, "--shards-per-task", 8).code == 0
@@ -114,7 +114,7 @@ def test_a_second_submit_leaves_what_is_in_the_queue_alone_and_force_does_not(on
     assert not any(job["tasks"]["pending"] for job in state["jobs"])
 
 
-def test_what_slurm_refuses_is_told_in_its_words_with_a_remedy(on_cluster, slurm, tmp_path):
+def test_slurm_s_refusal_is_shown_with_a_remedy(on_cluster, slurm, tmp_path):
     run = make_run(tmp_path / "run", *SMALL)
     result = on_cluster("submit", "describe", run.path, "--profile", "cpu", "--set", "slurm.partition=nosuch")
     assert result.code == 2
@@ -128,7 +128,7 @@ def test_what_slurm_refuses_is_told_in_its_words_with_a_remedy(on_cluster, slurm
     assert slurm.queued() == []
 
 
-def test_stages_are_watched_and_a_log_is_followed(on_cluster, tmp_path):
+def test_status_watch_and_logs_follow_show_a_running_stage(on_cluster, tmp_path):
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.1}")
     assert on_cluster("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 16).code == 0
     watched = on_cluster.patiently("status", run.path, "--watch")

@@ -23,7 +23,7 @@ def commands():
     return [line.split("  #")[0].strip() for line in lines if line.startswith(("magicseg ", "sbatch "))]
 
 
-def test_the_guide_from_a_profile_to_training_by_hand(on_cluster, slurm, tmp_path):
+def test_the_commands_of_the_cluster_guide_work(on_cluster, slurm, tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
     # What pip puts beside Python, for a test that may run without an installed script.

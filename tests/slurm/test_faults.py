@@ -20,7 +20,7 @@ def running(slurm, stage):
     return {task: node for task, _, node, name in lines if name.startswith(f"{stage}-")}
 
 
-def test_a_run_survives_all_of_it(on_cluster, slurm, tmp_path):
+def test_a_run_survives_killed_workers_lost_nodes_preemption_and_cancellation(on_cluster, slurm, tmp_path):
     local = make_run(tmp_path / "local", *SMALL, "plan.shard_size=128")
     do(local)
     run = make_run(tmp_path / "run", *SMALL, *SLOW)
@@ -59,7 +59,7 @@ def repeated(run):
     return [what for what, count in events(run)["started"].items() if count > 1]
 
 
-def test_a_real_time_limit_stops_tasks_in_time_and_they_go_on_from_there(on_cluster, slurm, tmp_path):
+def test_tasks_stop_before_the_time_limit_and_resume_after_a_requeue(on_cluster, slurm, tmp_path):
     """A limit of one minute, with work for more: the warning comes, the shard is finished or left, all is done."""
     slow = ("plan.samples=128", "describe.backend=faulty", "describe.options={seconds: 4.0}")
     run = make_run(tmp_path / "run", *SMALL, *slow)
@@ -76,7 +76,7 @@ def test_a_real_time_limit_stops_tasks_in_time_and_they_go_on_from_there(on_clus
     assert sum(count - 1 for count in seen["started"].values()) <= sum(log.count("stopped, because") for log in logs)
 
 
-def test_a_shard_that_kills_its_worker_does_not_keep_others_from_being_done(on_cluster, slurm, tmp_path):
+def test_a_shard_that_kills_its_worker_does_not_block_other_shards(on_cluster, slurm, tmp_path):
     run = make_run(
         tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={fault: kill, at: [9], seconds: 0.0}"
     )
@@ -97,7 +97,7 @@ def test_a_shard_that_kills_its_worker_does_not_keep_others_from_being_done(on_c
     assert state["stages"]["describe"]["failure_reasons"] == {"WorkerDied": 1}
 
 
-def test_the_last_task_of_an_array_goes_back_into_the_queue_alone(on_cluster, slurm, tmp_path):
+def test_requeueing_the_last_task_of_an_array_requeues_no_other_task(on_cluster, slurm, tmp_path):
     """In its environment, the job's number is that of the whole array."""
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.7}")
     command = on_cluster.start("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 8, "--wait")

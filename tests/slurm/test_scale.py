@@ -47,7 +47,7 @@ def counted(big_cluster, tmp_path):
     return line, calls
 
 
-def test_10_000_shards_take_ten_arrays_and_a_look_at_them_takes_one_squeue(counted, tmp_path):
+def test_10_000_shards_take_ten_arrays_and_their_status_takes_one_squeue(counted, tmp_path):
     on_cluster, calls = counted
     run = make_run(tmp_path / "run", "plan.samples=10000", "plan.shard_size=1", "generate.size=8")
     assert run.plan.shards == 10_000

@@ -53,7 +53,7 @@ def local(tmp_path_factory):
     return run
 
 
-def test_21_tasks_where_arrays_have_10_and_nothing_keeps_accounts(on_plain, plain, tmp_path):
+def test_21_tasks_on_a_site_with_arrays_of_10_and_without_accounting(on_plain, plain, tmp_path):
     run = make_run(tmp_path / "run", *SMALL)
     result = on_plain.patiently(
         *("submit", "describe", run.path, "--profile", "no-accounting", "--shards-per-task", 1, "--wait"),
@@ -72,7 +72,7 @@ def test_21_tasks_where_arrays_have_10_and_nothing_keeps_accounts(on_plain, plai
     assert "21 shards in 21 tasks" in measured.out
 
 
-def test_a_whole_run_where_preemption_cancels_and_nothing_keeps_accounts(on_plain, plain, tmp_path, local):
+def test_a_whole_run_on_a_site_that_cancels_preempted_jobs_and_has_no_accounting(on_plain, plain, tmp_path, local):
     """Follow-up jobs submit what was preempted and what somebody cancelled, and all that waited for it."""
     run = make_run(tmp_path / "run", *SMALL, "generate.backend=faulty", "generate.options={seconds: 1.5}")
     do(run, "describe", shards=range(12))  # so that there is work of every stage, and not too much
@@ -219,7 +219,7 @@ def container(folder, log, **more):
     return profile
 
 
-def test_workers_run_in_the_container_and_go_back_into_the_queue_from_outside(on_plain, plain, tmp_path, local):
+def test_workers_run_inside_the_container_and_the_script_outside_requeues_them(on_plain, plain, tmp_path, local):
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
     log = tmp_path / "calls"
     profile = container(tmp_path, log)
@@ -252,7 +252,7 @@ def test_workers_run_in_the_container_and_go_back_into_the_queue_from_outside(on
     assert run.ledger("generate").commits() == {}
 
 
-def test_pickled_calls_hold_a_function_of_ours_by_name_and_plain_values(on_plain, plain, tmp_path):
+def test_pickled_calls_contain_only_a_function_name_and_plain_values(on_plain, plain, tmp_path):
     run = make_run(tmp_path / "run", *SMALL)
     held = ("--set", "slurm.extra.begin=now+1hour")
     assert on_plain("submit", "describe", run.path, "--profile", "cpu", *held).code == 0
@@ -268,7 +268,7 @@ def test_pickled_calls_hold_a_function_of_ours_by_name_and_plain_values(on_plain
     assert names == {("submitit.core.utils", "DelayedSubmission"), ("magicseg.launch.task", "run_task")}
 
 
-def test_a_lost_worker_of_another_job_is_not_waited_for(on_plain, plain, tmp_path):
+def test_claims_of_a_lost_worker_are_released_at_the_next_submission(on_plain, plain, tmp_path):
     """Its node is gone and so is its task: the next submission takes its claim back."""
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
     profile = tmp_path / "site.yaml"

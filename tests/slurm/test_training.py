@@ -84,7 +84,7 @@ def test_two_nodes_with_two_processes_each_train_together(on_cluster, untrained)
     assert "train: done" in again.err
 
 
-def test_the_script_works_by_hand_too(on_cluster, slurm, untrained, tmp_path, undisturbed):
+def test_the_training_script_works_without_submit(on_cluster, slurm, untrained, tmp_path, undisturbed):
     script = Path(__file__).parents[2] / "slurm/train.sbatch"
     environment = {**on_cluster.environment, "MAGICSEG_PROCESSES": "1"}
     options = ("--nodes=2", "--cpus-per-task=2", "--mem=1900M", "--time=10", "-o", str(tmp_path / "log"))
@@ -103,7 +103,9 @@ def test_the_script_works_by_hand_too(on_cluster, slurm, untrained, tmp_path, un
     undisturbed |= {"curve": curve(untrained), "weights": card["weights_digest"]}
 
 
-def test_what_is_lost_on_the_way_does_not_show_in_the_curve(on_cluster, slurm, untrained, undisturbed):
+def test_the_training_curve_is_the_same_after_kills_node_loss_time_limit_and_cancellation(
+    on_cluster, slurm, untrained, undisturbed
+):
     """A rank is killed, a node is lost, the time limit comes near, and somebody cancels: one after the other."""
     command = on_cluster.start("submit", "train", untrained.path, *ON_TWO, "--wait")
     wait_until(lambda: step_of(untrained) > 15)

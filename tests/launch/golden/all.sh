@@ -17,12 +17,12 @@
 #SBATCH --time=60
 
 # setup
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 
@@ -33,10 +33,10 @@ srun --unbuffered --output /RUN/jobs/0001-describe/%A_%a_%t_log.out /PYTHON -u -
 
 # teardown
 code=$?
-# 75: stopped in time, more to do. Above 128: the worker was killed.
+# 75: stopped before the time limit with work left. Above 128: the worker was killed.
 restarts=${SLURM_RESTART_COUNT:-0}
 if { [ "$code" -eq 75 ] && [ "$restarts" -lt 10 ]; } || { [ "$code" -gt 128 ] && [ "$restarts" -lt 2 ]; }; then
-  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.
+  # Not SLURM_JOB_ID: for an array's last task it is the id of the whole array.
   task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
   if scontrol -o show job "$task" | grep -q JobState=RUNNING; then
     scontrol requeue "$task"
@@ -65,12 +65,12 @@ exit "$code"
 #SBATCH --time=240
 
 # setup
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 
@@ -81,10 +81,10 @@ srun --unbuffered --output /RUN/jobs/0002-generate/%A_%a_%t_log.out /PYTHON -u -
 
 # teardown
 code=$?
-# 75: stopped in time, more to do. Above 128: the worker was killed.
+# 75: stopped before the time limit with work left. Above 128: the worker was killed.
 restarts=${SLURM_RESTART_COUNT:-0}
 if { [ "$code" -eq 75 ] && [ "$restarts" -lt 10 ]; } || { [ "$code" -gt 128 ] && [ "$restarts" -lt 2 ]; }; then
-  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.
+  # Not SLURM_JOB_ID: for an array's last task it is the id of the whole array.
   task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
   if scontrol -o show job "$task" | grep -q JobState=RUNNING; then
     scontrol requeue "$task"
@@ -113,12 +113,12 @@ exit "$code"
 #SBATCH --time=240
 
 # setup
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 
@@ -129,10 +129,10 @@ srun --unbuffered --output /RUN/jobs/0003-mask/%A_%a_%t_log.out /PYTHON -u -m su
 
 # teardown
 code=$?
-# 75: stopped in time, more to do. Above 128: the worker was killed.
+# 75: stopped before the time limit with work left. Above 128: the worker was killed.
 restarts=${SLURM_RESTART_COUNT:-0}
 if { [ "$code" -eq 75 ] && [ "$restarts" -lt 10 ]; } || { [ "$code" -gt 128 ] && [ "$restarts" -lt 2 ]; }; then
-  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.
+  # Not SLURM_JOB_ID: for an array's last task it is the id of the whole array.
   task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
   if scontrol -o show job "$task" | grep -q JobState=RUNNING; then
     scontrol requeue "$task"
@@ -157,12 +157,12 @@ exit "$code"
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=1440
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 run=/RUN
@@ -171,11 +171,11 @@ processes=4
 restarts=3
 requeues=10
 head=$SLURMD_NODENAME # this script runs on the first node
-port=$((10000 + SLURM_JOB_ID % 20000)) # torchrun's own 29500 is often taken
+port=$((10000 + SLURM_JOB_ID % 20000)) # torchrun's default port 29500 is often in use
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SRUN_CPUS_PER_TASK > processes ? SRUN_CPUS_PER_TASK / processes : 1))}"
-# Else ranks that torchrun starts again cannot find each other.
+# Without this, ranks that torchrun restarts cannot find each other.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-# Slurm's warning reaches every process of the step: ranks act on it, torchrun itself must not die of it.
+# Slurm sends its warning (USR2) to every process of the step. Ranks handle it; torchrun must ignore it.
 srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --unbuffered \
   bash -c 'trap "" USR2; exec "$@"' _ \
   "${python[@]}" -m torch.distributed.run --nnodes="$SLURM_NNODES" --nproc-per-node="$processes" \
@@ -183,10 +183,10 @@ srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 --kill-on-bad-exit=1 --unbuffe
   --max-restarts="$restarts" -m magicseg train "$run"
 code=$?
 if [ "$code" -eq 0 ] && [ ! -e "$run/model/model.json" ]; then
-  code=75 # stopped in time, more to do
+  code=75 # stopped before the time limit with work left
 fi
 turns=$requeues
-[ "$code" -gt 128 ] && turns=$((requeues < 2 ? requeues : 2)) # killed: twice is bad luck
+[ "$code" -gt 128 ] && turns=$((requeues < 2 ? requeues : 2)) # killed by a signal: at most two requeues
 if { [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; } && [ "${SLURM_RESTART_COUNT:-0}" -lt "$turns" ] &&
   scontrol -o show job "$SLURM_JOB_ID" | grep -q JobState=RUNNING; then
   scontrol requeue "$SLURM_JOB_ID"
@@ -213,12 +213,12 @@ exit "$code"
 #SBATCH --time=120
 
 # setup
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 
@@ -229,10 +229,10 @@ srun --unbuffered --output /RUN/jobs/0005-evaluate/%j_%t_log.out /PYTHON -u -m s
 
 # teardown
 code=$?
-# 75: stopped in time, more to do. Above 128: the worker was killed.
+# 75: stopped before the time limit with work left. Above 128: the worker was killed.
 restarts=${SLURM_RESTART_COUNT:-0}
 if { [ "$code" -eq 75 ] && [ "$restarts" -lt 10 ]; } || { [ "$code" -gt 128 ] && [ "$restarts" -lt 2 ]; }; then
-  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.
+  # Not SLURM_JOB_ID: for an array's last task it is the id of the whole array.
   task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
   if scontrol -o show job "$task" | grep -q JobState=RUNNING; then
     scontrol requeue "$task"
@@ -255,12 +255,12 @@ exit "$code"
 #SBATCH --requeue
 #SBATCH --signal=USR2@120
 #SBATCH --time=10
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 /PYTHON -m magicseg follow-up /RUN 6

@@ -33,12 +33,12 @@ source /opt/site/setup.sh
 ulimit -n 4096
 export GREETING='it'"'"'s "here" & $HOME; `id`'
 export OMP_NUM_THREADS=4
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 if ! [ -r '/images/magicseg 1.sif' ]; then
@@ -74,10 +74,10 @@ srun --unbuffered --output /RUN/jobs/0001-generate/%A_%a_%t_log.out apptainer ex
 
 # teardown
 code=$?
-# 75: stopped in time, more to do. Above 128: the worker was killed.
+# 75: stopped before the time limit with work left. Above 128: the worker was killed.
 restarts=${SLURM_RESTART_COUNT:-0}
 if { [ "$code" -eq 75 ] && [ "$restarts" -lt 10 ]; } || { [ "$code" -gt 128 ] && [ "$restarts" -lt 2 ]; }; then
-  # Not SLURM_JOB_ID: that of an array's last task is the whole array's.
+  # Not SLURM_JOB_ID: for an array's last task it is the id of the whole array.
   task="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}"
   if scontrol -o show job "$task" | grep -q JobState=RUNNING; then
     scontrol requeue "$task"

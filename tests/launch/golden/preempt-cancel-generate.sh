@@ -17,12 +17,12 @@
 #SBATCH --time=120
 
 # setup
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 
@@ -50,12 +50,12 @@ exit "$code"
 #SBATCH --partition=preemptible
 #SBATCH --signal=USR2@120
 #SBATCH --time=10
-# Python imports nothing from the folder in which the job was submitted.
+# Python must not import from the folder in which the job was submitted.
 export PYTHONSAFEPATH=1
-if [ -n "${PYTHONPATH:-}" ]; then # an empty item would be that folder, too
+if [ -n "${PYTHONPATH:-}" ]; then # empty items also mean the current folder
   PYTHONPATH=$(tr : '\n' <<<"$PYTHONPATH" | grep -vx '\.\{0,1\}' | paste -sd :)
 fi
-# srun takes over neither the job's CPUs (since Slurm 22.05) nor variables that sbatch was not told of.
+# srun inherits neither --cpus-per-task (since Slurm 22.05) nor, with --export, the script's variables.
 export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 unset SLURM_EXPORT_ENV
 /PYTHON -m magicseg follow-up /RUN 2

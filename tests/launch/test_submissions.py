@@ -1,4 +1,4 @@
-"""The job map: what was submitted is written down, whatever becomes of a submission half-way."""
+"""Records of submissions stay correct, even if a submission fails half-way."""
 
 import errno
 import json
@@ -12,10 +12,10 @@ from helpers.stand_ins import accounted, claim, queued, record
 from helpers.tiny_runs import do
 from magicseg.core.errors import ConfigError, DamageError, RunError, StoreError
 from magicseg.core.ranges import format_ranges
-from magicseg.launch.follow_up import follow_up, left_undone
+from magicseg.launch.follow_up import follow_up, missing_work
 from magicseg.launch.jobs import ArrayJob, Submission, job_name, next_number, submissions, submitting
 from magicseg.launch.planning import Request
-from magicseg.launch.queue_state import board_of
+from magicseg.launch.queue_state import read_queue_state
 from magicseg.launch.slurm import SlurmError, SlurmSilence
 from magicseg.launch.submit import submit
 from magicseg.run import Run
@@ -71,7 +71,7 @@ def test_submissions_come_oldest_first(fresh):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"tasks": [], "arrays": [{}]}', "\x00\xff"])
-def test_a_damaged_record_is_damage_with_a_way_out(fresh, text):
+def test_a_damaged_record_raises_damage_error_with_a_remedy(fresh, text):
     made = record(fresh, "describe", ["0"])
     (made.folder / "submission.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DamageError) as caught:
@@ -80,7 +80,7 @@ def test_a_damaged_record_is_damage_with_a_way_out(fresh, text):
     assert f"rm -r {made.folder}" in caught.value.hint
 
 
-def test_a_record_of_another_shape_is_damage_too(fresh):
+def test_a_record_with_invalid_fields_raises_damage_error(fresh):
     made = record(fresh, "describe", ["0"])
     file = made.folder / "submission.json"
     for change in ({"new": 1}, {"tasks": 3}, {"arrays": {"a": 1}}):
@@ -89,7 +89,7 @@ def test_a_record_of_another_shape_is_damage_too(fresh):
             submissions(fresh)
 
 
-def test_what_is_no_submission_is_left_alone(fresh):
+def test_folders_that_are_not_submissions_are_ignored(fresh):
     (fresh.path / "jobs/notes").mkdir(parents=True)
     (fresh.path / "jobs/0007-describe").mkdir()  # a submit that was killed before it wrote anything
     assert submissions(fresh) == []
@@ -99,7 +99,7 @@ def test_what_is_no_submission_is_left_alone(fresh):
 # ---------------------------------------------------------------------------------------------- submitting by halves
 
 
-def test_a_submission_is_written_down_with_its_jobs(fresh, slurm):
+def test_a_submission_is_recorded_with_its_jobs(fresh, slurm):
     done = submit(
         fresh, Request(stage="describe", profile="cpu", shards_per_task=2, overrides=("slurm.array_size=2",))
     )
@@ -114,7 +114,7 @@ def test_a_submission_is_written_down_with_its_jobs(fresh, slurm):
     assert len(slurm.calls("sbatch")) == 2
 
 
-def test_an_sbatch_that_refuses_the_first_array_leaves_no_trace(fresh, slurm):
+def test_if_sbatch_refuses_the_first_array_no_record_is_left(fresh, slurm):
     slurm.fails(
         "sbatch", "sbatch: error: invalid partition specified: gpu\nsbatch: error: Batch job submission failed"
     )
@@ -126,7 +126,7 @@ def test_an_sbatch_that_refuses_the_first_array_leaves_no_trace(fresh, slurm):
     assert submit(fresh, Request(stage="describe", profile="cpu")).submissions[0].number == 1
 
 
-def test_an_sbatch_that_refuses_the_third_array_keeps_the_two_that_were_taken(fresh, slurm):
+def test_if_sbatch_refuses_the_third_array_the_first_two_stay_recorded(fresh, slurm):
     slurm.fails("sbatch", "sbatch: error: Job violates accounting/QOS policy", call=3)
     request = Request(stage="describe", profile="cpu", shards_per_task=1, overrides=("slurm.array_size=2",))
     with pytest.raises(SlurmError, match="violates") as caught:
@@ -140,9 +140,7 @@ def test_an_sbatch_that_refuses_the_third_array_keeps_the_two_that_were_taken(fr
     assert rest.all_shards() == {4, 5}
 
 
-def test_a_submit_that_is_interrupted_in_sbatch_does_not_forget_the_job_that_sbatch_may_have_taken(
-    fresh, slurm, monkeypatch
-):
+def test_a_submit_interrupted_in_sbatch_keeps_the_record_of_the_job(fresh, slurm, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -152,7 +150,7 @@ def test_a_submit_that_is_interrupted_in_sbatch_does_not_forget_the_job_that_sba
     (made,) = submissions(fresh)
     assert made.jobs == []
     slurm.says("squeue", queued(made.arrays[0], "0-2", "PENDING", job="4711"))
-    assert board_of(fresh).shards_in_flight("describe") == set(range(6))
+    assert read_queue_state(fresh).shards_in_flight("describe") == set(range(6))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +169,7 @@ def test_a_submit_that_is_interrupted_in_sbatch_does_not_forget_the_job_that_sba
         ("Unspecified error", "--dry-run"),
     ],
 )
-def test_slurms_complaint_is_passed_on_with_what_to_do(fresh, slurm, words, hint):
+def test_slurm_s_error_message_is_shown_with_a_remedy(fresh, slurm, words, hint):
     slurm.fails("sbatch", f"sbatch: error: Batch job submission failed: {words}")
     with pytest.raises(SlurmError) as caught:
         submit(fresh, Request(stage="describe", profile="cpu"))
@@ -179,7 +177,7 @@ def test_slurms_complaint_is_passed_on_with_what_to_do(fresh, slurm, words, hint
     assert hint in caught.value.hint
 
 
-def test_a_stage_that_is_refused_leaves_the_stages_before_it_in_the_queue(fresh, slurm):
+def test_if_a_stage_is_refused_the_previous_stages_stay_queued(fresh, slurm):
     slurm.fails("sbatch", "sbatch: error: Requested node configuration is not available", call=3)
     with pytest.raises(SlurmError) as caught:
         submit(fresh, Request(stage="all", profile="gpu"))
@@ -192,7 +190,7 @@ def test_a_stage_that_is_refused_leaves_the_stages_before_it_in_the_queue(fresh,
     assert f"magicseg cancel {fresh.path}" in caught.value.hint
 
 
-def test_an_array_that_is_refused_names_the_arrays_before_it_that_are_in_the_queue(fresh, slurm):
+def test_if_an_array_is_refused_the_error_names_the_arrays_queued_before(fresh, slurm):
     slurm.fails("sbatch", "sbatch: error: Job violates accounting/QOS policy", call=2)
     with pytest.raises(SlurmError) as caught:
         submit(fresh, Request(stage="describe", profile="cpu", shards_per_task=1, overrides=("slurm.array_size=3",)))
@@ -207,7 +205,7 @@ Your last job 4711 has ended.
 """
 
 
-def test_a_banner_before_the_job_number_is_no_part_of_it(fresh, slurm):
+def test_a_banner_before_the_job_id_is_ignored(fresh, slurm):
     slurm.has_banner(BANNER)
     made = submit(fresh, Request(stage="all", profile="cpu", shards_per_task=2)).submissions
     assert [one.jobs for one in made] == [["101"], ["102"], ["103"], ["104"], ["105"], ["106"]]
@@ -217,7 +215,7 @@ def test_a_banner_before_the_job_number_is_no_part_of_it(fresh, slurm):
     assert (made[0].folder / "101_2_submitted.pkl").exists()
 
 
-def test_a_job_whose_number_was_not_printed_is_found_in_the_queue_by_its_name(fresh, slurm):
+def test_a_job_whose_id_was_not_printed_is_found_in_the_queue_by_its_name(fresh, slurm):
     (slurm.path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
     name = job_name(fresh, "describe", 1, 0)
     ended = queued(name, "N/A", "CANCELLED", job="50")
@@ -226,7 +224,7 @@ def test_a_job_whose_number_was_not_printed_is_found_in_the_queue_by_its_name(fr
     assert made.jobs == ["77"]
 
 
-def test_an_sbatch_that_answers_without_a_number_is_told_and_the_job_is_looked_for_by_its_name(fresh, slurm):
+def test_if_sbatch_prints_no_job_id_the_error_shows_its_output_and_the_job_is_found_by_name(fresh, slurm):
     (slurm.path / "sbatch").write_text("#!/bin/sh\necho welcome\n")
     with pytest.raises(SlurmSilence, match="welcome") as caught:
         submit(fresh, Request(stage="describe", profile="cpu"))
@@ -234,10 +232,10 @@ def test_an_sbatch_that_answers_without_a_number_is_told_and_the_job_is_looked_f
     assert f"squeue --me --name={made.names[0]}" in caught.value.hint
     assert f"{made.names[0]} (unconfirmed: its job id is unknown)" in caught.value.message
     slurm.says("squeue", queued(made.names[0], "0-5", "RUNNING", job="77"))
-    assert [task.label for task in board_of(fresh).active()] == [f"77_{index}" for index in range(6)]
+    assert [task.label for task in read_queue_state(fresh).active()] == [f"77_{index}" for index in range(6)]
 
 
-def test_files_that_cannot_be_written_after_sbatch_took_the_job_take_it_back(fresh, slurm, monkeypatch):
+def test_if_files_cannot_be_written_after_sbatch_the_job_is_cancelled(fresh, slurm, monkeypatch):
     def full(self, target):
         raise OSError(errno.ENOSPC, "No space left on device", str(target))
 
@@ -248,7 +246,7 @@ def test_files_that_cannot_be_written_after_sbatch_took_the_job_take_it_back(fre
     assert submissions(fresh) == []
 
 
-def test_of_two_submits_at_once_one_is_refused(fresh, slurm):
+def test_a_second_concurrent_submit_is_refused(fresh, slurm):
     with submitting(fresh), pytest.raises(RunError, match="another submission") as caught:
         submit(fresh, Request(stage="describe", profile="cpu"))
     assert "magicseg status" in caught.value.hint
@@ -256,7 +254,7 @@ def test_of_two_submits_at_once_one_is_refused(fresh, slurm):
     assert submit(fresh, Request(stage="describe", profile="cpu")).submissions
 
 
-def test_a_run_path_that_slurm_would_misread_is_refused(tmp_path, fresh, slurm):
+def test_a_run_path_with_characters_that_slurm_replaces_is_refused(tmp_path, fresh, slurm):
     odd = fresh.path.with_name("100% mine")
     fresh.path.rename(odd)
     for request in (Request(stage="describe", profile="cpu"), Request(stage="all", profile="cpu")):
@@ -294,17 +292,17 @@ def test_pickles_of_ended_submissions_are_removed_and_those_of_active_ones_stay(
     assert len(list(active.folder.glob("*.pkl"))) == 3
 
 
-def test_how_tasks_ended_is_kept_for_when_slurm_has_forgotten_it(fresh, slurm):
+def test_final_states_of_tasks_are_recorded_before_slurm_forgets_them(fresh, slurm):
     made = record(fresh, "describe", ["0", "1", "2"])
     (array,) = made.arrays
     slurm.says("sacct", accounted(array, "101_0", "TIMEOUT") + accounted(array, "101_1", "CANCELLED by 0"))
     submit(fresh, Request(stage="describe", profile="cpu"))
     slurm.says("sacct", "")
     assert submissions(fresh)[0].ended == {"TIMEOUT": "0", "CANCELLED": "1", "unknown": "2"}
-    assert [task.kind for task in board_of(fresh).tasks[:3]] == ["failed", "cancelled", "unknown"]
+    assert [task.kind for task in read_queue_state(fresh).tasks[:3]] == ["failed", "cancelled", "unknown"]
 
 
-def test_claims_of_ended_tasks_are_taken_back_with_a_note_and_those_of_others_stay(fresh, slurm):
+def test_claims_of_ended_tasks_are_released_with_a_failure_note_and_other_claims_stay(fresh, slurm):
     made = record(fresh, "describe", ["0-1", "2", "3"])
     paths = {
         shard: claim(fresh, "describe", shard, job)
@@ -315,32 +313,32 @@ def test_claims_of_ended_tasks_are_taken_back_with_a_note_and_those_of_others_st
     assert {shard for shard, path in paths.items() if path.exists()} == {2, 3, 4}
     failures = fresh.ledger("describe").failures()
     assert set(failures) == {0}
-    assert failures[0] == "WorkerDied: task 101_0 ended while it was at it"
+    assert failures[0] == "WorkerDied: task 101_0 ended while it was working on this shard"
 
 
-def test_a_death_is_noted_however_long_ago_it_was(fresh, slurm):
+def test_a_dead_worker_is_noted_even_long_after_its_death(fresh, slurm):
     made = record(fresh, "describe", ["0-5"])
     path = claim(fresh, "describe", 0, "101")
     os.utime(path, (0, 0))
     slurm.says("squeue", queued(made.arrays[0], "N/A", "FAILED"))
     submit(fresh, Request(stage="describe", profile="cpu"))
     assert not path.exists()
-    assert fresh.ledger("describe").failures() == {0: "WorkerDied: task 101 ended while it was at it"}
+    assert fresh.ledger("describe").failures() == {0: "WorkerDied: task 101 ended while it was working on this shard"}
 
 
-def test_sbatch_that_does_not_answer_may_have_taken_the_job_all_the_same(fresh, slurm):
+def test_if_sbatch_times_out_the_job_may_still_be_queued(fresh, slurm):
     slurm.fails("sbatch", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
     with pytest.raises(SlurmSilence, match="timed out"):
         submit(fresh, Request(stage="describe", profile="cpu"))
     (made,) = submissions(fresh)
     slurm.says("squeue", queued(made.arrays[0], "0-5", "RUNNING", job="55"))
-    assert board_of(fresh).shards_in_flight("describe") == set(range(6))
+    assert read_queue_state(fresh).shards_in_flight("describe") == set(range(6))
     again = submit(fresh, Request(stage="describe", profile="cpu"))
     assert again.submissions == []
     assert [one.number for one in again.waiting] == [1]
 
 
-def test_a_dependency_leaves_out_tasks_that_have_ended_badly(fresh, slurm):
+def test_a_dependency_leaves_out_failed_tasks(fresh, slurm):
     made = record(fresh, "describe", ["0-1", "2-3", "4-5"])
     slurm.says("squeue", queued(made.arrays[0], "0,2", "RUNNING") + queued(made.arrays[0], "1", "CANCELLED"))
     done = submit(fresh, Request(stage="all", profile="cpu"))
@@ -350,14 +348,14 @@ def test_a_dependency_leaves_out_tasks_that_have_ended_badly(fresh, slurm):
     assert f"--dependency=afterok:101_0:101_2:{new}\n" in script
 
 
-def test_a_size_of_tasks_that_the_queue_does_not_take_is_raised_and_said(fresh, slurm):
+def test_too_small_tasks_are_enlarged_with_a_message(fresh, slurm):
     slurm.says("scontrol", "MaxArraySize = 1001\nMaxJobCount = 4\n")
     done = submit(fresh, Request(stage="describe", profile="cpu", shards_per_task=1))
     assert [made.tasks for made in done.submissions] == [("0-2", "3-5")]
-    assert "describe: 3 shards per task, not 1: the queue does not take more tasks" in done.lines[0]
+    assert "describe: 3 shards per task, not 1: the number of tasks is limited" in done.lines[0]
 
 
-def test_nothing_is_taken_back_while_the_queue_does_not_answer(fresh, slurm):
+def test_no_claim_is_released_while_the_queue_does_not_answer(fresh, slurm):
     made = record(fresh, "describe", ["0-5"])
     path = claim(fresh, "describe", 0, "101")
     (made.folder / "101_submitted.pkl").touch()
@@ -371,7 +369,7 @@ def test_nothing_is_taken_back_while_the_queue_does_not_answer(fresh, slurm):
 # ----------------------------------------------------------------------------------------------------- follow-up jobs
 
 
-def test_a_follow_up_job_submits_what_is_missing_one_time_less(fresh, slurm):
+def test_a_follow_up_job_submits_missing_work_with_one_resubmission_less(fresh, slurm):
     request = Request(stage="describe", profile="cpu", overrides=("slurm.resubmit=2",), shards_per_task=3)
     first, after = submit(fresh, request).submissions
     assert slurm.calls("sbatch")[1].startswith("--parsable")
@@ -386,7 +384,7 @@ def test_a_follow_up_job_submits_what_is_missing_one_time_less(fresh, slurm):
     assert third.asked["overrides"][-1] == "slurm.resubmit=0"
 
 
-def test_a_follow_up_job_of_what_is_done_submits_nothing(fresh, slurm):
+def test_a_follow_up_job_of_finished_work_submits_nothing(fresh, slurm):
     *_, after = submit(fresh, Request(stage="describe", profile="cpu", overrides=("slurm.resubmit=2",))).submissions
     do(fresh, "describe")
     slurm.forget_calls()
@@ -396,15 +394,15 @@ def test_a_follow_up_job_of_what_is_done_submits_nothing(fresh, slurm):
     assert slurm.calls("sbatch") == []
 
 
-def test_only_a_follow_up_job_follows_up(fresh, slurm):
+def test_follow_up_is_refused_for_other_submissions(fresh, slurm):
     made, *_ = submit(fresh, Request(stage="describe", profile="cpu")).submissions
     for number in (made.number, 99):
         with pytest.raises(RunError, match="not a follow-up job"):
             follow_up(fresh, number)
 
 
-def test_what_is_left_undone_is_told_by_stage(fresh, slurm):
+def test_missing_work_is_listed_by_stage(fresh, slurm):
     made = submit(fresh, Request(stage="all", profile="cpu", shards_per_task=3)).submissions
     do(fresh, "describe")
     do(fresh, "generate", shards=[0, 1])
-    assert left_undone(fresh, made) == ["4 shards of generate: 2-5", "6 shards of mask: 0-5", "train", "evaluate"]
+    assert missing_work(fresh, made) == ["4 shards of generate: 2-5", "6 shards of mask: 0-5", "train", "evaluate"]

@@ -1,4 +1,4 @@
-"""The board: every task's state from one squeue and at most one sacct, and what holds where these do not answer."""
+"""The queue: every task's state from one squeue and at most one sacct, and what holds where these do not answer."""
 
 import json
 import math
@@ -10,20 +10,20 @@ from helpers.tiny_runs import do
 from magicseg.launch.jobs import submissions
 from magicseg.launch.overview import cluster_status
 from magicseg.launch.planning import Request
-from magicseg.launch.queue_state import KINDS, board_of, job_summaries, seconds_of
+from magicseg.launch.queue_state import KINDS, job_summaries, read_queue_state, seconds_of
 from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import submit
 
 SIX = ("0", "1", "2", "3", "4", "5")
 
 
-def kinds(board):
-    return [task.kind for task in board.tasks]
+def kinds(queue):
+    return [task.kind for task in queue.tasks]
 
 
-def test_a_run_without_jobs_asks_nobody(fresh, slurm):
-    board = board_of(fresh)
-    assert (board.tasks, board.warnings, board.asked) == ([], [], True)
+def test_a_run_without_jobs_calls_no_slurm_command(fresh, slurm):
+    queue = read_queue_state(fresh)
+    assert (queue.tasks, queue.warnings, queue.asked) == ([], [], True)
     assert slurm.calls("squeue") == slurm.calls("sacct") == []
 
 
@@ -42,16 +42,16 @@ def test_one_squeue_and_one_sacct_whatever_the_number_of_tasks(fresh, slurm):
     assert state["jobs"][2]["tasks"]["pending"] == 497
 
 
-def test_accounting_is_not_asked_if_the_queue_knows_all(fresh, slurm):
+def test_accounting_is_not_queried_if_the_queue_knows_all_tasks(fresh, slurm):
     made = record(fresh, "describe", SIX)
     slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING"))
-    assert kinds(board_of(fresh)) == ["pending"] * 6
+    assert kinds(read_queue_state(fresh)) == ["pending"] * 6
     assert slurm.calls("sacct") == []
 
 
-def test_accounting_is_asked_from_the_first_submission_on_that_the_queue_forgot(fresh, slurm):
+def test_accounting_is_queried_since_the_first_submission_that_the_queue_forgot(fresh, slurm):
     made = record(fresh, "describe", SIX)
-    board_of(fresh)
+    read_queue_state(fresh)
     assert f"--starttime={made.created}" in slurm.calls("sacct")[0]
 
 
@@ -66,34 +66,34 @@ def test_accounting_is_asked_from_the_first_submission_on_that_the_queue_forgot(
         ("1-5:4%3", {1, 5}),
     ],
 )
-def test_ranges_of_pending_tasks_are_told_apart(fresh, slurm, indices, pending):
+def test_ranges_of_pending_tasks_are_expanded(fresh, slurm, indices, pending):
     made = record(fresh, "describe", SIX)
     slurm.says("squeue", queued(made.arrays[0], indices, "PENDING"))
-    assert {task.number for task in board_of(fresh).active()} == pending
-    assert board_of(fresh).shards_in_flight("describe") == pending
+    assert {task.number for task in read_queue_state(fresh).active()} == pending
+    assert read_queue_state(fresh).shards_in_flight("describe") == pending
 
 
 def test_long_lists_of_tasks_arrive_whole(fresh, slurm):
     made = record(fresh, "describe", ["0"] * 1001)
     odd = [*range(1, 999, 2), 1000]
     slurm.says("squeue", queued(made.arrays[0], ",".join(map(str, odd)), "PENDING"))
-    assert [task.number for task in board_of(fresh).active()] == odd
+    assert [task.number for task in read_queue_state(fresh).active()] == odd
     assert slurm.environment_of("squeue")["SLURM_BITSTR_LEN"] == "0", "Slurm would shorten them"
 
 
 def test_a_job_of_one_task_has_no_index(fresh, slurm):
     made = record(fresh, "describe", ["0-5"], jobs=("107",))
     slurm.says("squeue", queued(made.arrays[0], "N/A", "RUNNING", job="107"))
-    (task,) = board_of(fresh).tasks
+    (task,) = read_queue_state(fresh).tasks
     assert (task.label, task.kind) == ("107", "running")
 
 
 def test_the_second_array_goes_on_where_the_first_ends(fresh, slurm):
     made = record(fresh, "describe", SIX, jobs=("101", "102"))
     slurm.says("squeue", queued(made.arrays[1], "0", "RUNNING", job="102"))
-    (task,) = board_of(fresh).active()
+    (task,) = read_queue_state(fresh).active()
     assert (task.label, task.number) == ("102_0", 3)
-    assert board_of(fresh).shards_in_flight("describe") == {3}
+    assert read_queue_state(fresh).shards_in_flight("describe") == {3}
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,10 @@ def test_the_second_array_goes_on_where_the_first_ends(fresh, slurm):
         ("WORD_OF_ANOTHER_VERSION", "failed"),
     ],
 )
-def test_slurms_words_become_the_few_that_a_reader_needs(fresh, slurm, word, kind):
+def test_slurm_s_states_are_mapped_to_kinds(fresh, slurm, word, kind):
     made = record(fresh, "describe", ["0", "1"])
     slurm.says("sacct", accounted(made.arrays[0], "101_0", word, code="1:0"))
-    task, other = board_of(fresh).tasks
+    task, other = read_queue_state(fresh).tasks
     assert task.kind == kind
     assert task.ending == f"{word.split()[0]} 1:0"
     assert other.kind == "unknown"
@@ -122,31 +122,31 @@ def test_slurms_words_become_the_few_that_a_reader_needs(fresh, slurm, word, kin
 @pytest.mark.parametrize(
     ("word", "kind"), [("REQUEUED", "pending"), ("SUSPENDED", "running"), ("RUNNING", "running")]
 )
-def test_only_the_queue_says_that_a_task_is_at_work(fresh, slurm, word, kind):
+def test_only_the_queue_decides_whether_a_task_is_active(fresh, slurm, word, kind):
     """An accounting that lags behind, or lost the end of a job, would keep its shards in flight for ever."""
     made = record(fresh, "describe", ["0", "1"])
     slurm.says("sacct", accounted(made.arrays[0], "101_0", word))
-    assert [task.kind for task in board_of(fresh).tasks] == ["unknown", "unknown"]
+    assert [task.kind for task in read_queue_state(fresh).tasks] == ["unknown", "unknown"]
     slurm.says("squeue", queued(made.arrays[0], "0", word))
-    assert [task.kind for task in board_of(fresh).tasks] == [kind, "unknown"]
+    assert [task.kind for task in read_queue_state(fresh).tasks] == [kind, "unknown"]
 
 
 def test_a_copy_of_a_run_has_no_jobs_in_the_queue(fresh, slurm, copy_of):
     made = record(fresh, "describe", ["0", "1"])
     slurm.says("squeue", queued(made.arrays[0], "0-1", "RUNNING"))
     copy = copy_of(fresh)
-    assert board_of(fresh).shards_in_flight("describe") == {0, 1}
-    assert board_of(copy, whole_queue=True).active() == []
+    assert read_queue_state(fresh).shards_in_flight("describe") == {0, 1}
+    assert read_queue_state(copy, whole_queue=True).active() == []
     assert slurm.calls("squeue") == slurm.calls("squeue")[:1]
 
 
-def test_a_job_of_the_same_name_and_another_number_is_not_ours(fresh, slurm):
+def test_a_job_with_the_same_name_and_another_id_belongs_to_another_run(fresh, slurm):
     made = record(fresh, "describe", ["0", "1"])
     slurm.says("squeue", queued(made.arrays[0], "0-1", "RUNNING", job="77"))
-    assert board_of(fresh).active() == []
+    assert read_queue_state(fresh).active() == []
 
 
-def test_of_several_records_of_a_task_the_active_one_counts_or_else_the_last(fresh, slurm):
+def test_of_several_records_of_a_task_the_active_or_else_the_last_one_counts(fresh, slurm):
     made = record(fresh, "describe", ["0", "1"])
     array = made.arrays[0]
     slurm.says(
@@ -156,11 +156,11 @@ def test_of_several_records_of_a_task_the_active_one_counts_or_else_the_last(fre
         + accounted(array, "101_1", "PREEMPTED"),
     )
     slurm.says("squeue", queued(array, "1", "RUNNING"))
-    assert kinds(board_of(fresh)) == ["completed", "running"]
+    assert kinds(read_queue_state(fresh)) == ["completed", "running"]
 
 
 @pytest.mark.parametrize("accounting", ["missing", "disabled"])
-def test_without_accounting_the_ledger_says_what_is_done(fresh, slurm, accounting):
+def test_without_accounting_the_ledger_tells_which_tasks_are_done(fresh, slurm, accounting):
     do(fresh, "describe", shards=[0, 1, 2])
     made = record(fresh, "describe", SIX)
     if accounting == "missing":
@@ -168,13 +168,13 @@ def test_without_accounting_the_ledger_says_what_is_done(fresh, slurm, accountin
     else:
         slurm.fails("sacct", "Slurm accounting storage is disabled")
     slurm.says("squeue", queued(made.arrays[0], "5", "RUNNING"))
-    board = board_of(fresh)
-    assert kinds(board) == ["completed"] * 3 + ["unknown"] * 2 + ["running"]
-    assert (board.warnings, board.asked) == ([], True)
+    queue = read_queue_state(fresh)
+    assert kinds(queue) == ["completed"] * 3 + ["unknown"] * 2 + ["running"]
+    assert (queue.warnings, queue.asked) == ([], True)
 
 
 @pytest.mark.parametrize("queue", ["missing", "broken"])
-def test_a_queue_that_cannot_be_asked_is_a_warning_for_status_and_a_refusal_for_submit(fresh, slurm, queue):
+def test_an_unreachable_queue_is_a_warning_in_status_and_an_error_in_submit(fresh, slurm, queue):
     record(fresh, "describe", SIX)
     if queue == "missing":
         slurm.lacks("squeue")
@@ -197,32 +197,32 @@ def test_a_queue_that_cannot_be_asked_is_a_warning_for_status_and_a_refusal_for_
     "words",
     ["under maintenance until noon", "magicseg|HEADER\nmagicseg|101|0-5,...|101|PENDING||0:00|1:00|NAME|None"],
 )
-def test_a_squeue_that_is_not_understood_is_a_warning_not_a_crash_nor_an_empty_queue(fresh, slurm, words):
+def test_unparsable_squeue_output_is_a_warning_and_not_an_empty_queue(fresh, slurm, words):
     made = record(fresh, "describe", SIX)
     slurm.says_instead(words.replace("NAME", made.names[0]) + "\n")
-    board = board_of(fresh)
-    assert not board.asked
-    assert "not understood" in board.warnings[0]
+    queue = read_queue_state(fresh)
+    assert not queue.asked
+    assert "not understood" in queue.warnings[0]
 
 
-def test_a_sacct_that_prints_nonsense_is_as_good_as_none(fresh, slurm):
+def test_unparsable_sacct_output_is_ignored(fresh, slurm):
     record(fresh, "describe", SIX)
     slurm.says("sacct", "under maintenance\n")
-    assert kinds(board_of(fresh)) == ["unknown"] * 6
+    assert kinds(read_queue_state(fresh)) == ["unknown"] * 6
 
 
-def test_a_job_whose_number_was_never_written_down_is_found_by_its_name(fresh, slurm):
+def test_a_job_whose_id_was_never_recorded_is_found_by_its_name(fresh, slurm):
     made = record(fresh, "describe", SIX, jobs=(None,))
     slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING", job="4711"))
-    board = board_of(fresh)
-    assert [task.label for task in board.active()] == [f"4711_{n}" for n in range(6)]
-    assert job_summaries(board)[0]["id"] == "4711"
+    queue = read_queue_state(fresh)
+    assert [task.label for task in queue.active()] == [f"4711_{n}" for n in range(6)]
+    assert job_summaries(queue)[0]["id"] == "4711"
     done = submit(fresh, Request(stage="describe", profile="cpu"))
     assert done.submissions == []
     assert "in the queue" in done.lines[-1]
 
 
-def test_ended_submissions_are_not_asked_about_again(fresh, slurm):
+def test_ended_submissions_are_not_queried_again(fresh, slurm):
     made = record(fresh, "describe", ["0", "1"])
     slurm.says(
         "sacct", accounted(made.arrays[0], "101_0", "COMPLETED") + accounted(made.arrays[0], "101_1", "FAILED")
@@ -230,22 +230,22 @@ def test_ended_submissions_are_not_asked_about_again(fresh, slurm):
     again = submit(fresh, Request(stage="describe", profile="cpu")).submissions[0]
     slurm.says("squeue", queued(again.arrays[0], "0-5", "PENDING", job=again.jobs[0]))
     slurm.forget_calls()
-    board = board_of(fresh)
-    assert kinds(board)[:2] == ["completed", "failed"]
+    queue = read_queue_state(fresh)
+    assert kinds(queue)[:2] == ["completed", "failed"]
     (asked,) = slurm.calls("squeue")
     assert made.names[0] not in asked
     assert slurm.calls("sacct") == []
 
 
-def test_jobs_whose_work_somebody_else_has_done_are_only_asked_about_where_it_matters(fresh, slurm):
+def test_jobs_whose_work_is_already_done_are_queried_only_for_the_whole_queue(fresh, slurm):
     made = record(fresh, "describe", SIX)
     pickle = made.folder / "101_0_submitted.pkl"
     pickle.touch()
     do(fresh, "describe")
     slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING"))
-    assert kinds(board_of(fresh)) == ["completed"] * 6
+    assert kinds(read_queue_state(fresh)) == ["completed"] * 6
     assert slurm.calls("squeue") == []
-    assert len(board_of(fresh, whole_queue=True).active()) == 6, "so that they can be cancelled"
+    assert len(read_queue_state(fresh, whole_queue=True).active()) == 6, "so that they can be cancelled"
     assert "describe is done" in submit(fresh, Request(stage="describe", profile="cpu")).lines[-1]
     submit(fresh, Request(stage="generate", profile="cpu"))
     assert pickle.exists(), "without it they would fail, and what waits for them would be cancelled"
@@ -253,17 +253,17 @@ def test_jobs_whose_work_somebody_else_has_done_are_only_asked_about_where_it_ma
     assert "--dependency" not in script
 
 
-def test_of_shards_in_the_queue_none_is_submitted_twice(fresh, slurm):
+def test_queued_shards_are_not_submitted_again(fresh, slurm):
     made = record(fresh, "describe", ["0-1", "2", "3-4"])
     slurm.says("squeue", queued(made.arrays[0], "0", "RUNNING") + queued(made.arrays[0], "2", "PENDING"))
-    assert board_of(fresh).shards_in_flight("describe") == {0, 1, 3, 4}
+    assert read_queue_state(fresh).shards_in_flight("describe") == {0, 1, 3, 4}
     done = submit(fresh, Request(stage="describe", profile="cpu"))
     assert done.submissions[0].all_shards() == {2, 5}
     assert any("4 in the queue already" in line for line in done.lines)
-    assert board_of(fresh).shards_in_flight("mask") == set()
+    assert read_queue_state(fresh).shards_in_flight("mask") == set()
 
 
-def test_with_force_what_is_in_the_queue_is_submitted_again(fresh, slurm):
+def test_with_force_queued_shards_are_submitted_again(fresh, slurm):
     made = record(fresh, "describe", SIX)
     slurm.says("squeue", queued(made.arrays[0], "0-5", "PENDING"))
     done = submit(fresh, Request(stage="describe", profile="cpu", force=True))
@@ -300,7 +300,7 @@ def test_the_json_of_jobs_keeps_its_contract(fresh, slurm):
         + queued(one.arrays[1], "1", "FAILED", job="102")
         + queued(one.arrays[1], "2", "COMPLETED", job="102"),
     )
-    summaries = json.loads(json.dumps(job_summaries(board_of(fresh))))
+    summaries = json.loads(json.dumps(job_summaries(read_queue_state(fresh))))
     none = dict.fromkeys(KINDS, 0)
     assert summaries == [
         {"id": "101", "stage": "describe", "state": "running", "tasks": none | {"running": 1, "pending": 2},
@@ -322,7 +322,7 @@ def test_running_tasks_are_shown_with_their_node_times_and_shards(fresh, slurm):
     ]  # fmt: skip
 
 
-def test_a_job_that_asks_about_jobs_is_not_taken_for_one_of_them(fresh, slurm, monkeypatch):
+def test_a_query_from_inside_a_job_is_not_affected_by_that_job(fresh, slurm, monkeypatch):
     record(fresh, "describe", SIX)
     for name in ("SLURM_JOB_ID", "SQUEUE_STATES", "SBATCH_PARTITION", "SLURM_CLUSTERS", "SACCT_FORMAT"):
         monkeypatch.setenv(name, "1")
@@ -345,5 +345,5 @@ def test_elapsed_times_are_read(text, seconds):
 
 
 @pytest.mark.parametrize("text", ["", "INVALID", "UNLIMITED", "1-", "a:b", "Partition_Limit"])
-def test_what_is_no_time_is_not_a_number(text):
+def test_an_invalid_elapsed_time_is_nan(text):
     assert math.isnan(seconds_of(text))

@@ -1,4 +1,4 @@
-"""What Slurm's accounting knows of tasks that have run: one ``sacct`` call for all of them, steps included."""
+"""Resource usage of finished tasks from Slurm's accounting: one ``sacct`` call for all tasks and their steps."""
 
 import math
 import re
@@ -14,11 +14,12 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
-    """What one task used: of a task that went back into the queue, in its last turn.
+class TaskUsage:
+    """Resource usage of one task. A requeued task has the usage of its last start.
 
-    ``elapsed`` and ``processor``: seconds, of the clock and of all CPUs. ``cpus``: how many it had. ``peak_memory``:
-    bytes, the most on one node, and ``gpu_share``: mean use of its GPUs, 0 to 1; None where the site does not say.
+    ``elapsed``: wall time in seconds. ``processor``: CPU time in seconds, summed over all CPUs. ``cpus``: number of
+    allocated CPUs. ``peak_memory``: largest memory on one node in bytes. ``gpu_share``: mean GPU utilisation, 0 to 1.
+    The last two are None if the site does not record them.
     """
 
     elapsed: float
@@ -29,8 +30,8 @@ class Account:
     gpu_share: float | None = None
 
 
-def accounts(known: Sequence[Submission]) -> dict[str, Account] | None:
-    """The accounts of every task of ``known`` by Slurm's name of it, ``123_4``; None for a site that keeps none."""
+def task_usage(known: Sequence[Submission]) -> dict[str, TaskUsage] | None:
+    """Return the usage of every task of ``known`` by Slurm's id, ``123_4``; None if the site has no accounting."""
     names = [name for one in known for name in one.names]
     if not names:
         return {}
@@ -43,12 +44,13 @@ def accounts(known: Sequence[Submission]) -> dict[str, Account] | None:
         )
     except SlurmError:
         return None
-    return parse_accounts(text)
+    return parse_usage(text)
 
 
-def parse_accounts(text: str) -> dict[str, Account]:
-    """sacct's lines as accounts: a job's own line has its time, those of its steps memory and GPUs. What is not
-    understood is left out.
+def parse_usage(text: str) -> dict[str, TaskUsage]:
+    """Parse sacct's lines. A job's line has its times; the lines of its steps have memory and GPU utilisation.
+
+    Lines that cannot be parsed are skipped.
     """
     jobs: dict[str, tuple[str, float, float, int]] = {}
     memory: dict[str, list[int]] = {}
@@ -67,7 +69,7 @@ def parse_accounts(text: str) -> dict[str, Account]:
         if not any(map(math.isnan, times)) and cpus.isdigit():
             jobs[job] = (state.partition(" ")[0], *times, int(cpus))
     return {
-        job: Account(
+        job: TaskUsage(
             elapsed=elapsed,
             processor=processor,
             cpus=cpus,
@@ -80,12 +82,12 @@ def parse_accounts(text: str) -> dict[str, Account]:
 
 
 def _processor_seconds(text: str) -> float:
-    """``[D-][H:]M:S[.milliseconds]``; NaN for anything else."""
+    """Return the seconds of ``[D-][H:]M:S[.milliseconds]``; NaN for any other text."""
     whole, _, part = text.partition(".")
     return seconds_of(whole) + (float(f"0.{part}") if part.isdigit() else 0.0)
 
 
 def _size(text: str) -> list[int]:
-    """A size with its unit, ``2063340K``, in bytes; none where sacct has none."""
+    """Return a size such as ``2063340K`` in bytes, as a list of one; an empty list if sacct gives no size."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)", text)
     return [round(float(match[1]) * _UNITS[match[2]])] if match else []
