@@ -32,6 +32,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from magicseg.core.errors import BackendError, ConfigError, MagicsegError
 from magicseg.core.settings import Settings
+from magicseg.core.validation import faults
 from magicseg.labels import Label
 from magicseg.weights import Weights
 
@@ -287,13 +288,9 @@ def choose_backend(kind: str, name: str, options: Mapping[str, Any], where: str)
     try:
         return backend, backend.Options.model_validate(options)
     except ValidationError as error:
-        # Not pydantic's own text: it quotes the values, and one may be a key in the wrong place.
-        faults = [
-            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"].removeprefix("Value error, ")]))
-            for item in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
+        # Pydantic's own text quotes the values, and a value may be a secret under a wrong key.
         raise ConfigError(
-            f"{where}.options does not fit back end {name!r}: {'; '.join(faults)}",
+            f"{where}.options does not fit back end {name!r}: {'; '.join(map(str, faults(error)))}",
             hint=f"its options: {', '.join(backend.Options.model_fields) or 'none'}",
         ) from None
 

@@ -108,6 +108,7 @@ def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":
 
     from magicseg.config.evaluation import EvaluateSettings
     from magicseg.core.errors import ConfigError
+    from magicseg.core.validation import first_fault
     from magicseg.data.protocol import protocol_names
 
     base = target.run.config.evaluate.model_dump() if target.run else {}
@@ -121,10 +122,9 @@ def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":
             base | {key: value for key, value in given.items() if value is not None}
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise ConfigError(
-            f"--{str(first['loc'][0]).removesuffix('s')}: {first['msg']}, got {first['input']!r}"
-        ) from None
+        first = first_fault(error)
+        option = str(first.location[0]).removesuffix("s")
+        raise ConfigError(f"--{option}: {first.message}, got {first.value!r}") from None
 
 
 def _device(world: Any) -> str:

@@ -1,6 +1,5 @@
 """Explain a validation error of pydantic: the key, what is wrong with its value, and the nearest valid key."""
 
-import difflib
 from collections.abc import Sequence
 from typing import Any, get_args, get_origin
 
@@ -9,35 +8,37 @@ from pydantic import BaseModel, ValidationError
 from magicseg.config.run import Config
 from magicseg.core.errors import ConfigError
 from magicseg.core.text import printable
+from magicseg.core.validation import first_fault, nearest
 
 _NUMBER = "write a number, without quotes: 16, 0.5 or 1e-5"
 _HINTS = {"bool_type": "write true or false", "int_type": _NUMBER, "float_type": _NUMBER, "finite_number": _NUMBER}
 
 
 def explained(error: ValidationError, source: str) -> ConfigError:
-    first = error.errors(include_url=False)[0]
-    location = _without_tags([part for part in first["loc"] if isinstance(part, str)])
+    """Return the error that names a key of `Config`, its fault and what to do. Args: source: where it was read."""
+    first = first_fault(error)
+    location = _without_tags([part for part in first.location if isinstance(part, str)])
     key = ".".join(location) or "settings"
-    if first["type"] == "extra_forbidden":
+    if first.is_unknown_key:
         known = _keys_at(Config, location[:-1])
-        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        near = nearest(location[-1], known)
         everywhere = [path for path in _all_keys(Config) if path.rsplit(".", 1)[-1] == location[-1] and path != key]
-        prefix = ".".join(location[:-1])
         if near or everywhere:
-            guesses = [f"{prefix}.{near[0]}".removeprefix(".")] if near else []
+            guesses = [".".join([*location[:-1], near])] if near else []
             hint = f"did you mean {' or '.join([*guesses, *everywhere[:2]])}?"
         else:
             hint = f"known here: {', '.join(known)}"
         return ConfigError(f"{source}: {key} is not a setting", hint=hint)
-    if first["type"] == "missing":
+    if first.kind == "missing":
         return ConfigError(f"{source}: {key} is missing", hint="start from a preset: --preset miniature")
-    message = first["msg"].removeprefix("Value error, ")
-    got = printable(repr(first["input"]), 200)
-    return ConfigError(f"{source}: {key}: {message} (got {got})", hint=_HINTS.get(first["type"], "magicseg schema"))
+    got = printable(repr(first.value), 200)
+    return ConfigError(
+        f"{source}: {key}: {first.message} (got {got})", hint=_HINTS.get(first.kind, "magicseg schema")
+    )
 
 
 def _models_of(annotation: Any) -> list[type[BaseModel]]:
-    """The groups of settings that a value may be."""
+    """Return the groups of settings that a value may be."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) is not None:
@@ -46,7 +47,7 @@ def _models_of(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _without_tags(location: Sequence[str]) -> list[str]:
-    """A key's parts without those by which pydantic says which of several groups of settings it took."""
+    """Return a key's parts without the names by which pydantic says which of several groups of settings it tried."""
     models: list[type[BaseModel]] = [Config]
     kept: list[str] = []
     for part in location:
@@ -61,7 +62,7 @@ def _without_tags(location: Sequence[str]) -> list[str]:
 
 
 def _names_of(model: type[BaseModel]) -> tuple[Any, ...]:
-    """The names by which one of several groups of settings is chosen."""
+    """Return the names by which one of several groups of settings is chosen."""
     field = model.model_fields.get("name")
     return get_args(field.annotation) if field else ()
 

@@ -14,14 +14,15 @@ from magicseg.config.explain import explained
 from magicseg.config.run import Config
 from magicseg.core.documents import parse_yaml, read_text
 from magicseg.core.errors import ConfigError
-from magicseg.core.overrides import Assignment, NotAGroup, assignments, lay_over
+from magicseg.core.nested import assignments
+from magicseg.core.overrides import NotAGroup, lay_over, lay_over_options
 from magicseg.core.text import printable
 
 _YAML = "write each key once, and quote texts with ': ', ' #', brackets or a leading '!' or '*' in them"
 
 
 def preset_names() -> list[str]:
-    """The shipped presets."""
+    """Return the names of the shipped presets."""
     return sorted(
         entry.name.removesuffix(".yaml")
         for entry in files("magicseg.presets").iterdir()
@@ -30,14 +31,14 @@ def preset_names() -> list[str]:
 
 
 def json_schema() -> str:
-    """The JSON schema of `Config`."""
+    """Return the JSON schema of `Config`."""
     return json.dumps(Config.model_json_schema(), indent=2)
 
 
 def load_config(*, preset: str | None = None, file: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Merge a preset, a file and ``key.path=value`` overrides, in this order: see `magicseg.core.overrides`.
 
-    Raises: ConfigError naming the key, with the nearest valid one for an unknown key.
+    Raises ConfigError that names the key, and the nearest valid key for an unknown one.
     """
     written: dict[str, Any] = {}
     if file is not None:
@@ -59,12 +60,12 @@ def load_config(*, preset: str | None = None, file: Path | None = None, override
         lay_over(data, assignments(written))
     except NotAGroup as error:
         raise ConfigError(f"{source}: {error} is a value, not a group of settings") from None
-    _apply_overrides(data, overrides)
+    lay_over_options(data, overrides, form="key.path=value", example="plan.samples=256", hint=_YAML)
     return validate_config(data, source=source)
 
 
 def validate_config(data: Mapping[str, Any], *, source: str) -> Config:
-    """Check plain data against `Config`. Raises: ConfigError naming the first offending key."""
+    """Check plain data against `Config`. Raises ConfigError that names the first invalid key."""
     try:
         return Config.model_validate(data)
     except ValidationError as error:
@@ -77,7 +78,7 @@ def _parsed(text: str, source: str) -> Any:
 
 
 def _parse(text: str, source: str) -> Any:
-    """Plain data of the caller's own. A run's file is opened often and takes 10 ms, a copy of what was in it less."""
+    """Return a copy of the cached plain data: to parse a run's file takes 10 ms, to copy it less."""
     return copy.deepcopy(_parsed(text, source))
 
 
@@ -92,26 +93,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> Config:
-    """A run's own, complete configuration file."""
+    """Return the configuration in a run's file, which holds every setting. Raises ConfigError."""
     return validate_config(_read(path), source=str(path))
-
-
-def _apply_overrides(data: dict[str, Any], overrides: Sequence[str]) -> None:
-    layer: list[Assignment] = []
-    texts: dict[tuple[Any, ...], str] = {}
-    for override in overrides:
-        key, separator, text = override.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(
-                f"--set {printable(override, 200)!r} is not of the form key.path=value", hint="--set plan.samples=256"
-            )
-        shown = f"--set {printable(override, 200)!r}"
-        value = parse_yaml(text, source=shown, hint=_YAML)
-        for assignment in assignments(value, tuple(key.strip().split("."))):
-            layer.append(assignment)
-            texts[assignment[0]] = shown
-    try:
-        lay_over(data, layer)
-    except NotAGroup as error:
-        shown = next(text for path, text in texts.items() if ".".join(map(str, path)).startswith(f"{error}."))
-        raise ConfigError(f"{shown}: {error} is a value, not a group of settings") from None

@@ -24,6 +24,7 @@ from pydantic_core import from_json
 from magicseg.core.errors import ConfigError, DataError, MagicsegError
 from magicseg.core.storage import reason, remedy
 from magicseg.core.text import printable
+from magicseg.core.validation import first_fault
 
 DOCUMENT_BYTES = 64 << 20
 _LINE_BYTES = 1 << 20
@@ -98,9 +99,7 @@ def parse_json(
         from_json(data, allow_inf_nan=nan, cache_strings="keys")
         value: T = _adapter(cast("Any", schema)).validate_json(data, strict=True)
     except ValidationError as fault:
-        first = fault.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        why = f"{where}: {first['msg']}" if where else first["msg"]
+        why = str(first_fault(fault))
     except ValueError as fault:
         why = f"it is not JSON: {fault}"
     else:

@@ -5,26 +5,19 @@ a new ``backend`` drops ``options``, a new encoder ``name`` drops the whole grou
 ``revision``. Dependent settings from the same layer as the choice are kept, in any order.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-Assignment = tuple[tuple[Any, ...], Any]
-"""The keys from the outermost group to a setting, and its value."""
+from magicseg.core.documents import parse_yaml
+from magicseg.core.errors import ConfigError
+from magicseg.core.nested import Assignment, assignments
+from magicseg.core.text import printable
 
 _DROPPED = {"backend": "options", "model": "revision"}  # key of a choice -> dependent key in the same group
 
 
 class NotAGroup(ValueError):
     """A setting is a value, but a group is expected; the message is its dotted key."""
-
-
-def assignments(value: Any, path: tuple[Any, ...] = ()) -> Iterator[Assignment]:
-    """Yield every single setting in a group below ``path``. A value that is not a group is yielded as one setting."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from assignments(inner, (*path, key))
-    else:
-        yield path, value
 
 
 def lay_over(data: dict[str, Any], layer: Iterable[Assignment]) -> None:
@@ -47,6 +40,43 @@ def lay_over(data: dict[str, Any], layer: Iterable[Assignment]) -> None:
                 raise NotAGroup(".".join(map(str, path[:depth])))
             node = child
         node[name] = value
+
+
+def lay_over_options(
+    data: dict[str, Any],
+    options: Sequence[str],
+    *,
+    form: str,
+    example: str,
+    hint: str,
+    prefix: str = "",
+    numbers: bool = True,
+) -> None:
+    """Merge the values of ``--set`` options into ``data`` as one layer. Values are YAML.
+
+    Args: form: how an option is written, for messages: ``key.path=value``. example: a valid option. hint: for values
+    that are not YAML. prefix: what every key begins with; it is removed. numbers: if false, numbers stay text.
+    Raises ConfigError that quotes the option.
+    """
+    layer: list[Assignment] = []
+    shown_by_path: dict[tuple[Any, ...], str] = {}
+    for option in options:
+        shown = f"--set {printable(option, 200)!r}"
+        key, separator, text = option.partition("=")
+        key = key.strip()
+        if not separator or not key.startswith(prefix) or key == prefix:
+            raise ConfigError(f"{shown} is not of the form {form}", hint=f"--set {example}")
+        value = parse_yaml(text, source=shown, hint=hint, numbers=numbers)
+        for path, single in assignments(value, tuple(key.removeprefix(prefix).split("."))):
+            layer.append((path, single))
+            shown_by_path[path] = shown
+    try:
+        lay_over(data, layer)
+    except NotAGroup as error:
+        shown = next(each for path, each in shown_by_path.items() if ".".join(map(str, path)).startswith(f"{error}."))
+        raise ConfigError(
+            f"{shown}: {error} is a value, not a group of settings", hint=f"--set {prefix}{error}=VALUE"
+        ) from None
 
 
 def _drop_former(data: dict[str, Any], path: tuple[Any, ...], value: Any) -> None:

@@ -21,6 +21,7 @@ from typing_extensions import TypedDict  # pydantic does not take that of typing
 from magicseg.core.documents import read_bytes
 from magicseg.core.errors import BackendError, DataError
 from magicseg.core.text import first_acting, printable
+from magicseg.core.validation import first_fault
 from magicseg.images.reading import MAX_PIXELS, read_size
 from magicseg.labels.vocabulary_files import MAX_NAME
 
@@ -168,9 +169,7 @@ def _parsed(content: bytes) -> _InstancesFile:
     try:
         return _instances_file.validate_python(from_json(content), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"][:3]))
-        raise _Fault(f"this is not a COCO instances file: {where}: {printable(first['msg'], 200)}") from error
+        raise _Fault(f"this is not a COCO instances file: {first_fault(error)}") from error
     except ValueError as error:
         raise _Fault(f"this is not JSON: {printable(str(error), 200)}") from error
 

@@ -20,7 +20,7 @@ from magicseg.core.documents import parse_yaml, read_text
 from magicseg.core.errors import ConfigError, LabelError
 from magicseg.core.files import to_json
 from magicseg.core.settings import Settings
-from magicseg.core.text import printable
+from magicseg.core.validation import first_fault
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary, load_vocabulary
 
 _HINT = "see docs/benchmarks.md"
@@ -247,11 +247,9 @@ def _parse(text: str, where: str, folder: Path | None) -> Protocol:
     try:
         protocol = Protocol.model_validate(data)
     except ValidationError as error:
-        # A misspelt key before the one that is missing for it.
-        first = min(error.errors(include_url=False), key=lambda one: one["type"] != "extra_forbidden")
-        place = ".".join(map(str, first["loc"])) or "the protocol"
-        reason = printable(first["msg"].removeprefix("Value error, "), 300)
-        raise ConfigError(f"{where}: {printable(place, 100)}: {reason}", hint="keys: docs/benchmarks.md") from error
+        first = first_fault(error)
+        place = first.key or "the protocol"
+        raise ConfigError(f"{where}: {place}: {first.message}", hint="keys: docs/benchmarks.md") from error
     protocol._folder = folder
     try:
         labels = protocol.labels

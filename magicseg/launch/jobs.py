@@ -22,6 +22,7 @@ from magicseg.core.errors import DamageError, RunError, StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.ranges import parse_ranges
 from magicseg.core.text import command
+from magicseg.core.validation import first_fault
 from magicseg.launch.profile import Resources
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
@@ -106,9 +107,7 @@ class Submission:
         try:
             return Resources.model_validate(dict(self.resources))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(map(str, ("resources", *first["loc"])))
-            raise _damaged(self.folder, f"{where}: {first['msg']}") from None
+            raise _damaged(self.folder, f"resources.{first_fault(error)}") from None
 
     def again(self) -> Mapping[str, Any]:
         """Return the request that a follow-up job submits again. Raises DamageError if the record is incomplete."""

@@ -16,6 +16,7 @@ from magicseg.core.paths import absolute
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
 from magicseg.core.settings import Settings
 from magicseg.core.text import printable
+from magicseg.core.validation import Fault, first_fault
 from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS
 from magicseg.launch.gpus import gpus_per_node
 from magicseg.launch.quoting import (
@@ -32,7 +33,7 @@ from magicseg.launch.quoting import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
 JOBS = (*STAGES, "train", "evaluate")  # in the order in which they are done
 FOLLOW_UP = "follow-up"
@@ -257,11 +258,9 @@ class Profile(Resources):
             try:
                 self.resources(stage)
             except ValidationError as error:
-                first = error.errors(include_url=False)[0]
-                key = key_of(first["loc"])
-                message = first["msg"].removeprefix("Value error, ")
-                got = shown_input(first["loc"], first["input"])
-                raise ValueError(f"stages.{stage}{f'.{key}' if key else ''}: {message}{got}") from None
+                first = first_fault(error)
+                key = ".".join(filter(None, ["stages", stage, first.key]))
+                raise ValueError(f"{key}: {first.message}{shown_input(first)}") from None
         return self
 
     def resources(self, stage: str) -> Resources:
@@ -293,15 +292,11 @@ def _variable(name: str) -> str:
     return name
 
 
-def shown_input(location: "Sequence[int | str]", value: object) -> str:
+def shown_input(fault: Fault) -> str:
     """Return `` (got VALUE)`` for an error's message; an empty string for groups of values and possible secrets."""
+    location, value = fault.location, fault.value
     if not location or location[0] in {"environment", "setup", "extra"} or isinstance(value, dict | list | tuple):
         return ""
     if assigned_secret(str(value)) or secret_value(str(value)):
         return ""
     return f" (got {printable(repr(value), 100)})"
-
-
-def key_of(location: "Sequence[int | str]") -> str:
-    """Return a value's dotted key, without pydantic's names of types and alternatives, such as ``literal['all']``."""
-    return ".".join(str(part) for part in location if not re.fullmatch(r"[\w-]*\[.*\]", str(part)))

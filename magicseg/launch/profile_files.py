@@ -1,6 +1,5 @@
 """Load profiles: shipped files, custom files, and overrides from the command line."""
 
-import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,13 @@ from pydantic import ValidationError
 
 from magicseg.core.documents import parse_yaml, read_bytes
 from magicseg.core.errors import ConfigError
-from magicseg.core.overrides import NotAGroup, assignments, lay_over
-from magicseg.core.text import printable
-from magicseg.launch.profile import ContainerSettings, Profile, key_of, shown_input
+from magicseg.core.overrides import lay_over_options
+from magicseg.core.validation import first_fault, nearest
+from magicseg.launch.profile import ContainerSettings, Profile, shown_input
 
 _OVERRIDE = "slurm."
 _MOST_BYTES = 1 << 20  # of a profile
-
-
 _HINT = "quote values with ': ' or ' #' in them"
-
-
 _ENVIRONMENT_HINT = (
     "remove it from the profile, export it in your shell, and name it: pass_environment: [NAME]   "
     "# or leave that at `all`"
@@ -66,8 +61,15 @@ def load_profile(reference: str, overrides: Sequence[str] = ()) -> Profile:
     values = _parse(text, reference)
     if not isinstance(values, dict):
         raise ConfigError(f"{reference}: holds {type(values).__name__}, not a mapping of settings")
-    for override in overrides:
-        _apply(values, override)
+    lay_over_options(
+        values,
+        overrides,
+        form="slurm.KEY=VALUE",
+        example="slurm.partition=low",
+        hint=_HINT,
+        prefix=_OVERRIDE,
+        numbers=False,
+    )
     return validate_profile(values, reference)
 
 
@@ -84,30 +86,12 @@ def _parse(text: str, source: str) -> Any:
     return parse_yaml(text, source=source, hint=_HINT, numbers=False)
 
 
-def _apply(data: dict[str, Any], override: str) -> None:
-    key, separator, text = override.partition("=")
-    key = key.strip()
-    if not separator or not key.startswith(_OVERRIDE) or key == _OVERRIDE:
-        raise ConfigError(f"--set {override!r} is not of the form slurm.KEY=VALUE", hint="--set slurm.partition=low")
-    path = tuple(key.removeprefix(_OVERRIDE).split("."))
-    try:
-        lay_over(data, assignments(_parse(text, f"--set {override!r}"), path))
-    except NotAGroup as error:
-        raise ConfigError(
-            f"--set {override!r}: {error} is a value, not a group of settings", hint=f"--set slurm.{error}=VALUE"
-        ) from None
-
-
 def _explain(error: ValidationError, source: str) -> ConfigError:
-    first = error.errors(include_url=False)[0]
-    key = key_of(first["loc"])
-    if first["type"] == "extra_forbidden":
-        known = ContainerSettings.model_fields if key.startswith("container.") else Profile.model_fields
-        near = difflib.get_close_matches(key.rsplit(".", 1)[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return ConfigError(f"{source}: {key} is not a key of a profile", hint=hint)
-    message = printable(first["msg"].removeprefix("Value error, "), 500)
-    where = f"{source}: {key}" if key else source
-    got = shown_input(first["loc"], first["input"])
-    hint = _ENVIRONMENT_HINT if "pass_environment" in message else "docs/cluster.md lists a profile's keys"
-    return ConfigError(f"{where}: {message}{got}", hint=hint)
+    first = first_fault(error)
+    if first.is_unknown_key:
+        known = ContainerSettings.model_fields if first.key.startswith("container.") else Profile.model_fields
+        near = nearest(first.key.rsplit(".", 1)[-1], known)
+        hint = f"did you mean {near}?" if near else f"known: {', '.join(known)}"
+        return ConfigError(f"{source}: {first.key} is not a key of a profile", hint=hint)
+    hint = _ENVIRONMENT_HINT if "pass_environment" in first.message else "docs/cluster.md lists a profile's keys"
+    return ConfigError(f"{source}: {first}{shown_input(first)}", hint=hint)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from magicseg.core.errors import ConfigError
 from magicseg.core.text import printable
+from magicseg.core.validation import first_fault
 
 _DRIVEN = (
     "magicseg supports open_clip's own vision transformers with a class token and learned pooling by 'tok' or 'avg' "
@@ -126,10 +127,8 @@ def check_clip_config(config: Mapping[str, Any], source: object) -> None:
     try:
         _Model.model_validate(config)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = printable(".".join(map(str, first["loc"])), 200)
         raise ConfigError(
-            f"{source}: this open_clip model cannot be used: {place}: {first['msg']}",
+            f"{source}: this open_clip model cannot be used: {first_fault(error)}",
             hint="only open_clip's own sizes and switches are allowed; remove keys that name code or files",
         ) from None
 
