@@ -1,1 +1,1 @@
-"""Training: sample order and loading, optimiser, loop, checkpoints. Importing this package loads no torch."""
+"""Training: the step, the loop, the optimizer, checkpoints, the log. Importing this package loads no torch."""

@@ -1,10 +1,10 @@
 """Checkpoints: one safetensors file each, written whole or not at all, with scalars as JSON in its header.
 
-    model/NAME  optimizer/NAME/KEY  ema/NAME        whole tensors, however training had them lie
+    model/NAME  optimizer/NAME/KEY  ema/NAME        whole tensors, also if training shards them
 
-so that a checkpoint goes on in any number of processes and under any strategy. What is frozen is not in it: that
-comes from where it came from at first, which the identity names. No state of random generators is stored, because
-each step seeds its own (`magicseg.train.step`), nor a position in the data, which follows from the step.
+So training resumes from a checkpoint on any number of ranks and with any strategy. Frozen weights are not saved; they
+are reloaded from their original source, which the identity names. No state of a random generator is stored, because
+each step seeds its own (`magicseg.train.step`). No position in the data is stored, because it follows from the step.
 """
 
 import json
@@ -33,10 +33,13 @@ from magicseg.train.sharding import like, whole
 from magicseg.train.step import Stepper
 
 _FORMAT = 2
-_READ = (1, 2)  # format 1 held what is frozen too, and no averages
-_BEFORE = {"crop": None, "photometric": False}  # done before there were these settings, whose defaults differ
+_READ = (1, 2)  # format 1 also held the frozen weights, and no averages
+_BEFORE = {
+    "crop": None,
+    "photometric": False,
+}  # how training worked before these settings existed; their defaults differ
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW
-_NONE = -1  # instead of a step
+_NONE = -1  # in place of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
 _UNREADABLE = (OSError, SafetensorError, ValueError, KeyError, TypeError, DataError)
 _log = logging.getLogger(__name__)
@@ -53,8 +56,11 @@ class _Scalars(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """``step``: steps done. ``identity``: what training began with. ``sums``: losses since the last log. ``best``:
-    the step with the best evaluation so far and its value, None if there was none. ``scaler``: fp16's.
+    """The content of one file.
+
+    ``step``: steps done. ``identity``: data, seed, classes and settings that training began with. ``sums``: losses
+    summed since the last log row. ``best``: the step with the best evaluation so far and its value; None before the
+    first evaluation. ``scaler``: the state of fp16's gradient scaler.
     """
 
     path: Path
@@ -67,9 +73,9 @@ class Checkpoint:
 
     @torch.no_grad()
     def restore(self, stepper: Stepper) -> None:
-        """Put weights, buffers, moments and averages back.
+        """Copy weights, buffers, moments and averages into the stepper.
 
-        Raises: StoreError if its tensors are not exactly the model's, or have values that are not finite.
+        Raises: StoreError if the tensors are not exactly the model's, or have values that are not finite.
         """
         state = stepper.model.state_dict()
         stored = self._under("model/")
@@ -118,7 +124,7 @@ class Checkpoint:
 
 
 def gather(stepper: Stepper, world: World) -> dict[str, Tensor]:
-    """What a checkpoint holds, whole and on the CPU. All processes call it; it is empty in all but the first."""
+    """Return a checkpoint's tensors, unsharded and on the CPU. All ranks call this; only rank 0 gets any."""
     frozen = _frozen(stepper.model)
     gathered = {}
 
@@ -150,18 +156,18 @@ def write_checkpoint(
     scaler: Mapping[str, Any],
     settings: TrainSettings,
 ) -> Path:
-    """Write the state after ``step`` steps, as `gather` gives it, and remove old ones as the settings say.
+    """Write the state after ``step`` steps, as `gather` returns it, and remove old checkpoints.
 
-    Kept are the newest ``keep_checkpoints``, those of every ``keep_every`` steps, and the best by evaluation.
+    The newest ``keep_checkpoints`` stay, and those of every ``keep_every`` steps, and the best by evaluation.
 
-    Raises: StoreError when the disk refuses; the older ones are then all there.
+    Raises: StoreError if it cannot be written; all older checkpoints are then still there.
     """
     scalars = {"format": _FORMAT, "step": step, "identity": identity, "sums": sums, "best": best, "scaler": scaler}
     content = save(dict(tensors), metadata={"magicseg": json.dumps(scalars)})
     path = _path(folder, step)
     with storage_errors(path, command("magicseg", "train", folder.parent)):
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"step-*{TEMPORARY}"):  # by a kill: nobody else writes here now
+        for left in folder.glob(f"step-*{TEMPORARY}"):  # by a killed training: the claim keeps other writers away
             left.unlink(missing_ok=True)
         write_atomic(path, content)
         for old in _checkpoint_files(folder)[: -settings.keep_checkpoints]:
@@ -172,16 +178,16 @@ def write_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; a damaged one is passed over with a warning.
+    """Return the newest readable checkpoint; skip damaged ones with a warning. None if there are no checkpoints.
 
-    Raises: StoreError when there are checkpoints and none can be read.
+    Raises: StoreError if there are checkpoints and none can be read.
     """
     files = _checkpoint_files(folder)
     for path in reversed(files):
         try:
             return _read(path)
         except _UNREADABLE as error:
-            _log.warning("%s: passed over, it cannot be read: %s", path, error)
+            _log.warning("%s: skipped, because it cannot be read: %s", path, error)
     if files:
         raise StoreError(
             f"{folder}: none of {len(files)} checkpoints can be read",
@@ -191,9 +197,9 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
-    """What is the newest that can be read for the first process, on all of them.
+    """Return rank 0's newest readable checkpoint on every rank.
 
-    Raises: StoreError as `newest_checkpoint` does, or when another process cannot read it.
+    Raises: StoreError as `newest_checkpoint` does, or if another rank cannot read it.
     """
     found = newest_checkpoint(folder) if world.leads else None
     step = int(from_first(world, found.step if found else _NONE))
@@ -203,15 +209,15 @@ def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
     try:
         return _read(path)
     except _UNREADABLE as error:
-        raise StoreError(f"{path}: process {world.rank} cannot read what the first one can: {error}") from error
+        raise StoreError(
+            f"{path}: rank {world.rank} cannot read this checkpoint, which rank 0 can: {error}"
+        ) from error
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
-    """Refuse to go on from a checkpoint that was made with other settings or data.
+    """Raise PlanMismatch, with the differences, if the checkpoint was made with other settings or data.
 
-    A setting that the checkpoint does not name came later: it was then as its default is, or as `_BEFORE` says.
-
-    Raises: PlanMismatch, naming what differs.
+    A setting that the checkpoint does not name is newer than it. It counts as its default, or as `_BEFORE` says.
     """
     defaults = TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)) | _BEFORE
     new = _flatten(identity)
@@ -256,12 +262,12 @@ def _step(path: Path) -> int:
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
-    """Oldest first. Temporary files that a kill left are not among them."""
+    """Return the checkpoints' paths, oldest first, without temporary files of a killed training."""
     return sorted(path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name))
 
 
 def _frozen(model: nn.Module) -> set[str]:
-    """Names of the parameters that do not learn, and of the buffers of modules in which nothing does."""
+    """Return the names of frozen parameters, and of buffers of modules whose parameters are all frozen."""
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     for prefix, module in model.named_modules():
         own = list(module.parameters(recurse=False))

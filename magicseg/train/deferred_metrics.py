@@ -119,8 +119,8 @@ class Late:
             what = "gradient" if math.isfinite(losses["loss"]) else "loss"
             raise IncompleteError(
                 f"the {what} of step {failed} is not a finite number: {losses}",
-                hint="lower train.learning_rate or set train.gradient_clip=1.0, then train anew; "
-                "if it happens at once, look at the data with `magicseg report RUN`",
+                hint="lower train.learning_rate or set train.gradient_clip=1.0, then train again; "
+                "if it happens in the first steps, look at the data with `magicseg report RUN`",
             )
         return Outcome(
             step=waiting.step,

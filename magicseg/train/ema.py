@@ -1,4 +1,4 @@
-"""The moving average of the weights: what is kept as the model where ``ema_decay`` is set."""
+"""The moving average of the weights, which becomes the saved model if ``ema_decay`` is set."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,11 @@ from magicseg.train.optim import trained_parameters
 
 
 class Ema:
-    """After step s (from 1): average = average + (1 - d) (weights - average), d = min(decay, (1 + s) / (10 + s)).
+    """The exponential moving average of the trained parameters.
 
-    The smaller d of the first steps lets the fresh weights go (as TensorFlow's ``ExponentialMovingAverage`` does
-    with ``num_updates``); it depends on the step alone. Buffers are not averaged: the model has the latest.
+    After step s (from 1): average = average + (1 - d) (weights - average), d = min(decay, (1 + s) / (10 + s)). The
+    smaller d of the first steps forgets the initial weights, as TensorFlow's ``ExponentialMovingAverage`` does with
+    ``num_updates``. It depends on the step alone. Buffers are not averaged: the model keeps the latest.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,11 +23,11 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take the weights after ``step`` steps in."""
+        """Update the averages with the weights after ``step`` steps."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
         for name, average in self.averages.items():
             average.lerp_(self._weights[name], weight)
 
     def over(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """``state`` of the model with the averages in place of what is averaged."""
+        """Return the model's ``state`` with each averaged parameter replaced by its average."""
         return {**state, **self.averages}

@@ -1,7 +1,7 @@
-"""Where training's numbers go: ``train.jsonl``, TensorBoard, Weights & Biases.
+"""Write training's numbers to ``train.jsonl``, TensorBoard and Weights & Biases.
 
-A resumed training writes on as if it had never stopped: what an earlier call wrote of later steps is taken back
-(``train.jsonl``), hidden (TensorBoard's ``purge_step``) or written again with the same numbers, of which Weights &
+A resumed training appends as if it had never stopped. Rows that an earlier call wrote for later steps are removed
+(``train.jsonl``), hidden (TensorBoard's ``purge_step``), or written again with the same numbers, of which Weights &
 Biases keeps the first.
 """
 
@@ -25,10 +25,10 @@ Row = Mapping[str, Any]
 
 
 class Log:
-    """The log of one call of training, in the process that leads. To be closed."""
+    """The log of one call of training, on rank 0. Call `close` at the end."""
 
     def __init__(self, out_dir: Path, settings: TrainSettings, *, done: int, identity: Mapping[str, Any]) -> None:
-        """Args: done: steps that training goes on from. Raises: BackendError when a library is missing."""
+        """Args: done: steps already done, by the checkpoint. Raises: BackendError if a library is missing."""
         self._path = out_dir / "train.jsonl"
         out_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -41,14 +41,14 @@ class Log:
         self._others: list[Callable[[int, dict[str, float]], None]] = []
         self._closing: list[Callable[[], None]] = []
         if done == settings.steps:
-            return  # nothing to come
+            return  # training has finished: no row will follow
         if settings.tensorboard:
             self._open_tensorboard(out_dir / "tensorboard", done)
         if settings.wandb is not None:
             self._open_wandb(settings.wandb, out_dir, identity)
 
     def write(self, row: Row) -> None:
-        """One row: its ``step``, numbers, and mappings of numbers."""
+        """Write one row: its ``step``, numbers, and mappings of numbers."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(row), allow_nan=False) + "\n")
         scalars = {name: value for name, value in _flat(row) if name != "step"}
@@ -56,7 +56,7 @@ class Log:
             write(row["step"], scalars)
 
     def close(self) -> None:
-        """End what has to be ended."""
+        """Close TensorBoard's writer and end the run at Weights & Biases."""
         for close in self._closing:
             close()
 
@@ -78,7 +78,7 @@ class Log:
         self._closing.append(writer.close)
 
     def _open_wandb(self, project: str, out_dir: Path, identity: Mapping[str, Any]) -> None:
-        """A run whose id follows from folder and settings, so that a resumed training goes on in it."""
+        """Open a run whose id follows from folder and settings, so that a resumed training continues it."""
         try:
             import wandb
         except ImportError as error:

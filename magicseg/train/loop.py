@@ -7,12 +7,13 @@
     out_dir/checkpoints/step-00001000.safetensors   the newest two
     out_dir/model/{model.json,model.safetensors}    when finished: `magicseg.model.load_segmenter`
 
-Calling it again goes on from the newest checkpoint, with the same curve as if it had never stopped; of a
-finished run nothing is done again. Every step derives its own randomness from (seed, step): no state is lost.
-Many processes share this out (`magicseg.core.distributed`): `Steps` deals each batch to the ranks, losses are means
-over all of them, gradients are averaged, and only rank 0 logs and saves. A checkpoint goes on in any number of
-processes. A step's metrics are read one step later (`magicseg.train.deferred_metrics`), so that no
-step waits for the device.
+A second call resumes from the newest checkpoint, with the same curve as if training had never stopped. It does
+nothing if training has finished. Every step derives its randomness from (seed, step), so no random state is lost.
+
+On several ranks (`magicseg.core.distributed`) each batch is sharded by `magicseg.data.sampler.Steps`, losses are
+means over all ranks, gradients are averaged, and only rank 0 logs and saves. A checkpoint can be resumed on any
+number of ranks. A step's numbers are read one step later (`magicseg.train.deferred_metrics`), so no step waits for
+the device.
 """
 
 import contextlib
@@ -49,8 +50,9 @@ Evaluate = Callable[[Segmenter, int], Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainProgress:
-    """Where training is after a step. ``losses``: total and terms (before their weights) of this step.
-    ``samples_per_second``: of all processes together.
+    """The state after a step. ``losses``: this step's total, and its terms before their weights.
+
+    ``samples_per_second``: over all ranks.
     """
 
     step: int
@@ -62,8 +64,10 @@ class TrainProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """``step``: steps done in all; ``seconds``: of this call; ``weights_digest``: None unless finished, and on
-    all ranks but the first.
+    """The end of one call of `train`.
+
+    ``step``: steps done in all calls. ``seconds``: of this call. ``losses``: of the last step. ``weights_digest``:
+    of the saved model, on rank 0 if training has finished; else None.
     """
 
     status: Literal["finished", "interrupted"]
@@ -89,35 +93,35 @@ def train(
     evaluate: Evaluate | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Train, or go on training, a segmenter.
+    """Train a segmenter, or resume its training.
 
     Args:
-        data_fingerprint: names the samples; a checkpoint made with others is refused.
-        world: the processes that train together, joined already; each calls this with the same arguments.
-        progress: called for every step, when the next one has begun.
-        stop: asked in every step; when it says yes in any process, the step after that one is the last, a
-            checkpoint is written and training returns in all of them.
-        evaluate: called in all processes after every ``evaluate_every`` steps, with a copy of the model, in inference
-            mode, and the step; may do as it likes with both. Its numbers (the first process's count) go into the
-            log; the checkpoint of the step with the largest first number is kept.
+        data_fingerprint: identifies the samples; a checkpoint made with another one is refused.
+        world: the ranks, which have joined the process group. Each calls this with the same arguments.
+        progress: called for every step, after the next one has begun.
+        stop: called in every step. After it returns True on any rank, one more step follows; then a checkpoint is
+            written and training returns on all ranks.
+        evaluate: called on all ranks after every ``evaluate_every`` steps with a copy of the model, in inference
+            mode, and the step. It may change the copy. Rank 0's numbers go into the log, and the checkpoint of the
+            step with the largest first number is kept.
         provenance: written into the finished model's ``model.json``.
 
     Raises:
         PlanMismatch: the newest checkpoint was made with other settings, samples, classes or seed.
-        RunError: somebody else is training in this folder.
-        IncompleteError: a loss or a gradient is not a finite number.
-        ConfigError: the images do not fit the encoder, or the batch cannot be dealt out evenly.
-        DataError: masks hold classes that the vocabulary lacks.
+        RunError: another process is training in this folder.
+        IncompleteError: a loss or a gradient is not finite.
+        ConfigError: the images do not fit the encoder, or the batch cannot be sharded evenly.
+        DataError: masks hold classes that the vocabulary lacks, or a file cannot be read.
         BackendError: a library for the log is missing, or the model cannot be compiled.
-        ReadersLost: a reader process is gone or stuck.
-        StoreError, DataError: something cannot be written or read.
+        ReadersLost: a reader process ended or hangs.
+        StoreError: a file cannot be written or read.
     """
     started = time.perf_counter()
     if settings.cpu_threads:
         torch.set_num_threads(settings.cpu_threads)
     _check_parts(settings, world)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_nobody_else(out_dir / "checkpoints", world))
+        stack.enter_context(_claimed(out_dir / "checkpoints", world))
         training = _Training(
             samples,
             vocabulary,
@@ -152,7 +156,7 @@ def train(
 
 
 class _Training:
-    """One call of `train`: what it has built, where it is."""
+    """One call of `train`: its objects and its progress."""
 
     def __init__(
         self,
@@ -183,10 +187,10 @@ class _Training:
         model = build_segmenter(settings.model, seed=seed).to(device).train()
         side = input_size(samples, settings)
         if side % model.stride:
-            raise ConfigError(f"images of {side} pixels are no multiple of the encoder's stride ({model.stride})")
+            raise ConfigError(f"images of {side} pixels are not a multiple of the encoder's stride ({model.stride})")
         model.check_classes(vocabulary.names)
         model.checkpoint_activations = settings.checkpoint_activations
-        # A model in parts cannot be copied: its whole form is made before.
+        # A sharded model cannot be copied, so an unsharded copy is made before.
         self._form = copy.deepcopy(model).cpu() if is_sharded(settings, world) else None
         self.stepper = Stepper(
             model,
@@ -222,7 +226,8 @@ class _Training:
     def run(self) -> None:
         """Train all remaining steps, or until a stop is requested.
 
-        Raises: ReadersLost, after a checkpoint if this process trains alone: peers would wait for it.
+        Raises: ReadersLost; a process that trains alone writes a checkpoint first. On several ranks that is not
+        possible, because the others would have to take part.
         """
         late = Late()
         try:
@@ -249,13 +254,13 @@ class _Training:
             last = stopping or self.done == settings.steps
             evaluated = self._evaluate is not None and _is_due(self.done, settings.evaluate_every)
             if last or evaluated or self.done % settings.checkpoint_every == 0:
-                now = late.flush()  # before anything that may be wrong is evaluated or written
+                now = late.flush()  # raises if the step failed, before its weights are evaluated or saved
                 assert now is not None
                 began = time.perf_counter()
                 results = self._evaluation() if evaluated else None
                 took = time.perf_counter() - began
                 self._tell(now, results)
-                self._clock += took  # no part of training's speed
+                self._clock += took  # evaluation does not count in samples_per_second
                 is_best = self._best is not None and self._best[0] == self.done
                 if last or is_best or self.done % settings.checkpoint_every == 0:
                     self._save()
@@ -263,7 +268,7 @@ class _Training:
                 return
 
     def current_model(self) -> Segmenter:
-        """A whole copy of the model as it would be kept now, in inference mode. All processes call it."""
+        """Return an unsharded copy of the model as it would be saved now, in inference mode. All ranks call this."""
         state = self.stepper.model.state_dict()
         if self.stepper.ema is not None:
             state = self.stepper.ema.over(state)
@@ -274,7 +279,7 @@ class _Training:
         return model.eval()
 
     def _evaluation(self) -> dict[str, float]:
-        """Also remembers whether it is the best."""
+        """Return the evaluation's numbers; update `_best` if the first is the largest so far."""
         assert self._evaluate is not None
         with _own_random_numbers(self.device), torch.no_grad():
             results = dict(self._evaluate(self.current_model(), self.done))
@@ -284,7 +289,7 @@ class _Training:
         return results
 
     def _tell(self, outcome: Outcome, results: Mapping[str, float] | None = None) -> None:
-        """Into the log, where a row is due, and to who asked for progress."""
+        """Write a log row if one is due, and call ``progress``."""
         settings, step = self.settings, outcome.step
         self.losses = outcome.losses
         self._since += settings.batch_size
@@ -335,13 +340,11 @@ class _Training:
 def _check_parts(settings: TrainSettings, world: World) -> None:
     parts = world.size * settings.accumulate
     if settings.batch_size % parts:
-        shared = (
-            f"{world.size} processes" if settings.accumulate == 1 else f"{world.size} x {settings.accumulate} parts"
-        )
+        shared = f"{world.size} ranks" if settings.accumulate == 1 else f"{world.size} x {settings.accumulate} parts"
         raise ConfigError(
-            f"train.batch_size is {settings.batch_size}, which {shared} cannot share evenly",
+            f"train.batch_size is {settings.batch_size}, which {shared} cannot divide evenly",
             hint=f"set train.batch_size={-(-settings.batch_size // parts) * parts}, "
-            "or start a number of processes that divides it",
+            "or start a number of ranks that divides it",
         )
 
 
@@ -350,10 +353,10 @@ def _is_due(step: int, every: int) -> bool:
 
 
 @contextlib.contextmanager
-def _nobody_else(folder: Path, world: World) -> Iterator[None]:
-    """Have the folder to ourselves: two trainings would overwrite each other's checkpoints and mix their logs.
+def _claimed(folder: Path, world: World) -> Iterator[None]:
+    """Claim the folder: two trainings would overwrite each other's checkpoints and mix their logs.
 
-    A claim, not the operating system's lock, which many network file systems ignore or refuse.
+    It is a claim file and not the operating system's lock, which many network file systems ignore or refuse.
     """
     path = folder / "training.claim"
     claim = None
@@ -362,22 +365,22 @@ def _nobody_else(folder: Path, world: World) -> Iterator[None]:
         claim = try_claim(path)
     if not from_first(world, float(claim is not None)):
         raise RunError(
-            f"{folder.parent}: {holder(path)} is training here already",
-            hint=f"wait for it or stop it; if its machine is gone, its claim ends {STALE_SECONDS:.0f} s after that",
+            f"{folder.parent}: {holder(path)} is already training here",
+            hint=f"wait for it or stop it; if its machine has failed, the claim expires {STALE_SECONDS:.0f} s later",
         )
     with claim or contextlib.nullcontext():
         yield
 
 
 def _own_random_numbers(device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """Leave torch's global generators as they are."""
+    """Restore torch's global generators at the end."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _save_once(
     model: Segmenter, model_dir: Path, *, identity: Mapping[str, Any], provenance: Mapping[str, Any] | None
 ) -> str:
-    """Save the finished model, unless it is there from an earlier call."""
+    """Save the finished model unless an earlier call has; return its weights' digest."""
     if (model_dir / "model.json").exists():
         card = read_card(model_dir)
         if card["provenance"].get("training") == identity:

@@ -1,4 +1,4 @@
-"""The optimiser's parameter groups and the learning rate of each step."""
+"""The optimizer's parameter groups and the learning rate of each step."""
 
 from collections.abc import Iterable
 
@@ -11,10 +11,11 @@ _NEVER_DECAYED = ("class_token", "positions", "positional_embedding", "prompts.t
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW with up to four groups: encoder or new layers, decayed or not. Frozen parameters are left out.
+    """Return AdamW with up to four groups: encoder or new layers, with or without weight decay.
 
-    New layers (all but ``encoder``) learn ``new_layer_lr_multiplier`` times faster. Norms, biases, tokens and
-    positions are not decayed. Each group's ``scale`` multiplies `learning_rate`'s value.
+    New layers (all but ``encoder``) have ``new_layer_lr_multiplier`` times the learning rate. Norms, biases, tokens
+    and positions have no weight decay. Frozen parameters are in no group. Each group's ``scale`` multiplies the value
+    of `learning_rate`.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in trained_parameters(model):
@@ -36,12 +37,12 @@ def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ad
 
 
 def trained_parameters(model: nn.Module) -> Iterable[tuple[str, nn.Parameter]]:
-    """Names and parameters that learn, in the model's order."""
+    """Return names and parameters that are not frozen, in the model's order."""
     return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
 def learning_rate(step: int, settings: TrainSettings) -> float:
-    """The encoder's learning rate at ``step`` (from 0): linear warm-up, then a polynomial to the least."""
+    """Return the encoder's learning rate at ``step`` (from 0): linear warm-up, then polynomial decay."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     least = min(settings.min_learning_rate, settings.learning_rate)
@@ -50,6 +51,6 @@ def learning_rate(step: int, settings: TrainSettings) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group ``rate`` times its ``scale``."""
+    """Set every group's learning rate to ``rate`` times its ``scale``."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["scale"]

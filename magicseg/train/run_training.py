@@ -1,4 +1,4 @@
-"""Training on a run's data, in this process alone or in one of many."""
+"""Train on a run's data, in one process or as one rank of many."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,14 +22,17 @@ def train_run(
     stop: Callable[[], bool],
     tell: Callable[[str], None] = lambda text: None,
 ) -> "TrainResult":
-    """Train on the run's samples or its sources, or go on from the newest checkpoint.
+    """Train on the run's samples or its sources; resume from the newest checkpoint if there is one.
 
-    A finished training is left alone.
+    Does nothing if training has finished.
 
-    Args: progress: told the step and a text about it. stop: asked in every step.
-    tell: called with what was assumed of the sources.
-    Raises: ConfigError if it is to be evaluated meanwhile and there is nothing to do it on; BackendError without
-    torch; what `magicseg.data.mixture.open_sources` and `train` raise.
+    Args:
+        progress: called with the step and a text about it.
+        stop: called in every step; True ends training.
+        tell: called with each assumption about the sources.
+
+    Raises: ConfigError if ``train.evaluate_every`` is set and there is no data for the evaluation; BackendError if
+    torch is missing; also what `magicseg.data.mixture.open_sources` and `magicseg.train.loop.train` raise.
     """
     run.refuse_unfetched("train")
     try:
@@ -50,14 +53,13 @@ def train_run(
         watcher = watch(run)
         if watcher is None:
             raise ConfigError(
-                "train.evaluate_every is set, but there is nothing to look at that is neither trained nor tested on",
+                "train.evaluate_every is set, but there is no validation data that is neither trained nor tested on",
                 hint="set evaluate.data to a benchmark with its other split, or train.evaluate_every=0",
             )
     nothing: dict[str, float] = {}
     patience = EVALUATION if run.config.train.evaluate_every else TIMEOUT
-    sources = open_sources(
-        run, tell=tell
-    )  # before the processes join: staging may take longer than they wait for each other
+    # Before the ranks join: staging may take longer than the process group's timeout.
+    sources = open_sources(run, tell=tell)
     with (
         joined(world, patience=patience),
         storage_errors(run.path, command("magicseg", "train", run.path)),

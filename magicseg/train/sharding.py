@@ -1,4 +1,4 @@
-"""How the model lies in the processes: whole in each (DDP) or in parts (FSDP2), and how parts become whole."""
+"""Replicate the model on every rank (DDP) or shard it across ranks (FSDP2), and gather sharded tensors."""
 
 import torch
 from torch import Tensor, nn
@@ -13,46 +13,46 @@ from magicseg.core.distributed import World
 
 
 def is_sharded(settings: TrainSettings, world: World) -> bool:
-    """Whether the model lies in parts. A process that was not started by torchrun has no group to part it in."""
+    """Return whether the parameters are sharded. Without torchrun there is no process group, and they are not."""
     return settings.strategy == "fsdp" and world.launched
 
 
-def shard(terms: nn.Module, encoder: nn.Module, world: World) -> None:
-    """Part the parameters among all processes, in place: each layer of the encoder on its own, the rest together.
+def shard(module: nn.Module, encoder: nn.Module, world: World) -> None:
+    """Shard the parameters across ranks, in place: one FSDP unit per encoder layer, and one for all the rest.
 
-    The decoder, the prompts and what surrounds the layers are small and used in one go; a group of their own would
-    only make more messages. Gradients are averaged and parted on their way back. A single number has no dimension to
-    part it by: it becomes a list of one, which computes the same.
+    The decoder, the prompts and the encoder's other parameters are small and used together; separate units would only
+    add messages. The backward pass averages and shards the gradients. FSDP cannot shard a scalar parameter, so it
+    becomes a tensor of one entry, which computes the same.
     """
-    for module in list(terms.modules()):
-        for name, parameter in list(module.named_parameters(recurse=False)):
+    for part in list(module.modules()):
+        for name, parameter in list(part.named_parameters(recurse=False)):
             if parameter.dim() == 0:
                 listed = nn.Parameter(parameter.detach()[None], requires_grad=parameter.requires_grad)
-                setattr(module, name, listed)
+                setattr(part, name, listed)
     mesh = init_device_mesh(torch.device(world.device).type, (dist.get_world_size(),))
     for layers in encoder.modules():
         if isinstance(layers, nn.ModuleList):
             for layer in layers:
                 fully_shard(layer, mesh=mesh)
-    fully_shard(terms, mesh=mesh)
+    fully_shard(module, mesh=mesh)
 
 
-def replicate(terms: nn.Module) -> DistributedDataParallel:
-    """``terms`` with its gradients averaged over all ranks, in the same order of addition in every step.
+def replicate(module: nn.Module) -> DistributedDataParallel:
+    """Wrap ``module`` in DDP: gradients are averaged over ranks, in the same order of addition in every step.
 
-    DDP would lay its buckets out anew after the first step, and so also after a resume, whose curve would then
-    differ in the last bits; looking for unused parameters, of which there are none, keeps it from that.
+    By default DDP rebuilds its buckets after the first step, also after a resume, whose curve would then differ in
+    the last bits. Looking for unused parameters, although there are none, turns that off.
     """
-    return DistributedDataParallel(terms, find_unused_parameters=True)
+    return DistributedDataParallel(module, find_unused_parameters=True)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, put together from all processes (which all call this) where it lies in parts."""
+    """Return the unsharded tensor: gathered from all ranks, which all call this, or the tensor itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(value: Tensor, pattern: Tensor) -> Tensor:
-    """A whole ``value`` on the pattern's device, and parted as the pattern is; nothing is sent."""
+    """Return an unsharded ``value`` on the pattern's device, sharded like the pattern, without communication."""
     value = value.to(pattern.device).reshape(pattern.shape)
     if isinstance(pattern, DTensor):
         return distribute_tensor(value, pattern.device_mesh, pattern.placements, src_data_rank=None)

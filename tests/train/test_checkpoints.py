@@ -247,7 +247,7 @@ def test_a_second_training_in_the_same_folder_is_refused_by_name(tmp_path):
 
     def second(state):
         if state.step == 2:
-            with pytest.raises(RunError, match="is training here already") as refusal:
+            with pytest.raises(RunError, match="is already training here") as refusal:
                 go(tmp_path)
             refusals.append(str(refusal.value))
 

@@ -43,5 +43,5 @@ def test_two_steps_of_training_give_a_model_that_segments(checkpoint, tmp_path, 
 
 def test_images_that_do_not_fit_the_patch_are_refused_before_training(checkpoint, tmp_path):
     settings = clip_training(checkpoint("open_clip"))
-    with pytest.raises(ConfigError, match=r"12 pixels are no multiple of the encoder's stride \(8\)"):
+    with pytest.raises(ConfigError, match=r"12 pixels are not a multiple of the encoder's stride \(8\)"):
         train(Squares(np.arange(12), image_size=12), VOCABULARY, settings, tmp_path, seed=0, data_fingerprint="x")

@@ -217,7 +217,7 @@ def test_a_model_in_parts_has_the_curve_of_a_whole_one_and_their_checkpoints_are
 
 def test_a_second_training_in_a_folder_is_refused_in_all_ranks(two_ranks):
     for number in (0, 1):
-        assert "is training here already" in (two_ranks / "twice" / f"refused-{number}").read_text()
+        assert "is already training here" in (two_ranks / "twice" / f"refused-{number}").read_text()
     assert (two_ranks / "twice" / "model" / "model.json").exists()
 
 
@@ -258,7 +258,7 @@ def test_a_batch_that_cannot_be_shared_evenly_is_refused(torchrun, run, tmp_path
     done = torchrun("-m", "magicseg", "train", run.path, options=options)
     assert "exitcode  : 2" in done.err
     said = next((tmp_path / "logs").glob("*/attempt_0/0/stderr.log")).read_text()
-    assert "error: train.batch_size is 9, which 2 processes cannot share evenly" in said
+    assert "error: train.batch_size is 9, which 2 ranks cannot divide evenly" in said
     assert "hint:  set train.batch_size=10" in said
     assert "Traceback" not in said
 
