@@ -96,10 +96,38 @@ class ImagePair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskRequest:
-    """One pair of images to label by pixel. A photograph has no counterfactual.
+class Instances:
+    """The objects that were found in one image, best score first, after thresholds and non-maximum suppression.
 
-    ``image_seed``: that of the sample's first `GenerateRequest`; None for a photograph.
+    ``labels`` are positions in the request's labels. ``best`` has each label's best score among all candidates,
+    whatever the thresholds. ``masks`` are logits of any resolution, stretched over the image and above 0 inside; None
+    if the model gives boxes only.
+    """
+
+    boxes: Boxes
+    labels: NDArray[np.int64]  # (objects,)
+    scores: NDArray[np.float32]  # (objects,), 0 to 1
+    best: NDArray[np.float32]  # (labels,), 0 to 1
+    masks: NDArray[np.floating] | None = None  # (objects, h, w)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairInstances:
+    """The objects that were found in both images of a pair."""
+
+    image: Instances
+    counterfactual: Instances
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskRequest:
+    """One pair of images to label by pixel. A single image has no counterfactual.
+
+    ``image_seed``: the seed of the sample's first `GenerateRequest`; None for a single image. ``found``: what the
+    validity check found with the masker's own detector and thresholds, without masks; None if they differ.
     """
 
     index: int
@@ -109,6 +137,7 @@ class MaskRequest:
     counterfactual: Image | None
     seed: int
     image_seed: int | None = None
+    found: PairInstances | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +150,7 @@ class Masked:
 
 @dataclass(frozen=True, kw_only=True)
 class DetectRequest:
-    """One image, and what to look for."""
+    """One image, and the labels to query."""
 
     image: Image
     labels: tuple[Label, ...]
@@ -129,15 +158,17 @@ class DetectRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Detections:
-    """All candidates, good and bad: the caller has the thresholds.
+    """All candidates of an image, good and bad: the caller applies the thresholds.
 
-    ``boxes`` lie inside the image. ``confidence`` float32 (boxes,) says how sure the detector is that there is
-    anything that was asked for; ``scores`` float32 (boxes, labels) how much it is each label; both 0 to 1.
+    ``boxes`` lie inside the image. ``confidence`` says how sure the detector is that a box shows any of the labels,
+    ``scores`` how well it fits each label. ``masks`` are logits of any resolution, stretched over the image and above
+    0 inside; only a detector whose class has ``GIVES_MASKS = True`` gives them.
     """
 
     boxes: Boxes
-    confidence: NDArray[np.float32]
-    scores: NDArray[np.float32]
+    confidence: NDArray[np.float32]  # (boxes,), 0 to 1
+    scores: NDArray[np.float32]  # (boxes, labels), 0 to 1
+    masks: NDArray[np.floating] | None = None  # (boxes, h, w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +181,10 @@ class SegmentRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Segments:
-    """One outline per box: ``logits`` float32 (boxes, height, width), above 0 inside; ``quality`` float32 (boxes,),
-    the segmenter's own guess of its outlines' IoU."""
+    """One outline per box: ``logits`` are above 0 inside; ``quality`` is the segmenter's estimate of their IoU."""
 
-    logits: NDArray[np.float32]
-    quality: NDArray[np.float32]
+    logits: NDArray[np.float32]  # (boxes, height, width)
+    quality: NDArray[np.float32] | None = None  # (boxes,)
 
 
 class Backend(Protocol):
@@ -200,7 +230,10 @@ class Masker(Protocol):
 
 @runtime_checkable
 class Detector(Protocol):
-    """Images and labels to boxes."""
+    """Images and labels to candidates: boxes, and masks too if the class has ``GIVES_MASKS = True``.
+
+    A model that goes from text to masks in one step is such a detector, and needs no segmenter.
+    """
 
     def detect(self, requests: Sequence[DetectRequest]) -> Sequence[Detections]: ...
 
@@ -209,8 +242,8 @@ class Detector(Protocol):
 class Segmenter(Protocol):
     """Images and boxes to outlines.
 
-    A segmenter may have ``segment_parts(request)`` too, an iterator of `Segments` for some boxes of one image at a
-    time, in their order. It is called for images whose outlines together would need much memory.
+    A segmenter may have ``segment_parts(request)`` too. It yields `Segments` for some boxes of one image at a time,
+    in order. It is called for images whose outlines together would need much memory.
     """
 
     def segment(self, requests: Sequence[SegmentRequest]) -> Sequence[Segments]: ...

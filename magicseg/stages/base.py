@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from magicseg.backends import BATCH_METHODS, Backend
-from magicseg.config.array_stages import StageSettings
+from magicseg.config.run import Config
 from magicseg.config.stage_declarations import DECLARATIONS, StageDeclaration
 from magicseg.core.settings import Settings
 from magicseg.run.directory import Run
@@ -17,10 +17,10 @@ class Stage(ABC):
 
     declaration: ClassVar[StageDeclaration]
 
-    def start(self, backend: type[Backend], settings: StageSettings, options: Settings) -> Any:
+    def start(self, config: Config, backend: type[Backend], options: Settings) -> Any:
         """Make the back end, which loads its weights. Raises whatever the back end raises."""
         constructor: Any = backend
-        return constructor(settings, options)
+        return constructor(self.declaration.settings(config), options)
 
     def call(self, backend: Any, requests: Sequence[Any]) -> Sequence[Any]:
         """Return the back end's answers to one batch, in order."""

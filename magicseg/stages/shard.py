@@ -45,7 +45,7 @@ def load_backend(run: Run, stage: str) -> Any:
     backend, options = declaration.backend(run.config)
     run.refuse_unfetched(stage)
     try:
-        made = stage_code(stage).start(backend, settings, options)
+        made = stage_code(stage).start(run.config, backend, options)
         check_labels = getattr(made, "check_labels", None)
         if check_labels is not None:
             check_labels(run.vocabulary.labels)

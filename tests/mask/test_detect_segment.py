@@ -193,3 +193,22 @@ def test_what_a_detector_is_told_is_part_of_the_fingerprint(tmp_path):
     change(run, "mask.options.box_threshold", 0.4)
     with pytest.raises(PlanMismatch, match=r"box_threshold is 0\.4, was 0\.3"):
         Run.open(run.path).checked_commits("mask")
+
+
+def test_a_detector_of_boxes_needs_a_segmenter():
+    with pytest.raises(ValueError, match="segmenter is missing: detector 'patches' gives boxes only"):
+        masker(segmenter=None)
+
+
+def test_masks_of_a_detector_are_stretched_over_the_image(monkeypatch):
+    import patch_backends
+
+    whole = patch_backends.ellipses
+    monkeypatch.setattr(
+        patch_backends, "ellipses", lambda image, boxes: whole(image[::2, ::2], boxes / 2).astype(np.float16)
+    )
+    asked = request("cat")
+    (answer,) = masker(detector={"backend": "blobs-with-masks"}, segmenter=None).mask([asked])
+    assert answer.mask.shape == (48, 48)
+    assert (answer.mask == truth(asked)).mean() > 0.97
+    assert "outline_quality" not in answer.quality

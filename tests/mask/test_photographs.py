@@ -236,7 +236,7 @@ def test_outlines_drawn_some_at_a_time_give_the_same_masks(tmp_path, monkeypatch
     monkeypatch.setattr(patch_backends.PatchSegmenter, "segment", segment)
     if in_parts:
         monkeypatch.setattr(patch_backends.PatchSegmenter, "segment_parts", segment_parts, raising=False)
-    monkeypatch.setattr("magicseg.stages.mask.detect_segment.PART_VALUES", 40 * 60)
+    monkeypatch.setattr("magicseg.vision.finder.PART_VALUES", 40 * 60)
     assert masked(tmp_path, out="parts") == whole
     assert asked == [1, 1, 1]
     one, other = (np.asarray(Image.open(tmp_path / out / "a.png.png")) for out in ("whole", "parts"))

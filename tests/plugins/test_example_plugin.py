@@ -17,7 +17,7 @@ from helpers.tiny_runs import CommandLine
 from magicseg import backends
 from magicseg.core.errors import PlanMismatch
 from magicseg.run import Run
-from magicseg.stages.mask.compose import agreement
+from magicseg.stages.mask.class_map import agreement
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "docs" / "example-plugin"

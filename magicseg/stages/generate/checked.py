@@ -6,13 +6,16 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from magicseg.backends import DetectRequest, GenerateRequest, Generator, ImagePair, Rejection, Retry
-from magicseg.config.array_stages import ImageQualitySettings, ValiditySettings
+from magicseg.backends import DetectRequest, GenerateRequest, Generator, Image, ImagePair, Instances, Rejection, Retry
+from magicseg.config.array_stages import GenerateSettings
+from magicseg.config.run import StoreSettings
 from magicseg.core.randomness import sample_seed
+from magicseg.images.codecs import decode_jpeg, encode_jpeg
 from magicseg.labels import Label
 from magicseg.stages.generate.image_quality import contrast, difference_hash, sharpness
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.finder import Finder, Objects, missing_label, remaining_label
+from magicseg.vision.finder import Finder, missing_label, remaining_label
+from magicseg.vision.kept_instances import kept_instances
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,10 @@ class _Attempt:
 class CheckedGenerator:
     """Wraps a generator back end: measures its pairs and checks them with a detector."""
 
-    def __init__(
-        self, generator: Generator, quality: ImageQualitySettings, validity: ValiditySettings | None
-    ) -> None:
-        """Load the detector if ``validity`` is set. Raises: BackendError."""
-        self._generator, self._quality, self._validity = generator, quality, validity
+    def __init__(self, generator: Generator, settings: GenerateSettings, store: StoreSettings) -> None:
+        """Load the detector if ``settings.validity`` is set. Raises: BackendError."""
+        self._generator, self._quality, self._store = generator, settings.quality, store
+        self._validity = validity = settings.validity
         batch = HasBatch(validity.batch_size, "generate.validity.batch_size") if validity else None
         self._finder = Finder(validity, batch) if validity and batch else None
 
@@ -71,7 +73,7 @@ class CheckedGenerator:
         if self._finder is not None and pairs:
             found = self._finder.find(
                 [
-                    DetectRequest(image=image, labels=attempts[place].first.labels)
+                    DetectRequest(image=as_stored(image, self._store), labels=attempts[place].first.labels)
                     for place, pair in pairs.items()
                     for image in (pair.image, pair.counterfactual)
                 ]
@@ -81,22 +83,22 @@ class CheckedGenerator:
         return answers
 
     def _checked(
-        self, attempt: _Attempt, pair: ImagePair, objects: Objects, remaining: Objects
+        self, attempt: _Attempt, pair: ImagePair, found: Instances, remaining: Instances
     ) -> ImagePair | Rejection | Retry:
-        """Return a pair with its scores if it is valid.
+        """Return a pair with its scores and what was found, if it is valid.
 
-        Args: objects: found in the image. remaining: found in the counterfactual.
+        Args: found: in the image. remaining: in the counterfactual.
         """
         assert self._validity is not None
         labels = attempt.first.labels
-        fault = missing_label(labels, objects) or remaining_label(labels, remaining)
+        fault = missing_label(labels, found) or remaining_label(labels, remaining)
         if fault is None:
             scores = {
-                "score": round(float(objects.best.min(initial=1)), 4),
+                "score": round(float(found.best.min(initial=1)), 4),
                 "counterfactual_score": round(float(remaining.best.max(initial=0)), 4),
                 "validity_attempts": len(attempt.faults) + 1,
             }
-            return replace(pair, quality={**pair.quality, **scores})
+            return replace(pair, quality={**pair.quality, **scores, **kept_instances(found, remaining)})
         faults = (*attempt.faults, f"{fault.reason} ({fault.detail})")
         if len(faults) > self._validity.retries:
             return Rejection(reason=fault.reason, detail=f"{len(faults)} attempts: {'; '.join(faults)}")
@@ -120,6 +122,16 @@ class CheckedGenerator:
             "hash": difference_hash(pair.image),
         }
         return replace(pair, quality={**pair.quality, **measures})
+
+
+def as_stored(image: Image, store: StoreSettings) -> Image:
+    """Return an image as the mask stage will read it: after JPEG compression, if the store has that.
+
+    What the check finds is then what the mask stage would find.
+    """
+    if store.image_codec != "jpeg" or image.shape[0] != image.shape[1]:  # the stage refuses the latter
+        return image
+    return decode_jpeg(encode_jpeg(image, store.jpeg_quality), image.shape[0])
 
 
 def attempted(generator: Generator, requests: Sequence[Any]) -> list[ImagePair | Rejection | Retry]:

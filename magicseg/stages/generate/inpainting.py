@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image as Pictures
 from PIL import ImageFilter
 
-from magicseg.backends import DetectRequest, GenerateRequest, Image, Segmenter, SegmentRequest
+from magicseg.backends import DetectRequest, GenerateRequest, Image
 from magicseg.core.devices import (
     OutOfMemory,
     first_line,
@@ -30,7 +30,7 @@ Where = NDArray[np.bool_]  # (height, width)
 
 
 class ObjectRemover:
-    """Finds a sample's objects in its image and paints them over, with the weights of the pipeline that made it."""
+    """Finds a sample's objects in its image and fills their pixels, with the weights of the pipeline that made it."""
 
     def __init__(self, painter: TextToImage, options: InpaintOptions) -> None:
         """Load detector and segmenter. Raises: BackendError."""
@@ -46,25 +46,23 @@ class ObjectRemover:
                 hint="choose replace or rewrite",
             ) from error
         self._pipe.set_progress_bar_config(disable=True)
-        batch = HasBatch(options.batch_size, "generate.options.inpaint.batch_size")
-        self._finder = Finder(options, batch)
-        self._segmenter: Segmenter = options.segmenter.made(batch)
+        self._finder = Finder(options, HasBatch(options.batch_size, "generate.options.inpaint.batch_size"))
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if the detector cannot look for one of these."""
+        """Raise BackendError if the detector cannot query one of these labels."""
         self._finder.check_labels(labels)
 
     def holes(self, images: Sequence[Image], requests: Sequence[GenerateRequest]) -> list[Where | str]:
-        """The pixels to fill of each image, or why there are none: "object-missing", "object-too-large"."""
+        """Return each image's pixels to fill, or its fault: "object-missing" or "object-too-large"."""
         found = self._finder.find(
             [DetectRequest(image=image, labels=one.labels) for image, one in zip(images, requests, strict=True)]
         )
-        outlines = self._segmenter.segment(
-            [SegmentRequest(image=image, boxes=one.boxes) for image, one in zip(images, found, strict=True)]
-        )
         answers: list[Where | str] = []
-        for request, objects, drawn in zip(requests, found, outlines, strict=True):
-            inside: Where = np.asarray((drawn.logits > 0).any(axis=0))
+        outlines = self._finder.outlines(images, found)
+        for image, request, objects, parts in zip(images, requests, found, outlines, strict=True):
+            inside: Where = np.zeros(image.shape[:2], bool)
+            for part in parts:
+                inside |= (part.logits > 0).any(axis=0)
             if set(objects.labels.tolist()) != set(range(len(request.labels))) or not inside.any():
                 answers.append("object-missing")
                 continue

@@ -4,8 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from magicseg.backends import SegmenterChoice
-from magicseg.config.finding import FindOptions
+from magicseg.config.finding import OutlineOptions
 from magicseg.weights import PinnedSettings
 
 SchedulerName = Literal[
@@ -25,10 +24,9 @@ SchedulerName = Literal[
 ]
 
 
-class InpaintOptions(FindOptions):
-    """How the objects are found that are to vanish, and how their pixels are filled."""
+class InpaintOptions(OutlineOptions):
+    """How the objects to remove are found, and how their pixels are filled."""
 
-    segmenter: SegmenterChoice
     batch_size: int = Field(16, ge=1, description="images in one call of detector and segmenter")
     grow: float = Field(0.03, ge=0, le=0.5, description="margin around an object, as a share of the image's side")
     strength: float = Field(1.0, gt=0, le=1, description="how much of the noise the filled pixels start from")

@@ -1,12 +1,12 @@
 """The generate stage: a sample's captions to its two images."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from magicseg.backends import Backend, GenerateRequest, Generator, Image, ImagePair, Rejection, Retry
-from magicseg.config.array_stages import GenerateSettings, StageSettings
+from magicseg.config.run import Config
 from magicseg.config.stage_declarations import DECLARATIONS
 from magicseg.core.randomness import sample_seed
 from magicseg.core.settings import Settings
@@ -22,10 +22,9 @@ class GenerateStage(Stage):
 
     declaration = DECLARATIONS["generate"]
 
-    def start(self, backend: type[Backend], settings: StageSettings, options: Settings) -> CheckedGenerator:
+    def start(self, config: Config, backend: type[Backend], options: Settings) -> CheckedGenerator:
         """Make the back end, and the detector that checks its pairs, if one is set."""
-        own = cast("GenerateSettings", settings)
-        return CheckedGenerator(super().start(backend, own, options), own.quality, own.validity)
+        return CheckedGenerator(super().start(config, backend, options), config.generate, config.store)
 
     def requests(self, run: Run, samples: Sequence[int]) -> list[GenerateRequest]:
         """Return one request per sample."""

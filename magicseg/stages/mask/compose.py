@@ -1,87 +1,95 @@
-"""Outlines of objects to one class map."""
+"""An image's instances and their masks to its class map, or the reason why the sample is dropped."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from magicseg.backends import ClassMap
-from magicseg.labels import BACKGROUND, IGNORE
-
-Where = NDArray[np.bool_]  # (height, width)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outline:
-    """An object's pixels, those of which it is unsure, its label's id and its score."""
-
-    inside: Where
-    unsure: Where
-    label_id: int
-    score: float
+from magicseg.backends import Instances, Masked, MaskRequest, Rejection, Segments
+from magicseg.core.settings import Settings
+from magicseg.stages.mask.class_map import Outline, agreement, box_agreement, class_map, outline
+from magicseg.stages.mask.pair_difference import PairDifferenceMasker, difference_mask
 
 
-def outline(logits: NDArray[np.float32], *, label_id: int, score: float, min_island: float, margin: float) -> Outline:
-    """Threshold an object's logits.
+class ComposeOptions(Settings):
+    """What makes a class map of instances, and which maps are refused."""
 
-    Args: logits: (height, width), above 0 inside. min_island: parts below this share of the image are dropped, but
-    for the greatest. margin: logits nearer to 0 are unsure.
+    min_island: float = Field(
+        0.0005, ge=0, lt=1, description="share of the image below which a loose part is dropped"
+    )
+    border_margin: float = Field(0.0, ge=0, le=20, description="logits nearer to 0 become the ignore index; 0 = off")
+    min_area: float = Field(0.001, ge=0, lt=1, description="of each label that was found, as a share of the image")
+    max_area: float = Field(0.95, gt=0, le=1, description="of all labels together, as a share of the image")
+    min_box_agreement: float = Field(0.0, ge=0, le=1, description="IoU of every outline's bounding box and its box")
+    cross_check: bool = Field(
+        False, description="compare with where the two images differ: for pairs with shared noise, or inpainted"
+    )
+    min_pair_agreement: float = Field(0.0, ge=0, le=1, description="IoU with where they differ, if cross_check")
+
+
+def compose(
+    request: MaskRequest,
+    found: Instances,
+    outlines: Iterable[Segments],
+    options: ComposeOptions,
+    quality: Mapping[str, float],
+) -> Masked | Rejection:
+    """Compose the class map of an image that shows at least one object.
+
+    Args: outlines: one per object, in order, in parts of any length; no part is kept. quality: noted with the map,
+    beside its own figures.
     """
-    inside = without_islands(logits > 0, min_island)
-    unsure = (np.abs(logits) < margin) & (inside | (logits <= 0))
-    return Outline(inside=inside, unsure=unsure, label_id=label_id, score=score)
+    boxes: list[float] = []
+    guesses: list[NDArray[np.float32]] = []
+    covered = np.zeros(request.image.shape[:2], bool)
 
+    def logits_of_objects() -> Iterator[NDArray[np.float32]]:
+        for part in outlines:
+            if part.quality is not None:
+                guesses.append(part.quality)
+            yield from part.logits
 
-def without_islands(inside: Where, min_share: float) -> Where:
-    """Drop the connected parts (8 neighbours) below a share of the image; the greatest part always stays."""
-    from scipy.ndimage import label
+    def drawn() -> Iterator[Outline]:
+        named = zip(logits_of_objects(), found.labels.tolist(), found.scores, found.boxes, strict=True)
+        for logits, place, score, box in named:
+            one = outline(
+                logits,
+                label_id=request.labels[place].id,
+                score=float(score),
+                min_island=options.min_island,
+                margin=options.border_margin,
+            )
+            boxes.append(box_agreement(one.inside, box))
+            np.logical_or(covered, one.inside, out=covered)
+            yield one
 
-    if min_share <= 0 or not inside.any():
-        return inside
-    parts, _ = label(inside, structure=np.ones((3, 3)))
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    keep = sizes >= min_share * inside.size
-    keep[sizes.argmax()] = True
-    keep[0] = False
-    kept: Where = keep[parts]
-    return kept
-
-
-def class_map(outlines: Iterable[Outline], shape: tuple[int, ...]) -> ClassMap:
-    """Where objects overlap, the better score wins, and of equal ones the smaller object: it lies in front.
-
-    An object's unsure pixels become IGNORE, unless a better one is sure of them. The outlines are taken one by one,
-    and none is kept.
-    """
-    result = np.full(shape, BACKGROUND, dtype=np.uint16)
-    front = np.zeros(shape, np.int32)  # number of the object in front, from 1
-    keys: list[tuple[float, int]] = []
-    for number, one in enumerate(outlines, start=1):
-        key = (one.score, -int(one.inside.sum()))
-        beaten = np.array([True, *(key >= other for other in keys)])
-        keys.append(key)
-        wins = (one.inside | one.unsure) & beaten[front]
-        result[wins] = one.label_id
-        result[wins & one.unsure] = IGNORE
-        front[wins] = number
-    return result
-
-
-def box_agreement(inside: Where, box: NDArray[np.float32]) -> float:
-    """IoU of an outline's bounding box and the box that it was drawn for; 0 for an empty outline."""
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if not rows.size:
-        return 0.0
-    own = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
-    low, high = np.maximum(own[:2], box[:2]), np.minimum(own[2:], box[2:])
-    shared = float(np.prod(np.maximum(high - low, 0)))
-    total = float(np.prod(own[2:] - own[:2]) + np.prod(box[2:] - box[:2])) - shared
-    return shared / total if total > 0 else 0.0
-
-
-def agreement(one: Where, other: Where) -> float:
-    """IoU of two areas; 1 if both are empty."""
-    union = int((one | other).sum())
-    return int((one & other).sum()) / union if union else 1.0
+    result = class_map(drawn(), request.image.shape[:2])
+    areas = [float((result == label.id).mean()) for label in request.labels]
+    places = sorted(set(found.labels.tolist()))
+    small = [place for place in places if areas[place] < options.min_area or areas[place] == 0]
+    if small:
+        detail = f"{request.labels[small[0]].name}: {areas[small[0]]:.4f}, at least {options.min_area:g}"
+        return Rejection(reason="too-small", detail=detail)
+    if sum(areas) > options.max_area:
+        return Rejection(reason="too-large", detail=f"{sum(areas):.4f}, at most {options.max_area:g}")
+    if min(boxes) < options.min_box_agreement:
+        detail = f"IoU {min(boxes):.3f}, at least {options.min_box_agreement:g}"
+        return Rejection(reason="mask-leaves-box", detail=detail)
+    told: dict[str, float | int | list[float]] = {
+        "objects": len(found),
+        "scores": [round(float(score), 4) for score in found.best],
+        "areas": [round(area, 5) for area in areas],
+        "box_agreement": round(min(boxes), 4),
+        **quality,
+    }
+    if guesses:
+        told["outline_quality"] = round(float(np.concatenate(guesses).min()), 4)
+    if options.cross_check and request.counterfactual is not None:
+        differing = difference_mask(request.image, request.counterfactual, PairDifferenceMasker.Options())
+        iou = agreement(covered, differing)
+        if iou < options.min_pair_agreement:
+            detail = f"IoU {iou:.3f}, at least {options.min_pair_agreement:g}"
+            return Rejection(reason="maskers-disagree", detail=detail)
+        told["pair_agreement"] = round(iou, 4)
+    return Masked(mask=result, quality=told)

@@ -12,7 +12,7 @@ from pydantic import Field
 from magicseg.backends import Image, Masked, MaskRequest, Rejection
 from magicseg.core.settings import Settings
 from magicseg.labels import BACKGROUND
-from magicseg.stages.mask.compose import without_islands
+from magicseg.stages.mask.class_map import without_islands
 
 RECIPE = 1  # goes up whenever the same pair and options give another mask
 

@@ -1,16 +1,19 @@
 """The mask stage: a sample's images to its class map."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from magicseg.backends import Masked, MaskRequest
+from magicseg.backends import Masked, MaskRequest, PairInstances
+from magicseg.config.finding import FindOptions
 from magicseg.config.stage_declarations import DECLARATIONS
 from magicseg.core.randomness import sample_seed
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.run.directory import Run
 from magicseg.stages.base import Stage
+from magicseg.vision.kept_instances import read_instances
 
 
 class MaskStage(Stage):
@@ -24,6 +27,7 @@ class MaskStage(Stage):
         captions = run.store.read("describe/captions", first, stop)
         images = run.store.read_images("generate/image", first, stop)
         counterfactuals = run.store.read_images("generate/counterfactual", first, stop)
+        found = self._found(run, samples)
         return [
             MaskRequest(
                 index=index,
@@ -33,9 +37,23 @@ class MaskStage(Stage):
                 counterfactual=counterfactuals[index - first],
                 seed=sample_seed(run.config.seed, self.declaration.name, index),
                 image_seed=sample_seed(run.config.seed, "generate", index),
+                found=found.get(index),
             )
             for index in samples
         ]
+
+    def _found(self, run: Run, samples: Sequence[int]) -> dict[int, PairInstances]:
+        """Return what the validity check found of these pairs, if the masker would find the same; by index."""
+        _, options = self.declaration.backend(run.config)
+        validity = run.config.generate.validity
+        if validity is None or not isinstance(options, FindOptions) or not options.finds_like(validity):
+            return {}
+        texts = run.store.read("generate/quality", samples[0], samples[-1] + 1)
+        found = {
+            index: read_instances(json.loads(texts[index - samples[0]]), len(run.plan.label_ids(index)))
+            for index in samples
+        }
+        return {index: one for index, one in found.items() if one is not None}
 
     def check(self, run: Run, answer: Masked) -> None:
         """Raise ValueError if a mask is not uint16 (size, size), or holds an id that is no class."""

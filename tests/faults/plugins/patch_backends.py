@@ -111,3 +111,59 @@ class PatchSegmenter(_Backend):
                 one[top + 1 : bottom - 1, left + 1 : right - 1] = 6
             answers.append(Segments(logits=logits, quality=np.full(len(logits), 0.8, np.float32)))
         return answers
+
+
+class BlobDetector(_Backend):
+    """One box per label around the pixels of about its colour: not at whole pixels, and not lost in JPEG."""
+
+    def detect(self, requests):
+        return [self._found(request.image, request.labels) for request in requests]
+
+    def _found(self, image, labels):
+        height, width = image.shape[:2]
+        rows, columns = np.mgrid[:height, :width].astype(np.float32) + 0.5
+        boxes, scores = [], np.zeros((len(labels), len(labels)), np.float32)
+        for place, label in enumerate(labels):
+            distance = np.linalg.norm(image.astype(np.float32) - colour(label), axis=2)
+            share = np.exp(-((distance / 60) ** 2)) + 1e-9
+            scores[place, place] = share.sum() / (share.sum() + 20)
+            middle = [np.average(where, weights=share) for where in (columns, rows)]
+            spread = [
+                1.8 * np.average((where - at) ** 2, weights=share) ** 0.5
+                for where, at in zip((columns, rows), middle, strict=True)
+            ]
+            box = [at + sign * reach for sign in (-1, 1) for at, reach in zip(middle, spread, strict=True)]
+            boxes.append(np.clip(box, 0, [width, height, width, height]))
+        boxes = np.array(boxes, np.float32)
+        return Detections(boxes=boxes, confidence=scores.max(axis=1), scores=scores, masks=self._masks(image, boxes))
+
+    def _masks(self, image, boxes):
+        return None
+
+
+def ellipses(image, boxes):
+    """Logits of the ellipses in boxes, brighter pixels surer."""
+    height, width = image.shape[:2]
+    rows, columns = np.mgrid[:height, :width].astype(np.float32) + 0.5
+    logits = []
+    for left, top, right, bottom in boxes:
+        x = (columns - (left + right) / 2) / ((right - left) / 2)
+        y = (rows - (top + bottom) / 2) / ((bottom - top) / 2)
+        logits.append(4 * (1 - x**2 - y**2) + image.mean(axis=2) / 256)
+    return np.array(logits, np.float32).reshape(-1, height, width)
+
+
+class BlobMaskDetector(BlobDetector):
+    """The same boxes and their ellipses in one step."""
+
+    GIVES_MASKS = True
+
+    def _masks(self, image, boxes):
+        return ellipses(image, boxes)
+
+
+class BlobSegmenter(_Backend):
+    """The ellipse in a box."""
+
+    def segment(self, requests):
+        return [Segments(logits=ellipses(request.image, request.boxes)) for request in requests]

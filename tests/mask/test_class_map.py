@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from magicseg.labels import BACKGROUND, IGNORE
-from magicseg.stages.mask.compose import agreement, box_agreement, class_map, outline, without_islands
+from magicseg.stages.mask.class_map import agreement, box_agreement, class_map, outline, without_islands
 
 
 def square(top, left, size, *, label_id, score, margin=0.0, shape=(20, 20)):
