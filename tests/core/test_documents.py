@@ -25,7 +25,7 @@ _plain = st.recursive(
 
 
 @given(_plain)
-def test_data_written_as_yaml_are_read_back_the_same(value: Any) -> None:
+def test_data_written_as_yaml_is_read_back_unchanged(value: Any) -> None:
     text = to_yaml(value)
     assert parse_yaml(text, source="t") == value
 
@@ -97,7 +97,7 @@ _LAUGHS = "\n".join(
         ("a\x00b", "YAML"),
     ],
 )
-def test_yaml_that_says_two_things_or_grows_is_refused(text: str, reason: str) -> None:
+def test_ambiguous_or_expanding_yaml_is_refused(text: str, reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as caught:
         parse_yaml(text, source="file.yaml")
     assert caught.value.message.startswith("file.yaml: ")
@@ -118,7 +118,7 @@ def test_yaml_that_says_two_things_or_grows_is_refused(text: str, reason: str) -
         '{"b": true}',
     ],
 )
-def test_json_that_does_not_fit_is_refused(text: str) -> None:
+def test_json_that_does_not_match_the_schema_is_refused(text: str) -> None:
     with pytest.raises(DataError, match=r"^x\.json: cannot be used: "):
         parse_json(text, dict[str, int], source="x.json")
 
@@ -143,7 +143,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path) -> None:
         read_bytes(tmp_path / "absent")
 
 
-def test_files_are_named_in_the_error_of_the_class_asked_for(tmp_path: Path) -> None:
+def test_the_error_has_the_requested_class_and_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"\xff")
     with pytest.raises(ConfigError, match=r"a\.json") as caught:

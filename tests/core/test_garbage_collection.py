@@ -11,6 +11,6 @@ relax()
 """
 
 
-def test_what_stays_is_looked_through_less_often_and_not_at_the_end():
+def test_the_collector_runs_less_often_and_skips_permanent_objects_at_exit():
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert done.stdout == "10000 True\n"

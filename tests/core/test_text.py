@@ -10,7 +10,7 @@ from magicseg.core.text import command, first_acting, printable
 
 
 @given(st.text())
-def test_shown_text_is_one_line_without_characters_that_act(text: str) -> None:
+def test_printable_text_is_one_line_without_control_characters(text: str) -> None:
     shown = printable(text)
     assert first_acting(shown) is None
     assert len(shown.splitlines()) <= 1
@@ -27,19 +27,19 @@ def test_shown_text_is_one_line_without_characters_that_act(text: str) -> None:
         ("\x00\x7f\x9b", "\\x00\\x7f\\x9b"),
     ],
 )
-def test_characters_that_act_are_escaped(text: str, shown: str) -> None:
+def test_control_characters_are_escaped(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
-def test_long_text_is_cut() -> None:
+def test_long_text_is_truncated() -> None:
     assert printable("x" * 50, 10) == "x" * 10 + "..."
 
 
-def test_the_first_character_that_acts_is_named() -> None:
+def test_the_first_control_character_is_returned() -> None:
     assert first_acting("a\u202eb") == "U+202E"
     assert first_acting("a\nb", allowed="\n") is None
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\x00"))))
-def test_typed_commands_come_apart_into_the_same_words(words: list[str]) -> None:
+def test_a_shell_splits_a_command_into_the_same_words(words: list[str]) -> None:
     assert shlex.split(command(*words)) == words

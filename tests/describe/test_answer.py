@@ -24,18 +24,18 @@ def line():
 
 
 @given(first=line(), second=line(), fenced=st.booleans(), indent=st.sampled_from([None, 2]))
-def test_json_comes_back_as_it_was_written(first, second, fenced, indent):
+def test_captions_in_json_are_parsed_unchanged(first, second, fenced, indent):
     text = json.dumps({"with": first, "without": second}, indent=indent)
     assert read_answer(f"```json\n{text}\n```" if fenced else f"  {text}\n") == Draft(first, second)
 
 
 @given(first=line(), second=line(), mark=st.sampled_from(".):"), intro=st.sampled_from(["", "Here they are:\n\n"]))
-def test_a_numbered_list_comes_back_as_it_was_written(first, second, mark, intro):
+def test_captions_in_a_numbered_list_are_parsed_unchanged(first, second, mark, intro):
     assert read_answer(f"{intro}1{mark} {first}\n\n2{mark} {second}\n") == Draft(first, second)
 
 
 @given(text=st.text(max_size=200))
-def test_any_text_is_read_or_refused_with_a_reason(text):
+def test_any_text_is_parsed_or_refused_with_a_reason(text):
     with contextlib.suppress(UnusableAnswer):
         draft = read_answer(text)
         assert isinstance(draft.caption, str)
@@ -72,18 +72,18 @@ def test_a_truncated_answer_is_never_used(cut):
         ("1. A cat.\n1. A sofa.", "not-two-items"),
     ],
 )
-def test_what_is_not_an_answer_is_refused(text, reason):
+def test_text_that_is_not_an_answer_is_refused(text, reason):
     with pytest.raises(UnusableAnswer) as caught:
         read_answer(text)
     assert caught.value.reason == reason
 
 
-def test_thoughts_quotes_and_line_breaks_are_taken_off():
+def test_reasoning_quotes_and_line_breaks_are_removed():
     text = '<think>\n1. hm\n</think>\n\n{"with": "\\"A cat\\non a  sofa.\\"", "without": "“A sofa.”"}'
     assert read_answer(text) == Draft("A cat on a sofa.", "A sofa.")
 
 
-def test_good_captions_pass_by_name_synonym_or_plural():
+def test_captions_may_name_a_label_by_name_synonym_or_plural():
     check_draft(GOOD, [CAT], 75)
     check_draft(Draft("Two felines on a sofa", "A red sofa outdoors"), [CAT], 75)
     check_draft(Draft("A man by a hot-dog stand", "A man by a stand"), [HOT_DOG], 75)
@@ -106,13 +106,13 @@ def test_good_captions_pass_by_name_synonym_or_plural():
         ("a grey cat \ud800 there", GOOD.counterfactual, "not-storable"),
     ],
 )
-def test_captions_that_would_teach_something_wrong_are_refused(caption, counterfactual, reason):
+def test_invalid_captions_are_refused(caption, counterfactual, reason):
     with pytest.raises(UnusableAnswer) as caught:
         check_draft(Draft(caption, counterfactual), [CAT], 75)
     assert caught.value.reason == reason
 
 
-def test_a_label_in_another_spelling_is_found_in_the_scene_without_it():
+def test_a_label_in_another_spelling_is_found_in_the_counterfactual():
     with pytest.raises(UnusableAnswer, match="label-in-counterfactual"):
         check_draft(Draft("A man eats a hot dog", "A man by a hot-dog stand"), [HOT_DOG], 75)
 
@@ -133,7 +133,7 @@ def test_the_prompt_names_the_labels_and_asks_for_both_scenes(answer_format, sug
     assert (text == other) == (not suggest_setting)
 
 
-def test_an_echo_of_the_instructions_is_noticed_and_the_setting_is_none():
+def test_an_echo_of_the_instructions_is_detected_but_the_setting_is_not_an_echo():
     assert echoes_prompt("A cat, two photographs of the same view in the same light.")
     text = write_prompt([CAT], 7, answer_format="json", suggest_setting=True)
     scene = text.split("Photograph 2: only the ")[1].splitlines()[0]

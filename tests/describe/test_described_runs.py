@@ -86,7 +86,7 @@ def interrupted_and_resumed(run):
     return again
 
 
-def test_the_digest_is_the_same_twice_also_when_interrupted_and_resumed(described):
+def test_two_runs_have_the_same_digest_even_if_interrupted_and_resumed(described):
     first, second = described(), described()
     do(first)
     assert logical_digest(interrupted_and_resumed(second)) == logical_digest(first)
@@ -104,7 +104,7 @@ def test_the_digest_is_the_same_twice_also_when_interrupted_and_resumed(describe
         assert {entry["attempts"] for entry in entries} >= {1, 2}
 
 
-def test_a_setting_that_decides_captions_makes_work_stale(described):
+def test_changing_a_setting_that_affects_captions_makes_shards_stale(described):
     run = described()
     do(run, "describe", shards=[0])
     edit(run, max_tokens=60)
@@ -112,7 +112,7 @@ def test_a_setting_that_decides_captions_makes_work_stale(described):
         Run.open(run.path).checked_commits("describe")
 
 
-def test_the_address_of_the_endpoint_and_our_patience_do_not(model, server, tmp_path):
+def test_changing_the_endpoints_address_or_limits_keeps_shards_valid(model, server, tmp_path):
     run = make_run(
         tmp_path / "run",
         "describe.backend=openai",
@@ -125,7 +125,7 @@ def test_the_address_of_the_endpoint_and_our_patience_do_not(model, server, tmp_
     assert Run.open(run.path).checked_commits("describe").keys() == {0, 1}
 
 
-def test_weights_may_move_but_not_change(tmp_path, model):
+def test_moved_weights_keep_shards_valid_and_changed_weights_do_not(tmp_path, model):
     moved = make_tiny_model(tmp_path / "moved", answers=ANSWERS)
     other = make_tiny_model(tmp_path / "other", answers=ANSWERS[:3])
     options = {"model": str(model), "device": "cpu", "dtype": "float32"}
@@ -141,7 +141,7 @@ def test_weights_may_move_but_not_change(tmp_path, model):
     assert Run.open(run.path).fingerprints["describe"] != before
 
 
-def test_a_dead_endpoint_stops_the_stage_loses_nothing_and_it_goes_on_when_it_is_back(tmp_path):
+def test_a_dead_endpoint_stops_the_stage_and_the_stage_resumes_without_loss(tmp_path):
     dead = []
 
     def script(number, body):
@@ -166,7 +166,7 @@ def test_a_dead_endpoint_stops_the_stage_loses_nothing_and_it_goes_on_when_it_is
     assert len(run.ledger("describe").commits()) == run.plan.shards
 
 
-def test_the_command_line_says_what_to_do_about_a_dead_endpoint(magicseg, tmp_path):
+def test_the_command_line_gives_a_hint_for_a_dead_endpoint(magicseg, tmp_path):
     options = {"base_url": "http://127.0.0.1:9/v1", "model": "tiny", "retries": "0"}
     sets = [f"--set=describe.options.{key}={value}" for key, value in options.items()]
     made = magicseg("init", "run", "--preset", "painted", "--set", "describe.backend=openai", *sets)
@@ -177,7 +177,7 @@ def test_the_command_line_says_what_to_do_about_a_dead_endpoint(magicseg, tmp_pa
     assert "is it running" in done.err
 
 
-def test_a_key_in_the_wrong_place_is_refused_and_not_shown(magicseg):
+def test_a_key_in_a_setting_is_refused_and_not_printed(magicseg):
     sets = ["describe.backend=openai", "describe.options.base_url=http://127.0.0.1:9/v1", "describe.options.model=m"]
     sets = [f"--set={each}" for each in sets]
     made = magicseg("init", "run", "--preset", "painted", *sets, "--set", "describe.options.api_key_env=sk-secret")

@@ -57,7 +57,7 @@ def test_the_entry_point_leads_here():
     assert find_backend("captioners", "openai") is OpenAICaptioner
 
 
-def test_a_good_endpoint_is_asked_once_per_sample():
+def test_a_working_endpoint_gets_one_request_per_sample():
     answers, server = describe(lambda number, body: Reply())
     assert {(answer.quality["source"], answer.quality["attempts"]) for answer in answers} == {("model", 1)}
     assert len(server.bodies) == 6
@@ -68,7 +68,7 @@ def test_a_good_endpoint_is_asked_once_per_sample():
     assert '"cat"' in body["messages"][0]["content"]
 
 
-def test_more_fields_go_along():
+def test_extra_body_fields_are_sent_with_each_request():
     _, server = describe(
         lambda number, body: Reply(), 1, extra_body={"top_k": 7}, length_field="max_completion_tokens"
     )
@@ -78,12 +78,12 @@ def test_more_fields_go_along():
 
 
 @pytest.mark.parametrize("limit", [1, 3])
-def test_no_more_requests_at_a_time_than_allowed(limit):
+def test_concurrent_requests_are_limited(limit):
     _, server = describe(lambda number, body: Reply(delay=0.05), 9, concurrency=limit)
     assert server.most_at_once == limit
 
 
-def test_a_rate_limit_is_waited_for_as_long_as_the_server_says():
+def test_the_client_waits_for_the_rate_limit_that_the_server_names():
     def script(number, body):
         return Reply({"error": "slow down"}, status=429, headers={"Retry-After": "0.4"}) if number == 0 else Reply()
 
@@ -171,7 +171,7 @@ def stopped(script, count=6, **more):
     return caught.value, server
 
 
-def test_nobody_there_stops_the_stage():
+def test_an_unreachable_endpoint_stops_the_stage():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
@@ -181,7 +181,7 @@ def test_nobody_there_stops_the_stage():
 
 
 @pytest.mark.parametrize(("status", "hint"), [(401, "api_key_env"), (403, "api_key_env"), (404, "/v1")])
-def test_a_refusal_stops_the_stage_at_once(status, hint):
+def test_a_refused_key_or_model_stops_the_stage_at_once(status, hint):
     error, server = stopped(lambda number, body: Reply({"error": "no"}, status=status), concurrency=1)
     assert f"answered {status}" in error.message
     assert hint in error.hint
@@ -197,7 +197,7 @@ def test_requests_that_are_refused_from_the_first_stop_the_stage(status):
 
 
 @pytest.mark.parametrize("status", [400, 422])
-def test_a_single_prompt_that_is_refused_costs_its_sample_alone(status):
+def test_a_refused_prompt_affects_only_its_sample(status):
     """Be it the very first: the others, on their way by then, are answered."""
 
     def script(number, body):
@@ -212,7 +212,7 @@ def test_a_single_prompt_that_is_refused_costs_its_sample_alone(status):
     assert answers[0].quality["rejected"] == ",".join([f"http-{status}"] * 3)
 
 
-def test_an_endpoint_that_comes_to_refuse_every_request_stops_the_stage_with_its_words():
+def test_an_endpoint_that_begins_to_refuse_all_requests_stops_the_stage_with_its_message():
     def script(number, body):
         return Reply() if number < 4 else Reply({"error": {"message": "no such sampler"}}, status=400)
 
@@ -231,7 +231,7 @@ def test_an_endpoint_that_never_answers_stops_the_stage(reply):
     assert "each tried 2 times" in error.message
 
 
-def test_an_endpoint_that_dies_stops_the_stage_after_so_many_requests():
+def test_an_endpoint_that_dies_stops_the_stage_after_give_up_after_requests():
     def script(number, body):
         return Reply() if number < 4 else Reply({"error": "dying"}, status=500)
 
@@ -254,7 +254,7 @@ def test_an_endpoint_that_has_answered_before_may_fail_at_a_whole_small_batch():
 # The key.
 
 
-def test_the_key_comes_from_the_environment_and_goes_nowhere_but_to_the_endpoint(monkeypatch, caplog, capfd):
+def test_the_key_comes_from_the_environment_and_is_sent_only_to_the_endpoint(monkeypatch, caplog, capfd):
     monkeypatch.setenv("MY_KEY", KEY)
     caplog.set_level(logging.DEBUG)
     with BadServer() as server:
@@ -266,7 +266,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_but_to_the_endpoint
     assert KEY.encode() not in pickle.dumps(model._options)
 
 
-def test_a_server_that_quotes_the_key_does_not_get_it_into_the_error(monkeypatch):
+def test_a_key_that_the_server_quotes_is_masked_in_the_error(monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
     error, _ = stopped(
         lambda number, body: Reply({"error": {"message": f"bad key {KEY}"}}, status=401), api_key_env="MY_KEY"

@@ -49,7 +49,7 @@ def test_each_shipped_label_is_named_by_its_caption_and_not_by_the_counterfactua
 
 
 @given(seed=seeds, count=st.integers(1, 3), first=st.integers(0, 9))
-def test_the_painter_reads_what_the_grammar_writes(seed, count, first):
+def test_the_painter_can_parse_all_captions_of_the_grammar(seed, count, first):
     labels = tuple(MINIATURE[(first + 3 * step) % 10] for step in range(count))
     answer = describe(*labels, seed=seed)
     spec, bare = parse(answer.caption), parse(answer.counterfactual)
@@ -68,7 +68,7 @@ def test_the_answer_depends_on_labels_and_seed_alone(seed):
     assert CAPTIONER.describe(requests[::-1])[-1] == alone
 
 
-def test_every_choice_of_the_grammar_comes_up():
+def test_the_grammar_uses_each_of_its_choices():
     specs = [parse(describe(MINIATURE[0], seed=seed).caption) for seed in range(400)]
     assert {spec.scene for spec in specs} == {scene.word for scene in SCENES}
     assert {spec.light for spec in specs} == {light.word for light in LIGHTS}
@@ -76,7 +76,7 @@ def test_every_choice_of_the_grammar_comes_up():
 
 
 @pytest.mark.parametrize("name", ["street", "photo", "picture", "orange", "night", "left", "room", "fog"])
-def test_a_label_that_is_a_word_of_the_grammar_is_worked_around(name):
+def test_the_grammar_avoids_choices_that_name_a_label(name):
     for seed in range(60):
         answer = describe(label(name), label("dog"), seed=seed)
         assert isinstance(answer, Description)
@@ -84,7 +84,7 @@ def test_a_label_that_is_a_word_of_the_grammar_is_worked_around(name):
         assert not re.search(rf"\b{name}\b", answer.counterfactual)
 
 
-def test_a_scene_that_shows_the_label_anyway_is_no_counterfactual():
+def test_a_scene_that_usually_shows_the_label_is_not_used():
     scenes = {parse(describe(label("sky"), seed=seed).counterfactual).scene for seed in range(100)}
     assert scenes == {"street", "room"}
 
@@ -98,7 +98,7 @@ def test_a_scene_that_shows_the_label_anyway_is_no_counterfactual():
         ((label("empty"),), "counterfactual-names-label"),
     ],
 )
-def test_what_cannot_be_described_is_rejected_with_a_reason(labels, reason):
+def test_requests_that_cannot_be_described_are_rejected_with_a_reason(labels, reason):
     answer = describe(*labels)
     assert isinstance(answer, Rejection)
     assert answer.reason == reason
@@ -111,7 +111,7 @@ def test_what_cannot_be_described_is_rejected_with_a_reason(labels, reason):
         *("an umbrella", "an hourglass", "an urn", "an SUV", "an X-ray", "an orange cup", "an Inuit drum"),
     ],
 )
-def test_articles_go_by_sound(text):
+def test_articles_follow_the_sound_of_the_first_word(text):
     expected, rest = text.split(" ", 1)
     assert article(rest) == expected
 
@@ -128,7 +128,7 @@ def test_articles_go_by_sound(text):
         ("cup", True),
     ],
 )
-def test_plurals_and_substances_take_no_article(noun, expected):
+def test_plurals_and_uncountable_nouns_take_no_article(noun, expected):
     assert takes_article(noun) is expected
 
 
@@ -142,7 +142,7 @@ def test_plurals_and_substances_take_no_article(noun, expected):
         ("trash can", "trash can"),
     ],
 )
-def test_a_label_with_namesakes_is_called_by_the_synonym_that_tells_them_apart(name, expected):
+def test_a_homonym_is_named_by_its_distinguishing_synonym(name, expected):
     assert spoken(load_vocabulary("lvis1203").by_name(name)) == expected
 
 

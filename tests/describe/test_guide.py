@@ -24,7 +24,7 @@ def test_every_reason_is_in_the_guide():
             assert reason == "endpoint-dead" or f"`{reason}`" in GUIDE, reason
 
 
-def test_every_neutral_option_is_one_and_is_said_to_be_in_the_guide():
+def test_the_guide_lists_exactly_the_neutral_options():
     for name in ("transformers", "openai"):
         options = find_backend("captioners", name).Options
         assert set(options.model_fields) >= options.NEUTRAL

@@ -77,7 +77,7 @@ def test_the_entry_point_leads_here():
     assert find_backend("captioners", "transformers") is TransformersCaptioner
 
 
-def test_good_answers_are_taken_bad_ones_asked_again_and_all_is_counted(speaker):
+def test_bad_answers_are_requested_again_and_all_attempts_are_counted(speaker):
     answers = captioner(speaker).describe(requests(24))
     sources = [answer.quality["source"] for answer in answers]
     assert sources.count("model") > 12
@@ -98,14 +98,14 @@ def test_the_cpu_computes_with_as_many_threads_as_the_options_say(babbler):
     assert torch.get_num_threads() == 1, "not as many as the machine has"
 
 
-def test_a_sample_says_the_same_in_any_company(babbler):
+def test_a_samples_answer_is_independent_of_its_batch(babbler):
     model = captioner(babbler, temperature=1.0, top_p=1.0)
     together = model._answers(prompts(6))
     assert [model._answers([prompt])[0] for prompt in prompts(6)] == together
     assert model._answers(prompts(6)[::-1])[::-1] == together
 
 
-def test_another_seed_says_something_else_and_temperature_zero_does_not(babbler):
+def test_the_seed_affects_answers_unless_temperature_is_zero(babbler):
     def said(**more):
         model = captioner(babbler, **more)
         rows = [Prompt(index=0, text="say", seed=seed) for seed in range(8)]
@@ -126,7 +126,7 @@ def test_an_answer_without_an_end_is_cut_off(babbler):
 
 
 @pytest.mark.parametrize(("chat", "pad"), [(True, False), (False, True), (False, False)])
-def test_models_without_chat_template_or_padding_token_serve_too(tmp_path, chat, pad):
+def test_models_without_chat_template_or_padding_token_are_supported(tmp_path, chat, pad):
     folder = make_tiny_model(tmp_path / "model", chat=chat, pad=pad, answers=ANSWERS)
     answers = captioner(folder).describe(requests(6))
     assert "model" in {answer.quality["source"] for answer in answers}
@@ -141,7 +141,7 @@ def test_the_chat_template_is_used_with_its_options(tmp_path):
     assert thinking._chat.render(["hello"])[0].startswith("[think]")
 
 
-def test_words_are_drawn_from_the_distribution():
+def test_tokens_are_sampled_from_the_distribution():
     scores = torch.log(torch.tensor([0.1, 0.6, 0.3])).expand(10_000, 3)
     uniform = torch.arange(10_000, dtype=torch.float64) / 10_000
     drawn = choose(scores, uniform, temperature=1.0, top_p=1.0)
@@ -154,7 +154,7 @@ def test_words_are_drawn_from_the_distribution():
     assert set(first[:, 0].tolist()) == {1}
 
 
-def test_one_word_is_left_to_choose_and_forbidden_ones_never():
+def test_sampling_leaves_one_token_and_never_a_forbidden_one():
     sampling = SeededSampling([1, 2], prompt_length=4, max_new_tokens=3, temperature=1.0, top_p=1.0)
     scores = torch.full((2, 5), -torch.inf)
     scores[:, 3] = 0.0
@@ -171,7 +171,7 @@ def identified(folder, **more):
     return path_identity(weights, "describe.options.model")
 
 
-def test_the_identity_is_that_of_the_files_wherever_they_lie(tmp_path, babbler, speaker):
+def test_the_identity_of_weights_depends_on_contents_not_on_paths(tmp_path, babbler, speaker):
     before = identified(babbler)
     assert before.startswith("sha256:")
     moved = shutil.copytree(babbler, tmp_path / "moved")
@@ -185,7 +185,7 @@ def test_the_identity_is_that_of_the_files_wherever_they_lie(tmp_path, babbler, 
     assert identified(speaker) != before
 
 
-def test_of_a_gguf_model_the_file_counts_and_what_is_beside_it(tmp_path):
+def test_the_identity_of_a_gguf_model_covers_its_file_and_configuration(tmp_path):
     for name in ("small.gguf", "large.gguf", "model.safetensors", "generation_config.json"):
         (tmp_path / name).write_text(name)
     before = identified(tmp_path, gguf_file="small.gguf")
@@ -225,7 +225,7 @@ def test_a_folder_is_kept_as_an_absolute_path(monkeypatch, babbler):
         ({"model": "/nowhere", "gguf_file": "model.bin"}, "a .gguf file"),
     ],
 )
-def test_weights_that_could_change_are_refused(values, words):
+def test_references_to_mutable_weights_are_refused(values, words):
     with pytest.raises(ValueError, match=words):
         TransformersCaptioner.Options.model_validate(values)
 
@@ -269,7 +269,7 @@ def test_a_pinned_model_is_loaded_from_the_hubs_cache_without_a_network(tmp_path
     assert done.stdout.strip() == "LlamaForCausalLM", done.stderr
 
 
-def test_a_folder_that_is_not_there_or_is_empty_is_refused(tmp_path):
+def test_a_missing_or_empty_model_folder_is_refused(tmp_path):
     with pytest.raises(BackendError, match="there is no such folder"):
         identified(tmp_path / "nowhere")
     with pytest.raises(BackendError, match="holds no weights"):
@@ -304,19 +304,19 @@ def test_a_damaged_or_foreign_checkpoint_is_an_error(tmp_path, babbler, damage):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_device_that_is_not_there_is_refused(babbler):
+def test_cuda_without_a_gpu_is_refused(babbler):
     assert "describe.options.device to cpu" in refused(babbler, device="cuda", dtype="bfloat16").hint
 
 
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is one")
-def test_so_is_one_of_apples(babbler):
+def test_mps_on_a_machine_without_it_is_refused(babbler):
     error = refused(babbler, device="mps")
     assert "describe.options.device is mps" in error.message
     assert "describe.options.device to cpu" in error.hint
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
-def test_code_that_comes_with_a_checkpoint_is_never_run_whatever_the_terminal_answers(tmp_path, babbler, file):
+def test_code_of_a_checkpoint_is_never_run_even_if_the_user_consents(tmp_path, babbler, file):
     folder = shutil.copytree(babbler, tmp_path / "model")
     marker = tmp_path / "marker"
     (folder / "mine.py").write_text(f"from pathlib import Path\nPath({str(marker)!r}).touch()\n")
@@ -370,7 +370,7 @@ def test_out_of_memory_names_a_batch_size_that_fits(speaker, fits, words, error)
     assert words in caught.value.hint
 
 
-def test_whatever_else_goes_wrong_stops_the_stage(speaker):
+def test_any_other_error_of_the_model_stops_the_stage(speaker):
     model = captioner(speaker)
     model._model.generate = None
     with pytest.raises(BackendError, match="failed at a batch of 3: TypeError"):

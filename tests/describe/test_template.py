@@ -66,7 +66,7 @@ def test_captions_are_varied():
     assert any("birds" in answer.caption for answer in answers)
 
 
-def test_people_are_not_painted():
+def test_people_are_described_without_colours():
     captions = " ".join(describe(label("person"), seed=seed).caption for seed in range(200))
     assert not re.search(r"\b(?:red|green|black|white|rusty|shiny) (?:person|people)", captions)
     assert "elderly person" in captions
@@ -79,20 +79,20 @@ def test_many_labels_fit_one_caption(seed, count):
     assert count_tokens(answer.caption) <= CLIP_TOKENS
 
 
-def test_what_is_too_long_is_said_plainer_and_then_refused():
+def test_long_captions_are_simplified_and_then_rejected():
     plain = describe(VOC[0], VOC[1], seed=3, max_tokens=20)
     assert isinstance(plain, Description)
     assert count_tokens(plain.caption) <= 20 < count_tokens(describe(VOC[0], VOC[1], seed=3).caption)
     assert describe(label("x" * 199), max_tokens=20).reason == "too-long"
 
 
-def test_a_label_is_never_set_in_a_scene_that_shows_it():
+def test_a_label_is_never_placed_in_a_scene_that_usually_shows_it():
     for seed in range(100):
         assert "street" not in draw_setting(seed, (label("traffic light"),)).scene.noun
         assert draw_setting(seed, (label("sky"),)).scene.noun not in {s.noun for s in SCENES if s.outdoors}
 
 
-def test_a_label_is_avoided_in_whatever_spelling():
+def test_the_template_avoids_a_label_in_any_spelling():
     spelt = label("back_garden")
     assert {draw_setting(seed, (spelt,)).scene.noun for seed in range(300)} == {
         scene.noun for scene in SCENES if scene.noun != "back garden"
@@ -100,7 +100,7 @@ def test_a_label_is_avoided_in_whatever_spelling():
 
 
 @pytest.mark.parametrize("name", ["empty", "photo", "snapshot", "camera", "field", "light", "left", "edge"])
-def test_a_label_that_is_a_word_of_the_template_is_worked_around_or_refused(name):
+def test_the_template_avoids_choices_that_name_a_label_or_rejects_the_request(name):
     answers = [describe(label(name), seed=seed) for seed in range(60)]
     if name == "empty":
         assert {answer.reason for answer in answers} == {"counterfactual-names-label"}
@@ -108,12 +108,12 @@ def test_a_label_that_is_a_word_of_the_template_is_worked_around_or_refused(name
         assert isinstance(answer, Rejection) or not re.search(rf"\b{name}\b", answer.counterfactual)
 
 
-def test_without_labels_or_a_scene_there_is_a_reason():
+def test_requests_without_labels_or_a_usable_scene_are_rejected_with_a_reason():
     assert describe().reason == "no-labels"
     assert describe(label("scene", *(scene.noun for scene in SCENES))).reason == "no-scene"
 
 
-def test_the_estimate_of_tokens_is_above_the_true_count():
+def test_the_token_estimate_is_never_below_the_true_count():
     open_clip = pytest.importorskip("open_clip")
     encode = open_clip.tokenizer.SimpleTokenizer().encode
     labels = load_vocabulary("lvis1203").labels
@@ -123,5 +123,5 @@ def test_the_estimate_of_tokens_is_above_the_true_count():
     assert sum(estimate for estimate, _ in counts) < 1.4 * sum(true for _, true in counts)
 
 
-def test_articles_of_what_the_template_says():
+def test_all_scenes_of_the_template_take_the_article_a():
     assert {article(scene.noun) for scene in SCENES} == {"a"}

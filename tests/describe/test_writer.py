@@ -30,7 +30,7 @@ def requests(count, label=CAT):
     return [DescribeRequest(index=index, labels=(label,), seed=index + 50) for index in range(count)]
 
 
-def test_each_sample_is_asked_for_until_an_answer_stands_all_checks():
+def test_each_sample_is_prompted_until_an_answer_passes_all_checks():
     script = Script(
         {
             0: [GOOD],
@@ -53,7 +53,7 @@ def test_each_sample_is_asked_for_until_an_answer_stands_all_checks():
     assert [[index for index, *_ in asked] for asked in script.rounds] == [[0, 1, 2, 3], [1, 2, 3], [2, 3]]
 
 
-def test_every_attempt_has_a_seed_and_a_setting_of_its_own():
+def test_every_attempt_has_a_different_seed_and_setting():
     script = Script({index: ["", "", ""] for index in range(5)})
     write_descriptions(requests(5), OPTIONS, script)
     asked = [prompt for round_ in script.rounds for prompt in round_]
@@ -61,7 +61,7 @@ def test_every_attempt_has_a_seed_and_a_setting_of_its_own():
     assert len({prompt for *_, prompt in asked}) > 10
 
 
-def test_what_a_sample_is_asked_does_not_hang_on_the_others():
+def test_a_samples_prompt_is_independent_of_other_samples():
     alone, together = Script({3: ["", "", ""]}), Script({index: ["", "", ""] for index in range(5)})
     write_descriptions(requests(5)[3:4], OPTIONS, alone)
     write_descriptions(requests(5), OPTIONS, together)
@@ -76,21 +76,21 @@ def test_an_answer_that_echoes_the_instructions_is_not_used():
     assert answer.quality["rejected"] == "echoes-the-prompt"
 
 
-def test_a_sample_without_labels_is_not_asked_for():
+def test_a_sample_without_labels_is_not_sent_to_the_model():
     asked = Script({})
     (answer,) = write_descriptions([DescribeRequest(index=0, labels=(), seed=1)], OPTIONS, asked)
     assert answer == Rejection(reason="no-labels")
     assert asked.rounds == []
 
 
-def test_where_the_template_fails_too_the_reasons_are_kept():
+def test_the_reasons_are_kept_if_the_template_also_fails():
     (answer,) = write_descriptions(requests(1, Label(id=1, name="empty")), OPTIONS, Script({0: ["", "{}", GOOD]}))
     assert isinstance(answer, Rejection)
     assert answer.reason == "counterfactual-names-label"
     assert answer.detail.endswith("; before that: empty-answer,wrong-keys,label-missing")
 
 
-def test_answers_must_be_one_per_question():
+def test_the_model_must_return_one_answer_per_prompt():
     with pytest.raises(ValueError, match="zip"):
         write_descriptions(requests(2), OPTIONS, lambda prompts: [GOOD])
     assert isinstance(write_descriptions(requests(1), OPTIONS, lambda prompts: [GOOD])[0], Description)

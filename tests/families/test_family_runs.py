@@ -24,7 +24,7 @@ def stopped_within(run, stage, batches):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_run_that_was_stopped_in_every_stage_has_the_digest_of_one_that_was_not(family, checkpoint, tmp_path):
+def test_a_run_stopped_in_every_stage_has_the_digest_of_an_undisturbed_run(family, checkpoint, tmp_path):
     undisturbed, run = (make_model_run(tmp_path / name, family, checkpoint) for name in ("one", "two"))
     do(undisturbed)
     for stage in ("describe", "generate", "mask"):
@@ -41,7 +41,7 @@ def test_a_run_that_was_stopped_in_every_stage_has_the_digest_of_one_that_was_no
 
 
 @pytest.mark.slow
-def test_killed_commands_typed_again_give_the_same_digest(checkpoint, tmp_path, magicseg):
+def test_repeating_killed_commands_gives_the_same_digest(checkpoint, tmp_path, magicseg):
     undisturbed, run = (make_model_run(tmp_path / name, "sd2", checkpoint) for name in ("one", "two"))
     do(undisturbed)
     for stage in ("describe", "generate", "mask"):

@@ -48,7 +48,9 @@ def test_kills_at_random_moments_change_nothing(slow, expected_digest, seed):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_a_stop_is_clean_and_the_same_command_goes_on(magicseg, slow, expected_digest, number, whole_group):
+def test_a_stop_signal_ends_cleanly_and_the_same_command_resumes(
+    magicseg, slow, expected_digest, number, whole_group
+):
     for stage in STAGES:
         process = magicseg.start(stage, slow.path, "--workers", 2, "--shards-per-job", 2)
         wait_for(at_work(slow, stage))
@@ -63,7 +65,7 @@ def test_a_stop_is_clean_and_the_same_command_goes_on(magicseg, slow, expected_d
     check(slow, expected_digest)
 
 
-def test_workers_hear_their_command_alone_from_their_first_moment(magicseg, slow):
+def test_workers_block_stop_signals_from_their_start(magicseg, slow):
     """They inherit it from what starts them, and let SIGTERM in when they are ready for it."""
     process = magicseg.start("describe", slow.path, "--workers", 2)
     wait_for(at_work(slow, "describe"))

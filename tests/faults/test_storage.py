@@ -28,7 +28,7 @@ def remount(folder, how):
 @pytest.mark.parametrize(
     ("stage", "leave"), [("describe", 0), ("generate", 12_288), ("generate", 81_920), ("mask", 0)]
 )
-def test_a_full_disk_is_told_and_nothing_false_is_committed(magicseg, small_disk, expected_digest, stage, leave):
+def test_a_full_disk_is_an_error_and_commits_nothing_incomplete(magicseg, small_disk, expected_digest, stage, leave):
     run = make_run(small_disk / "run")
     for name in STAGES[: STAGES.index(stage)]:
         assert magicseg(name, run.path).code == 0
@@ -49,7 +49,7 @@ def test_a_full_disk_is_told_and_nothing_false_is_committed(magicseg, small_disk
 
 
 @pytest.mark.parametrize("leave", [0, 20_480])
-def test_a_run_that_does_not_fit_is_not_made_and_can_be_made_later(magicseg, small_disk, leave):
+def test_a_run_that_does_not_fit_on_the_disk_is_not_created_and_can_be_created_later(magicseg, small_disk, leave):
     filler = fill(small_disk, leave=leave)
     result = magicseg("init", small_disk / "run", "--preset", "painted", "--set", "plan.samples=100000")
     assert result.code == 1, result
@@ -59,7 +59,7 @@ def test_a_run_that_does_not_fit_is_not_made_and_can_be_made_later(magicseg, sma
     assert magicseg("init", small_disk / "run", "--preset", "painted", "--set", "plan.samples=100000").code == 0
 
 
-def test_an_export_that_does_not_fit_leaves_nothing_behind(magicseg, small_disk, finished):
+def test_an_export_to_a_full_disk_leaves_no_file(magicseg, small_disk, finished):
     out = small_disk / "data.h5"
     filler = fill(small_disk, leave=65_536)
     result = magicseg("export", finished.path, "--out", out)

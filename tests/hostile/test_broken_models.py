@@ -45,7 +45,7 @@ LONG = " ".join(f"word{number}" for number in range(60))
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["encoder.class_token", "decoder", "prompts"])
-def test_weights_that_are_not_finite_are_refused_when_a_model_is_loaded(tmp_path, value, name):
+def test_non_finite_weights_are_refused_when_a_model_is_loaded(tmp_path, value, name):
     model = build_segmenter(SETTINGS, seed=0)
     key = next(key for key in model.state_dict() if key.startswith(name))
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_weights_that_are_not_finite_are_refused_when_a_model_is_loaded(tmp_path
     assert key in caught.value.message
 
 
-def test_predict_with_weights_that_are_not_finite_ends_with_an_error(magicseg, tmp_path):
+def test_predict_with_non_finite_weights_ends_with_an_error(magicseg, tmp_path):
     model = build_segmenter(SETTINGS, seed=0)
     with torch.no_grad():
         next(model.decoder.parameters()).fill_(math.nan)
@@ -71,7 +71,7 @@ def test_predict_with_weights_that_are_not_finite_ends_with_an_error(magicseg, t
     assert "NaN" not in result.out
 
 
-def test_scores_that_overflow_are_refused_where_all_weights_are_finite(tmp_path):
+def test_overflowing_scores_are_refused_even_if_all_weights_are_finite(tmp_path):
     model = build_segmenter(SETTINGS, seed=0)
     with torch.no_grad():
         for parameter in model.decoder.parameters():
@@ -82,7 +82,7 @@ def test_scores_that_overflow_are_refused_where_all_weights_are_finite(tmp_path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, [math.nan], {"a": {"b": -math.inf}}, ({"x": math.nan},)])
-def test_json_never_holds_what_is_no_number(value, capsys):
+def test_json_output_never_contains_nan_or_infinity(value, capsys):
     print_json({"found": value, "kept": 1.5})
     told = json.loads(capsys.readouterr().out, parse_constant=lambda word: pytest.fail(word))
     assert told["kept"] == 1.5
@@ -96,7 +96,7 @@ def test_json_never_holds_what_is_no_number(value, capsys):
     "pair",
     [("car house", "house car"), ("Car", "car"), ("tea  cup", "tea cup"), ("CUP tea", "tea cup")],
 )
-def test_labels_of_which_the_miniatures_encoder_reads_the_same_are_refused_everywhere(pair, tmp_path):
+def test_labels_with_the_same_tokens_in_the_miniatures_encoder_are_refused_everywhere(pair, tmp_path):
     model = build_segmenter(SETTINGS, seed=0)
     save_segmenter(model, tmp_path / "model")
     both = [pair[0], "dog", pair[1]]
@@ -132,7 +132,7 @@ def clip_segmenter(clip_folder):
 
 
 @pytest.mark.parametrize("pair", [(f"{LONG} cat", f"{LONG} dog"), ("Cat", "cat"), ("fire  truck", "fire truck")])
-def test_labels_that_clip_cuts_or_folds_to_the_same_are_refused(clip_segmenter, pair):
+def test_labels_that_clip_truncates_or_normalises_to_the_same_tokens_are_refused(clip_segmenter, pair):
     with pytest.raises(BackendError, match="text encoder cannot tell label"):
         clip_segmenter.check_classes(["dog", *pair])
     clip_segmenter.check_classes(["dog", pair[0]])
@@ -144,7 +144,7 @@ def test_synonyms_may_be_shared_as_long_as_not_all_of_them_are(clip_segmenter):
         clip_segmenter.check_classes([["sofa", "couch"], ["couch", "sofa"]])
 
 
-def test_the_clip_judge_refuses_labels_and_rivals_of_which_clip_reads_the_same(clip_folder):
+def test_the_clip_judge_refuses_labels_and_rivals_with_the_same_tokens(clip_folder):
     options = ClipDetector.Options(model=str(clip_folder), device="cpu", against=[f"{LONG} dog", "dog"])
     judge = ClipDetector(HasBatch(1), options)
     judge.check_labels([Label(id=1, name="cat"), Label(id=2, name="dog")])
@@ -152,7 +152,7 @@ def test_the_clip_judge_refuses_labels_and_rivals_of_which_clip_reads_the_same(c
         judge.check_labels([Label(id=1, name=f"{LONG} cat")])
 
 
-def test_the_memory_bank_refuses_two_classes_that_it_knows_as_one():
+def test_the_memory_bank_refuses_two_classes_with_the_same_key():
     vocabulary = Vocabulary(name="v", labels=(Label(id=1, name="sofa", synonyms=("couch",)),))
     bank = MemoryBank(vocabulary=vocabulary, prototypes=torch.eye(2), classes=torch.tensor([0, 1]), samples=1)
     head = MemoryBankHead(bank, lambda pixels: pixels, stride=4, identity={})
@@ -187,7 +187,7 @@ def test_labels_that_a_detector_does_not_know_or_cannot_tell_apart_are_refused(n
         refuse_alike_names(names, Words())
 
 
-def test_labels_that_differ_in_one_known_word_are_taken():
+def test_labels_that_differ_in_one_known_word_are_accepted():
     refuse_alike_names(["cat", "dog", "cat house", "cat кошка"], Words())
     refuse_alike(["a", "b"], [(1,), (2,)], "it")
     refuse_unknown(["a"], [(4,)], None, "it")
@@ -199,7 +199,7 @@ def test_labels_that_differ_in_one_known_word_are_taken():
 
 @pytest.mark.usefixtures("faulty")
 @pytest.mark.parametrize("fault", ["empty", "nothing", "quality", "surrogate", "raise", "reject", "template"])
-def test_a_captioner_of_which_no_answer_is_usable_stops_its_stage(tmp_path, fault):
+def test_a_captioner_without_usable_answers_stops_its_stage(tmp_path, fault):
     run = make_run(tmp_path / "run", *LIMITED, "describe.backend=faulty", f"describe.options.fault={fault}")
     with pytest.raises(LimitReached, match="32 of 32 samples"):
         do(run, "describe")
@@ -208,7 +208,7 @@ def test_a_captioner_of_which_no_answer_is_usable_stops_its_stage(tmp_path, faul
 
 @pytest.mark.usefixtures("faulty")
 @pytest.mark.parametrize("fault", ["shape", "dtype", "raise"])
-def test_a_generator_of_which_no_image_is_usable_stops_its_stage(tmp_path, fault):
+def test_a_generator_without_usable_images_stops_its_stage(tmp_path, fault):
     run = make_run(tmp_path / "run", *LIMITED, "generate.backend=faulty", f"generate.options.fault={fault}")
     do(run, "describe")
     with pytest.raises(LimitReached, match="generate stopped: 32 of 32 samples"):
@@ -252,7 +252,7 @@ def changed(tensors, word, change):
         (lambda tensors: changed(tensors, "model/encoder.class_token", lambda value: value[:1]), "does not fit"),
     ],
 )
-def test_a_checkpoint_that_lacks_something_or_is_not_finite_is_refused(trained, tmp_path, broken, told):
+def test_an_incomplete_or_non_finite_checkpoint_is_refused(trained, tmp_path, broken, told):
     out, settings = trained
     path = out / "checkpoints" / "step-00000004.safetensors"
     from safetensors import safe_open
@@ -267,7 +267,7 @@ def test_a_checkpoint_that_lacks_something_or_is_not_finite_is_refused(trained, 
     assert "magicseg reset train" in caught.value.hint
 
 
-def test_a_whole_checkpoint_goes_on(trained, tmp_path):
+def test_training_resumes_from_a_complete_checkpoint(trained, tmp_path):
     out, settings = trained
     path = out / "checkpoints" / "step-00000004.safetensors"
     (tmp_path / "checkpoints").mkdir()
@@ -295,9 +295,7 @@ def test_weights_that_are_not_a_regular_file_are_refused_by_name(saved_model, ma
 
 
 @pytest.mark.usefixtures("bounded")
-def test_a_record_of_predictions_with_garbage_or_a_pipe_in_its_place_ends_no_command_in_a_traceback(
-    saved_model, typed, tmp_path
-):
+def test_an_unreadable_record_of_predictions_never_causes_a_traceback(saved_model, typed, tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     words = ("predict", "a.png", "--model", saved_model, "--labels", "cat,dog", "--out", "out")
     assert typed(*words).code == 0

@@ -60,7 +60,7 @@ BANNER = "--------\n  Welcome to cluster 7, since 2019\n--------\n--> host (logi
         ("１２３\n", set()),
     ],
 )
-def test_a_job_number_is_a_line_of_its_own(printed, numbers):
+def test_the_job_number_is_found_in_its_own_line(printed, numbers):
     assert job_numbers_in(printed) == numbers
 
 
@@ -91,7 +91,7 @@ def squeue(tmp_path, monkeypatch):
 ROW = "magicseg|7|N/A|RUNNING|n1|0:01|1:00|x-1|None\n"
 
 
-def test_a_banner_around_a_table_is_no_row_of_it(squeue):
+def test_a_banner_around_squeues_table_is_not_parsed_as_a_row(squeue):
     squeue(f"{BANNER}magicseg|HEADER\n{ROW}| a | table | of | the | site | with | more | columns | x-1 |\n")
     assert [(state.job, state.state) for state in queue(["x-1"])] == [("7", "RUNNING")]
 
@@ -106,7 +106,7 @@ def test_a_banner_around_a_table_is_no_row_of_it(squeue):
         "magicseg|HEADER\nmagicseg|7|0-x|RUNNING|n1|0:01|1:00|x-1|None\n",
     ],
 )
-def test_an_answer_that_is_no_table_is_not_an_empty_queue(squeue, text):
+def test_output_without_a_table_is_not_treated_as_an_empty_queue(squeue, text):
     squeue(text)
     with pytest.raises(SlurmError, match="not understood"):
         queue(["x-1"])
@@ -159,7 +159,7 @@ GPUS = {
 
 
 @pytest.mark.parametrize(("text", "count"), GPUS.items())
-def test_gpus_count_for_processes_and_containers_however_slurm_is_asked(tmp_path, text, count):
+def test_gpus_are_counted_in_every_syntax_of_slurm(tmp_path, text, count):
     profile = profile_of(tmp_path, f"{text}\ncontainer: {{image: /image.sif}}\n")
     train = profile.resources("train")
     assert (train.gpus_per_node, train.asks_gpu) == (count, count > 0)
@@ -172,7 +172,7 @@ types = st.from_regex("[a-z][a-z0-9_]{0,8}", fullmatch=True)
 
 
 @given(st.lists(st.tuples(st.none() | types, st.integers(0, 64)), min_size=1, max_size=6), st.lists(types))
-def test_gpus_of_several_types_add_up_whatever_else_is_asked_for(asked, others):
+def test_gpus_of_several_types_are_added_up(asked, others):
     counts = [f"{kind}:{count}" if kind else str(count) for kind, count in asked]
     other = [f"{name}:7" for name in others if name not in {"gpu", "shard", "mps", "gres"}]
     total = sum(count for _, count in asked)
@@ -186,7 +186,7 @@ def test_gpus_of_several_types_add_up_whatever_else_is_asked_for(asked, others):
     ["gpus: many", "gpus: a100", "gpus: -1", "gpus: 1.5", "gpus: 9999999", "gres: gpu:99999999999999999999",
      "extra: {gpus: yes}", "extra: {gpus-per-task: a b}", "gpus: [4]", "gpus: true", "extra: {gpus: true}"],
 )  # fmt: skip
-def test_gpus_that_are_no_number_are_refused(tmp_path, text):
+def test_gpu_requests_without_a_number_are_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=r"site\.yaml"):
         profile_of(tmp_path, text)
 
@@ -211,14 +211,14 @@ def memory_options(profile, stage="generate"):
         ("memory: 8G\nstages: {generate: {memory: null}}", {}, None),
     ],
 )
-def test_memory_is_asked_for_in_one_way_or_not_at_all(tmp_path, text, options, asked):
+def test_memory_is_requested_by_at_most_one_option(tmp_path, text, options, asked):
     profile = profile_of(tmp_path, text)
     assert memory_options(profile) == options
     assert profile.resources("generate").memory_bytes == asked
     assert memory_options(profile, "follow-up") == {"mem": "1G"}
 
 
-def test_memory_in_two_ways_is_refused(tmp_path):
+def test_memory_requested_by_two_options_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="only one of"):
         profile_of(tmp_path, "memory: 4G\nmemory_per_cpu: 1G")
 
@@ -274,13 +274,13 @@ SINGLE = {kind: text for kind, text in PROFILES.items() if ": " in text and "\n"
 
 
 @pytest.mark.parametrize("text", SINGLE.values(), ids=SINGLE.keys())
-def test_the_same_on_the_command_line_is_an_error(text):
+def test_an_invalid_profile_override_on_the_command_line_is_an_error(text):
     key, value = text.split(": ", 1)
     with pytest.raises(ConfigError):
         load_profile("cpu", [f"slurm.{key}={value}"])
 
 
-def test_a_profile_that_is_no_ordinary_text_file_is_an_error(tmp_path):
+def test_a_profile_that_is_not_a_regular_text_file_is_an_error(tmp_path):
     pipe, folder, large, binary = (tmp_path / f"{name}.yaml" for name in ("pipe", "folder", "large", "binary"))
     os.mkfifo(pipe)
     folder.mkdir()
@@ -313,7 +313,7 @@ def test_a_variable_that_looks_secret_is_refused_with_the_way_to_pass_it(tmp_pat
 @pytest.mark.parametrize(
     "name", ["PATH", "TOKENIZERS_PARALLELISM", "NCCL_IB_PKEY", "PYTHONPATH", "MY_PATH", "KEYBOARD", "MONKEYS"]
 )
-def test_a_variable_that_looks_like_nothing_is_taken(tmp_path, name):
+def test_a_variable_with_a_harmless_name_is_accepted(tmp_path, name):
     assert profile_of(tmp_path, f"environment: {{{name}: x}}").environment == {name: "x"}
 
 
@@ -346,7 +346,7 @@ def test_a_secret_in_a_value_is_refused_and_not_repeated(tmp_path, text):
 @pytest.mark.parametrize(
     "line", ["export HF_TOKEN=$(cat ~/.token)", 'export HF_TOKEN="$MINE"', "HF_TOKEN= ./run", "unset HF_TOKEN", "a=b"]
 )
-def test_a_line_that_reads_a_secret_when_it_runs_holds_none(tmp_path, line):
+def test_a_line_that_reads_a_secret_at_run_time_is_accepted(tmp_path, line):
     assert assigned_secret(line) is None
     assert not secret_value(line)
     assert profile_of(tmp_path, f"setup: ['{line}']").setup == (line,)
@@ -365,7 +365,7 @@ def test_the_variable_that_a_setting_names_is_a_secret_whatever_it_is_called(tmp
 # ----------------------------------------------------------------------------------------- the submitter's variables
 
 
-def test_sbatch_variables_count_where_the_profile_says_nothing_and_others_are_told(tmp_path, monkeypatch):
+def test_sbatch_variables_apply_where_the_profile_has_no_value_and_others_are_reported(tmp_path, monkeypatch):
     for name in [name for name in os.environ if name.startswith(("SBATCH_", "SLURM_"))]:
         monkeypatch.delenv(name)
     for name, value in {"ACCOUNT": "lab", "PARTITION": "low", "RESERVATION": "spring", "TIMELIMIT": "5"}.items():
@@ -471,14 +471,14 @@ def test_a_record_that_cannot_be_used_is_damage_that_names_the_file(empty, folde
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_in_place_of_a_record_is_damage(empty, folder, make):
+def test_a_folder_or_pipe_in_place_of_a_record_is_damage(empty, folder, make):
     make(folder / "submission.json")
     with pytest.raises(DamageError, match=r"submission\.json"):
         submissions(empty)
 
 
 @pytest.mark.parametrize("resources", [{"memory": "lots"}, {"cpus": -1}, {"time": "never"}, {"x": 1}, {"gpus": [1]}])
-def test_resources_that_no_job_could_ask_for_are_damage_where_they_are_needed(empty, folder, resources, monkeypatch):
+def test_impossible_resources_in_a_record_are_damage_when_they_are_used(empty, folder, resources, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     stage = {"stage": "train", "tasks": [""], "resources": resources}
     (folder / "submission.json").write_bytes(damaged(**stage))
@@ -496,7 +496,7 @@ def test_a_follow_up_job_whose_record_does_not_say_what_to_submit_is_damage(empt
 
 
 @pytest.mark.parametrize("job", ["-----\n  Welcome\n4", "", "7; rm -rf x", "../../x", "-9", "1" * 40])
-def test_a_job_number_that_is_none_is_as_good_as_unknown(empty, folder, squeue, job):
+def test_an_invalid_job_number_is_treated_as_unknown(empty, folder, squeue, job):
     arrays = [{"name": "describe-0-1-0", "first": 0, "count": 1, "job": job}]
     (folder / "submission.json").write_bytes(damaged(run=str(empty.path), arrays=arrays))
     squeue("magicseg|HEADER\nmagicseg|4|N/A|PENDING||0:00|1:00|describe-0-1-0|None\n")
@@ -504,7 +504,7 @@ def test_a_job_number_that_is_none_is_as_good_as_unknown(empty, folder, squeue, 
     assert task.label == "4"
 
 
-def test_files_that_may_not_be_read_are_told_by_name(empty, folder, monkeypatch):
+def test_unreadable_records_are_named_in_the_error(empty, folder, monkeypatch):
     (folder / "submission.json").write_bytes(to_json(GOOD))
     opened = os.open
 
@@ -538,7 +538,7 @@ def test_a_folder_with_an_odd_number_is_no_submission(empty, folder):
 @pytest.mark.parametrize(
     "text", ["[" * 200_000, "{}", '{"starts": []}', '{"starts": {"describe": {"seconds": "long"}}}', "\0"]
 )
-def test_a_pilots_file_that_cannot_be_used_is_told_by_name(tmp_path, text):
+def test_an_unusable_pilot_file_is_named_in_the_error(tmp_path, text):
     run = make_run(tmp_path / "run", "plan.samples=16")
     do(run, "describe")
     (run.path / "estimate.json").write_text(text)
@@ -554,14 +554,14 @@ LOG_ROWS = ["[" * 200_000, "{}", "3", '{"step": "1"}', '{"step": 1, "samples_per
 
 
 @pytest.mark.parametrize("row", LOG_ROWS, ids=lambda row: row[:30])
-def test_a_row_of_a_trainings_log_that_cannot_be_used_is_left_out_of_an_estimate(empty, row):
+def test_an_unusable_row_of_a_training_log_is_ignored_by_the_estimate(empty, row):
     log = empty.path / "train.jsonl"
     log.write_text(f'{row}\n{{"step": 2, "samples_per_second": 4.0}}\n')
     assert estimate(empty, None)["train"]["step"] == 2
     log.unlink()
 
 
-def test_a_trainings_log_that_is_no_file_is_told_by_name(empty):
+def test_a_training_log_that_is_not_a_file_is_named_in_the_error(empty):
     log = empty.path / "train.jsonl"
     os.mkfifo(log)
     with pytest.raises(MagicsegError, match=r"train\.jsonl: is not a regular file"):
@@ -570,7 +570,7 @@ def test_a_trainings_log_that_is_no_file_is_told_by_name(empty):
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
-def test_what_is_no_file_in_place_of_a_jobs_log_is_no_log(empty, folder, make, monkeypatch):
+def test_a_folder_or_pipe_in_place_of_a_job_log_is_ignored(empty, folder, make, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     (folder / "submission.json").write_bytes(damaged(run=str(empty.path)))
     log = folder / "7_0_log.out"
@@ -580,7 +580,7 @@ def test_what_is_no_file_in_place_of_a_jobs_log_is_no_log(empty, folder, make, m
     log.rmdir() if log.is_dir() else log.unlink()
 
 
-def test_a_log_that_may_not_be_read_is_told(folder, monkeypatch):
+def test_an_unreadable_job_log_is_reported(folder, monkeypatch):
     log = folder / "7_0_log.out"
     log.write_bytes(b"one\ntwo \xff\n")
     assert last_lines(log, 1) == ["two \ufffd"]
@@ -595,7 +595,7 @@ def test_a_log_that_may_not_be_read_is_told(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("said", ["", "[]", "[" * 200_000, "{}", '{"data": {"attributes": {"labels": [1]}}}', "\0"])
-def test_what_an_image_says_of_itself_is_checked(tmp_path, said):
+def test_a_container_images_metadata_is_validated(tmp_path, said):
     program = tmp_path / "apptainer"
     (tmp_path / "said").write_text(said)
     program.write_text(f"#!/bin/sh\ncat {tmp_path}/said\n")
@@ -605,7 +605,7 @@ def test_what_an_image_says_of_itself_is_checked(tmp_path, said):
 
 
 @pytest.mark.parametrize("said", ["", "[]", "[" * 200_000, '{"a": 1}', "\xff"])
-def test_remembered_digests_that_cannot_be_used_are_made_again(tmp_path, monkeypatch, said):
+def test_unusable_cached_digests_of_images_are_recomputed(tmp_path, monkeypatch, said):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     (tmp_path / "magicseg").mkdir()
     (tmp_path / "magicseg/images.json").write_bytes(said.encode("latin-1"))

@@ -179,7 +179,7 @@ def turned(orientation):
     return exif
 
 
-def test_an_image_that_was_annotated_as_its_orientation_turns_it_is_read_turned(tmp_path):
+def test_an_image_annotated_in_its_exif_orientation_is_read_rotated(tmp_path):
     document = copy.deepcopy(SOUND)
     document["images"][0] |= {"height": 40, "width": 30}
     document["annotations"][0]["segmentation"] = [[2, 2, 28, 2, 28, 12, 2, 12]]
@@ -235,7 +235,7 @@ def test_without_areas_a_small_instance_is_still_drawn_on_a_large_one(tmp_path, 
     assert ((mask == 2).sum(), (mask == 1).sum()) == (225, 30 * 40 - 225)
 
 
-def test_an_annotation_without_polygons_is_no_label(tmp_path):
+def test_an_annotation_without_polygons_gives_no_label(tmp_path):
     write(tmp_path, shape([]))
     folder = coco_samples(tmp_path, "train2017")
     assert folder.labels().tolist() == [[0]]
@@ -243,7 +243,7 @@ def test_an_annotation_without_polygons_is_no_label(tmp_path):
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.data())
-def test_packed_run_lengths_are_read_as_coco_reads_them(height, width, data):
+def test_compressed_run_lengths_are_decoded_like_pycocotools(height, width, data):
     from pycocotools import mask as coco
 
     bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
@@ -258,7 +258,7 @@ def test_packed_run_lengths_are_read_as_coco_reads_them(height, width, data):
 
 
 @given(st.text(alphabet=[chr(code) for code in range(48, 112)], max_size=12))
-def test_any_packed_text_is_read_or_refused(tmp_path_factory, text):
+def test_any_compressed_run_length_text_is_decoded_or_refused(tmp_path_factory, text):
     folder = tmp_path_factory.mktemp("packed")
     file = write(folder, runs(text))
     try:

@@ -71,7 +71,7 @@ ENDLESS = [
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("text", ENDLESS, ids=lambda text: repr(text[:12]))
-def test_no_answer_takes_more_than_a_look_at_each_character(text):
+def test_parsing_an_answer_takes_linear_time(text):
     with pytest.raises(UnusableAnswer):
         check_draft(read_answer(text), [CAT], max_tokens=75)
 
@@ -80,7 +80,7 @@ PIECES = st.lists(st.sampled_from(["<think>", "</think>", "```", "json", "\n", "
 
 
 @given(PIECES.map("".join))
-def test_thoughts_and_fences_are_found_as_expressions_find_them(text):
+def test_reasoning_and_fences_are_found_like_with_regular_expressions(text):
     thinking = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
     fenced = re.compile(r"\s*```(?:json)?[ \t]*\n(?P<inside>.*?)\n?[ \t]*```\s*", re.DOTALL)
     bare = thinking.sub("", text, count=1).strip()
@@ -92,7 +92,7 @@ def test_thoughts_and_fences_are_found_as_expressions_find_them(text):
 @pytest.mark.parametrize(
     "character", ["\0", "\x1b", "\x07", "\x7f", "\x9b", "\u200e", "\u202e", "\u2066", "\ufeff\0", "\x1b[2J", "\b"]
 )
-def test_a_caption_that_acts_on_a_terminal_is_no_answer(character):
+def test_a_caption_with_control_characters_is_refused(character):
     answer = json.dumps({"with": f"A grey cat {character}on a red sofa.", "without": "A red sofa by a window."})
     with pytest.raises(UnusableAnswer, match="control-character"):
         check_draft(read_answer(answer), [CAT], max_tokens=75)
@@ -105,7 +105,7 @@ def test_a_caption_that_acts_on_a_terminal_is_no_answer(character):
 @pytest.mark.parametrize(
     "text", ["A grey cat on a sofa \U0001f408", "Une chatte près d'un canapé", "貓 on a red sofa"]
 )
-def test_letters_and_signs_of_all_languages_are_captions(text):
+def test_captions_may_contain_letters_and_symbols_of_all_languages(text):
     with pytest.raises(UnusableAnswer) as refused:
         check_draft(read_answer(json.dumps({"with": text, "without": "x"})), [CAT], max_tokens=75)
     assert refused.value.reason != "control-character"
@@ -150,7 +150,7 @@ class Trickle:
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("start", [0, 20, -1])
-def test_a_byte_now_and_then_does_not_put_off_the_deadline(start):
+def test_a_slow_trickle_of_bytes_does_not_extend_the_deadline(start):
     with Trickle(start) as server, pytest.raises(BackendError, match=r"gave no answer to any request.*timeout"):
         captioner(server, timeout=0.5, give_up_after=99, attempts=1).describe(requests())
 
@@ -169,7 +169,7 @@ def test_an_answer_without_end_is_cut_off(encoding, monkeypatch):
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
-def test_a_server_s_words_do_not_act_on_the_terminal(status):
+def test_control_characters_in_a_servers_message_are_escaped(status):
     message = "no\x1b[2J\x1b]0;title\x07\nhint: rm -r \u202ex" + "x" * 10_000
     reply = Reply({"error": {"message": message}}, status=status)
     with BadServer(lambda number, body: reply) as server, pytest.raises(BackendError) as stopped:
@@ -238,7 +238,7 @@ def test_a_chat_template_that_fails_says_why(rendering, template):
     assert stopped.value.message.isprintable()
 
 
-def test_a_sound_chat_template_is_rendered_as_the_library_does_it(rendering):
+def test_a_valid_chat_template_is_rendered_like_in_transformers(rendering):
     template = "{{ messages[0].content }}|{{ eos_token }}|{{ more }}"
     assert rendering(template, "a\n\u2028b", "貓") == ["a\n\u2028b|<end>|1", "貓|<end>|1"]
     assert rendering(template, GOOD) == [f"{GOOD}|<end>|1"]

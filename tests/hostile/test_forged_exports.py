@@ -107,7 +107,7 @@ OUTSIDE = {
 
 
 @pytest.mark.parametrize("change", OUTSIDE.values(), ids=list(OUTSIDE))
-def test_nothing_outside_of_the_file_is_read(refused, change):
+def test_an_import_reads_no_other_file(refused, change):
     error = refused(change)
     assert any(words in error.message for words in ("another file", "is a link", "is not stored as"))
 
@@ -140,7 +140,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("change", CLAIMS.values(), ids=list(CLAIMS))
-def test_sizes_and_types_that_the_settings_do_not_say_are_refused(refused, change):
+def test_sizes_and_types_that_differ_from_the_settings_are_refused(refused, change):
     refused(change)
 
 
@@ -174,7 +174,7 @@ def test_attributes_that_cannot_be_used_are_refused(refused, change):
     refused(change)
 
 
-def test_a_configuration_of_more_samples_than_the_file_has_makes_no_plan(refused):
+def test_a_configuration_with_more_samples_than_the_file_is_refused_before_planning(refused):
     def change(file, _secret):
         file.attrs["config"] = file.attrs["config"].replace("samples: 96", "samples: 900000000")
 
@@ -184,17 +184,17 @@ def test_a_configuration_of_more_samples_than_the_file_has_makes_no_plan(refused
 @pytest.mark.parametrize(
     "content", [b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + b"\xff" * 4096, b"PK" + bytes(100)], ids=range(4)
 )
-def test_a_file_that_is_no_hdf5_is_refused(refused, content):
+def test_a_file_that_is_not_hdf5_is_refused(refused, content):
     refused(content)
 
 
-def test_a_file_that_is_cut_short_is_refused(refused, exports):
+def test_a_truncated_export_is_refused(refused, exports):
     content = (exports / "pixels.h5").read_bytes()
     refused(content[: len(content) // 2])
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
-def test_something_odd_in_the_place_of_the_file_is_refused(put, tmp_path, kind):
+def test_a_folder_pipe_or_device_in_place_of_the_export_is_refused(put, tmp_path, kind):
     put(tmp_path / "odd.h5", kind)
     with pytest.raises(DataError, match="not a regular file"):
         import_hdf5(tmp_path / "odd.h5", tmp_path / "run")
@@ -217,14 +217,14 @@ STREAMS = {
 
 
 @pytest.mark.parametrize("stream", STREAMS.values(), ids=list(STREAMS))
-def test_streams_that_are_no_image_of_the_settings_size_are_refused(refused, stream):
+def test_jpeg_streams_of_another_size_are_refused(refused, stream):
     def change(file, _secret):
         file["images"][40] = stream
 
     assert "shard 2" in refused(change, kind="jpeg").message
 
 
-def test_a_gzipped_mask_that_expands_without_end_is_refused_before_hdf5_expands_it(refused):
+def test_a_gzip_bomb_in_a_mask_is_refused_before_hdf5_decompresses_it(refused):
     import zlib
 
     def change(file, _secret):
@@ -253,15 +253,15 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("change", CONTENTS.values(), ids=list(CONTENTS))
-def test_content_that_no_stage_writes_is_refused(refused, change):
+def test_content_that_no_stage_could_have_written_is_refused(refused, change):
     refused(change)
 
 
-def test_content_that_differs_from_its_digest_leaves_nothing(refused):
+def test_an_import_with_a_wrong_digest_leaves_no_files(refused):
     refused(lambda file, _: file["captions"].__setitem__((40, 0), "another"), errors=MagicsegError)
 
 
-def test_an_empty_folder_stays_an_empty_folder(exports, tmp_path):
+def test_a_refused_import_into_an_empty_folder_leaves_it_empty(exports, tmp_path):
     shutil.copy(exports / "pixels.h5", tmp_path / "forged.h5")
     with h5py.File(tmp_path / "forged.h5", "r+") as file:
         file["masks"][90, 0, 0] = 777
@@ -272,6 +272,6 @@ def test_an_empty_folder_stays_an_empty_folder(exports, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pixels", "jpeg"])
-def test_what_was_exported_is_imported(exports, tmp_path, finished_run, jpeg_run, kind):
+def test_an_export_can_be_imported(exports, tmp_path, finished_run, jpeg_run, kind):
     run = import_hdf5(exports / f"{kind}.h5", tmp_path / "run")
     assert logical_digest(Run.open(run.path)) == logical_digest(finished_run if kind == "pixels" else jpeg_run)

@@ -15,14 +15,14 @@ from magicseg.labels.vocabulary_files import MAX_SYNONYMS, _parse, _parts
 
 
 @pytest.mark.parametrize("name", ["labels.yml", "labels.YAML", "L.TXT", "l.Txt", "-odd name.yml"])
-def test_a_list_is_read_whatever_the_case_of_its_ending(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+def test_a_label_lists_file_extension_is_case_insensitive(tmp_path: Path, name: str, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text("- car\n- house\n" if name.lower().endswith("ml") else "car\nhouse\n")
     assert labels_of(name).names == ("car", "house")
     assert labels_of(str(tmp_path / name)).names == ("car", "house")
 
 
-def test_a_list_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_list_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.txt").write_text("car\n")
     assert labels_of("~/own.txt").names == ("car",)
@@ -62,7 +62,9 @@ def test_a_list_may_lie_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.M
         ("a\x00b.txt", "cannot be read"),
     ],
 )
-def test_what_is_no_label_is_not_taken_for_one(tmp_path: Path, monkeypatch: Any, text: str, words: str) -> None:
+def test_file_names_and_vocabulary_names_are_not_accepted_as_labels(
+    tmp_path: Path, monkeypatch: Any, text: str, words: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LabelError, match=words) as caught:
         labels_of(text)
@@ -77,7 +79,7 @@ def test_what_is_no_label_is_not_taken_for_one(tmp_path: Path, monkeypatch: Any,
         ("mask", "--images", ".", "--out", "o", "--preset", "miniature"),
     ],
 )
-def test_every_command_that_takes_labels_refuses_a_file_that_is_none(
+def test_every_command_with_labels_refuses_the_name_of_a_missing_file(
     typed: Any, tmp_path: Path, command: tuple[str, ...], text: str
 ) -> None:
     result = typed(*command, "--labels", text)
@@ -103,7 +105,7 @@ def test_a_shipped_vocabulary_is_typed_by_its_name(name: str) -> None:
         ("u.s. flag, etc.", ("u.s. flag", "etc.")),
     ],
 )
-def test_names_are_typed_as_they_are(text: str, names: tuple[str, ...]) -> None:
+def test_comma_separated_names_are_parsed_unchanged(text: str, names: tuple[str, ...]) -> None:
     assert labels_of(text).names == names
 
 
@@ -128,13 +130,13 @@ def test_names_are_typed_as_they_are(text: str, names: tuple[str, ...]) -> None:
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "x.txt", "control"),
     ],
 )
-def test_a_hostile_list_is_refused_at_once(content: str, path: str, words: str) -> None:
+def test_a_hostile_label_list_is_refused_quickly(content: str, path: str, words: str) -> None:
     with pytest.raises(LabelError, match=words) as caught:
         _parse(content.encode(), path=path, name="x", source="x")
     assert len(caught.value.message) < 1000
 
 
-def test_aliases_do_not_multiply_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_yaml_aliases_cannot_expand_a_label_list(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary_files, "MAX_NAMES", 5000)
     synonyms = ", ".join(f"s{number}" for number in range(MAX_SYNONYMS))
     first = f"- {{name: l0, synonyms: &s [{synonyms}]}}\n"
@@ -144,13 +146,13 @@ def test_aliases_do_not_multiply_a_list(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("coding", ["utf-16", "utf-32", "latin-1", "cp037"])
-def test_other_encodings_are_refused_with_what_to_do(coding: str) -> None:
+def test_other_encodings_are_refused_with_a_hint(coding: str) -> None:
     with pytest.raises(LabelError) as caught:
         _parse("café\nhouse\n".encode(coding), path="x.txt", name="x", source="x")
     assert caught.value.hint in {"save the list as UTF-8", "remove it"}
 
 
-def test_a_list_of_no_bounded_size_is_refused(tmp_path: Path) -> None:
+def test_a_label_list_of_unlimited_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "zero.txt").symlink_to("/dev/zero")
     (tmp_path / "large.txt").touch()
     os.truncate(tmp_path / "large.txt", 1 << 40)
@@ -161,5 +163,5 @@ def test_a_list_of_no_bounded_size_is_refused(tmp_path: Path) -> None:
 
 
 @given(st.text("ab,() ", max_size=20))
-def test_commas_in_parentheses_do_not_count(row: str) -> None:
+def test_commas_in_parentheses_do_not_separate_names(row: str) -> None:
     assert _parts(row) == re.split(r",(?![^()]*\))", row)

@@ -181,7 +181,7 @@ FILES = [(kind, file) for kind, files in CONFIGURATIONS.items() for file in file
 
 
 @pytest.mark.parametrize(("kind", "file"), FILES)
-def test_an_auto_map_runs_nothing(made, kind, file):
+def test_an_auto_map_runs_no_code(made, kind, file):
     folder = made(kind)
     changed(folder / file, auto_map=CODE)
     with contextlib.suppress(MagicsegError):  # a class that the library knows itself is loaded, without that code
@@ -218,7 +218,7 @@ SWITCHES = [
 
 @pytest.mark.parametrize("entries", SWITCHES, ids=lambda entries: next(iter(entries)))
 @pytest.mark.parametrize("kind", LOADERS)
-def test_what_would_switch_on_code_or_endless_layers_is_refused_by_name(made, kind, entries):
+def test_configuration_keys_that_enable_code_or_endless_layers_are_refused_by_name(made, kind, entries):
     folder = made(kind)
     file = folder / CONFIGURATIONS[kind][0]
     changed(file, **entries)
@@ -404,7 +404,7 @@ CLIP_CONFIGURATIONS = [
 
 
 @pytest.mark.parametrize(("part", "entries"), CLIP_CONFIGURATIONS, ids=str)
-def test_an_open_clip_folder_has_its_own_keys_alone_and_the_sizes_of_its_weights(made, part, entries):
+def test_an_open_clip_configuration_is_restricted_to_known_keys_and_its_weights_sizes(made, part, entries):
     folder = made("clip")
     file = folder / "open_clip_config.json"
     stored = json.loads(file.read_text())
@@ -416,7 +416,9 @@ def test_an_open_clip_folder_has_its_own_keys_alone_and_the_sizes_of_its_weights
 
 
 @pytest.mark.parametrize(("part", "entries"), CLIP_CONFIGURATIONS, ids=str)
-def test_so_has_the_configuration_inside_a_saved_model(made, part, entries):
+def test_the_configuration_inside_a_saved_model_is_restricted_to_known_keys_and_its_weights_sizes(
+    made, part, entries
+):
     folder = made("saved")
     card = json.loads((folder / "model.json").read_text())
     card["encoder"]["config"][part] |= entries
@@ -453,7 +455,7 @@ def test_so_has_the_configuration_inside_a_saved_model(made, part, entries):
     ],
     ids=str,
 )
-def test_a_card_names_files_of_its_own_folder_and_has_the_types_it_was_written_with(made, entries):
+def test_a_model_card_with_foreign_paths_or_wrong_types_is_refused(made, entries):
     folder = made("saved")
     shutil.copytree(folder / "tokenizer", folder.parent / "elsewhere")
     changed(folder / "model.json", **entries)
@@ -475,7 +477,7 @@ def test_a_card_names_files_of_its_own_folder_and_has_the_types_it_was_written_w
     ],
     ids=str,
 )
-def test_settings_of_a_saved_model_claim_no_more_than_its_file_holds(tmp_path, entries):
+def test_settings_of_a_saved_model_cannot_declare_sizes_beyond_its_file(tmp_path, entries):
     encoder = {"name": "miniature", "width": 16, "heads": 2, "layers": 1, "image_size": 32}
     save_segmenter(build_segmenter(ModelSettings(encoder=encoder, **TINY_DECODER), seed=0), tmp_path / "model")
     card = json.loads((tmp_path / "model" / "model.json").read_text())
@@ -487,7 +489,7 @@ def test_settings_of_a_saved_model_claim_no_more_than_its_file_holds(tmp_path, e
 
 @pytest.mark.parametrize("kind", ["original_sam", "original_grounding_dino"])
 @pytest.mark.parametrize("form", ["pickle", "archive", "beside"])
-def test_a_released_checkpoint_holds_tensors_alone(checkpoint, tmp_path, marker, kind, form):
+def test_a_released_checkpoint_with_other_objects_than_tensors_is_refused(checkpoint, tmp_path, marker, kind, form):
     folder = planted(shutil.copytree(checkpoint(kind), tmp_path / "original"), marker)
     (path,) = folder.glob("*.pth")
     if form == "pickle":
@@ -509,7 +511,7 @@ def original(kind, folder):
 
 
 @pytest.mark.parametrize("entries", SWITCHES, ids=lambda entries: next(iter(entries)))
-def test_the_text_encoder_of_a_released_detector_runs_nothing(checkpoint, tmp_path, marker, entries):
+def test_the_text_encoder_of_a_released_detector_runs_no_code(checkpoint, tmp_path, marker, entries):
     folder = planted(shutil.copytree(checkpoint("original_grounding_dino"), tmp_path / "original"), marker)
     changed(folder / "bert" / "config.json", **entries)
     changed(folder / "bert" / "tokenizer_config.json", auto_map=CODE, tokenizer_class="Evil")
@@ -534,7 +536,7 @@ def test_a_detector_s_configuration_is_not_run(checkpoint, tmp_path, marker, tex
         OriginalDetector(HasBatch(1), chosen)
 
 
-def test_a_gguf_file_runs_nothing_and_its_layers_are_bounded(made, marker):
+def test_a_gguf_file_runs_no_code_and_its_layers_are_limited(made, marker):
     gguf = pytest.importorskip("gguf")
     folder = made("language")
     writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
@@ -553,12 +555,12 @@ def test_a_gguf_file_runs_nothing_and_its_layers_are_bounded(made, marker):
 
 
 @pytest.mark.parametrize("name", ["/etc/x.gguf", "../x.gguf", "a/../../x.gguf", "model.pt"])
-def test_a_gguf_file_is_inside_its_folder(name):
+def test_a_gguf_file_outside_its_folder_is_refused(name):
     with pytest.raises(ValueError, match=r"\.gguf file inside"):
         TransformersCaptioner.Options(model="/folder", gguf_file=name)
 
 
-def test_a_text_cache_with_a_pickle_in_it_is_computed_anew(tmp_path, marker):
+def test_a_text_cache_with_a_pickle_is_recomputed(tmp_path, marker):
     key = {"format": 1}
     cached_texts(key, lambda: torch.ones(1, 2), folder=tmp_path)
     (file,) = tmp_path.glob("*.safetensors")
@@ -575,12 +577,12 @@ def test_a_training_checkpoint_with_a_pickle_in_it_is_not_unpickled(tmp_path, ma
         assert newest_checkpoint(tmp_path) is None
 
 
-def test_a_sound_folder_with_planted_files_loads(made):
+def test_a_valid_folder_with_planted_files_loads_without_running_them(made):
     for kind in ("language", "sam", "clip", "saved", "sd15"):
         LOADERS[kind](made(kind))
 
 
-def test_predict_runs_no_code_of_a_saved_model_whatever_the_terminal_answers(made, marker, tmp_path):
+def test_predict_never_runs_code_of_a_saved_model_even_if_the_user_consents(made, marker, tmp_path):
     folder = made("saved")
     card = json.loads((folder / "model.json").read_text())
     card["encoder"]["config"]["text_cfg"]["tokenizer_kwargs"] = {"trust_remote_code": True}
@@ -603,7 +605,7 @@ def test_predict_runs_no_code_of_a_saved_model_whatever_the_terminal_answers(mad
     assert "[y/N]" not in done.stdout + done.stderr
 
 
-def test_every_call_that_loads_from_a_folder_says_that_its_code_is_not_trusted():
+def test_every_loading_call_passes_trust_remote_code_false():
     package = Path(magicseg.__file__).parent
     calls = 0
     for file in package.rglob("*.py"):

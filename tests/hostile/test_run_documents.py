@@ -61,7 +61,7 @@ def test_the_report_is_written_and_warns_of_a_document_that_cannot_be_used(finis
 
 @pytest.mark.parametrize("kind", ODD)
 @pytest.mark.parametrize("document", ["estimate.json", "image.json"])
-def test_what_submissions_and_estimates_rest_on_is_refused_by_name(finished, fault_of, put, document, kind):
+def test_submissions_and_estimates_refuse_an_unusable_document_by_name(finished, fault_of, put, document, kind):
     path = finished.path / document
     put(path, kind)
     error = (
@@ -73,7 +73,7 @@ def test_what_submissions_and_estimates_rest_on_is_refused_by_name(finished, fau
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_a_failure_note_that_cannot_be_used_still_counts_as_a_failure(fresh, put, kind):
+def test_an_unusable_failure_record_still_counts_as_a_failure(fresh, put, kind):
     path = fresh.ledger("describe").failure_path(3)
     put(path, kind)
     described = run_status(fresh)["stages"]["describe"]
@@ -82,7 +82,7 @@ def test_a_failure_note_that_cannot_be_used_still_counts_as_a_failure(fresh, put
 
 
 @pytest.mark.parametrize("kind", ODD)
-def test_a_claim_that_cannot_be_used_holds_nobody_for_ever(fresh, put, kind):
+def test_an_unusable_claim_expires(fresh, put, kind):
     path = fresh.ledger("describe").claim_path(3)
     put(path, kind)
     os.utime(path, (0, 0), follow_symlinks=False)
@@ -97,7 +97,7 @@ CLAIMS = [
 
 
 @pytest.mark.parametrize("change", CLAIMS, ids=lambda change: str(change)[:40])
-def test_a_claim_of_wrong_types_is_as_good_as_an_empty_one(tmp_path, change):
+def test_a_claim_with_wrong_types_is_treated_as_empty(tmp_path, change):
     path = tmp_path / "claim.json"
     with try_claim(path):
         path.write_bytes(to_json(json.loads(path.read_bytes()) | change))
@@ -110,7 +110,7 @@ def test_a_claim_of_wrong_types_is_as_good_as_an_empty_one(tmp_path, change):
 
 @pytest.mark.parametrize("content", ["{}", "", '{"namespace": "elsewhere", "token": "t"}'])
 @pytest.mark.parametrize("seconds", [3600, 1e9])
-def test_a_claim_dated_in_the_future_holds_no_shard(tmp_path, content, seconds):
+def test_a_claim_dated_in_the_future_does_not_block_a_shard(tmp_path, content, seconds):
     path = tmp_path / "claim.json"
     path.write_text(content)
     os.utime(path, (time.time() + seconds, time.time() + seconds))
@@ -119,7 +119,7 @@ def test_a_claim_dated_in_the_future_holds_no_shard(tmp_path, content, seconds):
         assert claim is not None
 
 
-def test_a_takeover_dated_in_the_future_holds_no_shard_either(tmp_path):
+def test_a_takeover_dated_in_the_future_does_not_block_a_shard(tmp_path):
     path, lock = tmp_path / "claim.json", tmp_path / ".claim.json.takeover"
     for each in (path, lock):
         each.write_text("")
@@ -176,7 +176,7 @@ def forge(path, change):
 
 
 @pytest.mark.parametrize("change", RECORDS.values(), ids=list(RECORDS))
-def test_a_forged_record_is_refused_by_name_found_and_mended(finished, change):
+def test_a_forged_record_is_refused_by_name_and_repaired(finished, change):
     ledger = finished.ledger("mask")
     path = ledger.record_path(2)
     forge(path, change)
@@ -204,7 +204,7 @@ def test_a_forged_line_among_compact_records_is_refused_by_its_number(finished, 
 
 
 @pytest.mark.parametrize("name", ["ledger/mask/commits/00000002.json", "ledger/mask/commits.jsonl"])
-def test_repair_sets_nothing_aside_that_it_may_not_read(finished, put, name):
+def test_verify_stops_at_an_unreadable_ledger_file(finished, put, name):
     path = finished.path / name
     put(path, "denied")
     with pytest.raises(DamageError, match="Permission denied"):
@@ -265,7 +265,7 @@ RESULTS = [
 
 
 @pytest.mark.parametrize("change", RESULTS, ids=lambda change: str(change)[:40])
-def test_results_of_wrong_types_stop_neither_status_nor_report(finished, fault_of, change):
+def test_status_and_report_survive_results_of_wrong_types(finished, fault_of, change):
     content = {
         "benchmark": "miniature", "miou": 0.5, "iou": {"a": 0.5}, "provenance": {"weights_digest": "x"}, "images": 3,
     }  # fmt: skip

@@ -91,7 +91,7 @@ def test_a_wrong_setting_is_refused_by_name(typed: Any, setting: str, words: str
         ("evaluate.data=~/voc", "evaluate.data", str(Path("~/voc").expanduser())),
     ],
 )
-def test_a_setting_is_what_was_written(setting: str, key: str, value: object) -> None:
+def test_a_setting_keeps_its_written_value_and_type(setting: str, key: str, value: object) -> None:
     found: Any = load_config(preset="miniature", overrides=[setting])
     for part in key.split("."):
         found = getattr(found, part)
@@ -123,13 +123,13 @@ def test_a_file_of_settings_is_refused_by_name(tmp_path: Path, text: str, words:
 
 
 @pytest.mark.parametrize("made", [Path.mkdir, lambda path: path.write_bytes(b"\xff\xfe"), lambda path: None])
-def test_what_is_no_file_of_settings_is_refused(tmp_path: Path, made: Any) -> None:
+def test_a_folder_or_pipe_as_settings_file_is_refused(tmp_path: Path, made: Any) -> None:
     made(tmp_path / "mine.yaml")
     with pytest.raises(ConfigError, match=r"mine\.yaml"):
         load_config(file=tmp_path / "mine.yaml")
 
 
-def test_a_group_that_is_typed_lies_over_the_presets_key_by_key(tmp_path: Path) -> None:
+def test_a_group_on_the_command_line_is_merged_into_the_preset(tmp_path: Path) -> None:
     typed = load_config(preset="miniature", overrides=["generate.options={steps: 9}"])
     assert typed.generate.options["model"] == "shipped:diffusion"
     assert typed.generate.options["steps"] == 9
@@ -146,7 +146,7 @@ def test_a_group_that_is_typed_lies_over_the_presets_key_by_key(tmp_path: Path) 
         ["generate.options=null", "generate.options={model: /m, steps: 3}"],
     ],
 )
-def test_an_empty_group_clears_what_the_preset_has(overrides: list[str]) -> None:
+def test_an_empty_group_clears_the_presets_group(overrides: list[str]) -> None:
     assert load_config(preset="miniature", overrides=overrides).generate.options == {"model": "/m", "steps": 3}
 
 
@@ -240,19 +240,19 @@ def test_a_protocols_numbers_are_bounded(tmp_path: Path, key: str, value: object
         ("vocabulary2: x\n", "not permitted"),
     ],
 )
-def test_a_protocol_file_says_one_thing(tmp_path: Path, more: str, words: str) -> None:
+def test_an_invalid_protocol_file_is_refused(tmp_path: Path, more: str, words: str) -> None:
     (tmp_path / "own.YML").write_text(yaml.safe_dump(_PROTOCOL) + more)
     with pytest.raises(ConfigError, match=words):
         load_protocol(str(tmp_path / "own.YML"))
 
 
-def test_spans_of_a_protocol_are_written_out(tmp_path: Path) -> None:
+def test_ranges_in_a_protocol_are_expanded(tmp_path: Path) -> None:
     document = {**_PROTOCOL, "labels_in": [{"path": "{name}.png", "class_values": ["0 - 17", 19, "30-30"]}]}
     (tmp_path / "own.YAML").write_text(yaml.safe_dump(document))
     assert load_protocol(str(tmp_path / "own.YAML")).labels_in[0].class_values == (*range(18), 19, 30)
 
 
-def test_what_is_typed_over_a_profile_is_merged_key_by_key(tmp_path: Path) -> None:
+def test_profile_overrides_are_merged_key_by_key(tmp_path: Path) -> None:
     from magicseg.launch.profile_files import load_profile
 
     (tmp_path / "site.yaml").write_text("stages: {train: {gpus: 4, time: 10:00}}\nenvironment: {A: x}\n")

@@ -26,7 +26,7 @@ from magicseg.store.sample_reader import SampleFiles
 pytestmark = pytest.mark.usefixtures("bounded")
 
 
-def test_a_repair_takes_nothing_away_that_was_committed_after_the_look(finished, expected_digest):
+def test_a_repair_keeps_shards_committed_after_its_inspection(finished, expected_digest):
     """What inspect saw as a leftover of an open shard is committed by others before repair acts."""
     record = finished.ledger("mask").committed(2)
     finished.ledger("mask").take_back({2})
@@ -38,7 +38,7 @@ def test_a_repair_takes_nothing_away_that_was_committed_after_the_look(finished,
     assert logical_digest(finished) == expected_digest
 
 
-def test_a_repair_takes_no_commit_back_that_was_made_sound_after_the_look(finished, expected_digest):
+def test_a_repair_keeps_commits_that_were_repaired_after_its_inspection(finished, expected_digest):
     file = finished.store.path / "mask/mask/2.0.0"
     file.write_bytes(b"damaged")
     findings = inspect(finished)
@@ -63,7 +63,7 @@ def test_a_repair_beside_live_work_is_refused(finished, fault_of, stage):
     assert fault_of("repair", finished.path) is None
 
 
-def test_a_worker_that_begins_in_the_middle_of_a_repair_is_left_alone(finished, monkeypatch):
+def test_a_repair_does_not_disturb_a_worker_that_starts_meanwhile(finished, monkeypatch):
     finished.ledger("mask").take_back({2})
     findings = inspect(finished)
     claim = try_claim(finished.ledger("mask").claim_path(2))
@@ -73,7 +73,7 @@ def test_a_worker_that_begins_in_the_middle_of_a_repair_is_left_alone(finished, 
     assert (finished.store.path / "mask/mask/2.0.0").exists()
 
 
-def test_repairs_beside_a_run_leave_a_sound_data_set(magicseg, fresh, expected_digest):
+def test_repairs_during_a_run_leave_a_valid_data_set(magicseg, fresh, expected_digest):
     do(fresh, "describe", "generate")
     worker = magicseg.start("mask", fresh.path, "--workers", 1)
     looks = 0
@@ -92,14 +92,14 @@ def test_repairs_beside_a_run_leave_a_sound_data_set(magicseg, fresh, expected_d
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "empty", "nulls"])
 @pytest.mark.parametrize("name", ["mask/mask/2.0.0", "describe/captions/2.0", "generate/quality/2"])
-def test_verify_finds_something_odd_in_the_place_of_a_shard(finished, put, name, kind):
+def test_verify_finds_a_shard_file_replaced_by_something_else(finished, put, name, kind):
     put(finished.store.path / name, kind)
     findings = inspect(finished)
     assert findings.shards == {name.split("/")[0]: {2}}
     assert any(name in fault for fault in findings.damage)
 
 
-def test_a_shard_that_may_not_be_read_is_no_damage(finished, put):
+def test_verify_stops_at_a_shard_without_read_permission(finished, put):
     put(finished.store.path / "mask/mask/2.0.0", "denied")
     with pytest.raises(DamageError, match="Permission denied") as caught:
         inspect(finished)
@@ -107,7 +107,7 @@ def test_a_shard_that_may_not_be_read_is_no_damage(finished, put):
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "deep", "empty", "list", "number"])
-def test_metadata_that_cannot_be_used_are_found(finished, put, kind):
+def test_verify_finds_unusable_metadata(finished, put, kind):
     put(finished.store.path / "mask/mask/zarr.json", kind)
     assert inspect(finished).metadata == ["mask/mask/zarr.json"]
 
@@ -137,7 +137,7 @@ def test_an_export_replaces_nothing(finished, tmp_path, kind):
 
 
 @pytest.mark.parametrize("name", [os.fsdecode(b"\xff\xfe.h5"), "a b'c.h5", "-x.h5", "é" * 100 + ".h5"])
-def test_an_export_to_an_odd_name_is_imported_again(finished, fault_of, tmp_path, name, expected_digest):
+def test_an_export_with_an_unusual_file_name_can_be_imported(finished, fault_of, tmp_path, name, expected_digest):
     out = tmp_path / name
     assert fault_of("export", finished.path, "--out", out) is None
     assert fault_of("import", out, "--into", tmp_path / "again") is None
@@ -150,7 +150,7 @@ def test_an_export_to_a_name_that_is_too_long_says_so(finished, fault_of, tmp_pa
     assert "shorter names" in error.hint
 
 
-def test_a_caption_that_hdf5_cannot_hold_is_named(finished, tmp_path):
+def test_a_caption_that_hdf5_cannot_store_is_named(finished, tmp_path):
     captions = finished.store.read("describe/captions", 32, 48).copy()
     captions[5, 1] = "a photo\0of a cat"
     finished.store.array("describe/captions")[32:48] = captions
@@ -166,7 +166,7 @@ def reader(run):
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "device", "denied", "empty", "nulls"])
 @pytest.mark.parametrize("name", ["mask/mask/2.0.0", "describe/captions/2.0", "generate/image/2.0.0.0"])
-def test_something_odd_in_the_place_of_a_shard_is_not_read(finished, put, name, kind):
+def test_a_shard_file_replaced_by_something_else_is_not_read(finished, put, name, kind):
     put(finished.store.path / name, kind)
     array = name.rpartition("/")[0]
     with pytest.raises(DamageError, match=array):
@@ -188,7 +188,7 @@ def forge_index(path, part, offset, length):
 @pytest.mark.parametrize(
     ("offset", "length"), [(0, 10**15), (10**15, 10), (0, 2**63), (2**63, 2**63), (5, 2**64 - 1)], ids=range(5)
 )
-def test_an_index_that_names_parts_beyond_the_file_is_damage(finished, offset, length):
+def test_a_shard_index_beyond_the_end_of_the_file_is_damage(finished, offset, length):
     forge_index(finished.store.path / "mask/mask/2.0.0", 3, offset, length)
     with pytest.raises(DamageError):
         finished.store.read("mask/mask", 32, 48)
@@ -197,7 +197,7 @@ def test_an_index_that_names_parts_beyond_the_file_is_damage(finished, offset, l
 
 
 @pytest.mark.parametrize("size", [10**6, 10**15, 2**64 - 1, 0, None])
-def test_a_part_that_claims_to_expand_is_not_expanded(finished, monkeypatch, size):
+def test_a_frame_with_a_wrong_decompressed_size_is_not_decompressed(finished, monkeypatch, size):
     """A frame header of any size, in front of what was there; None: a frame that does not say its size."""
     path = finished.store.path / "mask/mask/2.0.0"
     content = path.read_bytes()
@@ -214,14 +214,14 @@ def test_a_part_that_claims_to_expand_is_not_expanded(finished, monkeypatch, siz
 
 
 @given(st.binary(max_size=20_000), st.integers(1, 9))
-def test_the_size_of_a_frame_is_what_it_expands_to(content, level):
+def test_the_declared_frame_size_equals_the_decompressed_size(content, level):
     assert zstd_size(Zstd(level=level).encode(content)) == len(content)
 
 
 @pytest.mark.parametrize(
     "frame", [b"", b"\x28\xb5\x2f\xfd", b"PK\x03\x04" + bytes(20), b"\x50\x2a\x4d\x18" + bytes(9)]
 )
-def test_what_is_no_frame_has_no_size(frame):
+def test_bytes_that_are_not_a_frame_have_no_size(frame):
     with pytest.raises(ValueError, match="Zstandard"):
         zstd_size(frame)
 
@@ -242,7 +242,7 @@ METADATA = {
 
 
 @pytest.mark.parametrize("change", METADATA.values(), ids=list(METADATA))
-def test_metadata_that_the_settings_do_not_bear_out_are_not_believed(finished, change):
+def test_metadata_that_contradicts_the_settings_is_refused(finished, change):
     path = finished.store.path / "mask/mask/zarr.json"
     data = json.loads(path.read_bytes())
     change(data)

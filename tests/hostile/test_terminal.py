@@ -40,7 +40,7 @@ def is_harmless(shown: str) -> bool:
 
 
 @pytest.mark.parametrize("text", FOREIGN)
-def test_an_error_shows_foreign_text_and_no_line_of_its_own(text: str, capsys: Any) -> None:
+def test_untrusted_text_in_an_error_cannot_imitate_output_lines(text: str, capsys: Any) -> None:
     report_error(DataError(f"the server says {text}", hint="try again"))
     shown = capsys.readouterr().err
     assert is_harmless(shown)
@@ -51,7 +51,7 @@ def test_an_error_shows_foreign_text_and_no_line_of_its_own(text: str, capsys: A
 
 
 @pytest.mark.parametrize("text", FOREIGN)
-def test_a_hint_is_one_line_whatever_is_in_it(text: str, capsys: Any) -> None:
+def test_a_hint_is_one_line_for_any_text(text: str, capsys: Any) -> None:
     report_error(RunError("no", hint=command("magicseg", "init", text)))
     shown = capsys.readouterr().err
     assert is_harmless(shown)
@@ -62,7 +62,7 @@ def test_a_hint_is_one_line_whatever_is_in_it(text: str, capsys: Any) -> None:
 @pytest.mark.parametrize(
     "show", [note, print_line, lambda text: print(log_text(text)), lambda text: print_json([text])]
 )
-def test_every_way_of_printing_escapes_what_acts(text: str, show: Any, capsys: Any) -> None:
+def test_every_way_of_printing_escapes_control_characters(text: str, show: Any, capsys: Any) -> None:
     show(text)
     shown = "".join(capsys.readouterr()).replace("\r", "")
     assert is_harmless(shown)
@@ -110,7 +110,7 @@ def test_a_table_shows_markup_as_it_is(text: str, capsys: Any) -> None:
         "#x",
     ],
 )
-def test_a_hint_for_an_odd_name_is_taken_by_a_shell_as_that_name(typed: Any, name: str) -> None:
+def test_a_hint_quotes_unusual_names_for_the_shell(typed: Any, name: str) -> None:
     result = typed("status", "--", name)
     assert result.code == 2
     (hint,) = [line for line in result.err.splitlines() if line.startswith("hint:  ")]
@@ -119,7 +119,7 @@ def test_a_hint_for_an_odd_name_is_taken_by_a_shell_as_that_name(typed: Any, nam
 
 
 @pytest.mark.parametrize("name", ["[/red]", "[bold]run", "a\x1b[31mb", "a b; c"])
-def test_a_run_of_an_odd_name_has_a_status(typed: Any, tmp_path: Path, name: str) -> None:
+def test_a_run_with_an_unusual_name_has_a_status(typed: Any, tmp_path: Path, name: str) -> None:
     make_run(tmp_path / name, "plan.samples=2", "plan.shard_size=2")
     result = typed("status", name)
     assert (result.code, is_harmless(result.out)) == (0, True)
@@ -182,7 +182,7 @@ _LONG = "x" * 300
         ("init", "x", "--config", "."),
     ],
 )
-def test_an_odd_name_is_a_sentence(typed: Any, words: tuple[str, ...]) -> None:
+def test_an_unusable_name_gives_an_error_message(typed: Any, words: tuple[str, ...]) -> None:
     result = typed(*words)
     assert result.code in {1, 2}
     assert "error: " in result.err or "Error" in result.err
@@ -246,13 +246,13 @@ def test_messages_that_cannot_be_written_do_not_stop_the_work(shell: Any, tmp_pa
     assert (tmp_path / "run" / "magicseg.yaml").exists()
 
 
-def test_a_closed_stream_is_not_the_next_file_that_is_opened(shell: Any, tmp_path: Path) -> None:
+def test_output_to_a_closed_stream_does_not_reach_another_file(shell: Any, tmp_path: Path) -> None:
     line = "magicseg init run --preset painted --set plan.samples=2 --set plan.shard_size=2 >&- 2>&-"
     assert shell(line)[0] == 0
     assert shell("magicseg verify run")[0] == 0
 
 
-def test_the_folder_that_is_gone_is_named(shell: Any) -> None:
+def test_a_deleted_current_directory_is_named_in_the_error(shell: Any) -> None:
     _, _, err = shell("mkdir gone; cd gone; rmdir ../gone; magicseg init x --preset miniature")
     assert "the current directory was deleted" in err
 
@@ -270,13 +270,13 @@ def test_the_version_is_printed(typed: Any) -> None:
     assert typed("--version").out == f"magicseg {__version__}\n"
 
 
-def test_lines_of_foreign_text_are_indented() -> None:
+def test_lines_of_untrusted_text_are_indented() -> None:
     assert indented("a\nb\r\nc", "  ") == "a\n  b\\r\n  c"
     assert io.StringIO(indented("a", "  ")).read() == "a"
 
 
 @pytest.mark.parametrize("text", FOREIGN)
-def test_a_report_shows_foreign_text_and_no_markup_of_its_own(text: str) -> None:
+def test_a_report_escapes_markup_in_untrusted_text(text: str) -> None:
     from magicseg.report.page import _environment
 
     shown = _environment().from_string("<p>{{ text }}</p>").render(text=f"{text}</p><script>")
@@ -284,7 +284,7 @@ def test_a_report_shows_foreign_text_and_no_markup_of_its_own(text: str) -> None
     assert shown.count("<") == 2
 
 
-def test_names_in_figures_are_no_formulas(tmp_path: Path) -> None:
+def test_names_in_figures_are_not_parsed_as_formulas(tmp_path: Path) -> None:
     from magicseg.evaluate.figures import write_charts
 
     name = "cash $\\frac{1}{$ and $$"

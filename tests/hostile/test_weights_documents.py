@@ -66,7 +66,7 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: getattr(damage, "__name__", repr(damage)[:40]))
-def test_a_manifest_that_does_not_hold_is_an_error_with_its_name(tmp_path, damage):
+def test_an_invalid_manifest_is_an_error_that_names_it(tmp_path, damage):
     path = tmp_path / MANIFEST
     if callable(damage):
         damage(path)
@@ -99,7 +99,7 @@ def test_a_sound_manifest_is_read_as_it_was_written(tmp_path):
     ],
     ids=lambda content: content[:30],
 )
-def test_remembered_digests_that_do_not_hold_are_computed_anew(tmp_path, monkeypatch, content):
+def test_invalid_cached_digests_are_recomputed(tmp_path, monkeypatch, content):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / "weights"
     folder.mkdir()
@@ -112,7 +112,7 @@ def test_remembered_digests_that_do_not_hold_are_computed_anew(tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("name", ["../x.json", "/etc/passwd", "a/../../x", "x\x1b[2J.json", "x\u202e", "x\n"])
-def test_a_hub_that_lists_files_elsewhere_is_refused(name):
+def test_a_hub_that_lists_files_outside_the_folder_is_refused(name):
     weights = Weights(setting="model", model="owner/name", revision="0" * 40)
     with pytest.raises(BackendError, match="lists a file called") as refused:
         hub._plainly_named(weights, {name: hub.HubFile(1, None)})

@@ -48,7 +48,7 @@ def test_the_head_noun_takes_the_plural(singular, expected):
 
 
 @pytest.mark.parametrize("word", ["scissors", "skis", "taxis", "sunglasses", "menus", "mice", "snowmen", "people"])
-def test_a_plural_stays_as_it_is(word):
+def test_the_plural_of_a_plural_is_unchanged(word):
     assert plural(word) == word
 
 

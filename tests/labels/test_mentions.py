@@ -24,12 +24,12 @@ def label(name, *synonyms):
         ("a bow on a wall", label("bow (weapon)")),
     ],
 )
-def test_names_synonyms_and_plurals_count_in_any_case_and_spacing(text, named):
+def test_names_synonyms_and_plurals_match_in_any_case_and_spacing(text, named):
     assert names(text, named)
 
 
 @pytest.mark.parametrize(
     ("text", "other"), [("a carpet", label("car")), ("a hotdog", label("hot dog")), ("a bobcat", label("cat"))]
 )
-def test_parts_of_words_do_not(text, other):
+def test_parts_of_words_do_not_match_a_label(text, other):
     assert not names(text, other)

@@ -23,7 +23,7 @@ def test_forms_are_text_and_synonyms_and_their_plurals_without_qualifiers():
     assert label.forms == ("cab", "taxi", "hackney", "cabs", "taxis", "hackneys")
 
 
-def test_a_form_that_is_its_own_plural_is_given_once():
+def test_a_form_equal_to_its_plural_is_listed_once():
     assert Label(id=1, name="sheep").forms == ("sheep",)
 
 
@@ -54,37 +54,37 @@ def test_every_shipped_vocabulary_is_tested_above():
     assert len(vocabulary_names()) == 11
 
 
-def test_namesakes_in_lvis_are_told_apart_by_their_qualifiers():
+def test_homonyms_in_lvis_have_different_qualifiers():
     weapon, ribbons = (load_vocabulary("lvis1203").by_id(number) for number in (136, 137))
     assert weapon.name != ribbons.name
     assert weapon.text == ribbons.text == "bow"
     assert (weapon.qualifier, ribbons.qualifier) == ("weapon", "decorative ribbons")
 
 
-def test_lvis_names_have_no_remains_of_file_formats():
+def test_lvis_names_contain_no_underscores_or_other_formatting():
     for label in load_vocabulary("lvis1203").labels:
         for text in (label.text, *label.synonyms):
             assert not set(text) & set("_/:()"), label
 
 
-def test_values_that_mean_no_label_are_no_label_ids():
+def test_background_and_ignore_values_are_not_label_ids():
     for value in (BACKGROUND, IGNORE):
         with pytest.raises(LabelError, match=f"no label {value}: its ids are 1 to 1203"):
             load_vocabulary("lvis1203").by_id(value)
 
 
-def test_labels_are_found_by_name_whatever_case_and_white_space():
+def test_labels_are_found_by_name_in_any_case_and_white_space():
     coco = load_vocabulary("coco80")
     assert coco.by_name("  Dining   TABLE ").id == coco.names.index("dining table") + 1
 
 
-def test_a_name_that_is_not_there_is_answered_with_the_nearest():
+def test_an_unknown_label_name_gives_the_most_similar_names():
     with pytest.raises(LabelError, match="no label 'brocoli'") as caught:
         load_vocabulary("coco80").by_name("brocoli")
     assert "broccoli" in (caught.value.hint or "")
 
 
-def test_a_vocabulary_refuses_namesakes_gaps_and_emptiness():
+def test_a_vocabulary_refuses_duplicate_names_id_gaps_and_no_labels():
     with pytest.raises(LabelError, match="names both 1 and 2"):
         vocabulary("cat", "CAT")
     with pytest.raises(LabelError, match="has id 3, not 2"):
@@ -103,14 +103,14 @@ def test_a_vocabulary_survives_pickling_and_plain_values(name):
 
 
 @pytest.mark.parametrize("change", ["labels", "name", "background", "source"])
-def test_values_that_lack_a_part_are_no_vocabulary(change):
+def test_incomplete_data_is_refused_as_a_vocabulary(change):
     values = vocabulary("cat").to_dict()
     del values[change]
     with pytest.raises(LabelError, match=f"malformed vocabulary.*{change}"):
         Vocabulary.from_dict(values)
 
 
-def test_the_digest_follows_labels_and_background_alone():
+def test_the_digest_depends_only_on_labels_and_background():
     base = vocabulary("cat", "dog")
     same = Vocabulary(name="other", labels=base.labels, source="elsewhere")
     assert same.digest() == base.digest()
@@ -132,7 +132,7 @@ def test_ids_follow_the_order_of_the_names(order):
     assert [vocabulary(*order).by_name(name).id for name in order] == [1, 2, 3]
 
 
-def test_templates_have_one_place_for_the_class():
+def test_templates_have_one_placeholder_for_the_class():
     assert load_templates("photo") == ("a photo of a {}.",)
     ensemble = load_templates("ensemble")
     assert len(set(ensemble)) == len(ensemble) > 5

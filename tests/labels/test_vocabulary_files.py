@@ -41,7 +41,7 @@ def test_a_text_file_has_a_label_per_line_and_synonyms_after_commas(tmp_path):
     ]
 
 
-def test_a_yaml_file_says_the_same_in_three_ways(tmp_path):
+def test_a_yaml_file_has_three_equivalent_forms(tmp_path):
     plain = load(tmp_path, "tench, Tinca tinca\ncat\n")
     listed = load(tmp_path, "- tench, Tinca tinca\n- cat\n", ".yaml")
     mapped = load(tmp_path, "- {name: tench, synonyms: [Tinca tinca]}\n- cat\n", ".yml")
@@ -56,7 +56,7 @@ def test_a_yaml_file_may_name_the_background(tmp_path):
     assert loaded.background == ("background", "sky")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path):
     assert load(tmp_path, b"\xef\xbb\xbfcat\ndog\n").names == ("cat", "dog")
 
 
@@ -130,13 +130,13 @@ def test_a_list_without_labels_is_refused(tmp_path, content, suffix):
     assert "no labels" in refusal(tmp_path, content, suffix)
 
 
-def test_namesakes_are_told_how_to_differ(tmp_path):
+def test_duplicate_names_are_refused_with_a_hint_about_qualifiers(tmp_path):
     with pytest.raises(LabelError) as caught:
         load(tmp_path, "crane\ncrane\n")
     assert "crane (...)" in (caught.value.hint or "")
 
 
-def test_as_many_labels_as_pixel_values_fit_and_no_more(tmp_path):
+def test_a_list_may_have_as_many_labels_as_pixel_values(tmp_path):
     lines = [f"label {number}\n" for number in range(MAX_LABELS + 1)]
     assert len(load(tmp_path, "".join(lines[:-1]))) == 65534
     assert refusal(tmp_path, "".join(lines)).startswith("65535: there are more than 65534 labels")
@@ -147,13 +147,13 @@ def test_a_missing_file_is_named(tmp_path):
         load_vocabulary("nowhere.txt", base=tmp_path)
 
 
-def test_a_folder_is_no_label_list(tmp_path):
+def test_a_folder_as_label_list_is_refused(tmp_path):
     (tmp_path / "folder.yaml").mkdir()
     with pytest.raises(LabelError, match=r"folder\.yaml: is not a regular file"):
         load_vocabulary("folder.yaml", base=tmp_path)
 
 
-def test_an_unknown_vocabulary_is_answered_with_the_nearest_and_all():
+def test_an_unknown_vocabulary_gives_the_most_similar_and_all_names():
     with pytest.raises(LabelError, match=r"no vocabulary 'VOC-20'; did you mean 'voc20'\?") as caught:
         load_vocabulary("VOC-20")
     assert "lvis1203" in (caught.value.hint or "")
@@ -178,7 +178,7 @@ def test_both_formats_keep_every_name_in_its_order(entries):
 
 
 @given(st.text() | st.binary(), st.sampled_from(["x.txt", "x.yaml"]))
-def test_whatever_is_in_a_file_it_is_a_vocabulary_or_a_label_error(content, path):
+def test_any_file_content_gives_a_vocabulary_or_a_label_error(content, path):
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
     try:
         loaded = _parse(raw, path=path, name="x", source="x")

@@ -9,7 +9,7 @@ from magicseg.miniature import comparison_runs
 from magicseg.miniature.comparison_runs import running
 
 
-def test_a_run_that_ends_badly_is_told_of_with_the_way_on(tmp_path):
+def test_a_failed_comparison_run_is_reported_with_the_command_to_resume(tmp_path):
     run = make_run(tmp_path / "run")
     (run.path / "magicseg.yaml").write_text("plan: [")
     with pytest.raises(IncompleteError, match="exit code 2") as caught, running([run]):

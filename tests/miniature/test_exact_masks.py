@@ -34,7 +34,7 @@ def request(seed=3, **changes):
     return replace(made, **changes), painted
 
 
-def test_the_mask_is_the_painters_own(masker):
+def test_the_mask_equals_the_painters_mask(masker):
     asked, painted = request()
     (found,) = masker.mask([asked])
     assert isinstance(found, Masked)
@@ -51,7 +51,7 @@ def test_the_mask_is_the_painters_own(masker):
         ({"labels": ()}, "among the 0 labels"),
     ],
 )
-def test_what_it_did_not_paint_is_refused(masker, changes, detail):
+def test_images_that_the_painter_did_not_paint_are_rejected(masker, changes, detail):
     (found,) = masker.mask([request(**changes)[0]])
     assert isinstance(found, Rejection)
     assert found.reason == "not-painted"
@@ -59,7 +59,7 @@ def test_what_it_did_not_paint_is_refused(masker, changes, detail):
 
 
 @pytest.mark.parametrize("codec", ["lossless", "jpeg"])
-def test_a_whole_run_of_it(tmp_path, codec):
+def test_a_run_with_the_painter_masker_has_exact_masks(tmp_path, codec):
     run = make_run(
         tmp_path / "run", "mask.backend=painter", "plan.samples=32", "plan.max_labels=2", f"store.image_codec={codec}"
     )

@@ -22,7 +22,7 @@ WEIGHTS = Path(magicseg.miniature.__file__).parent / "weights"
 pytestmark = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="this version ships no learned weights")
 
 
-def test_the_shipped_weights_are_whole_and_small():
+def test_the_shipped_weights_match_their_digests_and_size_limit():
     digests = json.loads((WEIGHTS / "digests.json").read_text())
     files = {file.relative_to(WEIGHTS).as_posix(): file for file in WEIGHTS.glob("*/**/*") if file.is_file()}
     assert digests == {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
@@ -32,7 +32,7 @@ def test_the_shipped_weights_are_whole_and_small():
     assert {"diffusion/README.md", "diffusion/model_index.json", "clip/README.md"} <= files.keys()
 
 
-def test_their_libraries_load_them_alone():
+def test_the_shipped_weights_load_with_their_libraries_without_magicseg():
     import open_clip
     import torch
     from diffusers import AutoPipelineForText2Image

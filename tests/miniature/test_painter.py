@@ -48,7 +48,7 @@ def test_the_entry_point_leads_here():
     assert find_backend("generators", "painter") is Painter
 
 
-def test_a_caption_is_read_in_full():
+def test_parse_returns_all_attributes_of_a_caption():
     assert parse("A small red car on the left and a large blue boat in the middle, by a lake at dusk") == (
         SceneSpec(
             scene="lake",
@@ -78,7 +78,7 @@ def test_a_caption_that_cannot_be_read_is_refused_with_the_reason(caption, reaso
         parse(caption)
 
 
-def test_every_label_colour_place_and_scene_gives_a_mask_at_its_place():
+def test_the_mask_is_at_the_captions_place_for_all_labels_colours_and_scenes():
     for label in LABELS:
         for number, colour in enumerate(COLOURS):
             for place in PLACES:
@@ -93,7 +93,7 @@ def test_every_label_colour_place_and_scene_gives_a_mask_at_its_place():
 
 @settings(max_examples=40)
 @given(spec=specs, seed=seeds, size=st.sampled_from([16, 33, 64]))
-def test_shapes_types_and_pixels_are_decided_by_the_arguments(spec, seed, size):
+def test_equal_arguments_give_equal_pixels_of_the_right_shape_and_type(spec, seed, size):
     first = paint(spec, seed=seed, size=size, labels=LABELS)
     again = paint(spec, seed=seed, size=size, labels=LABELS)
     assert first.image.shape == first.empty.shape == (size, size, 3)
@@ -108,7 +108,7 @@ def test_shapes_types_and_pixels_are_decided_by_the_arguments(spec, seed, size):
 
 @settings(max_examples=30)
 @given(seed=seeds, scene=st.sampled_from(SCENES), noun=st.sampled_from(NOUNS))
-def test_far_from_the_object_both_pictures_of_a_pair_are_the_same(seed, scene, noun):
+def test_both_images_of_a_pair_are_equal_far_from_the_object(seed, scene, noun):
     pair = paint(f"a large red {noun} on the left, {scene.text}", seed=seed, size=64, labels=LABELS)
     np.testing.assert_array_equal(pair.image[:, 58:], pair.empty[:, 58:])
     inside = pair.mask > 0
@@ -117,13 +117,13 @@ def test_far_from_the_object_both_pictures_of_a_pair_are_the_same(seed, scene, n
     np.testing.assert_array_equal(bare.image, pair.empty)
 
 
-def test_other_seeds_give_other_pictures():
+def test_different_seeds_give_different_images():
     captions = ["a red car on a beach"] * 8
     pictures = {paint(c, seed=seed, size=32, labels=LABELS).image.tobytes() for seed, c in enumerate(captions)}
     assert len(pictures) == 8
 
 
-def test_two_objects_both_show_and_hardly_overlap():
+def test_two_objects_are_both_visible_and_hardly_overlap():
     seen = []
     for seed in range(60):
         one, other = LABELS[seed % 10], LABELS[(seed + 1 + seed // 10) % 10]
@@ -139,7 +139,7 @@ def test_an_object_without_a_label_is_an_error_that_names_it():
         paint("a boat on a beach", seed=0, labels=[BY_NAME["car"]])
 
 
-def test_an_answer_does_not_depend_on_the_rest_of_the_batch():
+def test_a_pair_is_independent_of_its_batch():
     requests = [
         request(f"a {label.name} on a beach", labels=(label.name,), seed=index, index=index)
         for index, label in enumerate(LABELS)
@@ -174,7 +174,7 @@ def test_the_counterfactual_is_painted_from_its_own_caption():
         (request("a car on a beach", "nothing on a beach"), "unknown word 'nothing'"),
     ],
 )
-def test_what_cannot_be_painted_is_rejected_and_the_rest_is_painted(bad, detail):
+def test_requests_that_cannot_be_painted_are_rejected_and_the_others_are_painted(bad, detail):
     first, second = painter().generate([bad, request("a car on a beach")])
     assert isinstance(first, Rejection)
     assert first.reason == "cannot-paint"
@@ -182,7 +182,7 @@ def test_what_cannot_be_painted_is_rejected_and_the_rest_is_painted(bad, detail)
     assert isinstance(second, ImagePair)
 
 
-def test_the_options_decide_noise_and_size():
+def test_noise_and_image_size_follow_the_settings():
     (quiet,) = painter(size=20, noise=0, supersampling=2).generate([request("a car on a beach at noon")])
     (loud,) = painter(size=20, noise=20, supersampling=2).generate([request("a car on a beach at noon")])
     assert quiet.image.shape == (20, 20, 3)

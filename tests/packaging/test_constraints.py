@@ -24,7 +24,7 @@ def replaced(file: Path, old, new):
     file.write_text(text.replace(old, new))
 
 
-def test_the_checkout_and_what_is_installed_fit():
+def test_constraints_match_pyproject_and_the_installed_packages():
     command = [sys.executable, str(TOP / "tools" / "constraints.py"), "audit"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -50,7 +50,7 @@ def test_the_checkout_and_what_is_installed_fit():
         ),
     ],
 )
-def test_what_does_not_fit_is_named(top, name, old, new, fault):
+def test_an_inconsistent_constraint_is_named(top, name, old, new, fault):
     assert not list(faults(top, {}))
     replaced(top / name, old, new)
     assert any(fault in each for each in faults(top, {}))
@@ -68,5 +68,5 @@ def pinned(top, name):
     return next(line.partition("==")[2] for line in lines if line.startswith(f"{name}=="))
 
 
-def test_the_build_of_a_version_does_not_matter(top):
+def test_a_local_build_suffix_of_a_version_is_ignored(top):
     assert not list(faults(top, {"torch": f"{pinned(top, 'torch')}+cpu"}))

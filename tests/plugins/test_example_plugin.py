@@ -75,7 +75,7 @@ def test_the_commands_of_the_guide_end_in_two_equal_data_sets(typed):
 
 
 @pytest.mark.slow
-def test_samples_without_a_colour_are_dropped_with_the_example_s_reason(typed, run):
+def test_samples_without_a_colour_are_dropped_with_the_examples_reason(typed, run):
     kept = [offset for offset in range(run.plan.samples) if _names(run, offset).isdisjoint({"glass vase"})]
     captions = run.store.read("describe/captions", 0, run.plan.samples)
     assert [offset for offset in range(run.plan.samples) if captions[offset][0]] == kept
@@ -87,7 +87,7 @@ def test_samples_without_a_colour_are_dropped_with_the_example_s_reason(typed, r
 
 
 @pytest.mark.slow
-def test_masks_are_where_the_images_of_a_pair_differ(run):
+def test_masks_cover_the_differences_between_the_images_of_a_pair(run):
     count = run.plan.samples
     images, empty = (run.store.read_images(f"generate/{name}", 0, count) for name in ("image", "counterfactual"))
     masks = run.store.read("mask/mask", 0, count)
@@ -106,14 +106,14 @@ def _names(run, offset):
 
 
 @pytest.mark.slow
-def test_the_doctor_knows_the_example_s_back_ends(typed):
+def test_doctor_lists_the_examples_back_ends(typed):
     said = typed.results["magicseg doctor RUN"].out
     for stage, name in (("describe", "colours"), ("generate", "discs"), ("mask", "detect-segment; imports .*scipy")):
         assert re.search(rf"ok +│ {stage}: back end +│ {name}", said), said
 
 
 @pytest.mark.slow
-def test_another_recipe_is_refused_by_its_number(run, monkeypatch):
+def test_a_changed_recipe_number_makes_the_run_stale(run, monkeypatch):
     import magicseg_colours.detector
 
     assert len(run.checked_commits("mask")) == run.plan.shards
@@ -123,7 +123,7 @@ def test_another_recipe_is_refused_by_its_number(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_run_says_what_lacks_where_the_package_is_not_installed(typed, magicseg):
+def test_a_run_names_the_missing_package_of_its_back_end(typed, magicseg):
     done = magicseg("status", typed.folder / "RUN")
     assert done.code == 2
     assert "there is no back end 'colours'" in done.err
@@ -153,7 +153,7 @@ def holds(text, excerpt):
     return any(dedent("\n".join(cut)) == dedent("\n".join(wanted)) for cut in cuts)
 
 
-def test_the_code_in_the_guide_is_that_of_the_example():
+def test_the_code_in_the_guide_equals_the_examples_code():
     files = [*EXAMPLE.glob("*.*"), *(EXAMPLE / "src").rglob("*.py"), ROOT / "magicseg" / "vision" / "shipped.py"]
     texts = [path.read_text(encoding="utf-8") for path in files]
     blocks = re.findall(r"^```\w+\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
@@ -164,7 +164,7 @@ def test_the_code_in_the_guide_is_that_of_the_example():
     assert any(inline in text for text in texts)
 
 
-def test_the_groups_in_the_guide_are_those_there_are():
+def test_the_guide_lists_all_entry_point_groups():
     rows = re.findall(r"^\| `magicseg\.(\w+)` \|.*?\| `(\w+)` \| `(\w+)` \| (.*) \|$", GUIDE, re.MULTILINE)
     shipped = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     assert {f"magicseg.{kind}" for kind, *_ in rows} == set(shipped)

@@ -33,7 +33,7 @@ def install(tmp_path, monkeypatch):
     return put
 
 
-def test_a_class_of_a_package_is_found(install):
+def test_a_packages_back_end_is_found(install):
     install("found_plugin", GOOD, "found_plugin:Captioner")
     assert find_backend("captioners", "mine").__module__ == "found_plugin"
 
@@ -50,7 +50,7 @@ def test_a_class_of_a_package_is_found(install):
         ("library_plugin", "import no_such_library", "No module named 'no_such_library'"),
     ],
 )
-def test_one_that_cannot_be_imported_is_named_with_its_package(install, tmp_path, name, code, seen):
+def test_a_back_end_that_cannot_be_imported_is_named_with_its_package(install, tmp_path, name, code, seen):
     install(name, code, f"{name}:Captioner")
     with pytest.raises(BackendError) as caught:
         make_run(tmp_path / "run", "describe.backend=mine")
@@ -61,21 +61,21 @@ def test_one_that_cannot_be_imported_is_named_with_its_package(install, tmp_path
 
 
 @pytest.mark.parametrize("lacking", ["Options", "identity", "describe"])
-def test_one_that_lacks_a_part_is_refused(install, tmp_path, lacking):
+def test_a_back_end_without_a_required_part_is_refused(install, tmp_path, lacking):
     name = f"no_{lacking.lower()}_plugin"
     install(name, GOOD.replace(f" {lacking}(", " other("), f"{name}:Captioner")
     with pytest.raises(BackendError, match=rf"back end 'mine' \({name}:Captioner\) lacks {lacking}$"):
         find_backend("captioners", "mine")
 
 
-def test_two_packages_may_not_have_one_name(install, tmp_path):
+def test_two_packages_with_the_same_back_end_name_are_refused(install, tmp_path):
     install("shadow_plugin", GOOD, "shadow_plugin:Captioner", backend="grammar")
     with pytest.raises(BackendError, match=r"several packages have a back end 'grammar'.*: magicseg, shadow_plugin"):
         make_run(tmp_path / "run")
 
 
 @pytest.mark.usefixtures("faulty")
-def test_of_back_ends_inside_others_the_options_are_said(tmp_path, magicseg):
+def test_errors_name_the_options_of_nested_back_ends(tmp_path, magicseg):
     wrong = "mask.options={detector: {backend: corner, options: {missing: 1}}, segmenter: {backend: patches}}"
     done = magicseg("init", "run", "--preset", "painted", "--set", "mask.backend=detect-segment", "--set", wrong)
     assert done.code == 2

@@ -83,7 +83,7 @@ def test_an_image_that_killed_a_process_is_skipped_by_name_until_its_attempt_is_
     assert not (out / "attempts").exists()
 
 
-def test_an_image_that_was_replaced_is_tried_again(tmp_path):
+def test_a_replaced_image_is_attempted_again(tmp_path):
     folder, out = images(tmp_path / "in", {"a.png": 50}), tmp_path / "out"
     killed_by(folder, out, signal.SIGKILL)
     Image.fromarray(np.zeros((25, 30, 3), np.uint8)).save(folder / "a.png")
@@ -108,7 +108,7 @@ def test_an_error_leaves_no_attempt(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_live_process_is_not_taken_for_a_dead_one(tmp_path):
+def test_the_attempt_of_a_live_process_is_respected(tmp_path):
     code = (
         "import sys; from pathlib import Path; from magicseg.run.attempts import Attempts\n"
         "with Attempts(Path(sys.argv[1])) as attempts, attempts.on('a', '1'): print(flush=True); sys.stdin.read()"
@@ -149,7 +149,7 @@ def test_a_process_that_ends_does_not_take_the_folder_from_one_that_begins(tmp_p
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"item": 5}', b'{"item": "\x00', b'{"pid": -1}', b"[" * 9000])
-def test_files_that_are_no_attempts_are_left_alone(tmp_path, content):
+def test_files_that_are_not_attempts_are_ignored(tmp_path, content):
     (tmp_path / "attempts").mkdir()
     (tmp_path / "attempts" / "x.json").write_bytes(content)
     os.utime(tmp_path / "attempts" / "x.json", (1, 1))

@@ -34,7 +34,7 @@ def in_a_child(path, ending):
     return child
 
 
-def test_a_claim_is_given_back(path):
+def test_a_claim_is_removed_on_release(path):
     with try_claim(path) as claim:
         assert claim is not None
         assert is_live(path)
@@ -100,7 +100,7 @@ def test_a_claim_that_was_taken_over_is_not_removed_by_its_old_owner(path):
     assert json.loads(path.read_text())["namespace"] == "elsewhere"
 
 
-def test_nothing_else_is_left_in_the_folder(path):
+def test_claims_leave_no_other_files_in_the_folder(path):
     foreign(path, age=STALE_SECONDS * 2)
     with try_claim(path):
         pass
@@ -115,7 +115,7 @@ def _race(path, start, results):
 
 
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_several_that_claim_at_once_one_gets_it(path, stale):
+def test_one_of_several_simultaneous_claimants_gets_the_claim(path, stale):
     context = multiprocessing.get_context("fork")
     for _ in range(5):
         path.unlink(missing_ok=True)
@@ -199,7 +199,7 @@ def test_a_claim_of_any_other_job_is_respected_while_it_is_young(path, in_slurm,
     assert not is_live(path)
 
 
-def test_a_claim_says_which_job_made_it(path, in_slurm):
+def test_a_claim_records_its_job(path, in_slurm):
     assert claiming_job(path) == ""
     for job in ("123_4", "123", ""):
         in_slurm(job, "")

@@ -28,7 +28,7 @@ def leaves(schema, definitions):
             yield name
 
 
-def test_a_run_writes_every_default_out(finished_run):
+def test_a_runs_configuration_file_contains_every_default(finished_run):
     written = yaml.safe_load((finished_run.path / "magicseg.yaml").read_text())
     schema = json.loads(json_schema())
     for key in leaves(schema, schema["$defs"]):
@@ -39,7 +39,7 @@ def test_a_run_writes_every_default_out(finished_run):
     assert written["mask"]["options"]["threshold"] > 0, "a back end's own defaults are written out too"
 
 
-def test_what_is_written_reads_back_as_the_same_settings(finished_run):
+def test_a_written_configuration_is_read_back_unchanged(finished_run):
     assert read_config(finished_run.path / "magicseg.yaml") == finished_run.config
 
 
@@ -80,7 +80,7 @@ def test_an_unknown_option_of_a_back_end_is_refused_with_its_options():
     assert "threshold" in caught.value.hint
 
 
-def test_an_unknown_back_end_is_refused_with_those_installed():
+def test_an_unknown_back_end_is_refused_with_the_installed_names():
     with pytest.raises(BackendError) as caught:
         resolve_backends(miniature("generate.backend=paynter"))
     assert "painter" in caught.value.hint
@@ -127,7 +127,7 @@ def test_overrides_keep_value_and_type(samples, seed, threshold, codec):
     assert validate_config(yaml.safe_load(config.to_yaml()), source="it") == config
 
 
-def test_another_encoder_has_settings_of_its_own(tmp_path):
+def test_choosing_another_encoder_drops_the_presets_encoder_settings(tmp_path):
     config = load_config(
         preset="painted",
         overrides=[
@@ -145,7 +145,7 @@ def test_another_encoder_has_settings_of_its_own(tmp_path):
     assert same.train.encoder == load_config(preset="painted").train.encoder
 
 
-def test_a_file_lies_over_its_preset_and_overrides_over_both(tmp_path):
+def test_a_file_overrides_its_preset_and_set_options_override_both(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("preset: painted\nplan: {samples: 7, shard_size: 3}\n")
     config = load_config(file=file, overrides=["plan.shard_size=5"])
@@ -153,12 +153,12 @@ def test_a_file_lies_over_its_preset_and_overrides_over_both(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "plan: [", "\x00", "1: 2", "plan:", "preset: [miniature]", ""])
-def test_a_file_that_is_no_configuration_is_refused(tmp_path, text):
+def test_a_file_that_is_not_a_configuration_is_refused(tmp_path, text):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(ConfigError):
         load_config(file=file)
 
 
-def test_a_run_exists_only_with_its_own_settings(fresh):
+def test_creating_an_existing_run_with_equal_settings_opens_it(fresh):
     assert Run.create(fresh.path, fresh.config).plan.samples == 96

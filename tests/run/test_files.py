@@ -43,7 +43,7 @@ def test_an_exclusive_file_is_written_once_where_links_are_refused(tmp_path, wit
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"first"}
 
 
-def test_an_exclusive_file_is_written_once_where_only_plain_renames_are(tmp_path, without_renames):
+def test_an_exclusive_file_is_written_once_with_only_plain_renames(tmp_path, without_renames):
     assert write_atomic(tmp_path / "a", b"first", exclusive=True)
     assert not write_atomic(tmp_path / "a", b"second", exclusive=True)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"first"}
@@ -58,7 +58,7 @@ def _race(folder, number, results, way):
 
 
 @pytest.mark.parametrize("way", ["exclusive", "reserved"])
-def test_of_several_writers_without_links_one_wins_each_name(tmp_path, way):
+def test_without_links_one_of_several_writers_gets_each_name(tmp_path, way):
     context = multiprocessing.get_context("fork")
     results = context.Queue()
     writers = [context.Process(target=_race, args=(tmp_path, number, results, way)) for number in range(3)]
@@ -106,7 +106,7 @@ def test_a_run_on_a_disk_without_links_holds_the_same_data(tmp_path, without_ren
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
-def test_folders_that_cannot_be_flushed_are_left_alone_but_files_are_not(tmp_path, monkeypatch, number):
+def test_an_unsupported_fsync_is_ignored_for_folders_but_not_for_files(tmp_path, monkeypatch, number):
     monkeypatch.setattr(os, "fsync", refusing(number))
     fsync_path(tmp_path)
     (tmp_path / "file").write_bytes(b"x")
@@ -138,7 +138,7 @@ def test_a_folder_that_fails_to_be_flushed_is_an_error(tmp_path, monkeypatch):
         (errno.ENOENT, "No such file", "deleted"),
     ],
 )
-def test_every_refusal_of_storage_has_advice_of_its_own(tmp_path, number, told, advice):
+def test_every_storage_error_has_a_specific_hint(tmp_path, number, told, advice):
     with pytest.raises(StoreError) as caught, storage_errors(tmp_path, "magicseg run r"):
         raise OSError(number, os.strerror(number), "the file")
     assert caught.value.message.startswith("the file: ")
@@ -148,7 +148,7 @@ def test_every_refusal_of_storage_has_advice_of_its_own(tmp_path, number, told, 
     assert ("free some space" in caught.value.hint) == (number == errno.ENOSPC)
 
 
-def test_a_name_too_long_for_the_disk_is_told(tmp_path):
+def test_a_file_name_too_long_for_the_disk_is_an_error_with_a_hint(tmp_path):
     with pytest.raises(StoreError, match="File name too long") as caught, storage_errors(tmp_path, "x"):
         write_atomic(tmp_path / ("é" * 150), b"x")
     assert "shorter names" in caught.value.hint
@@ -162,7 +162,7 @@ def test_names_of_any_bytes_are_written(tmp_path):
         assert path.read_bytes() == b"x"
 
 
-def test_what_a_disk_lacks_is_found_and_named(tmp_path, monkeypatch):
+def test_missing_operations_of_a_file_system_are_named(tmp_path, monkeypatch):
     assert lacking(tmp_path) == []
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     monkeypatch.setattr(fcntl, "flock", refusing(errno.ENOLCK))

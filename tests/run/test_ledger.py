@@ -125,7 +125,7 @@ TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=20)
 
 
-def test_the_first_commit_of_a_shard_stands(ledger):
+def test_the_first_commit_of_a_shard_is_kept(ledger):
     assert ledger.commit(record(2, host="first"), FINGERPRINT)
     assert not ledger.commit(record(2, host="second"), FINGERPRINT)
     assert ledger.committed(2).host == "first"
@@ -195,7 +195,7 @@ def test_compactions_and_reads_at_the_same_time_lose_nothing(tmp_path):
 
 @pytest.mark.parametrize("compacted", [False, True])
 @pytest.mark.parametrize("step", range(0, 400, 13))
-def test_every_flipped_byte_of_a_record_is_seen(ledger, compacted, step):
+def test_every_flipped_byte_of_a_record_is_detected(ledger, compacted, step):
     for shard in range(6):
         ledger.commit(record(shard), FINGERPRINT)
     if compacted:
@@ -210,7 +210,7 @@ def test_every_flipped_byte_of_a_record_is_seen(ledger, compacted, step):
     assert caught.value.hint == f"magicseg repair {ledger.folder.parents[1]}"
 
 
-def test_one_damaged_line_of_a_compact_file_costs_one_record(ledger):
+def test_a_damaged_line_of_a_compacted_ledger_invalidates_one_record(ledger):
     for shard in range(6):
         ledger.commit(record(shard), FINGERPRINT)
     ledger.compact(ledger.commits())
@@ -222,13 +222,13 @@ def test_one_damaged_line_of_a_compact_file_costs_one_record(ledger):
     assert ledger.commits().keys() == {0, 1, 3, 4, 5}
 
 
-def test_a_record_under_another_shards_name_is_not_believed(ledger):
+def test_a_record_under_another_shards_name_is_refused(ledger):
     ledger.commit(record(2), FINGERPRINT)
     ledger.record_path(2).rename(ledger.record_path(4))
     assert ledger.unreadable() == [ledger.record_path(4)]
 
 
-def test_a_file_that_a_killed_writer_left_is_a_leftover_and_no_damage(ledger):
+def test_a_file_of_a_killed_writer_is_a_leftover_not_damage(ledger):
     orphan = ledger.folder / "commits" / "00000002.json.123.abcd.partial"
     orphan.write_bytes(b'{"half":')
     assert ledger.unreadable() == []
@@ -246,7 +246,7 @@ def test_a_file_that_a_killed_writer_left_is_a_leftover_and_no_damage(ledger):
         ("store.image_codec", "jpeg", "mask", "generate"),
     ],
 )
-def test_work_of_other_settings_is_refused_by_name_and_the_hint_works(finished, magicseg, key, value, stage, reset):
+def test_changed_settings_are_refused_by_name_and_the_hint_works(finished, magicseg, key, value, stage, reset):
     old = change(finished, key, value)
     with pytest.raises(PlanMismatch, match=re.escape(f"{key} is {value}, was {old}")) as caught:
         Run.open(finished.path).checked_commits(stage)
@@ -258,7 +258,7 @@ def test_work_of_other_settings_is_refused_by_name_and_the_hint_works(finished, 
     assert {event.outcome for event in do(run)} == {"committed"}
 
 
-def test_setting_it_back_is_enough(finished):
+def test_restoring_the_former_setting_makes_shards_valid_again(finished):
     old = change(finished, "generate.size", 48)
     with pytest.raises(PlanMismatch):
         Run.open(finished.path).checked_commits("mask")
@@ -266,7 +266,7 @@ def test_setting_it_back_is_enough(finished):
     assert len(Run.open(finished.path).checked_commits("mask")) == 6
 
 
-def test_a_stage_on_stale_ground_is_not_reset(finished):
+def test_a_stage_with_stale_inputs_is_not_reset(finished):
     old = change(finished, "generate.size", 48)
     with pytest.raises(PlanMismatch, match=r"generate\.size is 48"):
         Run.open(finished.path).reset("mask")
@@ -274,7 +274,7 @@ def test_a_stage_on_stale_ground_is_not_reset(finished):
     assert len(Run.open(finished.path).checked_commits("mask")) == 6
 
 
-def test_settings_that_change_no_byte_do_not_count(finished):
+def test_neutral_settings_do_not_make_shards_stale(finished):
     change(finished, "store.jpeg_quality", 60)  # does not matter to lossless images
     change(finished, "train.steps", 9)
     run = Run.open(finished.path)
@@ -283,7 +283,7 @@ def test_settings_that_change_no_byte_do_not_count(finished):
     assert len(run.checked_commits("mask")) == 6
 
 
-def test_a_reset_stage_drops_what_rests_on_it_and_nothing_else(finished):
+def test_resetting_a_stage_also_resets_only_its_dependent_stages(finished):
     for name in ("checkpoints", "model", "results"):
         (finished.path / name).mkdir()
     assert finished.reset("generate") == ["generate", "mask", "train", "evaluate"]
@@ -294,7 +294,7 @@ def test_a_reset_stage_drops_what_rests_on_it_and_nothing_else(finished):
     assert not (finished.store.path / "generate/image/0.0.0.0").exists()
 
 
-def test_the_name_of_the_cpu_is_recorded_where_linux_tells_it(tmp_path, monkeypatch):
+def test_the_cpu_name_is_recorded_on_linux(tmp_path, monkeypatch):
     told = tmp_path / "cpuinfo"
     told.write_text("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Big CPU @ 2.00GHz \nprocessor\t: 1\n")
     monkeypatch.setattr(versions, "_CPU", told)
@@ -305,7 +305,7 @@ def test_the_name_of_the_cpu_is_recorded_where_linux_tells_it(tmp_path, monkeypa
     assert "cpu" not in versions._library_versions.__wrapped__()
 
 
-def test_a_run_that_mixes_machines_or_libraries_says_which(finished):
+def test_a_run_with_mixed_machines_or_libraries_names_them(finished):
     assert run_status(finished)["warnings"] == []
     ledger = finished.ledger("mask")
     record = ledger.commits()[0]
@@ -317,7 +317,7 @@ def test_a_run_that_mixes_machines_or_libraries_says_which(finished):
     assert warning.endswith(": cpu, scipy differ")
 
 
-def test_records_say_who_made_them_with_what(finished):
+def test_commit_records_contain_versions_memory_files_and_inputs(finished):
     made = finished.ledger("generate").commits()[0]
     assert made.samples == 16
     assert {"python", "numpy", "zarr", "magicseg", "machine"} <= made.versions.keys()

@@ -22,7 +22,7 @@ def config_of(**plan):
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(0, 2**40), st.integers(1, 50), st.data())
-def test_random_words_do_not_depend_on_how_the_range_is_cut(seed, start, count, data):
+def test_random_words_are_independent_of_the_requested_range(seed, start, count, data):
     cut = data.draw(st.integers(0, count))
     whole = sample_words(seed, "x", start, start + count)
     parts = [sample_words(seed, "x", start, start + cut), sample_words(seed, "x", start + cut, start + count)]
@@ -30,14 +30,14 @@ def test_random_words_do_not_depend_on_how_the_range_is_cut(seed, start, count, 
     assert sample_seed(seed, "x", start) == int(whole[0, 0]) >> 1
 
 
-def test_random_words_are_these_numbers_for_ever():
+def test_random_words_never_change():
     # A change here would change every data set that was ever made.
     assert sample_seed(0, "generate", 0) == 5135791207661061488
     assert sample_seed(7, "mask", 123_456) == 7560453374992067492
 
 
 @given(st.integers(0, 10_000), st.integers(0, 10_000), st.integers(0, 100))
-def test_seeds_of_two_samples_differ(first, second, seed):
+def test_different_samples_have_different_seeds(first, second, seed):
     assert (first == second) == (sample_seed(seed, "s", first) == sample_seed(seed, "s", second))
 
 
@@ -49,7 +49,7 @@ def test_seeds_of_two_samples_differ(first, second, seed):
     classes=st.integers(8, 60_000),
     start=st.integers(0, 10**9),
 )
-def test_a_sample_has_different_classes_that_exist_and_as_many_as_allowed(seed, low, more, classes, start):
+def test_a_sample_has_distinct_valid_classes_in_the_allowed_number(seed, low, more, classes, start):
     high = min(8, low + more)
     drawn = draw_classes(config_of(seed=seed, min_labels=low, max_labels=high), classes, start, start + 64)
     for row in drawn:
@@ -71,7 +71,7 @@ def test_labels_of_a_sample_depend_on_seed_and_index_alone(tmp_path_factory, sha
     assert [i for shard in range(plan.shards) for i in plan.shard_range(shard)] == list(range(samples))
 
 
-def test_drawing_in_blocks_changes_nothing(tmp_path, monkeypatch):
+def test_the_plan_is_independent_of_the_block_size(tmp_path, monkeypatch):
     config = config_of(samples=1000, max_labels=2)
     write_plan(tmp_path / "whole", config, VOCABULARY)
     monkeypatch.setattr("magicseg.store.plan._BLOCK", 77)
@@ -93,7 +93,7 @@ def test_another_seed_gives_another_plan():
     assert not np.array_equal(first, draw_classes(config_of(seed=2), 10, 0, 100))
 
 
-def test_more_labels_than_there_are_is_refused(tmp_path):
+def test_more_labels_per_sample_than_in_the_vocabulary_is_refused(tmp_path):
     few = tmp_path / "few.txt"
     few.write_text("star\nmoon\n")
     with pytest.raises(RunError) as caught:
@@ -124,7 +124,7 @@ def test_the_seed_is_frozen_with_the_plan(finished):
 
 @pytest.mark.parametrize("name", ["plan.json", "classes.npy"])
 @pytest.mark.parametrize("how", ["truncated", "garbage"])
-def test_a_damaged_plan_is_damage_not_a_crash(fresh, name, how):
+def test_a_damaged_plan_is_reported_as_damage(fresh, name, how):
     file = fresh.path / "plan" / name
     file.write_bytes(file.read_bytes()[:-1] if how == "truncated" else b"\x93\xff garbage")
     with pytest.raises(DamageError) as caught:
@@ -132,7 +132,7 @@ def test_a_damaged_plan_is_damage_not_a_crash(fresh, name, how):
     assert caught.value.hint == f"magicseg repair {fresh.path}"
 
 
-def test_a_run_without_a_plan_says_so(fresh):
+def test_a_run_without_a_plan_is_an_error(fresh):
     (fresh.path / "plan/plan.json").unlink()
     with pytest.raises(RunError, match="no plan"):
         _ = Run.open(fresh.path).plan

@@ -11,7 +11,7 @@ from magicseg.core.ranges import format_ranges, parse_ranges
 
 
 @given(st.sets(st.integers(0, 10_000)))
-def test_what_is_written_reads_back(numbers):
+def test_formatted_ranges_are_parsed_to_the_same_numbers(numbers):
     assert parse_ranges(format_ranges(numbers)) == sorted(numbers)
 
 
@@ -26,12 +26,12 @@ def test_overlapping_unsorted_parts_count_once():
 
 
 @pytest.mark.parametrize("text", ["a", "1-", "-1", "1--2", "1-2-3", "3-1", "1,,2", "1;2", "²", "٣", "0x1", "6"])
-def test_anything_else_is_refused(text):
+def test_text_that_is_not_ranges_is_refused(text):
     with pytest.raises(RunError):
         parse_ranges(text, count=6)
 
 
 @given(st.text(alphabet="0123456789-, ", max_size=12))
-def test_no_text_makes_a_number_that_does_not_exist(text):
+def test_no_text_gives_a_shard_number_out_of_range(text):
     with contextlib.suppress(RunError):
         assert set(parse_ranges(text, count=6)) <= set(range(6))

@@ -44,12 +44,12 @@ def test_pauses_and_the_time_since_the_last_shard_do_not_slow_the_rate(rate_of):
     assert rate_of((600, 2), (30, 2)) == (8.0, 8.0)
 
 
-def test_shards_that_were_made_at_the_same_time_add_up(rate_of):
+def test_the_rates_of_parallel_shards_add_up(rate_of):
     assert rate_of((10, 99), (10, 99)) == (0.32, 200.0)
     assert rate_of((60, 99), (110, 49), (10, 99)) == (round(48 / 150, 3), 150.0)
 
 
-def test_several_short_shards_in_one_second_are_no_faster_than_they_were(rate_of):
+def test_several_short_shards_in_one_second_do_not_inflate_the_rate(rate_of):
     assert rate_of(*[(10, 0.25)] * 4) == (64.0, 0.5)
 
 
@@ -58,6 +58,6 @@ def test_without_recent_work_there_is_no_rate(rate_of):
     assert rate_of((1000, 2)) == (None, None)
 
 
-def test_a_rate_is_a_number_for_programs(fresh):
+def test_the_rate_is_a_number_in_json(fresh):
     do(fresh, "describe", shards=[0])
     assert json.dumps(run_status(fresh), allow_nan=False)

@@ -55,7 +55,7 @@ def test_the_first_samples_of_a_larger_set_are_the_smaller_set(tmp_path, finishe
         assert (larger.store.read(name, 0, 96) == finished_run.store.read(name, 0, 96)).all()
 
 
-def test_an_unfinished_set_has_no_digest(fresh):
+def test_an_unfinished_data_set_has_no_digest(fresh):
     do(fresh, "describe")
     do(fresh, "generate", shards=[0, 1, 2, 5])
     with pytest.raises(IncompleteError, match="2 shards of generate are not done: 3-4") as caught:

@@ -35,11 +35,11 @@ def hash_lists(draw):
 
 
 @given(hash_lists(), st.integers(0, 7))
-def test_bands_miss_none(values, bits):
+def test_the_band_search_finds_all_near_duplicates(values, bits):
     assert near_duplicates(np.array(values, dtype=np.uint64), bits).tolist() == by_comparing_all(values, bits)
 
 
-def test_nothing_is_a_duplicate_of_nothing():
+def test_an_empty_list_has_no_duplicates():
     assert near_duplicates(np.zeros(0, dtype=np.uint64), 3).tolist() == []
 
 
@@ -77,13 +77,13 @@ def near_hashes(run, samples):
     return [int(json.loads(texts[index])["hash"], 16) for index in samples.indices.tolist()]
 
 
-def test_images_that_were_not_measured_are_named(finished):
+def test_images_without_a_hash_are_named(finished):
     rewrite(finished, {3: '{"status": "kept"}'})
     with pytest.raises(IncompleteError, match=r"samples 3 have no hash"):
         KeptSamples.of(with_duplicate_bits(finished, 1))
 
 
-def test_status_says_how_many_were_left_out(finished):
+def test_status_shows_the_number_of_near_duplicates(finished):
     assert run_status(finished)["train"]["near_duplicates"] is None
     (finished.path / "model").mkdir()
     (finished.path / "model" / "model.json").write_text('{"provenance": {"near_duplicates": 5}}')

@@ -27,7 +27,7 @@ def exported_jpeg(jpeg_run, tmp_path_factory):
     return out
 
 
-def test_a_lossless_set_comes_back_equal(exported, finished_run, expected_digest, tmp_path):
+def test_a_lossless_data_set_is_equal_after_export_and_import(exported, finished_run, expected_digest, tmp_path):
     run = import_hdf5(exported, tmp_path / "run")
     assert logical_digest(run) == expected_digest
     assert inspect(run).sound
@@ -41,7 +41,7 @@ def test_a_lossless_set_comes_back_equal(exported, finished_run, expected_digest
     assert (run.store.read("mask/quality", 0, 96) == finished_run.store.read("mask/quality", 0, 96)).all()
 
 
-def test_a_jpeg_set_comes_back_equal_stream_by_stream(exported_jpeg, jpeg_run, tmp_path):
+def test_jpeg_streams_are_equal_after_export_and_import(exported_jpeg, jpeg_run, tmp_path):
     run = import_hdf5(exported_jpeg, tmp_path / "run")
     assert logical_digest(run) == logical_digest(jpeg_run)
     assert inspect(run).sound
@@ -50,7 +50,7 @@ def test_a_jpeg_set_comes_back_equal_stream_by_stream(exported_jpeg, jpeg_run, t
 @pytest.mark.usefixtures("faulty")
 @pytest.mark.parametrize("codec", ["lossless", "jpeg"])
 @pytest.mark.parametrize("samples", [1, 17, 33])
-def test_odd_sizes_and_dropped_samples_come_back_too(tmp_path, codec, samples):
+def test_odd_sizes_and_dropped_samples_survive_export_and_import(tmp_path, codec, samples):
     run = make_run(
         tmp_path / "run", f"plan.samples={samples}", f"store.image_codec={codec}", "generate.backend=faulty",
         "generate.options.fault=reject", "generate.options.at=[3, 16]",
@@ -60,7 +60,7 @@ def test_odd_sizes_and_dropped_samples_come_back_too(tmp_path, codec, samples):
     assert logical_digest(import_hdf5(tmp_path / "data.h5", tmp_path / "back")) == logical_digest(run)
 
 
-def test_the_file_is_plain_hdf5_that_others_can_read(exported, finished_run):
+def test_the_export_is_plain_hdf5_readable_without_magicseg(exported, finished_run):
     with h5py.File(exported) as file:
         assert file["images"].shape == (96, 32, 32, 3)
         assert (file["masks"][5] == finished_run.store.read("mask/mask", 5, 6)[0]).all()
@@ -75,7 +75,7 @@ def test_an_existing_file_is_not_overwritten(exported, finished_run):
     assert exported.read_bytes() == before
 
 
-def test_an_export_that_breaks_off_leaves_no_file(finished, tmp_path):
+def test_an_interrupted_export_leaves_no_file(finished, tmp_path):
     (finished.store.path / "mask/mask/5.0.0").write_bytes(b"x")
     (tmp_path / "out").mkdir()
     with pytest.raises(MagicsegError):
@@ -83,7 +83,7 @@ def test_an_export_that_breaks_off_leaves_no_file(finished, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_an_interrupted_import_goes_on_where_it_was(exported, expected_digest, tmp_path):
+def test_an_interrupted_import_is_resumed(exported, expected_digest, tmp_path):
     class Interrupted(Exception):
         pass
 
@@ -135,7 +135,7 @@ def test_a_file_without_one_of_its_attributes_is_refused(exported, tmp_path, nam
     assert not (tmp_path / "run").exists()
 
 
-def test_changed_content_is_noticed_and_nothing_of_it_stays(exported_jpeg, tmp_path):
+def test_changed_content_is_detected_and_no_files_are_left(exported_jpeg, tmp_path):
     damaged = tmp_path / "damaged.h5"
     damaged.write_bytes(exported_jpeg.read_bytes())
     with h5py.File(damaged, "r+") as file:

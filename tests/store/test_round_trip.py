@@ -22,7 +22,7 @@ from magicseg.run.digest import logical_digest
     masks=arrays.arrays(np.uint16, (16, 32, 32), elements=st.sampled_from([0, 1, 10, IGNORE])),
     shard=st.integers(0, 5),
 )
-def test_a_shard_reads_back_as_it_was_written(fresh, captions, images, masks, shard):
+def test_a_written_shard_is_read_back_unchanged(fresh, captions, images, masks, shard):
     samples = fresh.plan.shard_range(shard)
     values = {"describe/captions": captions, "generate/image": images, "mask/mask": masks}
     files = fresh.store.write_shard(shard, samples, values)
@@ -48,7 +48,7 @@ def test_the_same_content_makes_the_same_file(fresh):
     assert fresh.store.write_shard(0, range(16), {"mask/mask": masks}) == first
 
 
-def test_arrays_that_are_open_follow_a_new_layout(finished):
+def test_open_arrays_notice_a_new_store_layout(finished):
     jpeg = finished.config.store.model_copy(update={"image_codec": "jpeg"})
     assert not finished.store.is_jpeg("generate/image")
     finished.store.recreate("generate", finished.plan, finished.config.model_copy(update={"store": jpeg}))
@@ -59,7 +59,7 @@ def test_arrays_that_are_open_follow_a_new_layout(finished):
 
 
 @pytest.mark.parametrize("name", ARRAY_KINDS)
-def test_a_shard_that_is_not_there_is_not_read_as_empty(finished, name):
+def test_a_missing_shard_is_an_error_not_an_empty_result(finished, name):
     (finished.store.path / finished.store.shard_file(name, 2)).unlink()
     assert len(finished.store.read(name, 0, 32)) == 32
     with pytest.raises(DamageError, match="is missing"):
@@ -74,7 +74,7 @@ def test_work_on_a_missing_shard_fails_and_commits_nothing(finished):
     assert "captions/2.0" in finished.ledger("generate").failures()[2]
 
 
-def test_a_digest_of_what_is_not_all_there_is_refused(finished):
+def test_the_digest_of_an_incomplete_store_is_refused(finished):
     (finished.store.path / "mask/mask/2.0.0").unlink()
     with pytest.raises(DamageError, match="is missing"):
         logical_digest(finished)
@@ -88,12 +88,12 @@ def test_jpeg_images_are_close_to_lossless_ones(finished_run, jpeg_run):
     assert decode_jpeg(jpeg_run.store.read("generate/image", 5, 6)[0], 32).shape == (32, 32, 3)
 
 
-def test_a_shard_of_a_size_that_does_not_fit_is_refused(fresh):
+def test_a_shard_with_a_wrong_number_of_samples_is_refused(fresh):
     with pytest.raises(ValueError, match=r"."):
         fresh.store.write_shard(0, range(16), {"mask/mask": np.zeros((16, 8, 8), np.uint16)})
 
 
-def test_leftovers_of_killed_writers_are_swept_when_nobody_can_be_at_them(fresh):
+def test_leftovers_of_killed_writers_are_removed_when_no_writer_can_be_active(fresh):
     import os
 
     folder = fresh.store.path / "mask/mask"

@@ -11,7 +11,7 @@ from magicseg.store.sample_reader import SampleFiles
 
 
 @pytest.mark.parametrize("name", ["finished_run", "jpeg_run"])
-def test_single_samples_are_what_zarr_reads(name, request):
+def test_single_sample_reads_equal_zarrs(name, request):
     run = request.getfixturevalue(name)
     samples = KeptSamples.of(run)
     files = SampleFiles(run.store.path, shard_size=16, image_size=32)
@@ -21,7 +21,7 @@ def test_single_samples_are_what_zarr_reads(name, request):
         assert np.array_equal(files.mask(index), run.store.read("mask/mask", index, index + 1)[0])
 
 
-def test_stretches_and_single_samples_agree(finished_run):
+def test_range_reads_equal_single_sample_reads(finished_run):
     samples = KeptSamples.of(finished_run)
     whole = samples.indices[samples.indices < 16]
     together = samples.read(whole)
@@ -50,7 +50,7 @@ def reader(run, array):
 
 @pytest.mark.parametrize("name", ["finished_run", "jpeg_run"])
 @pytest.mark.parametrize("array", ["generate/image", "mask/mask"])
-def test_a_flipped_byte_is_noticed_or_belongs_to_another_sample(name, array, request, copy_of):
+def test_a_flipped_byte_is_detected_or_belongs_to_another_sample(name, array, request, copy_of):
     run = copy_of(request.getfixturevalue(name))
     file = run.store.path / run.store.shard_file(array, 1)
     content = file.read_bytes()
@@ -73,7 +73,7 @@ def test_a_flipped_byte_is_noticed_or_belongs_to_another_sample(name, array, req
 
 
 @pytest.mark.parametrize("array", ["generate/image", "mask/mask"])
-def test_a_file_that_is_cut_short_or_gone_is_damage(array, finished):
+def test_a_truncated_or_missing_shard_file_is_damage(array, finished):
     file = finished.store.path / finished.store.shard_file(array, 1)
     read, late = reader(finished, array), reader(finished, array)
     read(17)

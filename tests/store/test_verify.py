@@ -38,7 +38,7 @@ def data_files(run, *folders):
     return sorted(path for folder in folders for path in (run.path / folder).rglob("*") if path.is_file())
 
 
-def test_a_sound_run_is_sound(finished):
+def test_verify_finds_no_damage_in_a_finished_run(finished):
     findings = inspect(finished)
     assert findings.sound
     assert findings.leftovers == []
@@ -46,7 +46,7 @@ def test_a_sound_run_is_sound(finished):
     refuse_damage(finished, findings)
 
 
-def test_an_unfinished_run_is_sound(fresh):
+def test_verify_finds_no_damage_in_an_unfinished_run(fresh):
     assert inspect(fresh).sound
     do(fresh, "describe", shards=[1])
     assert inspect(fresh).sound
@@ -54,7 +54,7 @@ def test_an_unfinished_run_is_sound(fresh):
 
 @pytest.mark.parametrize("compacted", [False, True])
 @pytest.mark.parametrize("seed", range(6))
-def test_any_flipped_byte_in_any_file_is_found_and_mended(finished, expected_digest, seed, compacted):
+def test_any_flipped_byte_in_any_file_is_found_and_repaired(finished, expected_digest, seed, compacted):
     if compacted:
         for stage in ("describe", "generate", "mask"):
             finished.ledger(stage).compact(finished.ledger(stage).commits())
@@ -97,7 +97,7 @@ def test_every_part_of_an_image_file_is_under_a_checksum(finished, place):
     ],
     ids=["truncated", "emptied", "longer", "removed", "a-folder"],
 )
-def test_a_file_that_is_not_what_was_written_is_found(finished, damage, words):
+def test_a_changed_file_is_found(finished, damage, words):
     file = finished.store.path / "mask/mask/4.0.0"
     damage(file)
     findings = inspect(finished)
@@ -106,7 +106,7 @@ def test_a_file_that_is_not_what_was_written_is_found(finished, damage, words):
     assert words in findings.damage[0]
 
 
-def test_repair_takes_back_exactly_the_damaged_shards(finished, expected_digest):
+def test_repair_invalidates_exactly_the_damaged_shards(finished, expected_digest):
     before = commits_of(finished)
     (finished.store.path / "mask/mask/4.0.0").unlink()
     (finished.store.path / "describe/captions/0.0").write_bytes(b"x")
@@ -120,7 +120,7 @@ def test_repair_takes_back_exactly_the_damaged_shards(finished, expected_digest)
     assert all(before[key] == record for key, record in untouched.items())
 
 
-def test_one_flipped_byte_in_a_compacted_ledger_costs_one_shard(finished, expected_digest):
+def test_one_flipped_byte_in_a_compacted_ledger_invalidates_one_shard(finished, expected_digest):
     ledger = finished.ledger("generate")
     ledger.compact(ledger.commits())
     content = bytearray(ledger.compact_path.read_bytes())
@@ -133,7 +133,7 @@ def test_one_flipped_byte_in_a_compacted_ledger_costs_one_shard(finished, expect
 
 @pytest.mark.parametrize("codec", ["lossless", "jpeg"])
 @pytest.mark.parametrize("how", ["truncated", "zeroed", "emptied"])
-def test_a_damaged_last_shard_that_is_cut_short_can_be_done_again(tmp_path, codec, how):
+def test_a_damaged_shorter_last_shard_can_be_regenerated(tmp_path, codec, how):
     run = make_run(tmp_path / "run", "plan.samples=20", f"store.image_codec={codec}")
     do(run)
     expected = logical_digest(run)
@@ -144,7 +144,7 @@ def test_a_damaged_last_shard_that_is_cut_short_can_be_done_again(tmp_path, code
     assert logical_digest(mend(run)) == expected
 
 
-def test_foreign_files_are_found_and_set_aside(finished, expected_digest):
+def test_foreign_files_are_found_and_quarantined(finished, expected_digest):
     foreign = [
         finished.store.path / "notes.txt",
         finished.store.path / "mask/mask/99.0.0",
@@ -166,7 +166,7 @@ def test_foreign_files_are_found_and_set_aside(finished, expected_digest):
     assert logical_digest(finished) == expected_digest
 
 
-def test_a_second_file_of_the_same_name_does_not_push_the_first_out_of_quarantine(finished):
+def test_quarantine_keeps_several_files_of_the_same_name(finished):
     for text in ("first", "second"):
         (finished.store.path / "notes.txt").write_text(text)
         repair(finished, inspect(finished))
@@ -174,7 +174,7 @@ def test_a_second_file_of_the_same_name_does_not_push_the_first_out_of_quarantin
     assert sorted(kept) == ["first", "second"]
 
 
-def test_leftovers_of_killed_work_are_no_damage(fresh):
+def test_leftovers_of_killed_writers_are_not_damage(fresh):
     do(fresh, "describe", shards=[0])
     leftovers = [
         fresh.store.path / "describe/captions/1.0",
@@ -190,7 +190,7 @@ def test_leftovers_of_killed_work_are_no_damage(fresh):
     assert not any(path.exists() for path in leftovers)
 
 
-def test_files_of_somebody_at_work_are_left_alone(fresh):
+def test_files_of_active_writers_are_left_alone(fresh):
     with try_claim(fresh.ledger("describe").claim_path(1)):
         (fresh.store.path / "describe/captions/1.0").write_bytes(b"half")
         findings = inspect(fresh)
@@ -200,7 +200,7 @@ def test_files_of_somebody_at_work_are_left_alone(fresh):
 
 @pytest.mark.parametrize("name", ["zarr.json", "mask/zarr.json", "mask/mask/zarr.json"])
 @pytest.mark.parametrize("content", [None, b"", b"{}", b'{"zarr_format": 2}'])
-def test_metadata_is_checked_and_written_again(finished, expected_digest, name, content):
+def test_damaged_metadata_is_found_and_rewritten(finished, expected_digest, name, content):
     file = finished.store.path / name
     file.unlink() if content is None else file.write_bytes(content)
     findings = inspect(Run.open(finished.path))
@@ -208,20 +208,20 @@ def test_metadata_is_checked_and_written_again(finished, expected_digest, name, 
     assert logical_digest(mend(finished)) == expected_digest
 
 
-def test_a_lost_store_is_laid_out_anew_and_filled(finished, expected_digest):
+def test_a_deleted_store_is_recreated_and_filled(finished, expected_digest):
     shutil.rmtree(finished.store.path)
     assert not inspect(Run.open(finished.path)).sound
     assert logical_digest(mend(finished)) == expected_digest
 
 
-def test_a_lost_ledger_means_that_the_work_is_done_again(finished, expected_digest):
+def test_the_shards_of_a_deleted_ledger_are_regenerated(finished, expected_digest):
     shutil.rmtree(finished.path / "ledger/generate")
     assert inspect(Run.open(finished.path)).sound
     assert logical_digest(mend(finished)) == expected_digest
 
 
 @pytest.mark.parametrize("old", [b'"seed": 0', b'"plan.samples": 96', b'"plan.shard_size": 16', b'"name": "'])
-def test_a_damaged_plan_is_drawn_again_and_no_commit_is_lost(finished, expected_digest, old):
+def test_a_damaged_plan_is_redrawn_and_no_commit_is_lost(finished, expected_digest, old):
     file = finished.path / "plan/plan.json"
     content = file.read_bytes()
     assert old in content

@@ -48,7 +48,7 @@ def manifest(run):
     return json.loads((run.path / "weights.json").read_bytes())
 
 
-def test_what_is_read_is_fetched_verified_and_written_down_once(hub, run, online):
+def test_required_files_are_fetched_verified_and_recorded_once(hub, run, online):
     done = online()("fetch", run.path)
     assert done.code == 0, done.err
     assert "verified" in done.err
@@ -82,7 +82,7 @@ def test_a_broken_connection_is_resumed_where_it_broke(hub, run, online):
 
 
 @pytest.mark.parametrize("name", [LARGE, "config.json"])
-def test_contents_that_differ_from_the_hubs_digest_are_refused_until_they_are_gone(hub, run, online, name):
+def test_files_that_differ_from_the_hubs_digest_are_refused_until_deleted(hub, run, online, name):
     content = bytearray(hub.files[name])
     content[len(content) // 2] ^= 1
     hub.served[name] = bytes(content)
@@ -110,7 +110,7 @@ def test_contents_that_differ_from_the_hubs_digest_are_refused_until_they_are_go
         ({"gated": True}, "is gated", "accept the licence"),
     ],
 )
-def test_what_the_hub_refuses_is_said_with_the_next_step(hub, run, online, trouble, words, hint):
+def test_a_refusal_of_the_hub_is_an_error_with_a_hint(hub, run, online, trouble, words, hint):
     for key, value in trouble.items():
         setattr(hub, key, value)
     done = online()("fetch", run.path)
@@ -122,7 +122,7 @@ def test_what_the_hub_refuses_is_said_with_the_next_step(hub, run, online, troub
     assert not (run.path / "weights.json").exists()
 
 
-def test_a_token_opens_and_is_nowhere_to_be_seen(hub, run, online, tmp_path):
+def test_a_token_gives_access_and_is_never_printed_or_stored(hub, run, online, tmp_path):
     hub.token = "hf_secret"
     refused = online(HF_TOKEN="hf_wrong")("fetch", run.path)
     assert refused.code == 2
@@ -135,7 +135,7 @@ def test_a_token_opens_and_is_nowhere_to_be_seen(hub, run, online, tmp_path):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes()
 
 
-def test_a_file_that_has_to_be_there_is_named(hub, run, online, tmp_path):
+def test_a_missing_required_file_is_named(hub, run, online, tmp_path):
     other = make_run(
         tmp_path / "other",
         "describe.backend=transformers",
@@ -147,7 +147,7 @@ def test_a_file_that_has_to_be_there_is_named(hub, run, online, tmp_path):
     assert "config.json" in done.err.split("hint:")[1]
 
 
-def test_offline_what_is_in_the_cache_serves_another_run(hub, run, online, tmp_path):
+def test_offline_another_run_can_use_cached_weights(hub, run, online, tmp_path):
     assert online()("fetch", run.path).code == 0
     other = make_run(tmp_path / "other", *_overrides(run))
     offline = online(HF_HUB_OFFLINE="1")
@@ -174,7 +174,7 @@ def test_offline_what_is_in_the_cache_serves_another_run(hub, run, online, tmp_p
     assert hub.requests == []
 
 
-def test_offline_what_lacks_is_named(hub, run, online, tmp_path):
+def test_offline_missing_weights_are_named(hub, run, online, tmp_path):
     offline = online(HF_HUB_OFFLINE="1")
     done = offline("fetch", run.path)
     assert done.code == 1
@@ -188,7 +188,7 @@ def test_offline_what_lacks_is_named(hub, run, online, tmp_path):
     assert online()("fetch", run.path).code == 0, "with a network it is fetched again"
 
 
-def test_other_content_than_the_manifests_is_an_error(run, online):
+def test_weights_that_differ_from_the_manifest_are_an_error(run, online):
     assert online()("fetch", run.path).code == 0
     data = manifest(run)
     data["names"][f"{NAME}@{COMMIT}"]["files"][LARGE]["sha256"] = "0" * 64
@@ -199,7 +199,7 @@ def test_other_content_than_the_manifests_is_an_error(run, online):
     assert str(run.path / "weights.json") in done.err.split("hint:")[1]
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_download(hub, run, online, small_disk):
+def test_a_disk_that_is_too_small_is_an_error_before_the_download(hub, run, online, small_disk):
     hub.files[LARGE] = bytes(6 << 20)
     done = online(HF_HOME=str(small_disk))("fetch", run.path)
     assert done.code == 1
@@ -208,7 +208,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_download(hub, run, online, 
     assert not [path for _, path, _ in hub.requests if path.endswith(LARGE)]
 
 
-def test_weights_by_path_are_written_down_for_the_record(tmp_path, online):
+def test_weights_given_by_path_are_recorded_in_the_manifest(tmp_path, online):
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "config.json").write_text("{}")
     run = make_run(
@@ -224,7 +224,7 @@ def test_a_run_without_weights_has_nothing_to_fetch(fresh, magicseg):
     assert "needs no weights" in done.err
 
 
-def test_a_damaged_manifest_is_a_mistake_not_a_crash(run, online):
+def test_a_damaged_manifest_is_an_error_message_not_a_traceback(run, online):
     (run.path / "weights.json").write_text('{"names": 3}')
     for command in ("fetch", "describe"):
         done = online()(command, run.path)
@@ -242,7 +242,7 @@ def test_a_damaged_manifest_is_a_mistake_not_a_crash(run, online):
         (RuntimeError("secret"), IncompleteError, "cannot be fetched: RuntimeError"),
     ],
 )
-def test_other_troubles_of_the_hubs_library_are_one_message_without_its_text(error, kind, words, tmp_path):
+def test_other_errors_of_the_hub_library_give_one_short_message(error, kind, words, tmp_path):
     weights = Weights(setting="model", model=NAME, revision=COMMIT)
 
     def ask():

@@ -44,7 +44,7 @@ def start(run):
     return train_run(run, world=ALONE, progress=lambda step, text: None, stop=lambda: True)
 
 
-def test_training_begins_when_its_weights_are_fetched(tmp_path, cache):
+def test_training_starts_only_after_its_weights_are_fetched(tmp_path, cache):
     run = clip_run(tmp_path / "run", NAME, COMMIT)
     with pytest.raises(BackendError, match=f"{SETTING}: {NAME} at {COMMIT} is not fetched") as caught:
         start(run)
@@ -73,7 +73,7 @@ def test_nothing_is_submitted_before_training_has_its_weights(tmp_path, cache, s
     refuse_unfetched(State.of(Run.open(run.path)), Request(stage=stage, profile="cpu"))
 
 
-def test_weights_are_the_same_wherever_they_lie(tmp_path, cache, checkpoint):
+def test_the_identity_of_encoder_weights_is_independent_of_their_path(tmp_path, cache, checkpoint):
     by_name = clip_run(tmp_path / "a", NAME, COMMIT).config.train
     folder = shutil.copytree(checkpoint("open_clip"), tmp_path / "copy")
     by_path = clip_run(tmp_path / "b", folder, None).config.train
@@ -86,7 +86,7 @@ def test_weights_are_the_same_wherever_they_lie(tmp_path, cache, checkpoint):
         deciding_settings(by_path)
 
 
-def test_no_weights_need_no_fetching(tmp_path):
+def test_an_encoder_without_weights_needs_no_fetch(tmp_path):
     run = make_run(tmp_path / "run")
     assert stage_weights(run.config, "train") == ()
     assert not [check for check in run_checks(run) if check.name == "train: weights"]
@@ -104,7 +104,7 @@ def test_the_large_presets_train_the_papers_encoder(preset):
     assert config.train.templates == ("a photo of a {}",)
 
 
-def test_a_wrong_key_of_an_encoder_is_named_without_what_pydantic_adds():
+def test_a_wrong_encoder_key_is_named_without_pydantics_extra_text():
     with pytest.raises(ConfigError, match=r"train\.encoder\.widht is not a setting") as caught:
         load_config(preset="painted", overrides=["train.encoder.widht=3"])
     assert "train.encoder.width" in caught.value.hint
@@ -114,7 +114,7 @@ def test_a_wrong_key_of_an_encoder_is_named_without_what_pydantic_adds():
         load_config(preset="paper", overrides=["train.encoder.name=clip"])
 
 
-def test_a_configuration_that_names_no_encoder_has_the_miniatures(tmp_path):
+def test_a_configuration_without_an_encoder_uses_the_miniatures(tmp_path):
     run = make_run(tmp_path / "run")
     encoder = run.config.train.encoder.model_dump()
     del encoder["name"]

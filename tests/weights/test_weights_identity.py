@@ -43,7 +43,7 @@ def folder(tmp_path):
         ({"model": 3}, "string"),
     ],
 )
-def test_weights_that_could_change_are_refused(values, words):
+def test_references_to_mutable_weights_are_refused(values, words):
     with pytest.raises(ValidationError, match=words):
         PinnedSettings.model_validate(values)
 
@@ -57,7 +57,7 @@ def test_a_path_becomes_absolute_and_a_pinned_name_stays_one(tmp_path, monkeypat
     assert PinnedSettings(model="org/model", revision=COMMIT).model == "org/model"
 
 
-def test_files_count_wherever_they_lie_and_others_do_not(folder, tmp_path):
+def test_the_identity_covers_the_selected_files_at_any_path(folder, tmp_path):
     before = identified(folder)
     assert before.startswith("sha256:")
     for name in ("README.md", "onnx/model.json", "pytorch_model.bin"):
@@ -68,7 +68,7 @@ def test_files_count_wherever_they_lie_and_others_do_not(folder, tmp_path):
     assert identified(moved) != before
 
 
-def test_pickled_weights_count_where_there_are_no_safetensors(folder):
+def test_pickled_weights_are_used_only_without_safetensors(folder):
     (folder / "model.safetensors").unlink()
     before = identified(folder)
     (folder / "pytorch_model.bin").write_text("changed")
@@ -83,7 +83,7 @@ def test_one_file_is_identified_by_its_content(tmp_path):
     assert identified(tmp_path / "one.pth") != identified(tmp_path / "other.gguf")
 
 
-def test_a_flipped_byte_in_the_middle_of_a_large_file_is_seen(folder):
+def test_a_flipped_byte_in_the_middle_of_a_large_file_is_detected(folder):
     file = folder / "model.safetensors"
     with file.open("wb") as sparse:
         sparse.truncate(50 * 2**20)
@@ -118,7 +118,7 @@ def test_a_pattern_stops_at_a_slash_and_variants_exclude_each_other(tmp_path):
         ("weights", {"files": ("small.gguf", "*.json")}, r"lacks 'small\.gguf'"),
     ],
 )
-def test_what_is_not_there_is_said_with_the_setting_and_a_remedy(folder, tmp_path, place, more, words):
+def test_missing_weights_give_an_error_with_the_setting_and_a_hint(folder, tmp_path, place, more, words):
     with pytest.raises(BackendError, match=words) as caught:
         identified(tmp_path / place, **more)
     assert caught.value.message.startswith(f"stage.options.model: {tmp_path / place}")
@@ -126,7 +126,7 @@ def test_what_is_not_there_is_said_with_the_setting_and_a_remedy(folder, tmp_pat
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_said(folder):
+def test_an_unreadable_weights_file_is_an_error(folder):
     (folder / "config.json").chmod(0)
     with pytest.raises(BackendError, match=r"config\.json cannot be read"):
         identified(folder)
@@ -147,7 +147,7 @@ def test_files_are_hashed_once_and_again_when_they_change(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"[]", b"\xff", b'{"config.json": 3}'])
-def test_a_damaged_or_unwritable_memory_of_digests_costs_time_only(folder, damage, monkeypatch):
+def test_a_damaged_or_unwritable_digest_cache_only_costs_time(folder, damage, monkeypatch):
     first = identified(folder)
     hashing._memory(folder).write_bytes(damage)
     assert identified(folder) == first
@@ -164,7 +164,7 @@ def shipped(tmp_path, monkeypatch):
     return tmp_path / "shipped" / "small"
 
 
-def test_shipped_weights_keep_their_name_and_are_what_they_are_anywhere(shipped, folder):
+def test_shipped_weights_keep_their_name_and_identity_on_any_machine(shipped, folder):
     chosen = PinnedSettings(model="shipped:small")
     assert chosen.model == "shipped:small"  # and no path of this machine
     weights = Weights(setting="model", model=chosen.model)
@@ -181,6 +181,6 @@ def test_shipped_weights_keep_their_name_and_are_what_they_are_anywhere(shipped,
         ({"model": "shipped:small", "revision": COMMIT}, "goes with a name on the hub"),
     ],
 )
-def test_only_what_is_shipped_has_a_shipped_name(shipped, values, words):
+def test_a_shipped_name_without_shipped_weights_is_refused(shipped, values, words):
     with pytest.raises(ValidationError, match=words):
         PinnedSettings(**values)

@@ -73,7 +73,7 @@ def detecting(tmp_path, monkeypatch, faulty, cache):
     return make_run(tmp_path / "run", "mask.backend=faulty", f"mask.options={{detector: {detector}}}")
 
 
-def test_a_stage_begins_when_its_weights_are_fetched_and_nothing_grows_stale(detecting):
+def test_a_stage_starts_only_after_its_weights_are_fetched_and_no_shard_becomes_stale(detecting):
     do(detecting, "describe", "generate")
     with pytest.raises(BackendError, match=f"{WHERE}: {NAME} at {COMMIT} is not fetched") as caught:
         do(detecting, "mask")
@@ -88,9 +88,7 @@ def test_a_stage_begins_when_its_weights_are_fetched_and_nothing_grows_stale(det
     assert len(Run.open(run.path).checked_commits("mask")) == run.plan.shards
 
 
-def test_weights_that_this_machine_lacks_are_named_with_the_cache_that_it_sees(
-    detecting, cache, tmp_path, monkeypatch
-):
+def test_missing_weights_are_named_with_the_cache_of_this_machine(detecting, cache, tmp_path, monkeypatch):
     fetch(detecting)
     run = Run.open(detecting.path)
     elsewhere = shutil.copytree(cache, tmp_path / "elsewhere")
@@ -107,7 +105,7 @@ def test_weights_that_this_machine_lacks_are_named_with_the_cache_that_it_sees(
     run.refuse_unfetched("mask")
 
 
-def test_the_fingerprint_has_the_name_and_what_was_fetched_but_not_where_it_is_said(detecting, cache):
+def test_the_fingerprint_covers_the_names_and_digests_of_weights_but_not_their_settings(detecting, cache):
     before = detecting.fingerprints["mask"].inputs
     key = "mask.weights.detector.options.model"
     assert before[key] == f"{NAME}@{COMMIT}"
@@ -125,7 +123,7 @@ def test_the_fingerprint_has_the_name_and_what_was_fetched_but_not_where_it_is_s
     assert Run.open(detecting.path).fingerprints["mask"].inputs[f"{key}.files"] != digest
 
 
-def test_weights_by_name_and_by_path_have_identities_of_their_own(detecting, tmp_path):
+def test_weights_by_name_and_by_path_have_different_identities(detecting, tmp_path):
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -154,7 +152,7 @@ def test_a_lost_manifest_is_fetched_again(detecting):
     Run.open(detecting.path).checked_commits("mask")
 
 
-def test_a_data_set_in_one_file_carries_its_manifest(detecting, tmp_path):
+def test_an_export_contains_the_manifest_of_weights(detecting, tmp_path):
     fetch(detecting)
     run = Run.open(detecting.path)
     do(run)
@@ -165,7 +163,7 @@ def test_a_data_set_in_one_file_carries_its_manifest(detecting, tmp_path):
     assert len(Run.open(back.path).checked_commits("mask")) == run.plan.shards
 
 
-def test_the_command_of_a_stage_refuses_before_the_first_shard(magicseg, tmp_path):
+def test_a_stage_command_refuses_missing_weights_before_the_first_shard(magicseg, tmp_path):
     run = make_run(
         tmp_path / "run",
         "describe.backend=transformers",

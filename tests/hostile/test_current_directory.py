@@ -50,7 +50,7 @@ MODULE = (sys.executable, "-m", "magicseg")
     ("command", "variables"),
     [(MAGICSEG, {}), (MAGICSEG, {"PYTHONPATH": ":"}), (MODULE, {}), (MODULE, {"PYTHONPATH": "."})],
 )
-def test_workers_import_nothing_from_the_folder_where_describe_is_typed(planted, tmp_path, command, variables):
+def test_workers_of_describe_import_nothing_from_the_current_directory(planted, tmp_path, command, variables):
     folder, said = planted
     run = make_run(tmp_path / "run", "plan.samples=32")
     done = in_folder(folder, *command, "describe", run.path, "--workers", "2", **variables)
@@ -58,14 +58,14 @@ def test_workers_import_nothing_from_the_folder_where_describe_is_typed(planted,
     assert len(Run.open(run.path).ledger("describe").commits()) == run.plan.shards
 
 
-def test_a_folder_that_python_path_names_in_full_is_still_imported(tmp_path):
+def test_a_folder_that_pythonpath_names_explicitly_is_still_importable(tmp_path):
     (tmp_path / "plugin_of_mine.py").write_text("")
     code = "from magicseg.core.safe_path import forget_present_folder as forget; forget(); import plugin_of_mine"
     assert in_folder(tmp_path, sys.executable, "-c", code, PYTHONPATH=f"{tmp_path}:").returncode == 0
     assert in_folder(tmp_path, sys.executable, "-c", code, PYTHONPATH=":").returncode == 1
 
 
-def test_readers_and_torchrun_import_nothing_from_the_folder_where_train_is_typed(planted, finished_run, tmp_path):
+def test_readers_and_torchrun_import_nothing_from_the_current_directory(planted, finished_run, tmp_path):
     folder, said = planted
     run = tmp_path / "run"
     shutil.copytree(finished_run.path, run)
@@ -91,7 +91,7 @@ def site(tmp_path, monkeypatch):
 
 @pytest.mark.usefixtures("site")
 @pytest.mark.parametrize("python_path", [None, "/nowhere:"])
-def test_a_job_imports_nothing_from_the_folder_where_submit_was_typed(planted, tmp_path, python_path):
+def test_a_job_imports_nothing_from_the_directory_of_its_submission(planted, tmp_path, python_path):
     folder, said = planted
     run = make_run(tmp_path / "run", "plan.samples=16")
     (made,) = submit(run, Request(stage="describe", profile="cpu")).submissions

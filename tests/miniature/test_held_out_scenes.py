@@ -14,7 +14,7 @@ def scene(index, *, seed=0, max_objects=2, size=32, vocabulary=MINIATURE):
     return heldout_scene(index, vocabulary=vocabulary, seed=seed, max_objects=max_objects, size=size)
 
 
-def test_a_scene_is_decided_by_seed_and_index():
+def test_a_scene_depends_only_on_seed_and_index():
     for index in range(5):
         for first, again in zip(scene(index), scene(index), strict=True):
             np.testing.assert_array_equal(first, again)
@@ -22,7 +22,7 @@ def test_a_scene_is_decided_by_seed_and_index():
     assert len(pictures) == 30
 
 
-def test_scenes_show_one_to_so_many_labels_and_all_of_them_in_the_end():
+def test_scenes_show_one_to_max_objects_labels_and_cover_all_labels():
     masks = [scene(index)[1] for index in range(80)]
     counts = [len(np.unique(mask[mask > 0])) for mask in masks]
     assert set(counts) == {1, 2}
@@ -31,6 +31,6 @@ def test_scenes_show_one_to_so_many_labels_and_all_of_them_in_the_end():
 
 
 @pytest.mark.parametrize(("name", "most"), [("miniature", 0), ("miniature", 4), ("voc20", 1)])
-def test_what_cannot_be_held_out_is_refused(name, most):
+def test_labels_that_cannot_be_painted_and_invalid_counts_are_refused(name, most):
     with pytest.raises(ConfigError):
         scene(0, vocabulary=load_vocabulary(name), max_objects=most)
