@@ -5,8 +5,9 @@ the library's post-processing. For the image with objects it then calls SAM's pr
 post-processing. Both sides have the same weights, images and number of boxes, and take turns. A ratio is magicseg's
 rate over the reference's in the same turn; the table shows medians over the turns. Random weights do not affect the
 time: ``tiny`` are the models of the tests, ``full`` have the sizes of GroundingDINO with Swin-T and of SAM with ViT-B
-(172 M and 94 M parameters). Nothing is downloaded. With ``--flat`` the script instead prints the memory after few and
-many pairs.
+(172 M and 94 M parameters). Nothing is downloaded. A second table has the validity check followed by the masker, with
+equal detector and thresholds as in the preset ``sdxl``: once the masker detects again, once it takes what the check
+found. With ``--flat`` the script instead prints the memory after few and many pairs.
 
     python benchmarks/mask.py
     python benchmarks/mask.py --flat 1000
@@ -19,6 +20,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,9 +31,11 @@ import torch
 import transformers
 from measure import print_table, timed
 
-from magicseg.backends import Masked, MaskRequest
+from magicseg.backends import Detections, DetectRequest, Instances, Masked, MaskRequest
 from magicseg.labels import Label
+from magicseg.stages.mask import detect_segment
 from magicseg.stages.mask.detect_segment import DetectSegmentMasker
+from magicseg.vision.kept_instances import kept_instances, read_instances
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -129,9 +133,43 @@ def _masker(folder: Path, arguments: argparse.Namespace) -> DetectSegmentMasker:
         SimpleNamespace(batch_size=arguments.batch_size),
         DetectSegmentMasker.Options.model_validate({**choices, **accept_all, "max_area": 1.0}),
     )
-    remaining = masker._remaining
-    masker._remaining = lambda *given: {place: (None, score) for place, (_, score) in remaining(*given).items()}  # type: ignore[method-assign]
+    detect_segment.remaining_label = lambda *_: None
     return masker
+
+
+class Check:
+    """The validity check's detections, by the masker's own finder. ``passes``: images that the detector has seen."""
+
+    def __init__(self, masker: DetectSegmentMasker) -> None:
+        self._finder = masker._finder
+        self.passes = 0
+        detect = self._finder._detector.detect
+
+        def counted(requests: Sequence[DetectRequest]) -> Sequence[Detections]:
+            self.passes += len(requests)
+            return detect(requests)
+
+        self._finder._detector.detect = counted  # type: ignore[method-assign]
+
+    def with_found(self, requests: Sequence[MaskRequest]) -> list[MaskRequest]:
+        """Detect in both images of all pairs, and keep the result as a run does."""
+        found = self._finder.find(
+            [
+                DetectRequest(image=image, labels=request.labels)
+                for request in requests
+                for image in (request.image, request.counterfactual)
+            ]
+        )
+        nothing = Instances(
+            boxes=np.zeros((0, 4), np.float32),
+            labels=np.zeros(0, np.int64),
+            scores=np.zeros(0, np.float32),
+            best=np.zeros(1, np.float32),
+        )
+        return [
+            replace(request, found=read_instances(kept_instances(found[2 * number], nothing), 1))
+            for number, request in enumerate(requests)
+        ]
 
 
 def _requests(count: int, size: int) -> list[MaskRequest]:
@@ -166,8 +204,10 @@ def main() -> None:
         masker = _masker(folder, arguments)
         reference = OneByOne(folder, arguments.device, getattr(torch, arguments.dtype))
 
-    def ours() -> None:
-        answers = masker.mask(requests)
+    check = Check(masker)
+
+    def ours(given: Sequence[MaskRequest] = requests) -> None:
+        answers = masker.mask(given)
         if not all(isinstance(answer, Masked) for answer in answers):
             raise RuntimeError(f"not all pairs were masked: {answers}")
 
@@ -183,24 +223,44 @@ def main() -> None:
             f"{after / 2**20:,.0f} MiB after {arguments.flat:,} more: ratio {after / before:.3f}"
         )
         return
-    turns: dict[str, Callable[[], Any]] = {"masker": ours, "image by image": lambda: reference.mask(requests)}
-    for turn in turns.values():
+
+    def detecting_twice() -> None:
+        check.with_found(requests)
+        ours()
+
+    alone, by_image = "masker", "image by image"
+    again, kept = "check, then masker, which detects again", "check, then masker, which takes what was found"
+    turns: dict[str, Callable[[], Any]] = {
+        alone: ours,
+        by_image: lambda: reference.mask(requests),
+        again: detecting_twice,
+        kept: lambda: ours(check.with_found(requests)),
+    }
+    passes = {}
+    for name, turn in turns.items():
+        before = check.passes
         turn()
+        passes[name] = (check.passes - before) / arguments.pairs
     seconds = [{name: timed(turn) for name, turn in turns.items()} for _ in range(arguments.repeats)]
-    rows = [
-        [
-            name,
+
+    def rates(name: str, over: str) -> list[float]:
+        """Return pairs per second, and the rate of ``over`` divided by it."""
+        return [
             statistics.median(arguments.pairs / turn[name] for turn in seconds),
-            statistics.median(turn[name] / turn["masker"] for turn in seconds),
+            statistics.median(turn[name] / turn[over] for turn in seconds),
         ]
-        for name in turns
-    ]
+
     where = torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} threads"
     print_table(
         f"{arguments.model}, {arguments.size} px, batches of {arguments.batch_size} images, {BOXES} boxes, "
         f"{arguments.dtype}, {where} (median of {arguments.repeats} turns of {arguments.pairs} pairs)",
         ["", "pairs/s", "our rate over it"],
-        rows,
+        [[name, *rates(name, alone)] for name in (alone, by_image)],
+    )
+    print_table(
+        "the validity check and the masker",
+        ["", "detector passes per pair", "pairs/s", "rate of the last over it"],
+        [[name, passes[name], *rates(name, kept)] for name in (again, kept)],
     )
 
 
