@@ -1,4 +1,4 @@
-"""Small runs, made once and copied; the command line as users meet it."""
+"""Shared fixtures: small runs, created once and copied, and the command line in a subprocess."""
 
 import os
 import shutil
@@ -16,9 +16,9 @@ from magicseg.core.garbage_collection import relax
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
 
-relax()  # with all libraries loaded, looking for cycles is a fortieth of the tests' time
+relax()  # with all libraries loaded, garbage collection takes a fortieth of the tests' time
 
-# On a busy machine an example may take any time.
+# No deadline: on a busy machine an example may take any time.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")
 
@@ -27,7 +27,7 @@ PLUGINS = Path(__file__).parent / "faults" / "plugins"
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """How ``pytest -n 2`` shares the tests out, unless ``--dist`` says otherwise."""
+    """Return the scheduler of ``pytest -n 2``, unless ``--dist`` selects another."""
     if config.getvalue("dist") != "load":
         return None
     from helpers.xdist_groups import KeptTogether
@@ -37,13 +37,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the back ends called ``faulty`` installed (for started commands they always are)."""
+    """Install the back ends called ``faulty`` in this process. In started commands they are always installed."""
     monkeypatch.syspath_prepend(PLUGINS)
 
 
 @pytest.fixture
 def magicseg(tmp_path: Path) -> CommandLine:
-    """The command line, started in the test's own folder."""
+    """Return the command line, started in the test's temporary folder."""
     paths = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")]))
     environment = {
         **os.environ,
@@ -58,7 +58,7 @@ def magicseg(tmp_path: Path) -> CommandLine:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose stages are all done. Not to be changed: see `copy_of`."""
+    """Return a run whose stages are all finished. Do not modify it: see `copy_of`."""
     run = make_run(tmp_path_factory.mktemp("finished") / "run")
     do(run)
     return run
@@ -66,13 +66,13 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def expected_digest(finished_run: Run) -> str:
-    """What every undisturbed or disturbed run of these settings must hold."""
+    """Return the digest that every run with these settings must have, disturbed or not."""
     return logical_digest(finished_run)
 
 
 @pytest.fixture(scope="session")
 def jpeg_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """As `finished_run`, with JPEG images. Not to be changed."""
+    """Return a run like `finished_run`, with JPEG images. Do not modify it."""
     run = make_run(tmp_path_factory.mktemp("jpeg") / "run", "store.image_codec=jpeg")
     do(run)
     return run
@@ -80,7 +80,7 @@ def jpeg_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def copy_of(tmp_path: Path) -> Callable[[Run], Run]:
-    """A copy of a run that a test may do with what it likes."""
+    """Return a function that copies a run, so that a test may modify the copy."""
     numbers = iter(range(1000))
 
     def copy(run: Run) -> Run:
@@ -93,19 +93,19 @@ def copy_of(tmp_path: Path) -> Callable[[Run], Run]:
 
 @pytest.fixture
 def finished(finished_run: Run, copy_of: Callable[[Run], Run]) -> Run:
-    """A finished run of the test's own."""
+    """Return a copy of the finished run that the test may modify."""
     return copy_of(finished_run)
 
 
 @pytest.fixture
 def fresh(tmp_path: Path) -> Run:
-    """A run of the test's own with nothing done."""
+    """Return a new run without finished shards."""
     return make_run(tmp_path / "run")
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 4 MB of the test's own."""
+    """Mount a file system of 4 MB for the test."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(
@@ -121,7 +121,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data: `MAGICSEG_TEST_DATA`, else `../shared/data` beside the repository."""
+    """Return the folder of real data: `MAGICSEG_TEST_DATA`, else `../shared/data` beside the repository."""
     given = os.environ.get("MAGICSEG_TEST_DATA")
     folder = Path(given) if given else Path(__file__).resolve().parents[2] / "shared" / "data"
     if not (folder / "VOCdevkit" / "VOC2012").is_dir():
@@ -131,13 +131,13 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a tiny model by its name, made when it is first asked for; not to be changed."""
+    """Return a function from the name of a tiny model to its folder, created on first use. Do not modify it."""
     return Checkpoints(tmp_path_factory.mktemp("checkpoints")).get
 
 
 @pytest.fixture
 def models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A cache of the test's own, and afterwards as many threads in torch as before."""
+    """Use a temporary cache, and restore torch's number of threads afterwards."""
     import torch
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -148,7 +148,7 @@ def models_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 @pytest.fixture
 def quick_linker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For torch.compile, which links dozens of small libraries with torch's large ones: the other linker, if any."""
+    """Use a faster linker if installed, because torch.compile links dozens of libraries with torch's large ones."""
     gold = shutil.which("ld.gold")
     if gold is not None:
         (tmp_path / "linker").mkdir()

@@ -1,4 +1,4 @@
-"""Documents from outside are read whole and checked, or refused with their file's name."""
+"""Untrusted documents are validated, or refused with an error that names the file."""
 
 import json
 import os

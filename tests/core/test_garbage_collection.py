@@ -1,4 +1,4 @@
-"""How often Python's garbage collector looks for cycles."""
+"""The frequency of Python's garbage collection."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Foreign text can neither act on a terminal nor pass for a line of ours."""
+"""Untrusted text can neither control a terminal nor imitate magicseg's output."""
 
 import shlex
 

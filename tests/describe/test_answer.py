@@ -1,4 +1,4 @@
-"""What language models answer is read strictly and checked for what it says."""
+"""Answers of language models are parsed strictly, and their content is checked."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ GOOD = Draft("A grey cat on a red sofa.", "A red sofa by the window.")
 
 
 def line():
-    """Text of one line that a caption may be, without blanks or quotes at its ends."""
+    """Return a strategy for captions: one line of text without blanks or quotes at its ends."""
     words = st.text(st.characters(exclude_categories=("Z", "C"), exclude_characters='"“”'), min_size=1, max_size=8)
     return st.lists(words, min_size=1, max_size=8).map(" ".join)
 

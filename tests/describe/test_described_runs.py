@@ -1,4 +1,4 @@
-"""Runs described by each back end: the same digest twice, whatever happened on the way; stale when it should be."""
+"""Runs of each captioner: reproducible digests despite interruptions, and correct staleness."""
 
 import json
 import re
@@ -25,7 +25,7 @@ ANSWERS = tuple(
 
 
 def answer(number, body):
-    """A function of what is asked: a good answer, a bad one, or an error."""
+    """Return a good answer, a bad answer or an error, depending on the prompt."""
     (noun,) = re.findall(r'use the word "(\w+)"', body["messages"][0]["content"])
     match body["seed"] % 5:
         case 0:
@@ -48,7 +48,7 @@ def server():
 
 @pytest.fixture(params=["template", "transformers", "openai"])
 def described(request, model, server, tmp_path):
-    """Makes runs described by a back end, nothing done."""
+    """Return a function that creates an empty run with a captioner."""
     options = {
         "template": {},
         "transformers": {"model": str(model), "device": "cpu", "dtype": "float32", "max_new_tokens": 16},
@@ -68,7 +68,7 @@ def described(request, model, server, tmp_path):
 
 
 def interrupted_and_resumed(run):
-    """Stopped in the middle of the second shard, and then done from the last to the first."""
+    """Stop a run in the middle of the second shard, then finish its shards in reverse order."""
     asked = count()
     outcomes = []
     run_shards(
@@ -211,7 +211,7 @@ def test_init_and_status_load_no_model_library(tmp_path, backend, model):
 
 
 def edit(run, **options):
-    """Change the back end's options in the run's own configuration file."""
+    """Change the back end's options in the run's configuration file."""
     file = run.path / "magicseg.yaml"
     data = yaml.safe_load(file.read_text())
     data["describe"]["options"].update(options)

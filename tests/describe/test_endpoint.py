@@ -1,4 +1,4 @@
-"""An endpoint that misbehaves in every way: no sample is lost, reasons are counted, a dead one stops the stage."""
+"""Misbehaving endpoints: no sample is lost, reasons are counted, and a dead endpoint stops the stage."""
 
 import logging
 import pickle
@@ -19,7 +19,7 @@ KEY = "sk-very-secret-0123456789"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    """The client's pauses, a thousandth as long."""
+    """Shorten the client's pauses to a thousandth."""
     import openai._base_client as client
 
     monkeypatch.setattr(client, "INITIAL_RETRY_DELAY", 0.001)
@@ -120,7 +120,7 @@ def test_the_client_waits_for_the_rate_limit_that_the_server_names():
     ],
 )
 def test_one_bad_answer_costs_one_attempt_and_is_counted(reply, reason):
-    """Sample 2 always gets the bad one at first; the others are answered."""
+    """Sample 2 always gets the bad reply first; the others get good answers."""
     from magicseg.stages.describe.writer import WritingOptions, _prompt
 
     bad = _prompt(requests(6)[2], 0, WritingOptions()).seed % 2**31
@@ -161,7 +161,7 @@ def test_a_sample_that_the_endpoint_never_answers_falls_back_and_the_others_do_n
     assert "zebra" in answers[3].caption
 
 
-# When the endpoint is of no use.
+# Unusable endpoints.
 
 
 def stopped(script, count=6, **more):
@@ -198,7 +198,7 @@ def test_requests_that_are_refused_from_the_first_stop_the_stage(status):
 
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_refused_prompt_affects_only_its_sample(status):
-    """Be it the very first: the others, on their way by then, are answered."""
+    """This holds even for the first prompt, because the others are already being sent."""
 
     def script(number, body):
         long = "zebra" in str(body)

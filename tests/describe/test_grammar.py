@@ -1,4 +1,4 @@
-"""The template grammar: captions that name their labels, counterfactuals that do not."""
+"""The grammar: captions name their labels, and counterfactuals do not."""
 
 import re
 from itertools import pairwise

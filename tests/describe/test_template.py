@@ -1,4 +1,4 @@
-"""The template: varied captions for every list of labels, and the same scenes without them."""
+"""The template: varied captions for all label lists, and counterfactuals of the same scenes."""
 
 import re
 

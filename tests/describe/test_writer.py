@@ -1,4 +1,4 @@
-"""Asking a model: attempts with new seeds, then the template; every rejected answer is counted."""
+"""Prompting a model: attempts with new seeds, then the template. Every rejected answer is counted."""
 
 import json
 
@@ -15,7 +15,7 @@ OPTIONS = WritingOptions(attempts=3)
 
 
 class Script:
-    """A model that says what it is told, by sample."""
+    """A fake model with given answers for each sample."""
 
     def __init__(self, answers):
         self.answers = {index: iter(said) for index, said in answers.items()}

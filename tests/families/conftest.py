@@ -1,4 +1,4 @@
-"""As for the single back ends: no network, a cache of each test's own, torch's number of threads kept."""
+"""Settings of all tests in this folder: no network, a temporary cache, torch's number of threads restored."""
 
 import os
 
@@ -9,4 +9,4 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
 @pytest.fixture(autouse=True)
 def _apart(models_apart: None) -> None:
-    """For all tests of this folder."""
+    """Apply `models_apart` to all tests of this folder."""

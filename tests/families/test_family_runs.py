@@ -1,4 +1,4 @@
-"""Every family of models through all three stages: the same digest, whatever happens on the way."""
+"""All three stages with every family of models: the digest is the same despite stops and kills."""
 
 import json
 import signal
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("faulty")
 
 
 def stopped_within(run, stage, batches):
-    """Start a stage in this process and have it stop after so many batches."""
+    """Run a stage in this process and stop it after ``batches`` batches."""
     asked = iter([False] * batches + [True] * 99)
     run_shards(run, stage, range(run.plan.shards), report=lambda event: None, should_stop=lambda: next(asked))
 

@@ -1,4 +1,4 @@
-"""Kill workers and whole commands at random moments, resume, and compare the digest: as often as you like.
+"""Kill workers and whole commands at random moments, resume, and compare the digest.
 
 python tests/faults/kill_many.py --kills 200
 """
@@ -25,7 +25,7 @@ from magicseg.run.claims import is_live  # noqa: E402
 from magicseg.run.digest import logical_digest  # noqa: E402
 from magicseg.run.verify import inspect  # noqa: E402
 
-# Twelve shards; the back ends rest before each batch, so that kills find them at work.
+# Twelve shards; the back ends sleep before each batch, so that kills hit active workers.
 SLOW = (
     "plan.shard_size=8",
     *(
@@ -38,7 +38,7 @@ KINDS = ("worker", "worker", "worker", "group", "parent")
 
 
 def start(stage: str, path: Path) -> "subprocess.Popen[str]":
-    """``magicseg STAGE`` in a process group of its own."""
+    """Start ``magicseg STAGE`` in a new process group."""
     paths = os.pathsep.join(filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
         [sys.executable, "-c", "from magicseg.cli import main; main()", stage, str(path), "--workers", "3"],
@@ -51,7 +51,7 @@ def start(stage: str, path: Path) -> "subprocess.Popen[str]":
 
 
 def kill_once(process: "subprocess.Popen[str]", kind: str, rng: random.Random) -> bool:
-    """Send SIGKILL to one worker, to the command alone, or to the whole group. False if it had ended before."""
+    """Send SIGKILL to a worker, to the command, or to the whole group. Return False if the process had ended."""
     if process.poll() is not None:
         return False
     if kind == "group":
@@ -59,7 +59,7 @@ def kill_once(process: "subprocess.Popen[str]", kind: str, rng: random.Random) -
     elif kind == "parent":
         process.kill()
     else:
-        workers = psutil.Process(process.pid).children(recursive=True)  # the fork server is one of them
+        workers = psutil.Process(process.pid).children(recursive=True)  # including the fork server
         if not workers:
             return False
         try:
@@ -70,7 +70,7 @@ def kill_once(process: "subprocess.Popen[str]", kind: str, rng: random.Random) -
 
 
 def disturb(run: Run, stage: str, kills: int, rng: random.Random) -> Counter[str]:
-    """Do a stage to its end through ``kills`` kills, or fewer if it is done before. Returns: kills by kind."""
+    """Finish a stage with up to ``kills`` kills. Returns: the number of kills by kind."""
     done: Counter[str] = Counter()
     claims = run.path / "ledger" / stage / "claims"
     while True:
@@ -92,7 +92,7 @@ def disturb(run: Run, stage: str, kills: int, rng: random.Random) -> Counter[str
 
 
 def check(run: Run, expected: str) -> None:
-    """Whether a run that was killed and resumed is as if nothing had happened."""
+    """Check that a killed and resumed run equals an undisturbed run."""
     opened = Run.open(run.path)
     assert (actual := logical_digest(opened)) == expected, f"{run.path}: {actual}, not {expected}"
     assert inspect(opened).sound, inspect(opened).damage
@@ -103,7 +103,7 @@ def check(run: Run, expected: str) -> None:
 
 
 def main() -> None:
-    """Kill until it is enough."""
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=None, help="of the moments of the kills")

@@ -1,4 +1,4 @@
-"""SIGKILL, SIGTERM and Ctrl-C at any moment: commits stay, and the same command does the rest."""
+"""SIGKILL, SIGTERM and Ctrl-C at any moment: commits are kept, and the same command resumes."""
 
 import os
 import random
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.usefixtures("faulty"), pytest.mark.slow]
 
 @pytest.fixture
 def slow(tmp_path):
-    """A run of twelve shards that take their time."""
+    """Return a run of twelve slow shards."""
     return make_run(tmp_path / "run", *SLOW)
 
 
@@ -66,7 +66,7 @@ def test_a_stop_signal_ends_cleanly_and_the_same_command_resumes(
 
 
 def test_workers_block_stop_signals_from_their_start(magicseg, slow):
-    """They inherit it from what starts them, and let SIGTERM in when they are ready for it."""
+    """Workers inherit the blocked signals from the fork server, and unblock SIGTERM when they are ready for it."""
     process = magicseg.start("describe", slow.path, "--workers", 2)
     wait_for(at_work(slow, "describe"))
     children = psutil.Process(process.pid).children(recursive=True)

@@ -1,4 +1,4 @@
-"""Disks that are full or refuse: a sentence, nothing false committed, and on it goes when there is space."""
+"""Full and read-only disks: an error message, no incomplete commits, and resumption when there is space."""
 
 import contextlib
 import subprocess

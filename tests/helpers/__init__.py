@@ -1,1 +1,1 @@
-"""What tests of several folders share: small runs, tiny models in the true formats, stand-ins for services."""
+"""Helpers for tests of several folders: small runs, tiny models in real formats, fake services."""

@@ -12,7 +12,7 @@ SIZE = (24, 36)
 
 
 class ColourHead:
-    """Scores each query by how near a pixel's colour is to the query's own; ``sharp`` scales its logits."""
+    """A head that scores queries by the distance of a pixel's colour to the query's colour, times ``sharp``."""
 
     stride = 4
 
@@ -41,12 +41,12 @@ class ColourHead:
 
 
 def colour_of(number):
-    """A colour for every class number up to 255, far from its neighbours'; 0 is black."""
+    """Return a colour for a class number up to 255, far from its neighbours' colours; 0 is black."""
     return [number * 67 % 256, number * 149 % 256, number * 211 % 256]
 
 
 def picture_of(numbers, noise=0, seed=0):
-    """An image that shows class numbers in their colours. Returns: uint8 (H, W, 3)."""
+    """Return an image with class numbers in their colours: uint8 (H, W, 3)."""
     palette = np.array([colour_of(number) for number in range(256)], np.int64)
     coloured = palette[np.minimum(numbers, 255)]
     return np.clip(coloured + np.random.default_rng(seed).integers(-noise, noise + 1, coloured.shape), 0, 255).astype(
@@ -55,7 +55,7 @@ def picture_of(numbers, noise=0, seed=0):
 
 
 def blobs(classes, seed, size=SIZE):
-    """Class numbers 0 to ``classes`` in blocks, int64 (H, W)."""
+    """Return class numbers 0 to ``classes`` in blocks, int64 (H, W)."""
     rng = np.random.default_rng(seed)
     blocks = rng.integers(0, classes + 1, (-(-size[0] // 6), -(-size[1] // 6)))
     return blocks.repeat(6, 0).repeat(6, 1)[: size[0], : size[1]]
@@ -67,7 +67,7 @@ def save_png(path: Path, values):
 
 
 def save_image(path: Path, numbers, noise=0, seed=0):
-    """JPEG only where the layout wants it: there in best quality, as PNG content would not be official."""
+    """Save an image as PNG, or as JPEG of the best quality if the layout requires JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(picture_of(numbers, noise, seed))
     if path.suffix == ".jpg":
@@ -77,7 +77,7 @@ def save_image(path: Path, numbers, noise=0, seed=0):
 
 
 def raw_of(numbers, protocol, layout, ignored):
-    """What a label file of ``layout`` holds for these class numbers. ``ignored``: where pixels do not count."""
+    """Return the values of a ``layout``'s label file for class numbers. ``ignored``: mask of ignored pixels."""
     values = np.array([0, *(layout.class_values or range(1, len(protocol.labels) + 1))])
     background = next(iter(layout.background_values), None)
     void = next(iter(layout.ignored_values), None)
@@ -91,7 +91,7 @@ def raw_of(numbers, protocol, layout, ignored):
 def make(protocol, folder: Path, count=5, *, layout=None, seed=0, size=SIZE, noise=0):
     """Write a data set in the protocol's layout number ``layout`` (the first with {name}).
 
-    Returns: the true class numbers by image name, with the ignore value where a pixel does not count.
+    Returns: the true class numbers by image name, with the ignore value for ignored pixels.
     """
     if layout is None:
         layout = next(number for number, item in enumerate(protocol.labels_in) if "{name}" in item.path)
@@ -123,7 +123,7 @@ def make(protocol, folder: Path, count=5, *, layout=None, seed=0, size=SIZE, noi
 
 
 def make_instances(folder: Path, annotations, *, categories, size=SIZE, split="val2017"):
-    """A COCO folder. ``annotations``: by image name, a list of (category id, segmentation, iscrowd)."""
+    """Write a COCO folder. ``annotations``: by image name, a list of (category id, segmentation, iscrowd)."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     images, drawn = [], []
     for number, (name, items) in enumerate(annotations.items(), start=1):

@@ -1,4 +1,4 @@
-"""An HTTP server on this machine that speaks the chat completions protocol, as badly as told."""
+"""A local HTTP server for the chat completions protocol, with scripted faults."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ GOOD = json.dumps({"with": "A grey cat on a red sofa.", "without": "A red sofa b
 
 
 def completion(text=GOOD, finish="stop"):
-    """A well-formed answer's body."""
+    """Return the body of a well-formed answer."""
     return {
         "id": "x",
         "object": "chat.completion",
@@ -23,7 +23,7 @@ def completion(text=GOOD, finish="stop"):
 
 
 class Reply:
-    """One response: status, body (bytes, or a value for JSON), headers; ``length`` lies about the body's."""
+    """One response: status, body (bytes, or a value for JSON), headers. ``length``: a false Content-Length."""
 
     def __init__(self, body=None, *, status=200, headers=None, delay=0.0, length=None, hang_up=False):
         body = completion() if body is None else body
@@ -33,7 +33,7 @@ class Reply:
 
 
 class BadServer:
-    """Serves while it is entered. ``script``: the number of a request and its JSON to a `Reply`."""
+    """A context manager that runs the server. ``script``: a function (request number, JSON body) -> `Reply`."""
 
     def __init__(self, script: Callable[[int, dict], Reply] = lambda number, body: Reply()):
         self.script = script

@@ -1,4 +1,4 @@
-"""A real Slurm of several nodes on this machine, for tests."""
+"""A real Slurm cluster of several nodes on this machine, for tests."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _SLURM = re.compile(r"(SLURM|SLURMD|SBATCH|SRUN|SQUEUE|SINFO|SACCT|SUBMITIT)_")
 
 
 def require_slurm() -> None:
-    """Skip without Slurm; in CI, fail."""
+    """Skip the test if Slurm is missing; in CI, fail."""
     missing = [name for name in NEEDED if not shutil.which(name, path=os.environ["PATH"] + _SYSTEM)]
     if missing or os.geteuid() != 0:
         reason = f"a real Slurm is not to be had: {', '.join(missing) or 'its sandbox needs root'}"
@@ -41,22 +41,22 @@ class Cluster:
     environment: dict[str, str]
 
     def run(self, *command: str, check: bool = True) -> str:
-        """Run a Slurm command; what it prints."""
+        """Run a Slurm command and return its output."""
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         assert not check or done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout
 
     def kill_node(self, name: str) -> None:
-        """The node loses power, and the controller hears of it at once."""
+        """Kill a node, and tell the controller at once."""
         subprocess.run([SANDBOX, "kill-node", self.folder, name], check=True, capture_output=True)
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=test")
 
     def start_node(self, name: str) -> None:
-        """Switch it on again."""
+        """Start a killed node again."""
         subprocess.run([SANDBOX, "start-node", self.folder, name], check=True, capture_output=True)
 
     def cancel_all(self) -> None:
-        """Empty the queue and bring every node back."""
+        """Cancel all jobs and start all nodes again."""
         jobs = sorted(set(self.run("squeue", "-h", "-o", "%A").split()))
         if jobs:
             self.run("scancel", "-f", *jobs, check=False)
@@ -68,19 +68,19 @@ class Cluster:
         wait_until(lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-o", "%T").split().count("idle") == 4, 60)
 
     def queued(self, *options: str) -> list[str]:
-        """Lines of squeue: task, state, node."""
+        """Return lines of squeue: task, state, node."""
         return self.run("squeue", "-h", "-r", "-o", "%i %T %N", *options).splitlines()
 
 
 @contextmanager
 def started(**settings: str) -> Iterator[Cluster]:
-    """A cluster with these settings of the sandbox, stopped at the end."""
-    # The path is short: a socket's address has 107 characters at most.
+    """Start a cluster with these settings of the sandbox, and stop it at the end."""
+    # The path is short, because a socket's address has at most 107 characters.
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     folder.chmod(0o755)
     environment = {name: value for name, value in os.environ.items() if not _SLURM.match(name)}
     environment["PATH"] += _SYSTEM
-    # Two that start at the same moment would find the same ports free.
+    # Clusters start one at a time; otherwise two could choose the same free ports.
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     chosen = {"ISOLATE": "net", "ACCT": "0", "PORT": str(17800 + 1024 * worker), **settings}
     try:
@@ -98,21 +98,21 @@ def started(**settings: str) -> Iterator[Cluster]:
 
 @dataclass(frozen=True)
 class ClusterCommands(CommandLine):
-    """The command line on a cluster's login node."""
+    """The command line on the cluster's login node."""
 
 
 def commands(cluster: Cluster, folder: Path, plugins: Path) -> ClusterCommands:
-    """The command line in ``folder``, with the test's plug-ins installed."""
+    """Return the command line in ``folder``, with the test's plug-ins installed."""
     paths = os.pathsep.join(filter(None, [str(plugins), os.environ.get("PYTHONPATH")]))
     extra = {"PYTHONPATH": paths, "COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
-    # A command started by its name in a job finds the same interpreter.
+    # Commands that a job starts by name use the same interpreter.
     path = f"{Path(sys.executable).parent}:{cluster.environment['PATH']}"
     return ClusterCommands(folder, {**cluster.environment, **extra, "PATH": path})
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 90.0) -> None:
-    """Wait for something that will be true in a moment."""
+    """Wait until a condition is true; fail after ``seconds``."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "it never happened"
-        time.sleep(0.25)  # what is asked is often a command of Slurm
+        time.sleep(0.25)  # the condition often runs a Slurm command

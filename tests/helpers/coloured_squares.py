@@ -1,4 +1,4 @@
-"""A data set in memory: coloured squares, one class each. A module, so that loader processes can import it."""
+"""A data set in memory: coloured squares, one class each. Loader processes can import this module."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ VOCABULARY = Vocabulary(
     name="colours", labels=tuple(Label(id=place, name=name) for place, name in enumerate(("red", "green", "blue"), 1))
 )
 
-# A tiny model and a run of 8 steps, with everything random switched on.
+# A tiny model and a training of 8 steps, with all random features enabled.
 SETTINGS = TrainSettings(
     encoder=EncoderSettings(image_size=16, stride=4, width=16, layers=2, heads=2, embed_dim=16),
     prompt_tokens=2,
@@ -37,7 +37,7 @@ SETTINGS = TrainSettings(
 
 @dataclass(frozen=True)
 class Squares:
-    """Sample i: a square of class i % 3 + 1, dyed by class, on grey. ``calls`` counts the samples read."""
+    """Sample i: a square of class i % 3 + 1 in its class's colour, on grey. ``calls`` counts the samples read."""
 
     indices: np.ndarray
     shard_size: int = 4

@@ -1,4 +1,4 @@
-"""What the logs and ledgers of a run say of how its work was done."""
+"""Evidence from a run's logs and ledgers about the execution of its shards."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ _LINE = re.compile(r"^\d\d:\d\d:\d\d (\w+) shard (\d+): (\w+)", re.MULTILINE)
 
 
 def events(run: Run) -> dict[str, Counter[tuple[str, int]]]:
-    """How often each (stage, shard) was started, committed and so on, by the logs of all tasks."""
+    """Count the events of each (stage, shard) in the logs of all tasks: started, committed and so on."""
     found: dict[str, Counter[tuple[str, int]]] = {}
     for log in (run.path / "jobs").glob("*/*_log.out"):
         for stage, shard, outcome in _LINE.findall(log.read_text(errors="replace")):
@@ -21,7 +21,7 @@ def events(run: Run) -> dict[str, Counter[tuple[str, int]]]:
 
 
 def check_done_once(run: Run, *, disturbed: int) -> None:
-    """Every shard was committed by one task; more than once were started at most ``disturbed``."""
+    """Assert that every shard was committed once, and at most ``disturbed`` shards were started more than once."""
     seen = events(run)
     everything = {(stage, shard) for stage in STAGES for shard in range(run.plan.shards)}
     assert seen["committed"].keys() == everything
@@ -34,7 +34,7 @@ def check_done_once(run: Run, *, disturbed: int) -> None:
 
 
 def workers(folder: Path, label: str = "") -> list[psutil.Process]:
-    """The Python processes of a submission's tasks, or of one: they live in the nodes' own process namespaces."""
+    """Return the Python processes of a submission's tasks, or of one task, in the nodes' process namespaces."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []

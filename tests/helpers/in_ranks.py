@@ -1,4 +1,4 @@
-"""What tests have torchrun start in every rank: ``in_ranks.py WHAT OUT [JSON]``."""
+"""Programs that tests start in every rank with torchrun: ``in_ranks.py WHAT OUT [JSON]``."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ from magicseg.train.step import ModelWithLosses
 
 @dataclasses.dataclass(frozen=True)
 class UnevenSquares(Squares):
-    """Some images have no object, some pixels nobody labelled: no two ranks have as much to learn from."""
+    """Squares with images without objects and unlabelled pixels, so that ranks have different amounts of labels."""
 
     def read(self, indices):
         images, counterfactuals, masks = super().read(indices)
@@ -41,7 +41,7 @@ class UnevenSquares(Squares):
 
 
 def train_squares(out, changes, world, **arguments):
-    """Train on 20 uneven squares; returns what `train` does."""
+    """Train on 20 uneven squares; return the result of `train`."""
     return train(
         UnevenSquares(np.delete(np.arange(24), [2, 9, 10, 23])),
         VOCABULARY,
@@ -55,7 +55,7 @@ def train_squares(out, changes, world, **arguments):
 
 
 def train_until_killed(out, plan, world):
-    """Train and write down what is read: ``seen/CALL-RANK.jsonl``. A rank is killed when it has heard of a step."""
+    """Train, and record the samples read in ``seen/CALL-RANK.jsonl``. Kill a rank at a given step."""
     read, path = SampleDataset.__getitems__, out / "seen" / f"{plan['call']}-{world.rank}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -73,7 +73,7 @@ def train_until_killed(out, plan, world):
 
 
 def compare_strategies(out, changes, world):
-    """Train whole and parted, stop a parted one and go on whole and the other way round."""
+    """Train with replicated and with sharded models; resume a stopped training with the other strategy."""
 
     def half():
         asked = itertools.count()
@@ -98,9 +98,9 @@ def compare_strategies(out, changes, world):
 
 
 def compare_batch_norms(world):
-    """Each rank's part of a batch through ours, the whole batch through torch's: the same, there and back."""
+    """Compare magicseg's batch norm on shards of a batch with torch's on the whole batch, forward and backward."""
     generator = torch.Generator().manual_seed(0)
-    whole = torch.randn(6, 5, 4, 3, generator=generator) * 3 + 100  # a mean that swallows digits of a square
+    whole = torch.randn(6, 5, 4, 3, generator=generator) * 3 + 100  # a large mean, which loses digits in squares
     weights = torch.randn(whole.shape, generator=generator)
     ours, theirs = BatchNorm2d(5), nn.BatchNorm2d(5)
     ours.weight.data[:] = theirs.weight.data[:] = torch.rand(5, generator=generator)
@@ -123,7 +123,7 @@ def compare_batch_norms(world):
 
 
 def train_twice(out, world):
-    """A second training, begun in the first one's folder while that is at work, is refused in all ranks."""
+    """Start a second training in the folder of an active training. All ranks must refuse it."""
 
     def second(state):
         if state.step == 2:
@@ -136,7 +136,7 @@ def train_twice(out, world):
 
 
 def lose_a_loss(out, world):
-    """Rank 1's third loss is not a number. Each rank writes down what it was told, and which weights it has."""
+    """Make rank 1's third loss NaN. Each rank records its messages and its weights."""
     forward, calls = ModelWithLosses.forward, []
 
     def broken(self, *arguments):
@@ -154,13 +154,13 @@ def lose_a_loss(out, world):
 
 if __name__ == "__main__":
     what, out = sys.argv[1], Path(sys.argv[2])
-    relax()  # as the command does
+    relax()  # like the command
     torch.set_num_threads(1)
     here = World.from_environment()
     with joined(here):
         if what == "train-until-killed":
             train_until_killed(out, json.loads(sys.argv[3]), here)
-        else:  # one start for all of these: it takes longer than what they do
+        else:  # all in one process, because starting takes longer than the checks
             compare_batch_norms(here)
             (out / f"batch-norms-agree-{here.rank}").touch()
             train_squares(out / "train", json.loads(sys.argv[3]), here)

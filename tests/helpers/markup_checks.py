@@ -1,10 +1,10 @@
-"""A report's page, read as a browser would."""
+"""Parse the HTML of a report."""
 
 from html.parser import HTMLParser
 
 
 class Tags(HTMLParser):
-    """``seen``: all tags. ``attributes``: all of them. ``text``: what is between tags."""
+    """``seen``: all tags. ``attributes``: all attributes. ``text``: the text between tags."""
 
     VOID = frozenset({"meta", "img", "br", "line", "circle", "polyline"})
 
@@ -30,7 +30,7 @@ class Tags(HTMLParser):
 
 
 def parsed(page):
-    """The page's tags and text; every tag that was opened is closed."""
+    """Parse a page. Asserts that every opened tag is closed."""
     tags = Tags()
     tags.feed(page)
     tags.close()

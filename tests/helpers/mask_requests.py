@@ -7,7 +7,7 @@ from magicseg.labels import Label
 
 
 def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A few rectangles."""
+    """Return an image of a few rectangles."""
     random = np.random.default_rng(seed)
     image = np.full((height, width, 3), random.integers(0, 256, 3), np.uint8)
     for _ in range(4):
@@ -17,12 +17,12 @@ def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def labels(*names: str) -> tuple[Label, ...]:
-    """Labels with ids from 1."""
+    """Return labels with ids from 1."""
     return tuple(Label(id=place, name=name) for place, name in enumerate(names, start=1))
 
 
 def segment_request(seed, size=(48, 64), count=5):
-    """An image with so many boxes, of whole and of broken pixels."""
+    """Return an image with ``count`` boxes, with integer and with fractional coordinates."""
     random = np.random.default_rng(seed)
     height, width = size
     low = random.uniform(0, 0.5, (count, 2)) * [width, height]

@@ -1,4 +1,4 @@
-"""Runs whose three stages use tiny models of every family, in the true formats."""
+"""Runs whose three stages use tiny models of every family, in real formats."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import yaml
 from helpers.tiny_runs import make_run
 from magicseg.run import Run
 
-# By the diffusion pipeline: captioner, detector, segmenter.
+# Diffusion pipeline -> captioner, detector, segmenter.
 FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "sd15": ("template", "original_grounding_dino", "original_sam"),
     "sd2": ("transformers", "grounding_dino", "sam"),
@@ -24,13 +24,13 @@ CPU = {"device": "cpu", "dtype": "float32"}
 
 
 class Checkpoints:
-    """Tiny checkpoints in a folder, each made when it is first asked for."""
+    """Tiny checkpoints in a folder, each created on first use."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def get(self, name: str) -> Path:
-        """The folder of a pipeline, a detector, a segmenter, an open_clip model, or "language"."""
+        """Return the folder of a pipeline, a detector, a segmenter, an open_clip model, or "language"."""
         made = self._folder / name
         if not made.exists():
             if name == "language":
@@ -63,12 +63,12 @@ def _detector(name: str, get: Callable[[str], Path]) -> dict[str, Any]:
 
 def _segmenter(name: str, get: Callable[[str], Path]) -> dict[str, Any]:
     own = {"architecture": "vit_tiny"} if name.startswith("original") else {}
-    backend = "tiny-original" if own else "transformers"  # a plug-in of these tests that knows the tiny architecture
+    backend = "tiny-original" if own else "transformers"  # a plug-in of the tests with the tiny architecture
     return {"backend": backend, "options": {"model": str(get(name)), **own, **CPU}}
 
 
 def make_model_run(path: Path, family: str, get: Callable[[str], Path], *overrides: str) -> Run:
-    """A run of three shards of four small samples, nothing done. Args: get: a checkpoint's folder by its name."""
+    """Create an empty run of three shards of four small samples. Args: get: returns a checkpoint's folder."""
     captioner, detector, segmenter = FAMILIES[family]
     describe: dict[str, Any] = {"backend": captioner, "batch_size": 4, "options": {}}
     if captioner == "transformers":
@@ -90,7 +90,7 @@ def make_model_run(path: Path, family: str, get: Callable[[str], Path], *overrid
             "text_threshold": 0.0,
             "max_objects": 2,
             "missing_labels": "keep",
-            "check_counterfactual": False,  # random weights find something in any image
+            "check_counterfactual": False,  # random weights find objects in all images
             "min_area": 0.0,
             "max_area": 1.0,
         },

@@ -1,4 +1,4 @@
-"""PNG files written chunk by chunk: depths that Pillow does not write, and chunks that it would not."""
+"""Write PNG files chunk by chunk, with depths and chunks that Pillow cannot write."""
 
 import struct
 import zlib
@@ -9,12 +9,12 @@ GREY, PALETTE = 0, 3
 
 
 def chunk(kind, data):
-    """One chunk, with its length and checksum."""
+    """Return a chunk with its length and checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(values, bits, colour=GREY, *, before=b"", behind=b"", size=None):
-    """A PNG of whole numbers (H, W). ``before``, ``behind``: further chunks around the pixels. ``size``: claimed."""
+    """Return a PNG of integers (H, W). ``before``, ``behind``: chunks around the pixels. ``size``: declared size."""
     values = np.asarray(values)
     height, width = size or values.shape
     planes = (values[..., None] >> np.arange(bits - 1, -1, -1)) & 1

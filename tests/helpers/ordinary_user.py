@@ -1,4 +1,4 @@
-"""An ordinary user, and what has to be readable for one."""
+"""Run Python as an unprivileged user, with readable libraries."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ def everybody_may(*command):
 
 
 def python_for_everybody():
-    """An interpreter of this minor version that an ordinary user may start: this one, or the system's."""
+    """Return an interpreter of this minor version that an unprivileged user may start: this one, or the system's."""
     version = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
     for python in (sys.executable, "/usr/bin/python3"):
         if everybody_may(python, "-c", version):
@@ -27,11 +27,11 @@ def python_for_everybody():
 
 
 def readable_libraries(folder):
-    """This checkout and its libraries where everybody may read them: as they are, or a copy."""
+    """Return paths of this checkout and its libraries that all users may read. Copies them if necessary."""
     checkout, site = Path(__file__).parents[2], Path(pydantic.__file__).parents[1]
     if all(everybody_may("test", "-r", file) for file in (checkout / "magicseg/__init__.py", pydantic.__file__)):
         return checkout, site
-    # There are gigabytes of them: hard links, where they are on the same file system.
+    # Libraries take gigabytes, so hard links are used on the same file system.
     if folder.stat().st_dev == site.stat().st_dev:
         subprocess.run(["cp", "-rl", site, folder / "site"], check=True)
     else:

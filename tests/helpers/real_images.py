@@ -20,7 +20,7 @@ _FAST = ("--mksquashfs-args", "-comp zstd -Xcompression-level 1")
 
 
 def apptainer(*words: object, before: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
-    """Run Apptainer to its end, at the top of the checkout. Args: before: words in front of the command."""
+    """Run Apptainer to its end in the checkout's root. Args: before: words in front of the command."""
     return subprocess.run(
         [*before, "apptainer", *map(str, words)],
         cwd=TOP,
@@ -42,7 +42,7 @@ class Base:
 
 
 def pip_settings() -> dict[str, str]:
-    """How pip is set up on this machine, by the names of a configuration file."""
+    """Return pip's settings on this machine, by their names in a configuration file."""
     shown = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], check=True, capture_output=True, text=True
     )
@@ -56,16 +56,16 @@ def pip_settings() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _alone(folder: Path, what: str) -> Iterator[None]:
-    """No other process makes it meanwhile."""
+    """Hold a lock, so that no other process creates it meanwhile."""
     with (folder / f"{what}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def make_base(folder: Path) -> Base:
-    """Debian 12 with its Python, and with what pip needs on this machine: none of that is in the definition.
+    """Create a base image of Debian 12 with Python and this machine's pip settings, which the definition lacks.
 
-    What is in the folder already stays.
+    Existing files in the folder are kept.
     """
     root, sif, settings = folder / "base", folder / "base.sif", pip_settings()
     places = [Path(urlparse(word).path) for word in settings.get("extra-index-url", "").split() if "file:" in word]
@@ -109,7 +109,7 @@ def _set_pip_up(root: Path, settings: dict[str, str]) -> None:
 
 
 def make_image(folder: Path) -> Path:
-    """The image of the definition in that base, by the command of the contract. An image that is there stays."""
+    """Build the image of the definition from that base with the documented command. An existing image is kept."""
     path, base = folder / "magicseg.sif", make_base(folder)
     with _alone(folder, "image"):
         if not path.exists():
@@ -122,7 +122,7 @@ def make_image(folder: Path) -> Path:
 
 
 def build(image: Path, *words: object, before: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
-    """Build the definition at the top, as an issue's contract has it."""
+    """Build the definition in the checkout's root with the documented command."""
     return apptainer("build", "--fakeroot", *_FAST, *words, image, "Apptainer.def", before=before)
 
 

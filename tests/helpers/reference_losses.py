@@ -1,4 +1,4 @@
-"""Losses and targets written from their formulas, loop by loop: what the fast ones are compared with."""
+"""Reference implementations of losses and targets with loops, to compare with the fast ones."""
 
 import math
 
@@ -47,7 +47,7 @@ def slow_counterfactual(cls, other, paired, class_map):
 
 
 def slow_targets(class_map, draws, sampled, allowed=None):
-    """Of one image: the set of classes, and for each where it is, whether it is there, whether it is asked for."""
+    """Return one image's sampled classes, and for each its mask, its presence and whether it is queried."""
     own = {id_ - 1 for row in class_map for id_ in row if id_ not in (BACKGROUND, IGNORE)}
     ranked = sorted(
         range(len(draws)), key=lambda c: (c in own, c in own or allowed is None or allowed[c], draws[c]), reverse=True

@@ -1,4 +1,4 @@
-"""A registry of one image on this machine, for tests."""
+"""A local container registry with one image, for tests."""
 
 import contextlib
 import gzip
@@ -18,7 +18,7 @@ _MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 
 @contextlib.contextmanager
 def registry(folder: Path) -> Iterator[str]:
-    """A registry on the loopback. Yields: its address."""
+    """Run a registry on the loopback interface. Yields: its address."""
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -29,7 +29,7 @@ def registry(folder: Path) -> Iterator[str]:
         "http": {"addr": address},
         "log": {"level": "error", "accesslog": {"disabled": True}},
     }
-    (folder / "config.json").write_text(json.dumps(settings))  # which is YAML too
+    (folder / "config.json").write_text(json.dumps(settings))  # JSON is also YAML
     with subprocess.Popen(
         ["docker-registry", "serve", folder / "config.json"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
@@ -54,7 +54,7 @@ def _send(method: str, address: str, data: bytes, kind: str) -> str:
 
 
 def push(address: str, name: str, root: Path) -> str:
-    """Put a root folder into a registry as an image of one layer. Returns: the image's digest."""
+    """Push a root folder to a registry as an image of one layer. Returns: the image's digest."""
     packed = root.with_name("layer.tar.gz")
     with gzip.open(packed, "wb", compresslevel=1) as file, tarfile.open(fileobj=file, mode="w|") as archive:
         archive.add(root, arcname=".")
@@ -91,7 +91,7 @@ def push(address: str, name: str, root: Path) -> str:
 
 
 def mirrored(folder: Path, address: str) -> list[str]:
-    """Words in front of a command, for which docker.io then has that registry as a mirror."""
+    """Return words in front of a command that make the registry its mirror of docker.io."""
     settings, system = folder / "containers", Path("/etc/containers")
     settings.mkdir()
     system.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""As much of the hub as its library asks of, on this machine: one repository at one commit, and how it misbehaves."""
+"""A local fake of the Hugging Face hub: one repository at one commit, with configurable faults."""
 
 import hashlib
 import json
@@ -22,11 +22,11 @@ def git_sha1(content):
 
 @dataclass
 class SmallHub:
-    """``files``: contents by name; ``LARGE`` is a large file (LFS), the others lie in git.
+    """``files``: contents by name; ``LARGE`` is a large file (LFS), the others are in git.
 
-    ``served``: other contents than the listing speaks of; ``breaks``: how many answers with ``LARGE`` end in the
-    middle; ``refusal``: status and error code of every answer; ``gated``: of every file's. ``token``: what is asked
-    for, if anything.
+    ``served``: contents that differ from the listing. ``breaks``: number of responses with ``LARGE`` that end in the
+    middle. ``refusal``: status and error code of every response. ``gated``: the same for file responses only.
+    ``token``: the required token, if any.
     """
 
     files: dict = field(

@@ -1,6 +1,6 @@
-"""Stand-ins for Slurm's commands: small shell scripts that record their calls and say what a test has them say.
+"""Fakes of Slurm's commands: small shell scripts that record their calls and print given output.
 
-No Slurm is needed, and none is asked: the PATH holds nothing else. Tests against a real daemon are in tests/slurm.
+Slurm is neither needed nor used. Tests with real Slurm daemons are in tests/slurm.
 """
 
 import os
@@ -35,17 +35,17 @@ esac"""
 
 @dataclass(frozen=True)
 class StandIns:
-    """The commands of a cluster. The first job that ``sbatch`` takes is 101, and so on."""
+    """The fake commands of a cluster. ``sbatch`` numbers jobs from 101."""
 
     folder: Path
 
     @property
     def path(self) -> Path:
-        """What to have on the PATH."""
+        """Return the folder for PATH."""
         return self.folder / "bin"
 
     def install(self) -> None:
-        """Put all commands in place; the site takes 1001 tasks in an array and 10000 jobs."""
+        """Install all commands. The site's limits are 1001 tasks per array and 10000 jobs."""
         self.path.mkdir(parents=True)
         for name in COMMANDS:
             answer = _SBATCH if name == "sbatch" else _ANSWER.format(name=name)
@@ -59,55 +59,55 @@ class StandIns:
         self.says("scontrol", "Configuration data\nMaxArraySize            = 1001\nMaxJobCount             = 10000\n")
 
     def says(self, name: str, text: str) -> None:
-        """What a command prints from now on."""
+        """Set the output of a command."""
         (self.folder / f"{name}.says").write_text(text)
 
     def says_instead(self, text: str) -> None:
-        """What ``squeue`` prints in place of any table."""
+        """Set text that ``squeue`` prints instead of a table."""
         (self.folder / "squeue.instead").write_text(text)
 
     def has_banner(self, text: str) -> None:
-        """What the site's ``sbatch`` prints before the job's number."""
+        """Set text that ``sbatch`` prints before the job number."""
         (self.folder / "banner").write_text(text)
 
     def fails(self, name: str, words: str, *, call: int | None = None) -> None:
-        """Have a command fail with these words: always, or at its call of this number, counted from 1."""
+        """Make a command fail with a message: always, or only at call number ``call``, counted from 1."""
         (self.folder / (f"{name}.fails" if call is None else f"{name}.fails.{call}")).write_text(words + "\n")
 
     def heals(self, name: str) -> None:
-        """Have a command no longer fail."""
+        """Make a command succeed again."""
         for path in self.folder.glob(f"{name}.fails*"):
             path.unlink()
 
     def lacks(self, name: str) -> None:
-        """Have a command not be there."""
+        """Remove a command."""
         (self.path / name).unlink()
 
     def calls(self, name: str) -> list[str]:
-        """The arguments of a command's calls."""
+        """Return the arguments of a command's calls."""
         file = self.folder / "calls"
         lines = file.read_text().splitlines() if file.exists() else []
         return [line.removeprefix(f"{name} ") for line in lines if line.startswith(f"{name} ")]
 
     def forget_calls(self) -> None:
-        """Count from zero again."""
+        """Forget the recorded calls."""
         (self.folder / "calls").unlink(missing_ok=True)
 
     def environment_of(self, name: str) -> dict[str, str]:
-        """What a command saw at its last call."""
+        """Return the environment of a command's last call."""
         lines = (self.folder / f"{name}.environment").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def queued(array: ArrayJob | str, indices: str, state: str, *, job: str = "101", reason: str = "None") -> str:
-    """A line of ``squeue``, in the format that is asked for."""
+    """Return a line of ``squeue`` in magicseg's format."""
     name = array if isinstance(array, str) else array.name
     nodes, elapsed = ("n1", "1:05") if state == "RUNNING" else ("", "0:00")
     return "|".join(("magicseg", job, indices, state, nodes, elapsed, "58:55", name, reason)) + "\n"
 
 
 def accounted(array: ArrayJob, label: str, state: str, *, code: str = "0:0") -> str:
-    """A line of ``sacct``, in the format that is asked for."""
+    """Return a line of ``sacct`` in magicseg's format."""
     return f"{label}|{state}|n1|00:01:05|{array.name}|{code}\n"
 
 
@@ -120,7 +120,7 @@ def record(
     asks: Mapping[str, object] | None = None,
     **more: object,
 ) -> Submission:
-    """Write a submission down as `submit` would have: its tasks, shared among its jobs. ``asks``: of resources."""
+    """Write the record of a submission like `submit`: its tasks and jobs. ``asks``: the requested resources."""
     number = max((one.number for one in submissions(run)), default=0) + 1
     share = -(-len(tasks) // len(jobs))
     arrays = tuple(
@@ -151,12 +151,12 @@ def record(
 
 
 def claim(run: Run, stage: str, shard: int, job: str) -> Path:
-    """Somebody elsewhere is at a shard, as far as its claim says."""
+    """Write a claim of another machine for a shard."""
     path = run.ledger(stage).claim_path(shard)
     path.write_bytes(to_json({"token": "t", "pid": 1, "started": 0.0, "namespace": "elsewhere", "job": job}))
     return path
 
 
 def listing(folder: Path) -> dict[str, float]:
-    """Every file of a folder with the time of its last change."""
+    """Return the modification time of every file in a folder."""
     return {str(path.relative_to(folder)): os.lstat(path).st_mtime for path in sorted(folder.rglob("*"))}

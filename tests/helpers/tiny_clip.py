@@ -1,4 +1,4 @@
-"""Tiny open_clip models with random weights, in the formats in which real ones are published."""
+"""Tiny open_clip models with random weights, in the formats of published models."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ _BASE: dict[str, Any] = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 8},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
 }
-# What differs from the base, by name: of the model, of its image tower, of its text tower.
+# Differences from the base configuration, by variant: model, image tower, text tower.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "open_clip": ({}, {}, {}),
     "open_clip_quickgelu": ({"quick_gelu": True}, {}, {}),
@@ -29,7 +29,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 
 
 def config_of(name: str) -> dict[str, Any]:
-    """The ``model_cfg`` of a variant."""
+    """Return the ``model_cfg`` of a variant."""
     config = copy.deepcopy(_BASE)
     model, vision, text = VARIANTS[name]
     config |= model
@@ -39,7 +39,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def stock(config: dict[str, Any]) -> Any:
-    """open_clip's own model with random weights that are none of them zero or one."""
+    """Return open_clip's model with random weights, none of which is zero or one."""
     config = copy.deepcopy(config)
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +53,7 @@ def stock(config: dict[str, Any]) -> Any:
 
 
 def build(name: str, folder: Path) -> None:
-    """A folder in open_clip's ``local-dir:`` format, with the same weights in a ``.pt`` file too."""
+    """Write a folder in open_clip's ``local-dir:`` format, and the same weights as a ``.pt`` file."""
     made = folder / name
     made.mkdir(parents=True)
     config = config_of(name)

@@ -1,4 +1,4 @@
-"""Detectors and segmenters with random weights, under a megabyte or a few, in the layouts of their releases."""
+"""Detectors and segmenters with random weights, of at most a few megabytes, in the layouts of their releases."""
 
 import string
 from collections.abc import Callable, Mapping
@@ -41,12 +41,12 @@ dim_feedforward = 64
 """
 
 
-# BERT's own numbers: the transformers form of GroundingDINO knows where a phrase ends by them.
+# The ids of BERT's vocabulary. transformers' GroundingDINO detects the end of a phrase by them.
 _SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
 
 
 def bert_tokenizer() -> tf.BertTokenizerFast:
-    """Word pieces: some whole words, everything else spelt."""
+    """Return a WordPiece tokenizer with some whole words and single letters for all other text."""
     letters = string.ascii_lowercase + string.digits
     words = [*"!\"#$%&'()*+,-/:;<=>@[]_{|}~", *letters, *(f"##{letter}" for letter in letters)]
     words += [word for word in WORDS if len(word) > 1]
@@ -57,7 +57,7 @@ def bert_tokenizer() -> tf.BertTokenizerFast:
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Noise where a library starts from constants: as they are, such weights would not show if they were mixed up."""
+    """Add noise to weights that a library initializes with constants, so that tests notice mixed-up weights."""
     with torch.no_grad():
         for values in model.parameters():
             if values.numel() > 1 and (values == values.flatten()[0]).all():
@@ -66,7 +66,7 @@ def shaken(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def widened(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights of a size that lets signals through narrow layers; the libraries' own serve wide ones."""
+    """Scale weights so that signals pass narrow layers. The libraries' initialization suits wide layers."""
     with torch.no_grad():
         for values in model.parameters():
             if values.ndim > 1:
@@ -81,12 +81,12 @@ def _bert_config(size: int, hidden: int = 32) -> tf.BertConfig:
 
 
 def grounding_dino(folder: Path) -> None:
-    """Thirty queries; images of at least 64 pixels on their shorter side."""
+    """Write a GroundingDINO with thirty queries, for images of at least 64 pixels on their shorter side."""
     _grounding_dino(folder, tf.GroundingDinoConfig, tf.GroundingDinoForObjectDetection)
 
 
 def mm_grounding_dino(folder: Path) -> None:
-    """As `grounding_dino`, in MMDetection's form."""
+    """Write a model like `grounding_dino` in MMDetection's form."""
     _grounding_dino(folder, tf.MMGroundingDinoConfig, tf.MMGroundingDinoForObjectDetection)
 
 
@@ -116,7 +116,7 @@ def _grounding_dino(folder: Path, config_class: type, model_class: type) -> None
         max_text_len=64,
     )
     model = shaken(model_class(config))
-    model.model.decoder.layer_norm.weight.data *= 0.3  # scores all over the range, not at its ends
+    model.model.decoder.layer_norm.weight.data *= 0.3  # scores spread over the range, not at its ends
     model.save_pretrained(folder)
     images = tf.GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96})
     tf.GroundingDinoProcessor(images, tokenizer).save_pretrained(folder)
@@ -129,12 +129,12 @@ def _clip_tokenizer(folder: Path) -> tf.CLIPTokenizer:
 
 
 def owlv2(folder: Path) -> None:
-    """Sixteen patches of an image of 64 pixels."""
+    """Write an OWLv2 with sixteen patches for images of 64 pixels."""
     _owl(folder, "Owlv2")
 
 
 def owlvit(folder: Path) -> None:
-    """The same of OWL-ViT."""
+    """Write an OWL-ViT with sixteen patches for images of 64 pixels."""
     _owl(folder, "OwlViT")
 
 
@@ -191,7 +191,7 @@ def _sam_images() -> tf.SamImageProcessor:
 
 
 def sam(folder: Path) -> None:
-    """SAM at 64 pixels."""
+    """Write a SAM for 64 pixels."""
     config = tf.SamConfig(
         vision_config=tf.SamVisionConfig(**_VISION).to_dict(),
         prompt_encoder_config=tf.SamPromptEncoderConfig(**_PROMPTS).to_dict(),
@@ -202,7 +202,7 @@ def sam(folder: Path) -> None:
 
 
 def sam_hq(folder: Path) -> None:
-    """SAM-HQ at 64 pixels, with two layers of global attention: its decoder needs the first one's output."""
+    """Write a SAM-HQ for 64 pixels, with two layers of global attention: the decoder needs the first one's output."""
     vision = _VISION | {"global_attn_indexes": [0, 1]}
     config = tf.SamHQConfig(
         vision_config=tf.SamHQVisionConfig(**vision).to_dict(),
@@ -214,7 +214,7 @@ def sam_hq(folder: Path) -> None:
 
 
 def sam2(folder: Path) -> None:
-    """SAM 2 at 128 pixels."""
+    """Write a SAM 2 for 128 pixels."""
     backbone = tf.Sam2HieraDetConfig(
         hidden_size=16,
         num_attention_heads=1,
@@ -245,7 +245,7 @@ def sam2(folder: Path) -> None:
 
 
 def original_grounding_dino(folder: Path) -> None:
-    """The release's files: a configuration, a checkpoint with the training's prefix, a folder of BERT."""
+    """Write the files of the original release: a configuration, a checkpoint with key prefixes, a BERT folder."""
     from magicseg.vision.original_detector import SLConfig, _with_bert, library, read_settings
 
     folder.mkdir(parents=True)
@@ -262,7 +262,7 @@ def original_grounding_dino(folder: Path) -> None:
 
 
 def build_original_sam(checkpoint: str | None = None) -> torch.nn.Module:
-    """What segment-anything's registry calls."""
+    """Build the model like a function of segment-anything's registry."""
     from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 
     assert checkpoint is None
@@ -297,7 +297,7 @@ def build_original_sam(checkpoint: str | None = None) -> torch.nn.Module:
 
 
 def original_sam(folder: Path) -> None:
-    """The release's single file."""
+    """Write the single file of the original release."""
     folder.mkdir(parents=True)
     torch.save(widened(build_original_sam()).state_dict(), folder / "sam_vit_h_4b8939.pth")
 
@@ -312,7 +312,7 @@ MODELS: Mapping[str, Callable[[Path], None]] = {
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write a checkpoint to ``folder / name``. Random weights, always the same."""
+    """Write a checkpoint with fixed random weights to ``folder / name``."""
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:

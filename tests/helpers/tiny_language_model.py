@@ -1,4 +1,4 @@
-"""A causal language model in the true format, so small that a test can make it, with words to say."""
+"""A tiny causal language model in a real format, with given answers."""
 
 from pathlib import Path
 
@@ -14,9 +14,9 @@ CHAT = (
 
 
 def make_tiny_model(folder: Path, *, chat: bool = True, pad: bool = True, answers: tuple[str, ...] = ()) -> Path:
-    """A Llama of two layers and 16 channels with random weights over single characters.
+    """Write a Llama of two layers and 16 channels with random weights over single characters.
 
-    ``answers``: whole texts that its vocabulary has as one token each, and that it says instead of characters.
+    ``answers``: texts that are single tokens, which the model generates instead of characters.
     """
     characters = [chr(code) for code in range(32, 127)] + ["\n"]
     words = [END, PAD, "<unk>", *characters, *answers]
@@ -45,7 +45,7 @@ def make_tiny_model(folder: Path, *, chat: bool = True, pad: bool = True, answer
             tie_word_embeddings=False,
         )
     )
-    if answers:  # the last channel is a constant that lifts the answers, and the end after them
+    if answers:  # the last channel is a constant that raises the scores of answers and of the end token
         with torch.no_grad():
             model.lm_head.weight.mul_(5.0)
             speak(model, len(words), len(answers))
@@ -55,9 +55,9 @@ def make_tiny_model(folder: Path, *, chat: bool = True, pad: bool = True, answer
 
 
 def speak(model: LlamaForCausalLM, words: int, answers: int) -> None:
-    """Have the model say one of its answers, and then end.
+    """Make the model generate one of its answers and then end.
 
-    The first channel tells whether the token read is an answer; the layers are silenced, so that it arrives.
+    The first channel marks answer tokens. The layers' outputs are zeroed, so that the channel reaches the output.
     """
     for layer in model.model.layers:
         layer.self_attn.o_proj.weight.zero_()

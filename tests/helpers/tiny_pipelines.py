@@ -1,4 +1,4 @@
-"""Checkpoints of every family with random weights, about a megabyte each, in the layout that the hub has."""
+"""Checkpoints of every family with random weights, about a megabyte each, in the hub's layout."""
 
 import itertools
 import json
@@ -47,7 +47,7 @@ _SD_STEPS: Mapping[str, Any] = {"clip_sample": False, "set_alpha_to_one": False,
 
 
 def clip_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Byte pairs that know a few whole words; everything else is spelt."""
+    """Return a byte pair tokenizer with a few whole words and single letters for all other text."""
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters += [chr(256 + number) for number in range(256 - len(letters))]
     merges: dict[tuple[str, str], None] = {}
@@ -68,7 +68,7 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def t5_tokenizer() -> T5Tokenizer:
-    """Pieces that are letters and a few whole words."""
+    """Return a tokenizer of letters and a few whole words."""
     signs = string.ascii_letters + string.digits + string.punctuation
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("▁", -2.0)]
     pieces += [(sign, -3.0) for sign in signs] + [("▁" + word, -4.0) for word in WORDS if len(word) > 1]
@@ -136,7 +136,7 @@ def _checker() -> StableDiffusionSafetyChecker:
     vision = tower | {"image_size": 32, "patch_size": 16}
     checker = StableDiffusionSafetyChecker(CLIPConfig(text_config=tower, vision_config=vision, projection_dim=32))
     for weights in (checker.concept_embeds_weights, checker.special_care_embeds_weights):
-        torch.nn.init.constant_(weights, 2.0)  # nothing is this like a concept: nothing is flagged
+        torch.nn.init.constant_(weights, 2.0)  # no image reaches this similarity, so none is flagged
     return checker
 
 
@@ -157,19 +157,19 @@ def _stable_diffusion(
 
 
 def sd15(folder: Path) -> Any:
-    """Stable Diffusion 1.5 with a safety checker that never flags."""
+    """Return a Stable Diffusion 1.5 with a safety checker that never flags."""
     return _stable_diffusion(folder, checker=True, scheduler=PNDMScheduler(
         skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1, **_BETAS
     ))  # fmt: skip
 
 
 def sd2(folder: Path) -> Any:
-    """Stable Diffusion 2: velocity prediction, no checker."""
+    """Return a Stable Diffusion 2: velocity prediction, no checker."""
     return _stable_diffusion(folder, prediction="v_prediction")
 
 
 def lcm(folder: Path) -> Any:
-    """A latent consistency model."""
+    """Return a latent consistency model."""
     tokenizer = clip_tokenizer(folder)
     return LatentConsistencyModelPipeline(
         vae=_vae(),
@@ -184,7 +184,7 @@ def lcm(folder: Path) -> Any:
 
 
 def sdxl(folder: Path) -> Any:
-    """Stable Diffusion XL; Turbo has the same parts."""
+    """Return a Stable Diffusion XL. Turbo has the same parts."""
     tokenizer = clip_tokenizer(folder)
     unet = _unet(
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -213,7 +213,7 @@ _FLOW_VAE: Mapping[str, Any] = {"shift_factor": 0.06, "use_quant_conv": False, "
 
 
 def sd3(folder: Path) -> Any:
-    """Stable Diffusion 3 with its three text encoders."""
+    """Return a Stable Diffusion 3 with its three text encoders."""
     tokenizer, spelling = clip_tokenizer(folder), t5_tokenizer()
     transformer = SD3Transformer2DModel(
         sample_size=8,
@@ -241,7 +241,7 @@ def sd3(folder: Path) -> Any:
 
 
 def flux(folder: Path) -> Any:
-    """Flux with guidance embedded, like FLUX.1-dev."""
+    """Return a Flux with embedded guidance, like FLUX.1-dev."""
     tokenizer, spelling = clip_tokenizer(folder), t5_tokenizer()
     transformer = FluxTransformer2DModel(
         patch_size=1,
@@ -287,12 +287,12 @@ def _pixart(kind: type) -> Any:
 
 
 def pixart_alpha(folder: Path) -> Any:
-    """PixArt-alpha."""
+    """Return a PixArt-alpha."""
     return _pixart(PixArtAlphaPipeline)
 
 
 def pixart_sigma(folder: Path) -> Any:
-    """PixArt-Sigma."""
+    """Return a PixArt-Sigma."""
     return _pixart(PixArtSigmaPipeline)
 
 
@@ -302,7 +302,7 @@ FAMILIES: Mapping[str, Callable[[Path], Any]] = {
 
 
 def build(name: str, folder: Path) -> Path:
-    """Write the checkpoint of a family to ``folder / name``. Random weights, always the same."""
+    """Write the checkpoint of a family with fixed random weights to ``folder / name``."""
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     try:

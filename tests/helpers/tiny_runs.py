@@ -17,19 +17,19 @@ from magicseg.stages.worker import ShardEvent, run_shards
 TINY = (
     *("plan.samples=96", "plan.shard_size=16", "generate.size=32", "describe.batch_size=4"),
     "mask.backend=pair-difference",
-    # Tiny models with random weights often have one reason for all samples.
+    # With random weights, all samples often fail for the same reason.
     *(f"{stage}.one_reason_at_most=1" for stage in STAGES),
 )
 LIMITED = tuple(f"{stage}.one_reason_at_most=0.9" for stage in STAGES)
 
 
 def make_run(path: Path, *overrides: str) -> Run:
-    """A run of six shards of sixteen small samples, nothing done."""
+    """Create an empty run of six shards of sixteen small samples."""
     return Run.create(path, load_config(preset="painted", overrides=[*TINY, *overrides]))
 
 
 def do(run: Run, *stages: str, shards: Sequence[int] | None = None) -> list[ShardEvent]:
-    """Do stages in this process; what became of the shards."""
+    """Run stages in this process and return the events of their shards."""
     events: list[ShardEvent] = []
 
     def note(event: ShardEvent) -> None:
@@ -43,7 +43,7 @@ def do(run: Run, *stages: str, shards: Sequence[int] | None = None) -> list[Shar
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended."""
+    """The exit code and the output of a command."""
 
     code: int
     out: str
@@ -52,13 +52,13 @@ class Result:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The ``magicseg`` command in a folder of its own."""
+    """The ``magicseg`` command, run in a given folder."""
 
     folder: Path
     environment: dict[str, str]
 
     def start(self, *arguments: object) -> subprocess.Popen[str]:
-        """Start a command in a process group of its own."""
+        """Start a command in a new process group."""
         return subprocess.Popen(
             [sys.executable, "-c", "from magicseg.cli import main; main()", *map(str, arguments)],
             cwd=self.folder,
@@ -71,7 +71,7 @@ class CommandLine:
         )
 
     def finish(self, process: subprocess.Popen[str]) -> Result:
-        """Wait for a command that was started."""
+        """Wait for a started command."""
         try:
             out, err = process.communicate(timeout=120)
         except subprocess.TimeoutExpired:
@@ -98,14 +98,14 @@ class CommandLine:
         return Result(process.returncode, out, err)
 
     def typed(self, line: str) -> Result:
-        """Run a line as a hint has it: ``magicseg reset generate RUN``."""
+        """Run a command line from a hint: ``magicseg reset generate RUN``."""
         name, *arguments = line.split("#")[0].split()
         assert name == "magicseg"
         return self(*arguments)
 
 
 def change(run: Run, key: str, value: object) -> object:
-    """Edit a run's configuration file by hand, as it were. Returns: the former value."""
+    """Edit a setting in a run's configuration file. Returns: the former value."""
     file = run.path / "magicseg.yaml"
     data = node = yaml.safe_load(file.read_text())
     *groups, name = key.split(".")

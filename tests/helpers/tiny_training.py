@@ -16,7 +16,7 @@ PLAN = Plan(steps=6, batch_size=2, learning_rate=1e-3, warmup=2, cooldown=2, sav
 
 
 def data(folder: Path) -> Painted:
-    """Few scenes (tests set the size of a chunk down)."""
+    """Return a few scenes. Tests reduce the chunk size."""
     return painted(folder / "data", write_tokenizer(folder / "data/tokenizer"), count=16, seed=0)
 
 

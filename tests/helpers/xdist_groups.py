@@ -1,9 +1,9 @@
-"""Which tests share a process when ``pytest -n 3`` runs them in three."""
+"""Groups of tests that ``pytest -n`` runs in the same process."""
 
 from xdist.scheduler import LoadScopeScheduling
 
-# Slurm's daemons and the image are made once, and mostly waited for; every start of torchrun keeps all cores busy;
-# the example package gets an environment of its own; tiny models are made and loaded once.
+# Groups share expensive setup: Slurm's daemons, the container image, the example package's environment, tiny models.
+# Tests with torchrun are grouped because each start uses all cores.
 TOGETHER = (
     *("tests/plugins/", "tests/mask/", "tests/generate/"),
     *("tests/container/test_real", "tests/train/test_distributed.py"),
@@ -11,16 +11,16 @@ TOGETHER = (
         "tests/slurm/test_sites.py",
         "tests/slurm/test_scale.py",
         "tests/slurm/",
-    ),  # the first two have their own daemons
+    ),  # the first two start separate daemons
 )
 
 
 class KeptTogether(LoadScopeScheduling):
-    """Each test goes to the process that is free, but those of `TOGETHER` go as one, the largest group first.
+    """Assign each test to a free process. Groups of `TOGETHER` are assigned as a unit, the largest first.
 
-    So do those in which torch compiles: its own processes, headers and more are then made once.
+    Tests with torch.compile also form a group, so that its processes and headers are set up once.
 
-    (xdist's own ``loadgroup`` puts groups into the tests' names, which pytest 9.2 no longer lets it do.)
+    xdist's ``loadgroup`` is not used: it changes the tests' names, which pytest 9.2 no longer allows.
     """
 
     def _split_scope(self, nodeid: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line in the test's own process, for hostile inputs."""
+"""Fixtures for hostile inputs: the command line in the test's process, with limits."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ Typed = Callable[..., Result]
 
 @pytest.fixture
 def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Typed:
-    """Run ``magicseg`` with some arguments in the test's own folder; any exception but its exit fails the test."""
+    """Return a function that runs ``magicseg`` in a temporary folder. Any exception but SystemExit fails the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")

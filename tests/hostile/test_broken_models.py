@@ -36,11 +36,11 @@ from magicseg.vision.transformers_detector import refuse_alike_names
 
 SETTINGS = tiny_settings(image_size=16, stride=4, embed_dim=8, decoder_width=8)
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-# More words than a text encoder of 77 tokens takes, and a difference behind them.
+# Texts that differ only after the 77 tokens of a text encoder.
 LONG = " ".join(f"word{number}" for number in range(60))
 
 
-# ------------------------------------------------------------------------------------------- numbers that are none
+# ------------------------------------------------------------------------------------------- non-finite numbers
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -162,7 +162,7 @@ def test_the_memory_bank_refuses_two_classes_with_the_same_key():
 
 
 class Words:
-    """A tokenizer that knows a few words, as detectors have one."""
+    """A tokenizer with a few words, like a detector's."""
 
     unk_token_id, eos_token_id, all_special_ids = 1, 2, (1, 2)
     known = ("cat", "dog", "house")
@@ -221,7 +221,7 @@ def test_a_generator_without_usable_images_stops_its_stage(tmp_path, fault):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A training of 8 steps with a checkpoint of step 4."""
+    """Return a training of 8 steps with a checkpoint of step 4."""
     out = tmp_path_factory.mktemp("trained")
     settings = TRAIN.model_copy(update={"checkpoint_every": 4, "ema_decay": 0.9})
     train(Squares(np.arange(12)), VOCABULARY, settings, out, seed=0, data_fingerprint="data")

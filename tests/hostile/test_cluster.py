@@ -75,7 +75,7 @@ def test_no_text_around_a_job_number_changes_it(before, number, after):
 
 @pytest.fixture
 def squeue(tmp_path, monkeypatch):
-    """Have ``squeue`` print a text."""
+    """Return a function that sets the output of ``squeue``."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -453,7 +453,7 @@ def empty(tmp_path_factory):
 
 @pytest.fixture
 def folder(empty):
-    """The folder of the run's one submission."""
+    """Return the folder of the run's only submission."""
     path = empty.path / "jobs/0001-describe"
     path.mkdir(parents=True, exist_ok=True)
     yield path

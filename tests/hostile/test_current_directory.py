@@ -1,4 +1,4 @@
-"""Python files that lie in the folder where a command is typed are not run by it, nor by what it starts."""
+"""Commands and their child processes never run Python files from the current directory."""
 
 import os
 import shutil
@@ -17,13 +17,13 @@ PLANTED = ("numpy", "psutil", "torch", "zarr", "PIL", "submitit", "cloudpickle",
 SBATCH = "#!/bin/sh\necho 7\n"
 SQUEUE = "#!/bin/sh\necho 'magicseg|HEADER'\n"
 SCONTROL = "#!/bin/sh\ncase $2 in hostnames) echo n1 ;; *) echo MaxArraySize=1001 ;; esac\n"
-# Job scripts start their work through srun: here, it starts it at once.
+# Job scripts call srun. This fake runs the command directly.
 SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == --output ]] && shift; shift; done\nexec "$@"\n'
 
 
 @pytest.fixture
 def planted(tmp_path):
-    """A folder with modules that say that they were imported, and the function that tells which."""
+    """Return a folder with modules that record their import, and a function that returns the record."""
     folder = tmp_path / "planted"
     folder.mkdir()
     said = tmp_path / "said"
@@ -80,7 +80,7 @@ def test_readers_and_torchrun_import_nothing_from_the_current_directory(planted,
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A site with Slurm's commands."""
+    """Install fake Slurm commands."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, text in {"sbatch": SBATCH, "squeue": SQUEUE, "scontrol": SCONTROL, "srun": SRUN}.items():

@@ -112,7 +112,7 @@ def test_captions_may_contain_letters_and_symbols_of_all_languages(text):
 
 
 class Trickle:
-    """A server that sends a byte every 0.05 s, from the given place of a sound answer on."""
+    """A server that sends a valid answer, with one byte every 0.05 s from a given position on."""
 
     def __init__(self, start):
         body = json.dumps(completion()).encode()
@@ -212,7 +212,7 @@ FAULTS = [
 
 @pytest.fixture(scope="module")
 def rendering():
-    """A renderer whose process goes on from test to test, until one of them ends it: `rendering(template)`."""
+    """Return a function `rendering(template)`. Its process is shared by tests until one of them ends it."""
     kept = ChatTemplate(Tokenizer(""), {"more": 1})
     kept.render(["hello"])
 

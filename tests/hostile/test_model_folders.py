@@ -62,7 +62,7 @@ class Payload:
 
 @pytest.fixture(autouse=True)
 def marker(tmp_path, monkeypatch, models_apart):
-    """The marker file that code in a folder would create. It must not exist at the end, and no prompt may appear."""
+    """Return the path that planted code would create. It must not exist at the end, and no prompt may appear."""
 
     def ask(*_):
         pytest.fail("somebody was asked on the terminal")
@@ -75,7 +75,7 @@ def marker(tmp_path, monkeypatch, models_apart):
 
 
 def planted(folder, marker):
-    """The folder with Python files in every place where a library could look for code."""
+    """Plant Python files in a folder wherever a library could look for code."""
     code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Evil:\n    pass\n"
     places = [folder, *(path for path in folder.rglob("*") if path.is_dir()), folder / "custom_generate"]
     for place in places:
@@ -130,7 +130,7 @@ LOADERS = {
 
 @pytest.fixture(scope="session")
 def sound(checkpoint, tmp_path_factory):
-    """A sound folder by its kind, made once; do not modify it."""
+    """Return a function from a kind to a valid folder, created once. Do not modify it."""
 
     @functools.cache
     def make(kind):
@@ -155,7 +155,7 @@ def sound(checkpoint, tmp_path_factory):
 
 @pytest.fixture
 def made(sound, tmp_path, marker):
-    """A copy of a sound folder by its kind, with code planted in it."""
+    """Return a function from a kind to a copy of a valid folder with planted code."""
     return lambda kind: planted(shutil.copytree(sound(kind), tmp_path / kind), marker)
 
 
@@ -184,7 +184,7 @@ FILES = [(kind, file) for kind, files in CONFIGURATIONS.items() for file in file
 def test_an_auto_map_runs_no_code(made, kind, file):
     folder = made(kind)
     changed(folder / file, auto_map=CODE)
-    with contextlib.suppress(MagicsegError):  # a class that the library knows itself is loaded, without that code
+    with contextlib.suppress(MagicsegError):  # the library may load its own class without that code
         LOADERS[kind](folder)
 
 
@@ -503,7 +503,7 @@ def test_a_released_checkpoint_with_other_objects_than_tensors_is_refused(checkp
 
 
 def original(kind, folder):
-    """The back end of a released checkpoint."""
+    """Return the back end for a checkpoint of the original release."""
     if kind == "original_sam":
         return OriginalSegmenter(HasBatch(1), OriginalSegmenter.Options(model=str(folder), device="cpu"))
     options = {"config": str(folder / "tiny.py"), "text_encoder": {"model": str(folder / "bert")}, "device": "cpu"}

@@ -1,4 +1,4 @@
-"""The documents of a run, damaged or forged: every fault is told with the file's name, none is believed."""
+"""Damaged or forged documents of a run: every fault is an error that names the file."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ DOCUMENTS = {
     "ledger/mask/commits.jsonl": "refused",
     "plan/plan.json": "refused",
     "plan/classes.npy": "refused",
-    "ledger/mask/failures/00000002.json": "no matter",  # committed all the same
+    "ledger/mask/failures/00000002.json": "no matter",  # the shard is committed, so the note is ignored
     "ledger/mask/claims/00000002.json": "no matter",
     **dict.fromkeys(WARNED, "warned"),
 }
@@ -169,7 +169,7 @@ RECORDS = {
 
 
 def forge(path, change):
-    """Write a record with the checksum that fits it."""
+    """Write a changed record with a valid checksum."""
     data = json.loads(path.read_bytes()) | change
     data.pop("checksum")
     path.write_bytes(to_json(data | {"checksum": hashlib.sha256(to_json(data)).hexdigest()}))

@@ -1,4 +1,4 @@
-"""Settings, protocols and what is typed over them: read as written, or refused by name."""
+"""Settings, protocols and overrides: read as written, or refused by name."""
 
 from pathlib import Path
 from typing import Any

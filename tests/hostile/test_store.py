@@ -1,4 +1,4 @@
-"""Stores whose files were changed or forged, and repairs beside work: nothing is believed, and nothing is lost."""
+"""Changed or forged store files, and repairs during work: forged data is refused, and no data is lost."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("bounded")
 
 
 def test_a_repair_keeps_shards_committed_after_its_inspection(finished, expected_digest):
-    """What inspect saw as a leftover of an open shard is committed by others before repair acts."""
+    """Another process commits a shard after `inspect` classified its files as leftovers, before `repair` runs."""
     record = finished.ledger("mask").committed(2)
     finished.ledger("mask").take_back({2})
     findings = inspect(finished)
@@ -67,7 +67,7 @@ def test_a_repair_does_not_disturb_a_worker_that_starts_meanwhile(finished, monk
     finished.ledger("mask").take_back({2})
     findings = inspect(finished)
     claim = try_claim(finished.ledger("mask").claim_path(2))
-    monkeypatch.setattr(Run, "refuse_live_claims", lambda *_: None)  # it began just after
+    monkeypatch.setattr(Run, "refuse_live_claims", lambda *_: None)  # the worker starts just after the check
     with claim, pytest.raises(RunError, match="being worked on"):
         repair(finished, findings)
     assert (finished.store.path / "mask/mask/2.0.0").exists()
@@ -79,13 +79,13 @@ def test_repairs_during_a_run_leave_a_valid_data_set(magicseg, fresh, expected_d
     looks = 0
     while worker.poll() is None:
         findings = inspect(Run.open(fresh.path))
-        with contextlib.suppress(RunError):  # beside live claims
+        with contextlib.suppress(RunError):  # while claims are live
             repair(Run.open(fresh.path), findings)
         looks += 1
         time.sleep(0.01)
     magicseg.finish(worker)
     assert looks
-    do(fresh, "mask")  # a shard whose claim a repair held was left to others
+    do(fresh, "mask")  # shards whose claim a repair held were skipped
     assert inspect(fresh).sound
     assert logical_digest(fresh) == expected_digest
 
@@ -177,7 +177,7 @@ def test_a_shard_file_replaced_by_something_else_is_not_read(finished, put, name
 
 
 def forge_index(path, part, offset, length):
-    """Let a part of a shard lie somewhere else, with the index's right checksum."""
+    """Change the offset and the length of a chunk in the shard's index, with a valid checksum."""
     content = bytearray(path.read_bytes())
     start = len(content) - 4 - 16 * 16
     content[start + 16 * part : start + 16 * part + 16] = struct.pack("<QQ", offset, length)
@@ -198,7 +198,7 @@ def test_a_shard_index_beyond_the_end_of_the_file_is_damage(finished, offset, le
 
 @pytest.mark.parametrize("size", [10**6, 10**15, 2**64 - 1, 0, None])
 def test_a_frame_with_a_wrong_decompressed_size_is_not_decompressed(finished, monkeypatch, size):
-    """A frame header of any size, in front of what was there; None: a frame that does not say its size."""
+    """The forged frame header declares ``size``; None: it does not declare a size."""
     path = finished.store.path / "mask/mask/2.0.0"
     content = path.read_bytes()
     header = b"\x28\xb5\x2f\xfd" + (b"\xe0" + struct.pack("<Q", size) if size is not None else b"\x00\x58")

@@ -1,4 +1,4 @@
-"""What a terminal, a full disk or an odd name does to the command line, and what foreign text does to a terminal."""
+"""The command line with closed or full outputs, unusual names, and untrusted text in its output."""
 
 import io
 import json
@@ -35,7 +35,7 @@ FOREIGN = [
 
 
 def is_harmless(shown: str) -> bool:
-    """Whether there is nothing in a text that a terminal acts on, but for the ends of lines."""
+    """Return whether a text contains no control characters except line ends."""
     return not any(acts(character) and character != "\n" for character in shown)
 
 
@@ -191,7 +191,7 @@ def test_an_unusable_name_gives_an_error_message(typed: Any, words: tuple[str, .
 
 @pytest.fixture
 def shell(magicseg: CommandLine) -> Any:
-    """Run a line of bash in which ``magicseg`` is the command line; returns exit code, standard output and error."""
+    """Return a function that runs a line of bash with ``magicseg``: exit code, standard output, standard error."""
 
     def run(line: str) -> tuple[int, str, str]:
         code = shlex.quote("from magicseg.cli import main; main()")

@@ -1,4 +1,4 @@
-"""Records of weights that somebody else wrote: the manifest, remembered digests, what a hub lists."""
+"""Untrusted records of weights: the manifest, cached digests, file lists of a hub."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whether a text names a label: captioners, checks of answers and counterfactuals ask the same matcher."""
+"""Matching of labels in text, as captioners, checks of answers and counterfactuals use it."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Labels and vocabularies as values."""
+"""The data classes Label and Vocabulary, and the shipped vocabularies."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""Label lists in users' files: what is accepted, and that what is not is named by file and line."""
+"""User-supplied label lists: accepted formats, and errors that name file and line."""
 
 import unicodedata
 
@@ -171,7 +171,7 @@ def test_both_formats_keep_every_name_in_its_order(entries):
     content = yaml.safe_dump(document, allow_unicode=True).encode()
     loaded = _parse(content, path="x.yaml", name="x", source="x")
     assert list(map(name_key, loaded.names)) == [name_key(name) for name, _ in entries]
-    # Written as text by the rules of that format, they are read back as the same labels.
+    # Labels written in the text format are read back unchanged.
     if not any("(" in text or ")" in text for name, synonyms in entries for text in (name, *synonyms)):
         lines = "\n".join(", ".join([label.name, *label.synonyms]) for label in loaded.labels)
         assert _parse(lines.encode(), path="x.txt", name="x", source="x").labels == loaded.labels

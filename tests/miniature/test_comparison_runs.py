@@ -1,4 +1,4 @@
-"""The runs beside the demo, as processes: waited for, told of, and not left behind."""
+"""The demo's comparison runs as child processes: awaited, reported on failure, and stopped with the demo."""
 
 import psutil
 import pytest

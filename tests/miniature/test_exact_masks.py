@@ -1,4 +1,4 @@
-"""The painter as a masker: exact class maps of what it painted itself, and of nothing else."""
+"""The painter as a masker: exact class maps for painted images only."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Held-out scenes: exact, repeatable, of their own random stream."""
+"""Held-out scenes: exact, reproducible, with a separate random stream."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The preset of the learned models: the same bytes whatever the sharding, the order and the kills."""
+"""The preset with learned models: results do not depend on sharding, order or kills."""
 
 import pytest
 
@@ -21,7 +21,7 @@ def test_the_digest_does_not_depend_on_shards_order_and_kills(tmp_path, models_a
     other = _made(tmp_path / "other", "plan.shard_size=2")
     do(other, "describe")
     do(other, "generate", shards=[3])
-    (other.path / "ledger/generate/commits/00000003.json").unlink()  # as if killed right before the commit
+    (other.path / "ledger/generate/commits/00000003.json").unlink()  # like a kill right before the commit
     for shards in ([2, 0], [1, 3]):
         for stage in STAGES[1:]:
             do(other, stage, shards=shards)

@@ -1,4 +1,4 @@
-"""The weights that the package ships: whole, small enough, and loaded without a network."""
+"""The shipped weights: intact, small enough, and loadable offline."""
 
 import hashlib
 import json

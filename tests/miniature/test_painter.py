@@ -1,4 +1,4 @@
-"""The painter: what the caption says is in the picture, and the same seed gives the same pixels."""
+"""The painter: images show the caption's objects, and equal seeds give equal pixels."""
 
 from types import SimpleNamespace
 

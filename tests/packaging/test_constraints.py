@@ -1,4 +1,4 @@
-"""Pinned versions, their hashes, the ranges of pyproject.toml and what is installed fit each other."""
+"""Pinned versions, their hashes, the ranges of pyproject.toml and the installed packages are consistent."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from tools.constraints import CONSTRAINTS, LOCK, TOP, faults
 
 @pytest.fixture
 def top(tmp_path):
-    """The files of a checkout, to be changed."""
+    """Return a copy of the checkout's files that a test may modify."""
     for name in (CONSTRAINTS, LOCK, "pyproject.toml"):
         shutil.copy(TOP / name, tmp_path / name)
     return tmp_path

@@ -25,7 +25,7 @@ sys.exit(len(failed) > 0)
 
 
 def test_every_module_can_be_imported_first():
-    """Each in a process of its own, which has the libraries loaded but no module of the package."""
+    """Each module is imported in a separate process with loaded libraries but without modules of the package."""
     files = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py")]
     names = sorted(".".join(path.parts).removesuffix(".__init__") for path in files)
     names.remove("magicseg.__main__")

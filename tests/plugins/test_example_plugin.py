@@ -1,4 +1,4 @@
-"""docs/plugins.md and its example: installed by pip, typed as it stands there, and what came of it."""
+"""docs/plugins.md and its example: installed by pip, with the guide's commands run and their results checked."""
 
 import os
 import re
@@ -27,11 +27,11 @@ pytestmark = pytest.mark.timeout(900)  # two data sets, each stage in processes 
 
 
 class Typed:
-    """The guide's commands, typed in a copy of the example's folder; what each one said."""
+    """Runs the guide's commands in a copy of the example's folder, and keeps their results."""
 
     def __init__(self, folder):
         self.folder, self.site = folder / "example-plugin", folder / "site"
-        # A copy: building leaves files beside the sources.
+        # A copy, because building leaves files beside the sources.
         shutil.copytree(EXAMPLE, self.folder, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
         options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-build-isolation", "--no-index"]
         subprocess.run(
@@ -45,7 +45,7 @@ class Typed:
     def type_all(self):
         for line in re.findall(r"^    (magicseg .*)$", GUIDE.replace("\\\n", " "), re.MULTILINE):
             done = self.results[line] = self.magicseg.typed(line)
-            expected = (0, 1) if "doctor" in line else (0,)  # it looks at more than back ends
+            expected = (0, 1) if "doctor" in line else (0,)  # doctor also checks other things
             assert done.code in expected, f"{line}\n{done.err}"
         return self
 
@@ -62,7 +62,7 @@ def typed(installed):
 
 @pytest.fixture
 def run(typed, monkeypatch):
-    """The run that the guide makes, with the package in this process too."""
+    """Return the guide's run, with the example package also importable in this process."""
     monkeypatch.syspath_prepend(typed.site)
     return Run.open(typed.folder / "RUN")
 
@@ -147,7 +147,7 @@ def test_a_wrong_option_of_the_example_is_refused_by_name(installed, setting, se
 
 
 def holds(text, excerpt):
-    """Whether lines of a text are those of an excerpt, but for their common indentation and blank lines."""
+    """Return whether a text contains an excerpt's lines, ignoring common indentation and blank lines."""
     lines, wanted = ([line for line in part.splitlines() if line.strip()] for part in (text, excerpt))
     cuts = (lines[start : start + len(wanted)] for start in range(len(lines)))
     return any(dedent("\n".join(cut)) == dedent("\n".join(wanted)) for cut in cuts)

@@ -1,4 +1,4 @@
-"""What a package that brings back ends may have got wrong is said, not traced back."""
+"""Mistakes in plug-in packages give error messages, not tracebacks."""
 
 import pytest
 
@@ -19,7 +19,7 @@ class Captioner:
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """Have a package of one module with a captioner: ``install("mine", "x = 1", "mine:Captioner")``."""
+    """Return a function that installs a package with a captioner: ``install("mine", "x = 1", "mine:Captioner")``."""
 
     def put(name, code, value, backend="mine"):
         folder = tmp_path / name

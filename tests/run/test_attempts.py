@@ -1,4 +1,4 @@
-"""Attempts: an image that killed a process is skipped by name; interrupts and live processes leave no such trace."""
+"""Attempts: an image that killed a process is skipped and named; interrupts and live processes are no such case."""
 
 import contextlib
 import json
@@ -49,13 +49,13 @@ def images(folder, heights):
 
 
 def killed_by(folder, out, *numbers):
-    """Label the images in a process that sends itself these signals in the image of 50 rows. Returns: its code."""
+    """Label images in a process that sends itself signals at the image of 50 rows. Returns: its exit code."""
     words = [sys.executable, "-c", CODE, str(folder), str(out), *(str(int(number)) for number in numbers)]
     return subprocess.run(words, check=False, capture_output=True).returncode
 
 
 def labelled(folder, out):
-    """Label the images here. Returns: what is told of each, and the heights of those that were worked on."""
+    """Label images in this process. Returns: the message of each image, and the heights of processed images."""
     seen = []
 
     def label(image):
@@ -70,7 +70,7 @@ def labelled(folder, out):
 def test_an_image_that_killed_a_process_is_skipped_by_name_until_its_attempt_is_removed(tmp_path):
     folder, out = images(tmp_path / "in", {"a.png": 20, "b.png": 50, "c.png": 30}), tmp_path / "out"
     assert killed_by(folder, out, signal.SIGKILL) == -signal.SIGKILL
-    for expected in ([30], []):  # a is done, b is skipped, each time
+    for expected in ([30], []):  # each time, a is finished and b is skipped
         entries, seen = labelled(folder, out)
         assert seen == expected
         assert [entry["status"] for entry in entries.values()] == ["kept", "failed", "kept"]

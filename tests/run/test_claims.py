@@ -1,4 +1,4 @@
-"""Claims: one writer per shard, and nobody waits for the dead."""
+"""Claims: one writer per shard, and claims of dead processes are taken over."""
 
 import contextlib
 import json
@@ -65,7 +65,7 @@ def test_the_claim_of_a_killed_process_is_taken_over_at_once(path):
 
 def test_the_claim_of_a_zombie_is_taken_over(path):
     child = in_a_child(path, "os.kill(os.getpid(), signal.SIGKILL)")
-    time.sleep(0.2)  # dead, and not waited for
+    time.sleep(0.2)  # the child is dead but not reaped
     assert not is_live(path)
     child.wait()
 
@@ -111,7 +111,7 @@ def _race(path, start, results):
     start.wait()
     claim = try_claim(path)
     results.put(claim is not None)
-    start.wait()  # keeps the claim while the others try
+    start.wait()  # hold the claim while the others try
 
 
 @pytest.mark.parametrize("stale", [False, True])
@@ -142,7 +142,7 @@ def test_a_full_disk_leaves_no_empty_claim(small_disk):
 
 @pytest.fixture
 def in_slurm(monkeypatch):
-    """Be a task of a job array, put back into the queue so many times."""
+    """Return a function that sets the environment of a requeued Slurm task."""
 
     def become(job, restarts):
         array, _, index = job.partition("_")
@@ -161,7 +161,7 @@ def in_slurm(monkeypatch):
 
 
 def left_by(path, job, restarts):
-    """A claim that was made a moment ago on another machine."""
+    """Write a recent claim of another machine."""
     data = {"token": "t", "pid": 1, "started": 0.0, "namespace": "elsewhere", "job": job, "restarts": restarts}
     path.write_text(json.dumps(data))
 
@@ -179,12 +179,12 @@ def test_a_claim_of_the_same_job_before_it_went_back_into_the_queue_is_taken_ove
 @pytest.mark.parametrize(
     ("job", "restarts", "own", "own_restarts"),
     [
-        ("123_4", 1, "123_4", "1"),  # the same job at the same time: another node of it
-        ("123_4", 2, "123_4", "1"),  # the same job, later
+        ("123_4", 1, "123_4", "1"),  # another node of the same job
+        ("123_4", 2, "123_4", "1"),  # the same job after a later requeue
         ("123_4", 0, "123_5", "1"),  # another task of the array
         ("123_4", 0, "999_4", "3"),
         ("123", 0, "123_4", "3"),
-        ("", 0, "", ""),  # no job at all
+        ("", 0, "", ""),  # without a job
         ("", 0, "", "3"),
         ("123_4", 0, "123_4", "many"),
         ("123_4", None, "123_4", ""),

@@ -1,4 +1,4 @@
-"""Settings: defaults, presets, overrides, refusals that help."""
+"""Settings: defaults, presets, overrides, helpful errors."""
 
 import json
 
@@ -18,7 +18,7 @@ def miniature(*overrides):
 
 
 def leaves(schema, definitions):
-    """Dotted keys of a JSON schema's leaves."""
+    """Yield the dotted keys of a JSON schema's leaves."""
     for name, field in schema["properties"].items():
         target = field.get("$ref") or next((item["$ref"] for item in field.get("allOf", []) if "$ref" in item), None)
         inner = definitions[target.rsplit("/", 1)[-1]] if target else None

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, on file systems that lack this or that; what is said of refusals."""
+"""Atomic file creation on file systems with missing operations, and messages of storage errors."""
 
 import contextlib
 import errno
@@ -32,7 +32,7 @@ def without_links(request, monkeypatch):
 
 @pytest.fixture
 def without_renames(monkeypatch):
-    """Neither links nor a rename that replaces nothing, as some network file systems have it."""
+    """Disable hard links and exclusive renames, like some network file systems."""
     monkeypatch.setattr(os, "link", refusing(errno.EPERM))
     monkeypatch.setattr(files, "_rename_exclusively", refusing(errno.EINVAL))
 
@@ -74,13 +74,13 @@ def test_without_links_one_of_several_writers_gets_each_name(tmp_path, way):
 
 
 class Killed(BaseException):
-    """Stands for a kill."""
+    """Simulates a kill."""
 
 
 def test_a_kill_before_the_rename_leaves_a_name_that_can_still_be_taken(tmp_path, without_renames, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(Killed))
-        patch.setattr(Path, "unlink", lambda *_, **__: None)  # who is killed tidies nothing
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # a killed process cleans up nothing
         with pytest.raises(Killed):
             write_atomic(tmp_path / "a", b"first", exclusive=True)
     assert not (tmp_path / "a").exists()
@@ -157,7 +157,7 @@ def test_a_file_name_too_long_for_the_disk_is_an_error_with_a_hint(tmp_path):
 
 def test_names_of_any_bytes_are_written(tmp_path):
     path = tmp_path / os.fsdecode(b"\xff\xfe" + b"a" * 250)
-    with contextlib.suppress(OSError):  # a file system of Unicode names refuses
+    with contextlib.suppress(OSError):  # refused by file systems with Unicode names
         write_atomic(path, b"x", exclusive=True)
         assert path.read_bytes() == b"x"
 

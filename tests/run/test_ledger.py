@@ -1,4 +1,4 @@
-"""The ledger: commits that stand, compaction that nobody notices, damage that is seen."""
+"""The ledger: permanent commits, transparent compaction, detected damage."""
 
 import dataclasses
 import json
@@ -38,11 +38,11 @@ def ledger(tmp_path):
 
 
 class Killed(BaseException):
-    """Stands for a kill in the middle."""
+    """Simulates a kill in the middle of an operation."""
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Commits, compactions and repairs, with kills in between, against a plain dictionary."""
+    """Compare commits, compactions and repairs, with kills in between, with a plain dictionary."""
 
     @initialize(shards=st.integers(1, 5))
     def start(self, shards):
@@ -89,7 +89,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.model = {shard: host for shard, host in self.model.items() if shard in left}
 
     def _killed_after(self, unlinks, action):
-        """Do ``action``, but die at the removal of a commit record after so many of them."""
+        """Run ``action``, and simulate a kill after ``unlinks`` removals of commit records."""
         original, left = Path.unlink, [unlinks]
 
         def unlink(path, missing_ok=False):
@@ -241,7 +241,7 @@ def test_a_file_of_a_killed_writer_is_a_leftover_not_damage(ledger):
     [
         ("generate.size", 48, "generate", "generate"),
         ("mask.options.threshold", 37.5, "mask", "mask"),
-        # What changed lies upstream: that is what is named, and what has to be reset.
+        # The change is upstream: the message names the upstream stage, which has to be reset.
         ("describe.batch_size", 8, "mask", "describe"),
         ("store.image_codec", "jpeg", "mask", "generate"),
     ],
@@ -275,7 +275,7 @@ def test_a_stage_with_stale_inputs_is_not_reset(finished):
 
 
 def test_neutral_settings_do_not_make_shards_stale(finished):
-    change(finished, "store.jpeg_quality", 60)  # does not matter to lossless images
+    change(finished, "store.jpeg_quality", 60)  # does not affect lossless images
     change(finished, "train.steps", 9)
     run = Run.open(finished.path)
     assert run.config.store.jpeg_quality == 60

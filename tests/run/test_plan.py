@@ -1,4 +1,4 @@
-"""The plan: labels that depend on seed and index alone, frozen once drawn."""
+"""The plan: labels depend only on seed and index, and are frozen once drawn."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_random_words_are_independent_of_the_requested_range(seed, start, count,
 
 
 def test_random_words_never_change():
-    # A change here would change every data set that was ever made.
+    # A change would alter every existing data set.
     assert sample_seed(0, "generate", 0) == 5135791207661061488
     assert sample_seed(7, "mask", 123_456) == 7560453374992067492
 

@@ -1,4 +1,4 @@
-"""Sets of shard numbers as people write them."""
+"""Formatting and parsing of sets of shard numbers."""
 
 import contextlib
 

@@ -1,4 +1,4 @@
-"""The rate of a stage, and what is left at that rate."""
+"""The rate of a stage, and the remaining time at that rate."""
 
 import datetime
 import json
@@ -14,7 +14,7 @@ NOW = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
 
 @pytest.fixture
 def rate_of(fresh, monkeypatch):
-    """The rate of the first stage, by when its shards ended (seconds ago) and how long they took."""
+    """Return a function from shards (end in seconds ago, duration) to the rate of the first stage."""
     do(fresh, "describe")
     commits = list(fresh.ledger("describe").commits().values())
 

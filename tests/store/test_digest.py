@@ -1,4 +1,4 @@
-"""The digest: equal for equal content, whatever way it was made and is kept."""
+"""The digest: equal for equal content, regardless of sharding, order and layout."""
 
 import random
 
@@ -16,7 +16,7 @@ from magicseg.run.digest import logical_digest
 @given(shard_size=st.integers(1, 120))
 def test_the_digest_does_not_depend_on_shard_size(tmp_path_factory, expected_digest, shard_size):
     if shard_size < 8:
-        shard_size *= 8  # tiny shards are slow, not different
+        shard_size *= 8  # tiny shards are slow but give the same result
     run = make_run(tmp_path_factory.mktemp("sizes") / "run", f"plan.shard_size={shard_size}")
     do(run)
     assert logical_digest(run) == expected_digest

@@ -1,4 +1,4 @@
-"""Near duplicates are found as by comparing all with all, and left out of training."""
+"""Near duplicates equal the result of comparing all pairs, and are left out of training."""
 
 import json
 
@@ -26,7 +26,7 @@ def by_comparing_all(hashes, bits):
 
 @st.composite
 def hash_lists(draw):
-    """Some hashes, and others that differ from them in a few bits."""
+    """Draw hashes, and others that differ from them in a few bits."""
     base = draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6))
     flips = st.lists(st.integers(0, 63), max_size=9)
     more = draw(st.lists(st.tuples(st.sampled_from(base), flips), max_size=20))
@@ -49,7 +49,7 @@ def with_duplicate_bits(run, bits):
 
 
 def rewrite(run, changes):
-    """Change entries of the first shard's measures."""
+    """Change entries of the first shard's quality records."""
     samples = run.plan.shard_range(0)
     texts = run.store.read("generate/quality", samples.start, samples.stop)
     for place, text in changes.items():

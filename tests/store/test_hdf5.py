@@ -1,4 +1,4 @@
-"""One file out, one run in: equal content, or a refusal."""
+"""HDF5 export and import: equal content, or an error."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The store: what is written reads back, and what is not there is not made up."""
+"""The store: written data is read back unchanged, and missing data is an error."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Single samples straight from a shard's file: the same as through Zarr, and damage is noticed."""
+"""Reading single samples directly from shard files: equal to Zarr, and damage is detected."""
 
 import os
 
@@ -43,7 +43,7 @@ def test_the_last_shard_may_be_shorter(fresh, tmp_path):
 
 
 def reader(run, array):
-    """A function from an index to its pixels, with no file open yet."""
+    """Return a function from an index to its pixels, with no open file yet."""
     files = SampleFiles(run.store.path, shard_size=16, image_size=32)
     return files.mask if array == "mask/mask" else lambda index: files.image(array, index)
 
@@ -68,7 +68,7 @@ def test_a_flipped_byte_is_detected_or_belongs_to_another_sample(name, array, re
                 assert np.array_equal(read(index), pixels)
             except DamageError as error:
                 errors.append(error)
-    assert len(errors) >= len(inside)  # the last byte is of the index, and fails all of them
+    assert len(errors) >= len(inside)  # the last byte belongs to the index, so all reads fail
     assert all(str(file) in error.message and "magicseg verify" in error.hint for error in errors)
 
 

@@ -1,4 +1,4 @@
-"""Verify sees every damage; repair takes back exactly what is damaged; doing it again gives the same data."""
+"""Verify finds all damage; repair invalidates exactly the damaged shards; regeneration gives the same data."""
 
 import random
 import shutil
@@ -22,7 +22,7 @@ def commits_of(run):
 
 
 def mend(run):
-    """Repair until nothing is left to repair, as the messages say, and do again what was taken back."""
+    """Repair until no damage is left, following the messages, and regenerate the invalidated shards."""
     for _ in range(3):
         opened = Run.open(run.path)
         if not repair(opened, inspect(opened)):
@@ -61,7 +61,7 @@ def test_any_flipped_byte_in_any_file_is_found_and_repaired(finished, expected_d
     rng = random.Random(seed)
     for file in rng.sample(data_files(finished, "dataset.zarr", "ledger", "plan"), 4):
         if file.parent.name == "inputs":
-            continue  # explains refusals, decides nothing
+            continue  # only explains errors; it affects no result
         content = bytearray(file.read_bytes())
         content[rng.randrange(len(content))] ^= rng.choice([0x01, 0x10, 0x80, 0xFF])
         file.write_bytes(content)
@@ -82,7 +82,7 @@ def test_every_part_of_an_image_file_is_under_a_checksum(finished, place):
     findings = inspect(finished)
     assert findings.shards == {"generate": {3}}
     assert findings.damage == [f"{file}: checksum differs (shard 3 of generate)"]
-    with pytest.raises(DamageError):  # and who reads it without verifying is told as well
+    with pytest.raises(DamageError):  # reading without verifying also fails
         finished.store.read("generate/image", 48, 64)
 
 
@@ -124,7 +124,7 @@ def test_one_flipped_byte_in_a_compacted_ledger_invalidates_one_shard(finished, 
     ledger = finished.ledger("generate")
     ledger.compact(ledger.commits())
     content = bytearray(ledger.compact_path.read_bytes())
-    content[len(content) // 2 + 100] ^= 1  # inside a line: a lost line break would cost two
+    content[len(content) // 2 + 100] ^= 1  # inside a line: a lost line break would invalidate two records
     ledger.compact_path.write_bytes(content)
     repair(finished, inspect(finished))
     assert len(ledger.commits()) == 5

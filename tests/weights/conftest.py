@@ -1,4 +1,4 @@
-"""No test reads or leaves anything in the user's own caches."""
+"""Tests neither read nor write the user's caches."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""``magicseg fetch`` against a small hub on this machine: everything, twice, after breaks, and what it refuses."""
+"""``magicseg fetch`` with a fake local hub: complete, repeated and interrupted downloads, and errors."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def run(tmp_path):
 
 @pytest.fixture
 def online(magicseg, hub, tmp_path):
-    """The command line with a hub and an empty cache: ``online()``, or ``online(HF_TOKEN="...")``."""
+    """Return a function that gives a command line with a hub and an empty cache: ``online(HF_TOKEN="...")``."""
 
     def make(**more):
         kept = {key: value for key, value in magicseg.environment.items() if not key.startswith("HF_")}

@@ -1,4 +1,4 @@
-"""Training rests on its encoder's weights: fetched, checked, and known by what they are."""
+"""The encoder's weights of a training: fetched, checked, and identified by content."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ SETTING = "train.encoder.weights.model"
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch, checkpoint):
-    """A hub's cache with one open_clip model, as a download leaves it, and no network."""
+    """Create a hub cache with one downloaded open_clip model, without a network."""
     folder = tmp_path / "hub"
     shutil.copytree(
         checkpoint("open_clip"),
@@ -52,7 +52,7 @@ def test_training_starts_only_after_its_weights_are_fetched(tmp_path, cache):
     before = [check for check in run_checks(run) if check.name == "train: weights"]
     assert "is not fetched" in before[0].seen
     manifest = fetch(run)
-    # The pickled copy beside them is not read, so it is not fetched.
+    # The pickled copy is not read, so it is not fetched.
     assert sorted(manifest.names[f"{NAME}@{COMMIT}"].files) == [
         "open_clip_config.json",
         "open_clip_model.safetensors",

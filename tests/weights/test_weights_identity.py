@@ -1,4 +1,4 @@
-"""What weights are called, which files count, and that their digest is of whole files, wherever they lie."""
+"""Identity of weights: names, selected files, and digests of whole files at any path."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ def identified(place, **more):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Weights and what is read with them, and what is not."""
+    """Create a folder with weights, with files that are read with them, and with other files."""
     folder = tmp_path / "weights"
     (folder / "onnx").mkdir(parents=True)
     for name in ("config.json", "model.safetensors", "pytorch_model.bin", "README.md", "onnx/model.json"):
@@ -157,7 +157,7 @@ def test_a_damaged_or_unwritable_digest_cache_only_costs_time(folder, damage, mo
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
-    """Weights called small, as if magicseg had them with it."""
+    """Create shipped weights called ``small``."""
     (tmp_path / "shipped" / "small").mkdir(parents=True)
     (tmp_path / "shipped" / "small" / "model.safetensors").write_bytes(b"weights")
     monkeypatch.setattr(sys.modules["magicseg.weights.pinned"], "_shipped_folder", lambda: tmp_path / "shipped")
@@ -166,7 +166,7 @@ def shipped(tmp_path, monkeypatch):
 
 def test_shipped_weights_keep_their_name_and_identity_on_any_machine(shipped, folder):
     chosen = PinnedSettings(model="shipped:small")
-    assert chosen.model == "shipped:small"  # and no path of this machine
+    assert chosen.model == "shipped:small"  # not a path of this machine
     weights = Weights(setting="model", model=chosen.model)
     assert not weights.by_name
     assert location(weights) == shipped

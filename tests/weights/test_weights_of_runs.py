@@ -1,4 +1,4 @@
-"""A run rests on its weights: no stage begins without them, and fingerprints know them."""
+"""The weights of a run: no stage starts without them, and fingerprints include them."""
 
 import json
 import os
@@ -25,10 +25,10 @@ WHERE = "mask.options.detector.options.model"
 
 
 class Detecting:
-    """A masker whose weights are named two levels down, as plug-ins may; it asks where they are."""
+    """A masker with weights in nested options, like a plug-in's; it queries their location."""
 
     class Options(Settings):
-        """The detector's options are its own affair."""
+        """Options of a nested detector, which magicseg does not know."""
 
         NEUTRAL: ClassVar[frozenset[str]] = frozenset({"detector.patience"})
         detector: dict
@@ -53,7 +53,7 @@ class Detecting:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A hub's cache with one model, as a download leaves it, and no network."""
+    """Create a hub cache with one downloaded model, without a network."""
     folder = tmp_path / "hub"
     snapshot = folder / f"models--{NAME.replace('/', '--')}" / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -66,7 +66,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def detecting(tmp_path, monkeypatch, faulty, cache):
-    """A run with these weights; its other stages need none."""
+    """Create a run with these weights. Its other stages need no weights."""
     monkeypatch.setattr("faulty_backends.FaultyMasker", Detecting)
     options = f"{{model: {NAME}, revision: '{COMMIT}', t: 1}}"
     detector = f"{{name: d, patience: 1, options: {options}}}"

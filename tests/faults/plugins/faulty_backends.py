@@ -1,4 +1,4 @@
-"""Back ends that misbehave as told, installed like any plug-in: by an entry point."""
+"""Back ends with configurable faults, installed as plug-ins by entry points."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from magicseg.stages.mask.pair_difference import PairDifferenceMasker
 
 
 class FaultyOptions(Settings):
-    """What goes wrong, and at which samples: at all if none is named. ``seconds``: rest before each batch."""
+    """The fault and its samples (all samples if empty). ``seconds``: sleep before each batch."""
 
     fault: str = "none"
     at: list[int] = Field(default_factory=list)
@@ -61,7 +61,7 @@ class _Faulty:
 
 
 class FaultyCaptioner(_Faulty):
-    """The grammar, with faults."""
+    """The grammar captioner with faults."""
 
     honest_class = GrammarCaptioner
     WRONG: ClassVar = {
@@ -85,7 +85,7 @@ class FaultyCaptioner(_Faulty):
 
 
 class FaultyGenerator(_Faulty):
-    """The painter, with faults."""
+    """The painter with faults."""
 
     honest_class = Painter
     WRONG: ClassVar = {
@@ -99,7 +99,7 @@ class FaultyGenerator(_Faulty):
 
 
 class FaultyMasker(_Faulty):
-    """The pair-difference masker, with faults."""
+    """The pair-difference masker with faults."""
 
     honest_class = PairDifferenceMasker
     WRONG: ClassVar = {}

@@ -1,6 +1,6 @@
-"""A world that a detector sees without faults: every label is a patch of its own colour on grey ground.
+"""Images that a detector labels without errors: every label is a patch of a unique colour on grey.
 
-The generator can be told to forget objects, or to leave them in the counterfactual, at a share of the seeds.
+For a fraction of the seeds, the generator can omit objects, or leave them in the counterfactual.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ from magicseg.core.settings import Settings
 
 
 def colour(label):
-    """Of a label's patch: nothing else is so red and blue."""
+    """Return the colour of a label's patch."""
     return np.array([255, 10 * label.id, 255], np.uint8)
 
 
 class NoOptions(Settings):
-    """Nothing to choose."""
+    """No options."""
 
 
 class PatchOptions(Settings):
-    """Which seeds go wrong: those whose remainder by 4 is below the number."""
+    """Numbers of seeds with a fault: the seeds whose remainder by 4 is below the number."""
 
     forget: int = Field(0, ge=0, le=4)
     leave: int = Field(0, ge=0, le=4)
@@ -38,7 +38,7 @@ class _Backend:
 
 
 class Patches(_Backend):
-    """Generator."""
+    """Generator of patches."""
 
     Options = PatchOptions
 
@@ -59,7 +59,7 @@ class Patches(_Backend):
 
 
 class PatchDetector(_Backend):
-    """One candidate per label that is there, and one over the whole image that is nothing."""
+    """Detector that returns a candidate per visible label, and a false candidate over the whole image."""
 
     def detect(self, requests):
         return [self._found(request.image, request.labels) for request in requests]
@@ -77,13 +77,13 @@ class PatchDetector(_Backend):
 
 
 class CornerOptions(Settings):
-    """Images whose first value is below are said to show nothing."""
+    """``missing_below``: the detector finds nothing in images whose first value is below this."""
 
     missing_below: int = Field(0, ge=0, le=256)
 
 
 class CornerDetector(_Backend):
-    """Finds whatever it is asked for at one place of any image."""
+    """Detector that finds every queried label at a fixed position in all images."""
 
     Options = CornerOptions
 
@@ -100,7 +100,7 @@ class CornerDetector(_Backend):
 
 
 class PatchSegmenter(_Backend):
-    """The box without its outermost pixels, of which it is unsure."""
+    """Segmenter that returns the box without its outermost pixels, which have uncertain scores."""
 
     def segment(self, requests):
         answers = []

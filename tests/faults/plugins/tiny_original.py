@@ -1,4 +1,4 @@
-"""segment-anything with an architecture more: one that a test can build."""
+"""segment-anything with an additional tiny architecture for tests."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from magicseg.vision.shipped import OriginalSegmenter
 
 
 class TinyOriginalSegmenter(OriginalSegmenter):
-    """Segmenter ``tiny-original``."""
+    """The segmenter ``tiny-original``."""
 
     def __init__(self, settings, options):
         from segment_anything import sam_model_registry
