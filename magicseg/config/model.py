@@ -1,6 +1,6 @@
-"""Settings that decide the model's shape; no torch here.
+"""Settings of the model's architecture. Importing this loads no torch.
 
-Sizes are those of the paper (arXiv 2603.19575); the decoder's layers are built otherwise (docs/miniature.md).
+Sizes are those of the paper (arXiv 2603.19575). The decoder's layers differ from it (docs/miniature.md).
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ _SETTING = "encoder.weights.model"
 
 
 class EncoderSettings(Settings):
-    """The image and text encoder ``miniature``: a small one that is trained from scratch."""
+    """The encoder ``miniature``: a small image and text encoder, trained from scratch."""
 
     name: Literal["miniature"] = "miniature"
-    image_size: int = Field(default=64, ge=8, description="pixels that the positional embedding is made for")
-    stride: Literal[4, 8, 16] = Field(default=8, description="pixels per token and side")
+    image_size: int = Field(default=64, ge=8, description="image side of the positional embedding, pixels")
+    stride: Literal[4, 8, 16] = Field(default=8, description="side of a patch, pixels")
     width: int = Field(default=128, ge=8, multiple_of=8, description="token width")
     layers: int = Field(default=3, ge=1)
     heads: int = Field(default=4, ge=1)
@@ -38,11 +38,11 @@ class ClipWeights(PinnedSettings):
     Such a folder has ``open_clip_config.json``, the weights, and a tokenizer's files where the model needs its own.
     """
 
-    file: str = Field("open_clip_model.safetensors", description="of a folder or a repository: the weights' file")
+    file: str = Field("open_clip_model.safetensors", description="the weights' file in a folder or repository")
 
     @property
     def is_one_file(self) -> bool:
-        """Whether the path is that of a file, by its ending."""
+        """Whether ``model`` is a path to a file, by its suffix."""
         return self.revision is None and PurePath(self.model).suffix in _ONE_FILE
 
 
@@ -51,13 +51,13 @@ class OpenClipSettings(Settings):
 
     name: Literal["open-clip"]
     architecture: str | None = Field(
-        None, description="an open_clip model such as ViT-B-16-quickgelu; null: what open_clip_config.json says"
+        None, description="an open_clip model such as ViT-B-16-quickgelu; null: as in open_clip_config.json"
     )
-    weights: ClipWeights | None = Field(description="null: random ones, from the seed")
+    weights: ClipWeights | None = Field(description="null: random weights from the seed")
     image_size: int | None = Field(
-        None, ge=8, description="pixels that the positional embedding is resized to; null: as pretrained"
+        None, ge=8, description="image side that the positional embedding is resized to, pixels; null: as pretrained"
     )
-    freeze: bool | Literal["text"] = Field(default=True, description='"text": the text tower alone')
+    freeze: bool | Literal["text"] = Field(default=True, description='"text": only the text tower')
 
     @model_validator(mode="after")
     def _has_an_architecture(self) -> Self:
@@ -68,7 +68,7 @@ class OpenClipSettings(Settings):
 
 
 def _name_of(encoder: Any) -> Any:
-    """Settings written before there was a choice name no encoder."""
+    """Return the encoder's name. Settings from before there was a choice have none: ``miniature``."""
     return encoder.get("name", "miniature") if isinstance(encoder, Mapping) else getattr(encoder, "name", None)
 
 
@@ -88,12 +88,15 @@ class ModelSettings(Settings):
     encoder: AnyEncoderSettings = EncoderSettings()
     prompt_tokens: int = Field(default=10, ge=0, description="deep visual prompts per layer")
     prompt_dropout: float = Field(default=0.1, ge=0, lt=1)
-    drop_path: float = Field(default=0.1, ge=0, lt=1, description="of the deepest layer; grows with depth")
+    drop_path: float = Field(
+        default=0.1, ge=0, lt=1, description="rate of the deepest layer; grows linearly with depth"
+    )
     decoder_layers: int = Field(default=3, ge=1)
     decoder_width: int = Field(default=512, ge=8)
     decoder_heads: int = Field(default=8, ge=1)
     class_prompt: str = Field(
-        default="a photo of a {}", description="for the text encoder: a template, or a shipped set: photo, ensemble"
+        default="a photo of a {}",
+        description="text of a class name: a template with {}, or a shipped set: photo, ensemble",
     )
 
     @field_validator("class_prompt")
@@ -104,7 +107,7 @@ class ModelSettings(Settings):
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The sentences that a class's name is put into; each has one ``{}``."""
+        """The texts that a class's name is inserted into; each has one ``{}``."""
         return _templates(self.class_prompt)
 
 
@@ -118,7 +121,7 @@ def _templates(class_prompt: str) -> tuple[str, ...]:
 
 
 def encoder_weights(settings: ModelSettings, *, prefix: str = "") -> tuple[Weights, ...]:
-    """The pretrained weights that a model begins with. Args: prefix: of the setting's name: "train."."""
+    """Return the pretrained weights that a model begins with. Args: prefix: of the setting's name: "train."."""
     encoder = settings.encoder
     if not isinstance(encoder, OpenClipSettings) or encoder.weights is None:
         return ()
@@ -131,9 +134,9 @@ def encoder_weights(settings: ModelSettings, *, prefix: str = "") -> tuple[Weigh
 
 
 def deciding_settings(settings: ModelSettings) -> dict[str, Any]:
-    """Settings as plain data, in which pretrained weights stand by what they are and not by where they lie.
+    """Return the settings as plain data, with pretrained weights as a content digest instead of a path.
 
-    Raises: BackendError if there are no such weights, or they cannot be read.
+    Raises: BackendError if the weights are missing or cannot be read.
     """
     from magicseg.weights.content import content_identity
 

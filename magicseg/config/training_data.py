@@ -1,4 +1,4 @@
-"""Settings of the data that training sees: which samples, in what order, changed how."""
+"""Settings of the training data: sources, sampling order, augmentation, reading."""
 
 from typing import Any, ClassVar, Self
 
@@ -30,7 +30,7 @@ class SourceSettings(Settings):
         description="vocabulary of a voc folder's ids: a shipped name or a .txt or .yaml list; "
         "null: the run's, if all ids fit",
     )
-    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="its share of samples, relatively")
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="relative share of samples")
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
@@ -62,34 +62,34 @@ class SourceSettings(Settings):
 
 
 class DataSettings(Settings):
-    """The settings in ``NEUTRAL`` change neither weights nor curve, or count in the data's own fingerprint."""
+    """Those in ``NEUTRAL`` change neither weights nor curve, or are part of the data's own fingerprint."""
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset(
         {"loader_workers", "loader_cache_mib", "loader_timeout", "stage_to", "sources"}
     )
 
     sources: tuple[SourceSettings, ...] = Field(
-        default=(), description="what is trained on, mixed by weight; empty: the run's own samples"
+        default=(), description="training data, mixed by weight; empty: the run's own samples"
     )
     balance: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="samples of classes in a smaller share of samples than this come more often; null: none do",
+        description="repeat samples of classes that are in a smaller share of samples than this; null: do not",
     )
     crop: int | None = Field(
         default=512, ge=1, description="side of the random crop, pixels; null: whole images, not resized"
     )
     resize_long: int = Field(default=2048, ge=1, description="before the crop, images are scaled to fit in this ...")
     resize_short: int = Field(default=512, ge=1, description="... by this, keeping their aspect, times a ratio")
-    scale_low: float = Field(default=0.5, gt=0, description="least ratio")
-    scale_high: float = Field(default=2.0, gt=0, description="greatest ratio")
+    scale_low: float = Field(default=0.5, gt=0, description="smallest ratio")
+    scale_high: float = Field(default=2.0, gt=0, description="largest ratio")
     one_class_at_most: float = Field(
         default=0.75, gt=0, le=1, description="share of a crop's pixels; else another is drawn, up to 10 times"
     )
     photometric: bool = Field(default=True, description="distort brightness, contrast, saturation and hue")
     flip: float = Field(default=0.5, ge=0, le=1, description="probability of a horizontal flip")
-    paste: float = Field(default=0.0, ge=0, le=1, description="probability of another sample's objects on top")
+    paste: float = Field(default=0.0, ge=0, le=1, description="probability of pasting another sample's objects")
     duplicate_bits: int | None = Field(
         None,
         ge=0,
@@ -112,7 +112,7 @@ class DataSettings(Settings):
 
     @property
     def needs_own_samples(self) -> bool:
-        """Whether the run that trains is among what it is trained on."""
+        """Whether the run that trains is one of its own sources."""
         return not self.sources or any(source.run == SELF for source in self.sources)
 
     @model_validator(mode="after")

@@ -1,7 +1,10 @@
 """The open-vocabulary segmentation model: encoders, deep visual prompts, mask decoder, losses.
 
 Its parts are plain modules and functions of tensors, usable without a run. Importing this package loads no torch;
-the names in ``__all__`` do when they are first used.
+the first use of a name in ``__all__`` does.
+
+`Segmenter` here is the trained model, a torch module. The protocol `magicseg.backends.Segmenter` is another thing: a
+mask stage's back end that outlines boxes.
 """
 
 from importlib import import_module

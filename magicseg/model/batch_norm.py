@@ -1,7 +1,7 @@
-"""Batch norm whose batch is that of all processes which train together.
+"""Batch norm whose statistics are those of all ranks' batches together.
 
-In one process, and in inference, it is `torch.nn.BatchNorm2d` to the bit; parameters and buffers have the same
-names, so weights go from one to the other. torch's own ``SyncBatchNorm`` refuses tensors on the CPU.
+In one process, and in inference, it is `torch.nn.BatchNorm2d` to the bit. Parameters and buffers have the same names,
+so either loads the other's weights. torch's own ``SyncBatchNorm`` refuses tensors on the CPU.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from torch import distributed as dist
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """``nn.BatchNorm2d`` with affine and running statistics; all ranks hold batches of one size."""
+    """``nn.BatchNorm2d`` with affine and running statistics. All ranks must have batches of the same size."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Float (B, C, H, W) -> the same shape, as if the ranks' batches were one."""
+        """Normalize float (B, C, H, W), as if the ranks' batches were one batch."""
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         with torch.no_grad():
@@ -34,9 +34,10 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, (C,) each, over the batches of all ranks.
+    """Return mean and biased variance, (C,) each, over the batches of all ranks.
 
-    Every rank's own variance and the variance between the ranks' means: no difference of large squares.
+    The variance is the mean of the ranks' variances plus the variance of their means. That avoids the difference of
+    large squares.
     """
     variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
     own = torch.stack([mean, variance])
@@ -47,7 +48,7 @@ def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Normalize(torch.autograd.Function):
-    """(x - mean) * scale, with the gradient that goes through the mean and the scale of all ranks."""
+    """Compute (x - mean) * scale. The gradient also flows through mean and scale, which depend on all ranks."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, mean: Tensor, scale: Tensor) -> Tensor:

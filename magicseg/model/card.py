@@ -1,4 +1,4 @@
-"""A saved model's ``model.json``, and its ``README.md``: what it is, what it learned from, what is not known."""
+"""Read a saved model's ``model.json``, and write its ``README.md``: the model card."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from magicseg.weights.pinned import SHIPPED
 
 FORMAT = 2
 
-_READABLE = frozenset({1, FORMAT})  # format 1 knew the miniature's encoder alone
+_READABLE = frozenset({1, FORMAT})  # format 1 supports the encoder `miniature` only
 _SHOWN = 40  # classes
 
 
@@ -58,13 +58,13 @@ def read_card(folder: Path) -> dict[str, Any]:
 
 
 def model_card(card: Mapping[str, Any], *, figures: Mapping[str, float]) -> str:
-    """The text. Args: card: the content of ``model.json``. figures: scores by name."""
+    """Return the text of ``README.md``. Args: card: the content of ``model.json``. figures: scores by name."""
     settings: Mapping[str, Any] = card["settings"]
     provenance: Mapping[str, Any] = card["provenance"]
     training = provenance.get("training")
     parts = [
         "# Open-vocabulary segmentation model",
-        "Gives each pixel of an image one of any class names that it is asked for, or background. Made by magicseg.",
+        "Labels each pixel of an image with one of any given class names, or background. Made by magicseg.",
         'from magicseg import load_model\n\nmodel = load_model("THIS FOLDER")\n'
         'found = model.segment(image, ["cat", "grass"])   # found.labels (H, W), found.scores (K, H, W)',
         "## Encoder",
@@ -75,9 +75,9 @@ def model_card(card: Mapping[str, Any], *, figures: Mapping[str, float]) -> str:
         "\n".join(f"- {name}: {value:.4g}" for name, value in figures.items())
         or "None were given when the model was saved.",
         "## Limits",
-        "Trained on synthetic images whose masks are made by models or drawn, not by people. Classes that it was not "
-        "trained on are guesses by what the text encoder knows. Small and thin things are lost: a mask is made of "
-        "patches. Not for decisions about people.",
+        "Trained on synthetic images. Their masks are made by models or drawn by a program, not by people. "
+        "Results for classes outside the training set depend on what the text encoder knows. Small and thin "
+        "objects are lost, because a mask is made of patches. Not for decisions about people.",
         "## Licence",
         _licence(settings["encoder"]),
         "## Weights",

@@ -1,7 +1,7 @@
-"""open_clip models from local files: which architecture, which normalisation, and weights that fit to the last key.
+"""Load open_clip models from local files: architecture, pixel normalisation, and weights that fit exactly.
 
-Nothing is asked of the hub and nothing is unpickled. What of a mismatch could pass unseen and spoil results, the
-activation above all (OpenAI's weights need QuickGELU, and load into a model with GELU just as well), is looked for.
+The hub is never queried and nothing is unpickled. A mismatch that would load without an error and spoil results is
+refused. The main one is the activation: OpenAI's weights need QuickGELU, and also load into a model with GELU.
 """
 
 import copy
@@ -37,10 +37,10 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt", "vocab.jso
 
 @dataclass(frozen=True, kw_only=True)
 class ClipBlueprint:
-    """All that makes an open_clip model but its weights.
+    """An open_clip model without its weights.
 
     ``config``: open_clip's ``model_cfg``. ``mean`` and ``std``: of pixels in [0, 1], RGB. ``tokenizer``: a folder
-    with a tokenizer's files; None: open_clip's own.
+    with a tokenizer's files; None: open_clip's own tokenizer.
     """
 
     config: Mapping[str, Any]
@@ -49,21 +49,21 @@ class ClipBlueprint:
     tokenizer: Path | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, without the tokenizer's place."""
+        """Return plain data, without the tokenizer's path."""
         return {"config": dict(self.config), "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any], *, tokenizer: Path | None) -> "ClipBlueprint":
-        """The reverse of `to_dict`. Raises: KeyError, TypeError for anything else."""
+        """Reverse `to_dict`. Raises KeyError or TypeError if ``data`` has another form."""
         mean, std = (cast("tuple[float, float, float]", tuple(map(float, data[key]))) for key in ("mean", "std"))
         return cls(config=dict(data["config"]), mean=mean, std=std, tokenizer=tokenizer)
 
 
 def pretrained_clip(settings: OpenClipSettings) -> tuple[nn.Module, ClipBlueprint]:
-    """The model that the settings name, with its weights, or with random ones from torch's global generator.
+    """Return the model that the settings name, with its weights, or with random ones from torch's global generator.
 
-    Raises: ConfigError for an architecture that does not exist, cannot be driven, or is not that of the weights;
-    BackendError for files that are not there, or cannot be read.
+    Raises: ConfigError if the architecture does not exist, is not supported, or does not fit the weights;
+    BackendError if a file is missing or cannot be read.
     """
     found = encoder_weights(ModelSettings(encoder=settings))
     place = location(found[0]) if found else None
@@ -81,10 +81,10 @@ def pretrained_clip(settings: OpenClipSettings) -> tuple[nn.Module, ClipBlueprin
 
 
 def build_clip(blueprint: ClipBlueprint) -> nn.Module:
-    """The blueprint's model with random weights. Raises: ConfigError if it is of a kind that cannot be driven."""
+    """Return the blueprint's model with random weights. Raises ConfigError if this kind is not supported."""
     check_clip_config(blueprint.config, CONFIG)
     config = copy.deepcopy(dict(blueprint.config))
-    config["vision_cfg"]["patch_dropout"] = 0.0  # every patch is part of a mask
+    config["vision_cfg"]["patch_dropout"] = 0.0  # dropped patches would have no mask
     kind = CustomTextCLIP if config.pop("custom_text", False) else CLIP
     try:
         return cast("nn.Module", kind(**config))
@@ -103,17 +103,17 @@ def _blueprint(settings: OpenClipSettings, place: Path | None) -> ClipBlueprint:
             near = difflib.get_close_matches(settings.architecture, open_clip.list_models(), n=5, cutoff=0.3)
             raise ConfigError(
                 f"encoder.architecture: open_clip {open_clip.__version__} knows no {settings.architecture!r}",
-                hint=f"near it: {', '.join(near)}",
+                hint=f"similar names: {', '.join(near)}",
             )
         if config is not None and _is_quick(config) != _is_quick(named):
             raise _wrong_activation(settings.architecture, f"{file} says so", quick=_is_quick(config))
         config = named
-    assert config is not None  # settings see to an architecture, or a folder whose files include its configuration
+    assert config is not None  # settings require an architecture, or a folder with a configuration
     name = config.get("text_cfg", {}).get("hf_tokenizer_name")
     if name and not (folder and any((folder / each).is_file() for each in _TOKENIZER_FILES)):
         raise ConfigError(
-            f"this open_clip model needs the tokenizer {name!r}, which lies on the hub",
-            hint=f"put the weights, {CONFIG} and the tokenizer's files into one folder, and name that one",
+            f"this open_clip model needs the tokenizer {name!r}, which is on the hub",
+            hint=f"put the weights, {CONFIG} and the tokenizer's files into one folder; set encoder.weights to it",
         )
     kept = stored.preprocess_cfg.model_dump(exclude_none=True) if stored else {}
     normal = {key: tuple(value) for key, value in kept.items()}
@@ -135,13 +135,13 @@ class _Stored(BaseModel):
 
 
 def _read_config(file: Path) -> _Stored:
-    stored = read_json(file, _Stored, error=BackendError, hint="fetch the checkpoint anew")
+    stored = read_json(file, _Stored, error=BackendError, hint="fetch the checkpoint again")
     check_clip_config(stored.model_cfg, file)
     return stored
 
 
 def _read(file: Path) -> tuple[dict[str, Tensor], bool]:
-    """A checkpoint's tensors, and whether it is OpenAI's by what else it holds."""
+    """Return a checkpoint's tensors, and whether its other keys are those of OpenAI's files."""
     try:
         data: Any = (
             load_file(file)
@@ -149,7 +149,7 @@ def _read(file: Path) -> tuple[dict[str, Tensor], bool]:
             else torch.load(file, map_location="cpu", weights_only=True)
         )
     except FileNotFoundError as error:
-        raise BackendError(f"{file}: there is no such file", hint="mend encoder.weights") from error
+        raise BackendError(f"{file}: there is no such file", hint="correct encoder.weights") from error
     except Exception as error:  # pickles and archives fail in many ways
         raise _unreadable(file, error) from error
     if isinstance(data, Mapping) and isinstance(data.get("state_dict"), Mapping):
@@ -182,7 +182,7 @@ def _is_quick(config: Mapping[str, Any]) -> bool:
 def _refuse_wrong_activation(
     settings: OpenClipSettings, blueprint: ClipBlueprint, file: Path, *, is_openai: bool
 ) -> None:
-    """Raises: ConfigError if what is known of the weights speaks against the model's activation."""
+    """Raise ConfigError if the weights are known to need another activation than the model's."""
     assert settings.weights is not None
     known: tuple[bool, str] | None = None
     if is_openai:
@@ -220,13 +220,13 @@ def _fitting(
 ) -> dict[str, Tensor]:
     """Return weights under the names of the blueprint's model, which is not allocated here.
 
-    Raises ConfigError unless every tensor has its place and its shape.
+    Raises ConfigError if a tensor is missing, unexpected or of another shape.
     """
     with torch.device("meta"):
         clip = build_clip(blueprint)
     wanted = clip.state_dict()
     if isinstance(clip, CustomTextCLIP):
-        tensors = convert_to_custom_text_state_dict(tensors)  # files older than that kind of model
+        tensors = convert_to_custom_text_state_dict(tensors)  # files may be older than this kind of model
     scale = tensors.get("logit_scale")
     if scale is not None and scale.numel() == 1:  # a scalar in some files, one entry in others
         tensors = {**tensors, "logit_scale": scale.reshape(wanted["logit_scale"].shape)}
@@ -251,13 +251,17 @@ def _remedy(tensors: Mapping[str, Tensor]) -> str:
     if any(name.startswith(("vision_model.", "text_model.")) for name in tensors):
         return "this is a CLIP of transformers; take open_clip's file of the same weights"
     if not any(name.startswith("visual.") for name in tensors):
-        return "this is no open_clip checkpoint: nothing in it is called visual.*"
+        return "this is not an open_clip checkpoint: it has no tensor named visual.*"
     likely = [name for name in open_clip.list_models() if _shape_of(tensors) == _shape_in(name)]
-    return f"of this shape are: {', '.join(likely)}" if likely else "no architecture of open_clip has this shape"
+    return (
+        f"architectures of this shape: {', '.join(likely)}"
+        if likely
+        else "no architecture of open_clip has this shape"
+    )
 
 
 def _shape_of(tensors: Mapping[str, Tensor]) -> tuple[int, ...] | None:
-    """What tells architectures apart: width, patch, layers and tokens of the image tower, joint width, text width."""
+    """Return width, patch, layers and tokens of the image tower, joint width and text width; None if unknown."""
     try:
         width, _, _, patch = tensors["visual.conv1.weight"].shape
         blocks = {name.split(".")[3] for name in tensors if name.startswith("visual.transformer.resblocks.")}

@@ -1,7 +1,7 @@
-"""What of an open_clip configuration is read: sizes and switches of its own towers, and nothing that names code.
+"""Check an open_clip configuration: sizes and switches of open_clip's own towers, and no names of code.
 
-The configuration lies beside weights or inside a saved model, so anybody may have written it. Keys that are not here
-are refused, those of timm's and transformers' towers among them.
+The configuration comes with the weights or a saved model, so it is not trusted. Keys that are not listed here are
+refused, including those of timm's and transformers' towers.
 """
 
 from collections.abc import Mapping
@@ -114,7 +114,7 @@ class _Model(_Part):
 
 
 def check_clip_config(config: Mapping[str, Any], source: object) -> None:
-    """Raise ConfigError for a model that is not driven, or a key or value that is not among those above.
+    """Raise ConfigError if the kind of model is not supported, or a key or value is not allowed above.
 
     Args: source: named in the message.
     """
@@ -139,9 +139,9 @@ def _not_driven(config: Mapping[str, Any], vision: Mapping[str, Any], text: Mapp
     if isinstance(vision.get("layers", 12), list | tuple):
         return "a ResNet for images"
     if vision.get("attentional_pool") or "multimodal_cfg" in config:
-        return "attentional pooling (CoCa): its image embedding is no token's"
+        return "attentional pooling (CoCa): its image embedding is not a token"
     if vision.get("pool_type", "tok") not in {"tok", "avg"}:
         return f"pooling of kind {vision['pool_type']!r}"
     if text.get("hf_model_name"):
-        return f"a text tower of transformers ({text['hf_model_name']}), whose configuration lies on the hub"
+        return f"a text tower of transformers ({text['hf_model_name']}), whose configuration is on the hub"
     return None

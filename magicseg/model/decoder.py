@@ -1,4 +1,4 @@
-"""The mask decoder: class queries look at patch tokens, and where they look is the mask.
+"""The mask decoder: class queries attend to patch tokens, and the attention is the mask.
 
 Source: the attention-to-mask decoder of SegViT (Zhang et al. 2022, arXiv 2210.05844) with the relationship
 descriptor of ZegCLIP (Zhou et al. 2023, arXiv 2212.03588) as its query. Shapes: B images, K classes,
@@ -29,14 +29,14 @@ def build_decoder(settings: ModelSettings, *, embed_dim: int) -> "MaskDecoder":
 
 
 class MaskDecoder(nn.Module):
-    """Queries Linear(2D -> C) of [cls * t ; t], layers of cross-attention and MLP, and the last layer's
-    attention before the softmax, averaged over heads, as mask logits.
+    """Queries Linear(2D -> C) of [cls * t ; t], then layers of cross-attention and MLP.
 
-    Queries never see each other, so a class's mask does not depend on which other classes are asked for. The
-    last layer's values and MLP would not be used by anything, so it has none.
+    The mask logits are the last layer's attention before the softmax, averaged over heads. Queries do not attend to
+    each other, so a class's mask does not depend on the other queried classes. The last layer has no values and no
+    MLP, because nothing would use them.
 
-    Args: embed_dim: D, of the image's and texts' embeddings. width: C, of the decoder. heads: of attention; they
-    divide ``width``.
+    Args: embed_dim: D, of the image's and texts' embeddings. width: C, of the decoder. layers: all of them, at least
+    1. heads: of attention; ``width`` is a multiple of them.
     """
 
     def __init__(self, *, embed_dim: int, width: int, layers: int, heads: int) -> None:
@@ -49,7 +49,7 @@ class MaskDecoder(nn.Module):
         self.mask = _MaskAttention(width, heads)
 
     def forward(self, cls: Tensor, patches: Tensor, text: Tensor) -> Tensor:
-        """Mask logits on the patch grid.
+        """Return mask logits on the patch grid.
 
         Args: cls: (B, D). patches: (B, h * w, D). text: (B, K, D). All L2-normalised.
         Returns: float (B, K, h * w).
@@ -57,15 +57,15 @@ class MaskDecoder(nn.Module):
         return self.mask.logits(*self._attentions(cls, patches, text)[-1])
 
     def every_layer(self, cls: Tensor, patches: Tensor, text: Tensor) -> tuple[Tensor, ...]:
-        """Mask logits of all layers in their order: the last ones are `forward`'s.
+        """Return the mask logits of all layers in their order; the last entry is `forward`'s result.
 
-        An earlier layer's are its own attention before the softmax, averaged over heads, with the last layer's
-        scale and offset: no parameter is added. Args and shapes as in `forward`.
+        An earlier layer's logits are its own attention before the softmax, averaged over heads, with the last layer's
+        scale and offset, so no parameter is added. Args and shapes as in `forward`.
         """
         return tuple(self.mask.logits(*each) for each in self._attentions(cls, patches, text))
 
     def _attentions(self, cls: Tensor, patches: Tensor, text: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Queries (B, K, C) and keys (B, h * w, C) of all layers, before they are split into heads."""
+        """Return the queries (B, K, C) and keys (B, h * w, C) of all layers, before they are split into heads."""
         scale = cls.shape[-1] ** 0.5  # unit vectors of D entries, brought to unit variance
         related = torch.cat([cls[:, None] * text * scale, text], dim=-1) * scale
         queries = self.query(related)
@@ -91,7 +91,10 @@ class _CrossLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
 
     def forward(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, K, C) and (B, h * w, C) -> (B, K, C), and what attended to what: (B, K, C) and (B, h * w, C)."""
+        """Return the new queries (B, K, C), and this layer's attention queries (B, K, C) and keys (B, h * w, C).
+
+        Args: queries: (B, K, C). memory: (B, h * w, C).
+        """
         query = self.to_query(self.norm1(queries))
         key, value = self.to_key_value(memory).chunk(2, dim=-1)
         heads = [_split_heads(each, self.heads) for each in (query, key, value)]
@@ -103,8 +106,8 @@ class _CrossLayer(nn.Module):
 class _MaskAttention(nn.Module):
     """Attention before the softmax, averaged over heads, with a learned scale and offset.
 
-    The plain average starts near 0, so that every pixel begins as half a member of every class, and is slow to
-    leave; the offset begins with "rather not", the scale with scores wide enough to say otherwise.
+    The plain average starts near 0, where every pixel has probability 0.5 for every class, and training leaves that
+    slowly. The initial offset lowers the probability, and the initial scale is large enough to raise it again.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -117,13 +120,14 @@ class _MaskAttention(nn.Module):
         self.offset = nn.Parameter(torch.tensor(-2.0))
 
     def forward(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, K, C) and (B, h * w, C) -> the last layer's queries and keys, of the same shapes."""
+        """Return the last layer's queries and keys. Shapes: (B, K, C) and (B, h * w, C)."""
         return self.to_query(self.norm(queries)), self.to_key(memory)
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
-        """Any layer's queries (B, K, C) and keys (B, h * w, C), before they are split into heads -> (B, K, h * w).
+        """Return mask logits (B, K, h * w) from any layer's queries (B, K, C) and keys (B, h * w, C).
 
-        The mean over heads of q_head . k_head is q . k of the whole width, divided by the heads.
+        Both come before they are split into heads: the mean over heads of q_head . k_head is q . k of the whole
+        width, divided by the number of heads.
         """
         scale = (query.shape[-1] // self.heads) ** -0.5 / self.heads
         return torch.einsum("bkc,bnc->bkn", query * (scale * self.scale), key) + self.offset
@@ -136,10 +140,10 @@ def _split_heads(tokens: Tensor, heads: int) -> Tensor:
 
 
 def upsample_logits(logits_BKhw: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear upsampling of mask logits to the image.
+    """Upsample mask logits bilinearly to the image's size.
 
     Args: logits_BKhw: float, raw scores on the patch grid. size: (height, width) in pixels.
-    Returns: float (B, K, height, width); the very logits if they have this size.
+    Returns: float (B, K, height, width); the same tensor if it has this size already.
     """
     if tuple(logits_BKhw.shape[-2:]) == tuple(size):
         return logits_BKhw

@@ -1,16 +1,17 @@
-"""Dense features of a CLIP that was trained for whole images: what its last layer is made to do instead.
+"""Dense features of a CLIP that was trained on whole images, by other attention in its last layer.
 
-A class token of CLIP answers for the image; its patch tokens were never trained to answer for their patches, and the
-last layer's attention mixes them freely. Three published remedies need no training, only another last layer:
+CLIP's class token describes the image. Its patch tokens were never trained to describe their patches, and the last
+layer's attention mixes them freely. Three published methods need no training, only another last layer:
 
-    vanilla     none: the layer as it is
-    maskclip    attention to oneself alone: the values, projected (Zhou, Loy and Dai, ECCV 2022, arXiv 2112.01071)
+    vanilla     the layer unchanged
+    maskclip    each token attends to itself only: the values, projected (Zhou, Loy and Dai, ECCV 2022,
+                arXiv 2112.01071)
     sclip       softmax(q q') + softmax(k k') instead of softmax(q k') (Wang, Mei and Yuille, ECCV 2024,
                 arXiv 2312.01597)
     clearclip   softmax(q q'), and neither the residual nor the MLP (Lan et al., ECCV 2024, arXiv 2407.12442)
 
 Scores are divided by the square root of a head's width as in the layer itself. In maskclip and sclip the residual and
-the MLP stay. Which reading is the best depends on how a CLIP was trained, so the plain one is there too.
+the MLP stay. Which variant is best depends on how a CLIP was trained, so the unchanged layer is a variant too.
 """
 
 from typing import Literal, cast, get_args
@@ -23,7 +24,7 @@ DENSE_VARIANTS: tuple[DenseVariant, ...] = get_args(DenseVariant)
 
 
 def dense_last_block(block: nn.Module, tokens: Tensor, variant: DenseVariant) -> Tensor:
-    """An open_clip ``ResidualAttentionBlock`` with other attention: float (B, N, C) -> the same shape."""
+    """Apply an open_clip ``ResidualAttentionBlock`` with the variant's attention: float (B, N, C) -> same shape."""
     if variant == "vanilla":
         return cast("Tensor", block(tokens))
     mixed: Tensor = block.get_submodule("ls_1")(_attention(block, tokens, variant))

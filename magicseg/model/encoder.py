@@ -1,8 +1,8 @@
-"""Image and text encoders: the `Encoder` protocol and the miniature's small one, trained from scratch.
+"""Image and text encoders: the `Encoder` protocol, and the small encoder `miniature`, trained from scratch.
 
-Pretrained ones are `magicseg.model.open_clip_encoder`'s.
+Pretrained encoders are in `magicseg.model.open_clip_encoder`.
 
-An image encoder is used in three steps, so that prompts can be put between its layers
+An image encoder runs in three steps, so that prompts can be inserted between its layers
 (`magicseg.model.prompts`): ``embed`` -> ``block`` for each layer -> ``head``. Shapes: B images, H x W pixels,
 h x w patches, N = 1 + h * w tokens with the class token first, C the token width, D the joint space.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What the segmenter needs of an encoder (which is a ``torch.nn.Module`` too)."""
+    """The methods of an encoder that the segmenter calls. An encoder is also a ``torch.nn.Module``."""
 
     stride: int
     width: int
@@ -37,25 +37,25 @@ class Encoder(Protocol):
     embed_dim: int
 
     def embed(self, images: Tensor) -> Tensor:
-        """Pixels uint8 (B, 3, H, W), RGB, H and W multiples of ``stride`` -> tokens float (B, N, C)."""
+        """Embed pixels uint8 (B, 3, H, W), RGB, H and W multiples of ``stride`` -> tokens float (B, N, C)."""
 
     def block(self, layer: int, tokens: Tensor) -> Tensor:
-        """One layer: float (B, any number of tokens, C) -> the same shape."""
+        """Apply one layer: float (B, any number of tokens, C) -> same shape."""
 
     def head(self, tokens: Tensor) -> Tensor:
-        """Final norm and projection of tokens without prompts: (B, N, C) -> (B, N, D), not normalised."""
+        """Apply the final norm and projection to tokens without prompts: (B, N, C) -> (B, N, D), not normalised."""
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """K texts -> float (K, D), not normalised."""
+        """Embed K texts: float (K, D), not normalised."""
 
     def text_tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Return the tokens of each text. Texts with the same tokens have the same embedding."""
 
     def text_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
-        """Names (in this module) and parameters of what `encode_text` uses."""
+        """Return names (in this module) and parameters that `encode_text` uses."""
 
     def text_identity(self) -> Mapping[str, str] | None:
-        """What decides `encode_text`'s values, for a cache on disk; None: it costs less than a cache would."""
+        """Return everything that decides `encode_text`'s values, as a cache's key. None: too cheap to cache."""
 
 
 class MiniatureEncoder(nn.Module):
@@ -120,7 +120,7 @@ class MiniatureEncoder(nn.Module):
 def _stem(width: int, stride: int) -> nn.Sequential:
     """Strided 3 x 3 convolutions with batch norm: (B, 3, H, W) -> (B, width, H / stride, W / stride).
 
-    From scratch on a few thousand images a stem learns in minutes what a patch embedding does not.
+    Trained from scratch on a few thousand images, a stem learns in minutes and a patch embedding does not.
     """
     halvings = int(math.log2(stride))
     channels = [3, *(max(width >> (halvings - 1 - step), 8) for step in range(halvings))]
@@ -133,7 +133,7 @@ def _stem(width: int, stride: int) -> nn.Sequential:
 
 
 class _Surroundings(nn.Module):
-    """What is around each patch, from three convolutions at half the resolution: (B, C, h, w) -> the same shape."""
+    """Add each patch's surroundings, by three convolutions at half the resolution: (B, C, h, w) -> same shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class _Block(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Text as a bag of hashed character n-grams, then an MLP. Any text has an embedding; none is remembered.
+    """A bag of hashed character n-grams, then an MLP. It has no vocabulary: any text has an embedding.
 
     The hash is fixed (BLAKE2), so that the same text gives the same buckets in every process and release.
     """
@@ -192,7 +192,7 @@ class TextEncoder(nn.Module):
         self.mlp = nn.Sequential(nn.LayerNorm(embed_dim), nn.GELU(), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """K texts -> float (K, embed_dim)."""
+        """Embed K texts: float (K, embed_dim)."""
         counts = torch.zeros(len(texts), self.buckets)
         for row, text in enumerate(texts):
             buckets = ngram_buckets(text, buckets=self.buckets, sizes=self.sizes)
@@ -203,7 +203,7 @@ class TextEncoder(nn.Module):
 
 @lru_cache(maxsize=4096)
 def ngram_buckets(text: str, *, buckets: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The hash bucket of every character n-gram of every word (case folded, with word ends marked)."""
+    """Return the hash bucket of every character n-gram of every word (case folded, with word ends marked)."""
     words = [f" {word} " for word in text.casefold().split()]
     grams = [word[at : at + n] for word in words for n in sizes for at in range(len(word) - n + 1)]
     digests = (hashlib.blake2b(gram.encode(), digest_size=8).digest() for gram in grams)
@@ -211,9 +211,9 @@ def ngram_buckets(text: str, *, buckets: int, sizes: tuple[int, ...]) -> tuple[i
 
 
 def build_encoder(settings: EncoderSettings | OpenClipSettings) -> "MiniatureEncoder | OpenClipEncoder":
-    """The encoder that the settings name: pretrained, or with fresh weights from torch's global generator.
+    """Return the encoder that the settings name: pretrained, or with weights from torch's global generator.
 
-    Raises: ConfigError, BackendError.
+    Raises: ConfigError for settings that do not fit; BackendError if weights or open_clip are missing.
     """
     if isinstance(settings, EncoderSettings):
         return MiniatureEncoder(settings)
@@ -222,7 +222,7 @@ def build_encoder(settings: EncoderSettings | OpenClipSettings) -> "MiniatureEnc
 
 
 def open_clip_encoders() -> Any:
-    """The module `magicseg.model.open_clip_encoder`, whose import takes seconds. Raises: BackendError."""
+    """Import `magicseg.model.open_clip_encoder`, which takes seconds. Raises BackendError without open_clip."""
     try:
         return import_module("magicseg.model.open_clip_encoder")
     except ImportError as error:

@@ -1,8 +1,8 @@
-"""An open_clip vision transformer, driven layer by layer, as an `Encoder`.
+"""An open_clip vision transformer as an `Encoder`, run layer by layer.
 
-With no prompts it is open_clip's own forward pass: the class token's embedding is ``encode_image``, and the patches
-go through the same last norm and projection (as in MaskCLIP, Zhou et al. 2022, arXiv 2112.01071, but with the last
-attention as it is). Images of any multiple of the patch: the positional embedding is resized as open_clip does it.
+Without prompts it is open_clip's own forward pass: the class token's embedding is ``encode_image``, and the patches
+get the same last norm and projection (as in MaskCLIP, Zhou et al. 2022, arXiv 2112.01071, but with the last attention
+unchanged). Images' sides are multiples of the patch; the positional embedding is resized as open_clip does it.
 """
 
 import functools
@@ -22,11 +22,11 @@ from magicseg.core.text import printable
 from magicseg.labels.distinct import known_tokens
 from magicseg.model.clip_checkpoint import CONFIG, ClipBlueprint, build_clip, pretrained_clip
 
-_TEXTS = 256  # in one call of the text tower
+_TEXTS = 256  # per call of the text tower
 
 
 class OpenClipEncoder(nn.Module):
-    """Both towers of an open_clip model. ``clip`` is that model, ``blueprint`` how to build it."""
+    """Both towers of an open_clip model. ``clip``: the model. ``blueprint``: builds it without its weights."""
 
     mean: Tensor
     std: Tensor
@@ -44,7 +44,7 @@ class OpenClipEncoder(nn.Module):
         self.embed_dim: int = visual.proj.shape[1]
         self.register_buffer("mean", torch.tensor(blueprint.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(blueprint.std).view(3, 1, 1), persistent=False)
-        for name, parameter in clip.named_parameters():  # of the contrastive loss, which is not ours
+        for name, parameter in clip.named_parameters():  # of the contrastive loss, which is not used
             if name in {"logit_scale", "logit_bias"}:
                 parameter.requires_grad_(False)
 
@@ -55,7 +55,7 @@ class OpenClipEncoder(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width that the model was made for, pixels."""
+        """Height and width that the positional embedding is made for, pixels."""
         visual: Any = self.clip.visual
         height, width = visual.image_size
         return int(height), int(width)
@@ -107,12 +107,14 @@ class OpenClipEncoder(nn.Module):
 
     def text_tokens(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         rows = self.tokenize(list(texts)).tolist() if texts else []
-        inner = getattr(self.tokenize, "tokenizer", None)  # of transformers: open_clip's own knows all bytes
+        inner = getattr(
+            self.tokenize, "tokenizer", None
+        )  # of transformers; open_clip's own tokenizer has a token for every byte
         unknown = getattr(inner, "unk_token_id", None)
         return [known_tokens(row, unknown=unknown, special=()) for row in rows]
 
     def text_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names (in this module) and parameters of the text tower."""
+        """Return names (in this module) and parameters of the text tower."""
         return (
             (f"clip.{name}", parameter)
             for name, parameter in self.clip.named_parameters()
@@ -120,7 +122,7 @@ class OpenClipEncoder(nn.Module):
         )
 
     def text_identity(self) -> dict[str, str]:
-        """Digests of the text tower's weights and of the tokenizer."""
+        """Return digests of the text tower's weights and of the tokenizer, and the text configuration."""
         weights = hashlib.sha256()
         for name, parameter in self.text_parameters():
             value = parameter.detach().cpu().contiguous()
@@ -135,7 +137,7 @@ class OpenClipEncoder(nn.Module):
         }
 
     def save_tokenizer(self, folder: Path) -> bool:
-        """Write the tokenizer's files, if it is not open_clip's own. Returns: whether there is something."""
+        """Write the tokenizer's files, unless it is open_clip's own; return whether files were written."""
         if not isinstance(self.tokenize, HFTokenizer):
             return False
         self.tokenize.save_pretrained(str(folder))
@@ -143,9 +145,9 @@ class OpenClipEncoder(nn.Module):
 
 
 def open_clip_encoder(settings: OpenClipSettings) -> OpenClipEncoder:
-    """The encoder that the settings name, with its weights on the CPU in float32.
+    """Return the encoder that the settings name, with its weights on the CPU in float32.
 
-    Raises: ConfigError, BackendError, as `magicseg.model.clip_checkpoint.pretrained_clip` has them.
+    Raises: ConfigError, BackendError, as `magicseg.model.clip_checkpoint.pretrained_clip`.
     """
     clip, blueprint = pretrained_clip(settings)
     visual: Any = clip.visual
@@ -171,13 +173,13 @@ def open_clip_encoder(settings: OpenClipSettings) -> OpenClipEncoder:
 
 
 def empty_encoder(blueprint: Mapping[str, Any], tokenizer: Path | None) -> OpenClipEncoder:
-    """An encoder of a saved model, before its weights are loaded. Raises: ConfigError, KeyError, TypeError."""
+    """Return a saved model's encoder before its weights are loaded. Raises: ConfigError, KeyError, TypeError."""
     made = ClipBlueprint.from_dict(blueprint, tokenizer=tokenizer)
     return OpenClipEncoder(build_clip(made), made)
 
 
 def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """A positional embedding for another grid: bicubic with antialiasing, as open_clip's ``resize_pos_embed``.
+    """Resize a positional embedding to another grid: bicubic with antialiasing, as open_clip's ``resize_pos_embed``.
 
     Args: positions: float (1 + h * w, C), the class token's first. old, new: (h, w) in patches.
     Returns: float (1 + new h * new w, C).

@@ -1,8 +1,8 @@
-"""A trained model for use: images of any kind and size and a list of names in, label maps and scores out.
+"""Apply a trained model: images of any kind and size and a list of names in, label maps and scores out.
 
 model = load_model("runs/first")                    # a run, or a model's folder
 found = model.segment(Image.open("x.jpg"), ["cat", "grass"])
-found.labels == 1                                   # where the cat is; 0: background
+found.labels == 1                                   # pixels of the cat; 0: background
 """
 
 from collections.abc import Sequence
@@ -25,17 +25,16 @@ from magicseg.model.sliding_window import logit_stripes
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
 
-_WINDOWS = 4  # at a time
+_WINDOWS = 4  # per batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
     """One image's result, at its own size.
 
-    ``labels``: int32 (H, W): 0 where no class reaches the threshold, i where the i-th of the names (from 1) scores
-    highest. ``best``: float32 (H, W), the highest score of a pixel, below the threshold too. ``scores``: float32
-    (K, H, W), each class's probability by itself (a sigmoid: they need not sum to 1); empty, (0, H, W), where they
-    were not asked for.
+    ``labels``: int32 (H, W): 0 where no class reaches the threshold, i where the i-th name (from 1) scores highest.
+    ``best``: float32 (H, W), each pixel's highest score, also below the threshold. ``scores``: float32 (K, H, W),
+    each class's own probability (a sigmoid: they need not sum to 1); empty, (0, H, W), if not requested.
     """
 
     labels: NDArray[np.int32]
@@ -44,8 +43,9 @@ class Segmentation:
 
 
 class OpenVocabularyModel:
-    """A loaded model. ``segmenter`` is the torch module, in inference mode; the texts of the latest labels are kept,
-    so make a new one of these after changing its weights or its device.
+    """A loaded model. ``segmenter``: the torch module, in inference mode.
+
+    The text embeddings of the latest labels are cached, so make a new instance after changing weights or device.
     """
 
     def __init__(self, segmenter: Segmenter, *, device: str = "cpu") -> None:
@@ -95,19 +95,19 @@ class OpenVocabularyModel:
 
         Args:
             images: uint8 arrays (H, W, 3), RGB, (H, W, 1) or (H, W), grey, or (H, W, 4), RGBA; or PIL images of
-                any mode, which are turned upright if their EXIF data say so. Transparency is laid on white, grey of
-                more than 8 bits is stretched from black to white. Sizes may differ.
-            labels: the names to look for, K different ones; with synonyms as a list, name first: ["sofa", "couch"].
-            threshold: of the scores, below which a pixel is background.
+                any mode, which are rotated as their EXIF data say. Transparent pixels are blended with white. Grey of
+                more than 8 bits is stretched to the full range. Sizes may differ.
+            labels: K different names; a list gives synonyms, the name first: ["sofa", "couch"].
+            threshold: a pixel whose highest score is below it is background.
             window: side of overlapping windows, pixels after resizing; None: the whole image at once.
             stride: pixels from one window to the next; None: 5/6 of a window.
-            short_side: resize the image so that its shorter side has so many pixels; None: as it is.
-            scores: return the scores of all classes, 4 bytes for each label and pixel: 7 GB for 150 labels and 12
-                megapixels. Without them memory is bounded by the labels and the window.
+            short_side: resize the image to this shorter side, pixels; None: do not resize.
+            scores: return the scores of all classes, 4 bytes per label and pixel: 7 GB for 150 labels and 12
+                megapixels. Without scores, memory depends on the labels and the window only.
 
         Returns: a `Segmentation`, or a list of them for a sequence.
-        Raises: DataError for images and labels that are none of these; BackendError for labels that the model
-        cannot tell apart.
+        Raises: DataError if an image or a label is not as described; BackendError if the model cannot tell two labels
+        apart.
         """
         classes = _checked(labels)
         if any(pixels is not None and pixels < 1 for pixels in (short_side, stride)):
@@ -164,7 +164,7 @@ class OpenVocabularyModel:
 
 
 def load_model(path: str | Path, *, device: str = "cpu") -> OpenVocabularyModel:
-    """A trained model from its folder, or from the run that it was trained in.
+    """Load a trained model from its folder, or from the run that trained it.
 
     Args: device: as torch names it: "cpu", "cuda", "cuda:1".
     Raises: DataError if there is no model, or it is damaged.
@@ -173,7 +173,7 @@ def load_model(path: str | Path, *, device: str = "cpu") -> OpenVocabularyModel:
 
 
 def model_folder(path: Path) -> Path:
-    """Where the model's files lie: the folder itself, or RUN/model of a run."""
+    """Return the folder with the model's files: ``path`` itself, or its ``model`` if it is a run."""
     if not (path / "model.json").exists() and (path / "model" / "model.json").exists():
         return path / "model"
     return path
@@ -197,7 +197,7 @@ def _checked(labels: Sequence[str | Sequence[str]]) -> list[list[str]]:
 
 
 def _pixels(image: "NDArray[np.uint8] | PILImage") -> NDArray[np.uint8]:
-    """uint8 (H, W, 3), RGB."""
+    """Return the image as uint8 (H, W, 3), RGB. Raises DataError if it is not an image."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
             raise DataError(f"an image is an array of {image.dtype}, not of uint8 (values 0 to 255)")

@@ -1,6 +1,6 @@
 """Deep visual prompts: learned tokens that join an encoder's tokens and are replaced at each layer.
 
-Source: VPT-deep (Jia et al. 2022, arXiv 2203.12119). An encoder stays as it is: prompts are put between its
+Source: VPT-deep (Jia et al. 2022, arXiv 2203.12119). The encoder is not changed: prompts are inserted between its
 layers from outside. Shapes as in `magicseg.model.encoder`, P prompts per layer.
 """
 
@@ -20,14 +20,14 @@ class DeepPrompts(nn.Module):
     def __init__(self, *, tokens: int, layers: int, width: int, stride: int, dropout: float) -> None:
         super().__init__()
         self.count = tokens
-        bound = math.sqrt(6 / (3 * stride**2 + width))  # as a patch embedding would be initialised
+        bound = math.sqrt(6 / (3 * stride**2 + width))  # as for a patch embedding
         self.tokens = nn.Parameter(torch.empty(layers, tokens, width).uniform_(-bound, bound))
         self.projection = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, layer: int, batch: int) -> Tensor:
-        """The prompts of one layer for each image: (batch, P, C)."""
+        """Return the prompts of one layer for each image, float (batch, P, C)."""
         prompts = self.norm(self.projection(self.tokens[layer]))
         return cast("Tensor", self.dropout(prompts.expand(batch, -1, -1)))
 
@@ -40,14 +40,17 @@ def encode_with_prompts(
     drop_path: float = 0.0,
     checkpoint_activations: bool = False,
 ) -> Tensor:
-    """Images through the encoder, with prompts between the class token and the patches.
+    """Encode images, with prompts between the class token and the patches.
 
-    Without prompts this is the plain forward pass. The prompts' own outputs are thrown away at every layer.
+    Without prompts this is the plain forward pass. The prompts' own outputs are discarded after every layer.
 
-    Args: images: uint8 (B, 3, H, W). drop_path: probability with which the deepest layer is left out for an
-        image (stochastic depth; growing linearly from 0 at the first layer); 0 for inference.
-        checkpoint_activations: keep only what goes in and out of each layer, and compute the layer again in the
-        backward pass: less memory, more time, the same values.
+    Args:
+        images: uint8 (B, 3, H, W).
+        drop_path: probability of skipping the deepest layer for an image (stochastic depth). It grows linearly from 0
+            at the first layer. 0 for inference.
+        checkpoint_activations: keep only each layer's input, and recompute the layer in the backward pass: less
+            memory, more time, the same values.
+
     Returns: float (B, 1 + h * w, D), class token first, not normalised.
     """
     tokens = encoder.embed(images)
@@ -67,7 +70,7 @@ def encode_with_prompts(
 
 
 def _skip_for_some(before: Tensor, after: Tensor, rate: float) -> Tensor:
-    """Keep a layer's change for a random 1 - rate of the images, scaled so that its mean stays."""
+    """Keep a layer's change for a random 1 - rate of the images, scaled to the same mean."""
     if rate == 0:
         return after
     kept = torch.rand(len(before), 1, 1, device=before.device) >= rate

@@ -30,8 +30,10 @@ ClassNames = Sequence[str] | Sequence[Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterOutput:
-    """``logits``: float (B, K, H, W), one yes-or-no score per class and pixel (sigmoid, not softmax).
-    ``cls``: float (B, D), the images' L2-normalised embeddings.
+    """The result of a forward pass.
+
+    ``logits``: float (B, K, H, W), one independent score per class and pixel (sigmoid, not softmax). ``cls``: float
+    (B, D), the images' L2-normalised embeddings.
     """
 
     logits: Tensor
@@ -39,16 +41,16 @@ class SegmenterOutput:
 
 
 class Segmenter(nn.Module):
-    """Images and class texts to one mask per class.
+    """The model: from images and class texts to one mask per class.
 
-    ``checkpoint_activations``: compute the encoder's layers again in the backward pass instead of keeping what they
-    made; changes no value.
+    ``checkpoint_activations``: recompute the encoder's layers in the backward pass instead of keeping their
+    activations; changes no value.
     """
 
     encoder: Encoder
 
     def __init__(self, settings: ModelSettings, *, encoder: nn.Module | None = None) -> None:
-        """Args: encoder: instead of the one that the settings name, with whatever weights it has."""
+        """Args: encoder: replaces the encoder that the settings name; it keeps its weights."""
         super().__init__()
         self.settings = settings
         self.checkpoint_activations = False
@@ -79,23 +81,23 @@ class Segmenter(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Pixels per patch and side; images' sides are multiples of it."""
+        """Side of a patch, pixels; images' sides are multiples of it."""
         return self.encoder.stride
 
     @property
     def text_is_frozen(self) -> bool:
-        """Whether training leaves the text tower alone, so that class texts are constants."""
+        """Whether the text tower is frozen, so that class texts are constants."""
         return self.settings.encoder.freeze is not False
 
     def train(self, mode: bool = True) -> "Segmenter":
-        """As in torch, but a frozen encoder stays in inference mode (its batch statistics do not move)."""
+        """Set the mode as torch does, but keep a frozen encoder in inference mode: its batch statistics stay."""
         super().train(mode)
         if self.settings.encoder.freeze is True:
             self._encoder.eval()
         return self
 
     def encode_classes(self, names: ClassNames) -> Tensor:
-        """Class names -> L2-normalised text embeddings, float (K, D).
+        """Return L2-normalised text embeddings of class names, float (K, D).
 
         Each name is put into each template (``settings.templates``); the embeddings are normalised, averaged over a
         class's names and templates, and normalised again (the ensemble of Radford et al. 2021, arXiv 2103.00020).
@@ -129,9 +131,9 @@ class Segmenter(nn.Module):
         refuse_alike([each[0] for each in classes], meanings, "the model's text encoder")
 
     def class_texts(self, names: ClassNames) -> Tensor:
-        """`encode_classes`, for every step of training: a constant, made once, if the text tower is frozen.
+        """Return `encode_classes`, for every step of training. With a frozen text tower it is computed once.
 
-        A constant comes from the user's cache where it is there (`magicseg.model.text_cache`).
+        The constant is read from the user's cache if it is there (`magicseg.model.text_cache`).
         """
         if not self.text_is_frozen:
             return self.encode_classes(names)
@@ -155,7 +157,7 @@ class Segmenter(nn.Module):
         return self._constant_texts[classes]
 
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (B, 3, H, W) -> class tokens (B, D) and patch tokens (B, h * w, D), L2-normalised."""
+        """Encode uint8 (B, 3, H, W): class tokens (B, D) and patch tokens (B, h * w, D), L2-normalised."""
         tokens = encode_with_prompts(
             self.encoder,
             images,
@@ -191,12 +193,12 @@ class Segmenter(nn.Module):
         *,
         every_layer: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
-        """Mask logits at the image's size.
+        """Return mask logits at the image's size.
 
-        Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for classes of each
-            image's own. size: (height, width) of the images. every_layer: for deep supervision, return a tuple of
-            the masks of all layers of the decoder in their order, the prediction last.
-        Returns: float32 (B, K, height, width), or a tuple of such.
+        Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for different classes in each
+            image. size: (height, width) of the images, pixels. every_layer: for deep supervision, return the logits
+            of every layer of the decoder, the prediction last.
+        Returns: float32 (B, K, height, width), or a tuple of them.
         """
         if text.dim() == 2:
             text = text.expand(len(cls), -1, -1)
@@ -214,23 +216,26 @@ class Segmenter(nn.Module):
         return self._on_grid(logits, (images.shape[-2], images.shape[-1]))
 
     def _upsampled(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, K, h * w) -> float32 (B, K, height, width)."""
+        """Bring (B, K, h * w) to float32 (B, K, height, width)."""
         return upsample_logits(self._on_grid(logits, size), size)
 
     def _on_grid(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """(B, K, h * w) -> float32 (B, K, h, w). Args: size: of the images, pixels."""
+        """Reshape (B, K, h * w) to float32 (B, K, h, w). Args: size: of the images, pixels."""
         stride = self.encoder.stride
         return logits.float().reshape(*logits.shape[:2], size[0] // stride, size[1] // stride)
 
     def forward(self, images: Tensor, text: Tensor) -> SegmenterOutput:
-        """Args: images: uint8 (B, 3, H, W), RGB, sides multiples of the stride. text: (K, D) or (B, K, D)."""
+        """Segment images.
+
+        Args: images: uint8 (B, 3, H, W), RGB, sides multiples of the stride. text: (K, D) or (B, K, D).
+        """
         cls, patches = self.encode_images(images)
         height, width = images.shape[-2:]
         return SegmenterOutput(logits=self.decode(cls, patches, text, (height, width)), cls=cls)
 
 
 def _forget_texts(module: Segmenter, _keys: object) -> None:
-    """Class texts were made by the weights before."""
+    """Forget constant class texts: the previous weights computed them."""
     module._constant_texts.clear()
 
 
@@ -242,22 +247,25 @@ def _as_lists(names: ClassNames) -> tuple[tuple[str, ...], ...]:
 
 
 def build_segmenter(settings: ModelSettings, *, seed: int) -> Segmenter:
-    """A segmenter with fresh weights that depend on the seed alone, and an encoder's pretrained ones where the
-    settings name some; torch's global generator stays.
+    """Build a segmenter whose new weights depend on the seed alone; the encoder's are pretrained if settings say so.
 
-    Raises: ConfigError, BackendError for weights that are not there or do not fit.
+    torch's global generator is not changed.
+
+    Raises: ConfigError, BackendError if pretrained weights are missing or do not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = build_encoder(settings.encoder)
         if not isinstance(encoder, MiniatureEncoder):
-            torch.manual_seed(seed)  # so that the rest is that of `untrained_like`
+            torch.manual_seed(seed)  # so that all else has the weights of `untrained_like`
         return Segmenter(settings, encoder=encoder)
 
 
 def untrained_like(model: Segmenter, *, seed: int) -> Segmenter:
-    """What training with this seed began with, on the CPU. A frozen encoder is the model's own, which was not
-    trained, so that nothing but the model is needed; others are built as `build_segmenter` builds them.
+    """Return the model that training with this seed began with, on the CPU.
+
+    A frozen encoder is copied from ``model``, so its pretrained weights are not needed. Any other encoder is built as
+    `build_segmenter` builds it.
     """
     if model.settings.encoder.freeze is not True or isinstance(model.encoder, MiniatureEncoder):
         return build_segmenter(model.settings, seed=seed)
@@ -267,22 +275,22 @@ def untrained_like(model: Segmenter, *, seed: int) -> Segmenter:
 
 
 def frozen_names(model: Segmenter) -> frozenset[str]:
-    """The names in ``model.state_dict()`` that training leaves as they were: of a frozen encoder, or text tower."""
+    """Return the names in ``model.state_dict()`` that training does not change: of a frozen encoder or text tower."""
     if model.settings.encoder.freeze is True:
         return frozenset(name for name in model.state_dict() if name.startswith("encoder."))
     return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
 
 
 def trained_state(model: Segmenter) -> dict[str, Tensor]:
-    """What of ``model.state_dict()`` training changes. `load_trained_state` puts it back."""
+    """Return the entries of ``model.state_dict()`` that training changes, for `load_trained_state`."""
     frozen = frozen_names(model)
     return {name: value for name, value in model.state_dict().items() if name not in frozen}
 
 
 def load_trained_state(model: Segmenter, state: Mapping[str, Tensor]) -> None:
-    """Put back what `trained_state` gave into a model that was built with the same settings and weights.
+    """Load the result of `trained_state` into a model that was built with the same settings and weights.
 
-    Raises: DataError if a tensor is missing, or has no place.
+    Raises: DataError if a tensor is missing or unknown.
     """
     expected = model.state_dict().keys() - frozen_names(model)
     if expected != state.keys():

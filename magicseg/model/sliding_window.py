@@ -4,12 +4,12 @@
                                       multiple=head.stride):
         labels[rows] = logits.argmax(dim=0)
 
-The rules are those of mmsegmentation 1.x, by which the field's numbers are computed: its ``Resize`` with
+The rules are those of mmsegmentation 1.x, with which published numbers are computed: its ``Resize`` with
 ``scale=(2048, 512), keep_ratio=True``, its ``slide_inference``, and its bilinear resize of the logits (not of the
 label map) back to the image's own size.
 
-Logits at full size are made for a stripe of rows at a time. Memory is bounded by the labels and the window, whatever
-the size of the image.
+Logits at full size are computed for a stripe of rows at a time, so memory depends on the labels and the window, not
+on the size of the image.
 """
 
 from collections import deque
@@ -26,12 +26,12 @@ from magicseg.model.finite import refuse_scores_not_finite
 LONG_SIDE = 2048
 
 WHOLE_VALUES = 1 << 26
-"""Logits of an image (labels x pixels) up to which all rows are made at once, float32: 256 MiB."""
+"""Largest number of logits (labels x pixels) for which all rows are computed at once, float32: 256 MiB."""
 
 STRIPE_VALUES = 1 << 24
 """Logits in a stripe of a larger image, float32: 64 MiB."""
 
-_SMALL_WINDOW = 1 << 20  # logits of a window that are cheap to make again for the next stripe
+_SMALL_WINDOW = 1 << 20  # a window with fewer logits is interpolated whole again for the next stripe
 
 HeadLogits = Callable[[Tensor], Tensor]
 """Crops uint8 (B, 3, h, w) on the CPU to logits float (B, K, rows, columns), on any device: by pixel, or on a coarser
@@ -50,7 +50,7 @@ def slide(
     multiple: int,
     long_side: int = LONG_SIDE,
 ) -> Tensor:
-    """Return the logits of every pixel of an image, float32 (K, H, W): the stripes of `logit_stripes` together."""
+    """Return the logits of every pixel of an image, float32 (K, H, W): the stripes of `logit_stripes`, joined."""
     stripes = logit_stripes(
         head_logits,
         image,
@@ -86,26 +86,26 @@ def logit_stripes(
 
     Args:
         image: uint8 (H, W, 3), RGB.
-        short_side: pixels of the shorter side after resizing, where ``long_side`` allows; None: as it is.
+        short_side: pixels of the shorter side after resizing, if ``long_side`` allows; None: do not resize.
         window: side of the windows, pixels, a multiple of ``multiple``; None: the whole image at once.
-        stride_px: pixels from one window to the next; the last is moved back to the border.
-        batch_size: windows at a time. It decides the last bits of float arithmetic.
+        stride_px: pixels from one window to the next; the last window is moved back to the border.
+        batch_size: windows per batch. It affects the last bits of float arithmetic.
         multiple: sides of what ``head_logits`` gets are multiples of this.
         long_side: the longer side's limit after resizing, pixels.
 
     Yields: the rows, and their logits, float32 (K, rows, W), on the device of what ``head_logits`` returns.
-    Raises: ValueError for a window that is no multiple, or a stride that leaves gaps.
+    Raises: ValueError if the window is not a multiple, or the stride is below 1 or above the window.
     """
     if window is not None and window % multiple:
         nearest = max(multiple, round(window / multiple) * multiple)
-        raise ValueError(f"a window of {window} pixels is no multiple of {multiple}; {nearest} is")
+        raise ValueError(f"a window of {window} pixels is not a multiple of {multiple}; {nearest} is")
     if window is not None and not 1 <= stride_px <= window:
-        raise ValueError(f"windows of {window} pixels every {stride_px} leave gaps, or stand still")
+        raise ValueError(f"windows of {window} pixels need a stride from 1 to {window}, not {stride_px}")
     own_size = (image.shape[0], image.shape[1])
     size = resized_size(own_size, short_side=short_side, long_side=long_side)
     pixels = _resize(image, size)
     padded = padded_size(size, window=window, multiple=multiple)
-    # Repeating the border's pixels makes no edge that a model could take for an object's.
+    # Repeating the border's pixels adds no edge that a model could take for an object.
     rows = torch.arange(padded[0]).clamp_(max=size[0] - 1)
     columns = torch.arange(padded[1]).clamp_(max=size[1] - 1)
     if padded != size:
@@ -226,7 +226,7 @@ def _bilinear(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resized_size(size: tuple[int, int], *, short_side: int | None, long_side: int = LONG_SIDE) -> tuple[int, int]:
-    """The size with the shorter side at ``short_side``, or the longer at ``long_side`` where that is smaller.
+    """Return the size with the shorter side at ``short_side``, or the longer at ``long_side`` if that is smaller.
 
     The aspect ratio is kept up to rounding to the nearest pixel. Sizes are (height, width).
     """
@@ -238,10 +238,10 @@ def resized_size(size: tuple[int, int], *, short_side: int | None, long_side: in
 
 
 def padded_size(size: tuple[int, int], *, window: int | None, multiple: int) -> tuple[int, int]:
-    """The size (height, width) after padding at the right and at the bottom.
+    """Return the size (height, width) after padding at the right and at the bottom.
 
-    A side that a window fits into stays: windows end at its border. A shorter one, or any without windows, grows to
-    the next multiple.
+    A side that is at least a window long stays, because windows end at its border. A shorter side, or any side
+    without windows, grows to the next multiple.
     """
     height, width = (
         side if window is not None and side >= window else -(-side // multiple) * multiple for side in size
@@ -250,7 +250,7 @@ def padded_size(size: tuple[int, int], *, window: int | None, multiple: int) -> 
 
 
 def window_places(size: tuple[int, int], window: tuple[int, int], stride: int) -> Iterator[tuple[int, int]]:
-    """Top left corners (y, x), row by row, of the windows that cover an image; none reaches over its border.
+    """Return the top left corners (y, x), row by row, of the windows that cover an image. All lie inside it.
 
     Args: size, window: (height, width), the window no larger than the image.
     """
@@ -262,7 +262,7 @@ def window_places(size: tuple[int, int], window: tuple[int, int], stride: int) -
 
 
 def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> Tensor:
-    """uint8 (H, W, 3) -> uint8 (3, height, width). Bilinear without antialiasing, as the protocols' libraries do."""
+    """Resize uint8 (H, W, 3) to uint8 (3, height, width), bilinearly without antialiasing, as the protocols do."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
     if tuple(pixels.shape[1:]) == size:
         return pixels

@@ -1,8 +1,8 @@
-"""Text embeddings of a frozen text tower on disk, in the user's cache, so that each set of classes costs once.
+"""Cache the text embeddings of a frozen text tower on disk, so that each set of classes is computed once.
 
-A file is named after a digest of all that decides its values: the text tower's weights, the tokenizer, the templates,
-the names, the kind of device and the libraries' versions. It holds the same again in its header, with a digest of the
-tensor's bytes: what does not match is computed anew. Nothing depends on the cache: it can be removed at any time.
+A file's name is a digest of everything that decides its values: the text tower's weights, the tokenizer, the
+templates, the names, the kind of device and the libraries' versions. Its header holds the same, and a digest of the
+tensor's bytes. A file that does not match is recomputed. The cache can be removed at any time.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _FORMAT = 1
 def text_key(
     identity: Mapping[str, str], *, templates: Sequence[str], names: Sequence[Sequence[str]], device: torch.device
 ) -> dict[str, Any]:
-    """All that decides the embeddings' values. Args: identity: as `Encoder.text_identity` gives it."""
+    """Return everything that decides the embeddings' values. Args: identity: of `Encoder.text_identity`."""
     kind = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return {
         "format": _FORMAT,
@@ -42,9 +42,9 @@ def text_key(
 
 
 def cached_texts(key: Mapping[str, Any], compute: Callable[[], Tensor], *, folder: Path | None = None) -> Tensor:
-    """What is stored under ``key``, else what ``compute`` gives, which is then stored.
+    """Return the tensor stored under ``key``; if there is none, compute it and store it.
 
-    Args: folder: instead of the user's cache. Returns: float32 (K, D), on the CPU.
+    Args: folder: replaces the user's cache. Returns: float32 (K, D), on the CPU.
     """
     folder = folder or default_folder()
     path = folder / f"{hashlib.sha256(to_json(key)).hexdigest()[:32]}.safetensors"
@@ -53,14 +53,14 @@ def cached_texts(key: Mapping[str, Any], compute: Callable[[], Tensor], *, folde
         return found
     texts = compute().detach().float().cpu().contiguous()
     header = {"magicseg": json.dumps({"key": key, "digest": _digest(texts)})}
-    with contextlib.suppress(OSError):  # a full or read-only cache costs time alone
+    with contextlib.suppress(OSError):  # without a writable cache the next call only takes longer
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, save({"texts": texts}, metadata=header))
     return texts
 
 
 def default_folder() -> Path:
-    """``magicseg/texts`` in XDG_CACHE_HOME, else in ``~/.cache``."""
+    """Return ``magicseg/texts`` in XDG_CACHE_HOME, or in ``~/.cache`` if that is not set."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "magicseg", "texts")
 
 

@@ -34,10 +34,8 @@ from magicseg.train.step import Stepper
 
 _FORMAT = 2
 _READ = (1, 2)  # format 1 also held the frozen weights, and no averages
-_BEFORE = {
-    "crop": None,
-    "photometric": False,
-}  # how training worked before these settings existed; their defaults differ
+# What training did before these settings existed. Their defaults differ.
+_BEFORE = {"crop": None, "photometric": False}
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW
 _NONE = -1  # in place of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
