@@ -78,10 +78,10 @@ class WronglyLabelled(KeptSamples):
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         images, counterfactuals, masks = map(np.array, super().read(indices))
-        for place, index in enumerate(indices):
-            asked = self.asked(int(index), masks[place])
-            shown = (masks[place] != BACKGROUND) & (masks[place] != IGNORE)
-            masks[place][shown] = asked
+        for position, index in enumerate(indices):
+            asked = self.asked(int(index), masks[position])
+            shown = (masks[position] != BACKGROUND) & (masks[position] != IGNORE)
+            masks[position][shown] = asked
         return images, counterfactuals, masks
 
     def asked(self, index: int, mask: np.ndarray) -> int:
@@ -233,13 +233,13 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes) as pool:
         for variants in ([BASE], arguments.variants):  # base models first, because they are the judges
             waiting = [
-                pool.submit(one, seed, variant, arguments.work, arguments.set, seeds[place - 1])
+                pool.submit(one, seed, variant, arguments.work, arguments.set, seeds[number - 1])
                 for variant in variants
-                for place, seed in enumerate(seeds)
+                for number, seed in enumerate(seeds)
             ]
             rows += [each.result() for each in as_completed(waiting)]
     found = {(row["variant"], row["seed"]): row for row in rows}
-    print_table((BASE, *arguments.variants), seeds, {place: row["miou"] for place, row in found.items()})
+    print_table((BASE, *arguments.variants), seeds, {key: row["miou"] for key, row in found.items()})
     background = [found[BASE, seed]["background"] for seed in seeds]
     print(f"\nbackground everywhere: {interval(background)}")
     if FILTERED in arguments.variants:

@@ -42,15 +42,15 @@ def main() -> None:
             "loop over classes": partial(by_loop, truth, prediction, classes),
             "np.bincount": partial(by_bincount, truth, prediction, classes),
         }
-        ours = partial(confusion_matrix, truth, prediction, classes, IGNORE_VALUE)
+        magicseg = partial(confusion_matrix, truth, prediction, classes, IGNORE_VALUE)
         for name, function in references.items():
-            if name != "loop over classes" and not np.array_equal(function(), ours()):
+            if name != "loop over classes" and not np.array_equal(function(), magicseg()):
                 raise SystemExit(f"{name} gives other counts")
-        seconds = medians({"ours": ours, **references}, arguments.repeats)
+        seconds = medians({"magicseg": magicseg, **references}, arguments.repeats)
         for name in references:
-            milliseconds = [seconds["ours"] * 1e3, seconds[name] * 1e3]
-            rows.append([f"{classes} classes, {name}", *milliseconds, seconds[name] / seconds["ours"]])
-    print_table(f"{arguments.size} x {arguments.size} pixels", ["reference", "ours, ms", "ms", "ratio"], rows)
+            milliseconds = [seconds["magicseg"] * 1e3, seconds[name] * 1e3]
+            rows.append([f"{classes} classes, {name}", *milliseconds, seconds[name] / seconds["magicseg"]])
+    print_table(f"{arguments.size} x {arguments.size} pixels", ["reference", "magicseg, ms", "ms", "ratio"], rows)
 
 
 def maps(classes: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

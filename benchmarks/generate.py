@@ -176,13 +176,13 @@ def main() -> None:
         "guidance_scale": arguments.guidance,
     }
 
-    def ours() -> None:
+    def back_end_pairs() -> None:
         answers = backend.generate(requests)
         if not all(isinstance(answer, ImagePair) for answer in answers):
             raise RuntimeError(f"not all pairs were generated: {answers}")
 
     turns: dict[str, Callable[[], object]] = {
-        "back end": ours,
+        "back end": back_end_pairs,
         "bare loop, same batches": lambda: _bare(bare, requests, arguments.batch_size, call),
         "image by image": lambda: _bare(bare, requests, 0, call),
     }

@@ -33,7 +33,7 @@ from helpers.tiny_models import tiny_settings
 _WINDOW, _STRIDE = 512, 426
 
 
-def _ours(folder: Path, image: np.ndarray, labels: list[str], window: int | None) -> np.ndarray:
+def _by_stripes(folder: Path, image: np.ndarray, labels: list[str], window: int | None) -> np.ndarray:
     return load_model(folder).segment(image, labels, window=window, scores=False).labels
 
 
@@ -56,14 +56,14 @@ def _reference(folder: Path, image: np.ndarray, labels: list[str], window: int |
             ).logits[0]
             counts[y : y + height, x : x + width] += 1
         scores = (total / counts)[:, : size[0], : size[1]].sigmoid()
-        best, places = scores.max(dim=0)
-        return torch.where(best < 0.5, 0, places + 1).numpy()
+        best, labels_of_pixels = scores.max(dim=0)
+        return torch.where(best < 0.5, 0, labels_of_pixels + 1).numpy()
 
 
 def _measured(which: str, folder: Path, size: tuple[int, int], count: int, window: int | None) -> tuple[float, float]:
     """Return the peak MiB in addition to a tiny image's, and the seconds."""
     torch.set_num_threads(1)
-    call = {"ours": _ours, "reference": _reference}[which]
+    call = {"magicseg": _by_stripes, "reference": _reference}[which]
     labels = [f"label {number}" for number in range(count)]
     images = [np.random.default_rng(0).integers(0, 256, (*side, 3), np.uint8) for side in ((64, 64), size)]
     call(folder, images[0], labels, window)
@@ -89,7 +89,7 @@ def main() -> None:
             width, height = map(int, text.split("x"))
             array = arguments.labels * width * height * 4 / 2**20
             for window in (_WINDOW, None):
-                for which in ("ours", "reference"):
+                for which in ("magicseg", "reference"):
                     how = "whole" if window is None else f"window {window}"
                     if which == "reference" and 3 * array > arguments.limit * 1024:
                         rows.append([f"{text}, {how}", which, f"not run, about {3 * array:,.0f}", "about 3", ""])

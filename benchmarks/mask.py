@@ -206,17 +206,17 @@ def main() -> None:
 
     check = Check(masker)
 
-    def ours(given: Sequence[MaskRequest] = requests) -> None:
+    def masked(given: Sequence[MaskRequest] = requests) -> None:
         answers = masker.mask(given)
         if not all(isinstance(answer, Masked) for answer in answers):
             raise RuntimeError(f"not all pairs were masked: {answers}")
 
     if arguments.flat:
         process = psutil.Process()
-        ours()
+        masked()
         before = process.memory_info().rss
         for _ in range(-(-arguments.flat // arguments.pairs)):
-            ours()
+            masked()
         after = process.memory_info().rss
         print(
             f"resident memory: {before / 2**20:,.0f} MiB after {arguments.pairs} pairs, "
@@ -226,15 +226,15 @@ def main() -> None:
 
     def detecting_twice() -> None:
         check.with_found(requests)
-        ours()
+        masked()
 
     alone, by_image = "masker", "image by image"
     again, kept = "check, then masker, which detects again", "check, then masker, which takes what was found"
     turns: dict[str, Callable[[], Any]] = {
-        alone: ours,
+        alone: masked,
         by_image: lambda: reference.mask(requests),
         again: detecting_twice,
-        kept: lambda: ours(check.with_found(requests)),
+        kept: lambda: masked(check.with_found(requests)),
     }
     passes = {}
     for name, turn in turns.items():

@@ -50,8 +50,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
     print(f"\n{title}")
     for number, row in enumerate(texts):
         first, *others = [
-            text.ljust(width) if place == 0 else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
         print("  ".join([first, *others]))
         if number == 0:

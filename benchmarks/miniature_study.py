@@ -222,7 +222,7 @@ def main() -> None:
                 with arguments.rows.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
-    print_table(tuple(chosen), arguments.seeds, {place: row["miou"] for place, row in rows.items()})
+    print_table(tuple(chosen), arguments.seeds, {key: row["miou"] for key, row in rows.items()})
 
 
 if __name__ == "__main__":

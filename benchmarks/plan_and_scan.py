@@ -142,12 +142,12 @@ def main() -> None:
         contents = [to_json(_record(shard, "f" * 64, arguments.shard_size).__dict__) for shard in range(shards)]
         plain = timed(lambda: _bare_files(folder / "plain", contents, flush=False))
         flushed = timed(lambda: _bare_files(folder / "flushed", contents, flush=True))
-        ours = sorted(commit_seconds.values())[1]
+        seconds = sorted(commit_seconds.values())[1]
         print_table(
             f"write {shards:,} commit records (median of {len(STAGES)} stages)",
             ["", "seconds", "records/s", "ratio to flushed"],
             [
-                ["Ledger.commit: temporary, flush, link, flush", ours, shards / ours, ours / flushed],
+                ["Ledger.commit: temporary, flush, link, flush", seconds, shards / seconds, seconds / flushed],
                 ["plain files, each flushed", flushed, shards / flushed, 1.0],
                 ["plain files", plain, shards / plain, plain / flushed],
             ],

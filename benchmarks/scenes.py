@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as PillowImage
 
 from magicseg.config.loading import load_config
 from magicseg.labels import BACKGROUND
@@ -37,11 +37,11 @@ def triples(count: int, size: int, folder: Path | None) -> Iterator[Triple]:
 
 
 def _photograph(path: Path, size: int) -> NDArray[np.uint8]:
-    with Pictures.open(path) as picture:
-        side = min(picture.size)
-        left, top = (picture.width - side) // 2, (picture.height - side) // 2
-        cut = picture.convert("RGB").crop((left, top, left + side, top + side))
-        return np.asarray(cut.resize((size, size), Pictures.Resampling.BICUBIC))
+    with PillowImage.open(path) as image:
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        cut = image.convert("RGB").crop((left, top, left + side, top + side))
+        return np.asarray(cut.resize((size, size), PillowImage.Resampling.BICUBIC))
 
 
 def _scene(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
@@ -100,7 +100,7 @@ def commit_all(run: Run) -> None:
                 files={},
                 seconds=0.0,
                 peak_memory=0,
-                finished="",
+                finished="2025-01-01T00:00:00+00:00",
                 host="",
                 job="",
                 versions=library_versions(),
@@ -114,18 +114,18 @@ def write_folder(folder: Path, scenes: list[Triple], *, suffix: str) -> None:
     for name in ("image", "counterfactual", "mask"):
         (folder / name).mkdir(parents=True)
     for number, (image, other, mask) in enumerate(scenes):
-        Pictures.fromarray(image).save(folder / "image" / f"{number:06d}{suffix}", **options)
-        Pictures.fromarray(other).save(folder / "counterfactual" / f"{number:06d}{suffix}", **options)
-        Pictures.fromarray(mask).save(folder / "mask" / f"{number:06d}.png")
+        PillowImage.fromarray(image).save(folder / "image" / f"{number:06d}{suffix}", **options)
+        PillowImage.fromarray(other).save(folder / "counterfactual" / f"{number:06d}{suffix}", **options)
+        PillowImage.fromarray(mask).save(folder / "mask" / f"{number:06d}.png")
 
 
 def read_files(folder: Path, number: int, *, suffix: str) -> Triple:
     """Read one sample of a folder of `write_folder`."""
-    with Pictures.open(folder / "image" / f"{number:06d}{suffix}") as file:
+    with PillowImage.open(folder / "image" / f"{number:06d}{suffix}") as file:
         image = np.array(file.convert("RGB"))
-    with Pictures.open(folder / "counterfactual" / f"{number:06d}{suffix}") as file:
+    with PillowImage.open(folder / "counterfactual" / f"{number:06d}{suffix}") as file:
         other = np.array(file.convert("RGB"))
-    with Pictures.open(folder / "mask" / f"{number:06d}.png") as file:
+    with PillowImage.open(folder / "mask" / f"{number:06d}.png") as file:
         mask = np.array(file).astype(np.uint16)
     return image, other, mask
 

@@ -41,7 +41,7 @@ def main() -> None:
         ]
         fresh = iter(runs)
 
-        def ours(*words: object) -> None:
+        def run_magicseg(*words: object) -> None:
             result = line.patiently(*words)
             assert result.code == 0, result.err
 
@@ -51,7 +51,7 @@ def main() -> None:
         def submit() -> None:
             held = f"slurm.extra.begin={HELD.partition('=')[2]}"
             options = ("--profile", "cpu", "--shards-per-task", 1, "--set", held)
-            ours("submit", "describe", next(fresh).path, *options)
+            run_magicseg("submit", "describe", next(fresh).path, *options)
 
         def sbatch() -> None:
             for start in range(0, shards, 1000):
@@ -61,10 +61,12 @@ def main() -> None:
         submitted = medians({"magicseg submit": submit, "sbatch": sbatch}, arguments.repeats)
         looked = medians(
             {
-                "magicseg status": lambda: ours("status", runs[0].path),
-                "magicseg submit, all queued": lambda: ours("submit", "describe", runs[0].path, "--profile", "cpu"),
+                "magicseg status": lambda: run_magicseg("status", runs[0].path),
+                "magicseg submit, all queued": lambda: run_magicseg(
+                    "submit", "describe", runs[0].path, "--profile", "cpu"
+                ),
                 "squeue": lambda: bare(["squeue", "-h", "-r", "-n", "bare"]),
-                "magicseg --help": lambda: ours("--help"),
+                "magicseg --help": lambda: run_magicseg("--help"),
             },
             arguments.repeats,
         )

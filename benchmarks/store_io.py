@@ -64,14 +64,26 @@ def main() -> None:
                 "store": sum(file.is_file() for file in run.store.path.rglob("*")),
                 "folder": 3 * count,
             }
-        ours, theirs = numbers["store"], numbers["folder"]
+        of_store, of_folder = numbers["store"], numbers["folder"]
         print_table(
             f"{count} {source}, {arguments.size} px, image + counterfactual + mask (median of {arguments.repeats})",
             ["", "write samples/s", "random read ms", "kB/sample", "files"],
             [
-                [f"store, {codec}", ours[0], ours[1], ours[2] * 2**20 / 1000, counted["store"]],
-                [f"folder, *{suffix} + png", theirs[0], theirs[1], theirs[2] * 2**20 / 1000, counted["folder"]],
-                ["ratio (rates, sizes)", ours[0] / theirs[0], theirs[1] / ours[1], ours[2] / theirs[2], ""],
+                [f"store, {codec}", of_store[0], of_store[1], of_store[2] * 2**20 / 1000, counted["store"]],
+                [
+                    f"folder, *{suffix} + png",
+                    of_folder[0],
+                    of_folder[1],
+                    of_folder[2] * 2**20 / 1000,
+                    counted["folder"],
+                ],
+                [
+                    "ratio (rates, sizes)",
+                    of_store[0] / of_folder[0],
+                    of_folder[1] / of_store[1],
+                    of_store[2] / of_folder[2],
+                    "",
+                ],
             ],
         )
 

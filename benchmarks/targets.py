@@ -29,7 +29,7 @@ _ALPHA, _GAMMA = 0.25, 2.0
 Found = list[tuple[list[int], list[Tensor], set[int]]]  # per image: sampled classes, their masks, visible classes
 
 
-def _ours(class_map: Tensor, draws: Tensor, sampled: int) -> tuple[Targets, Tensor]:
+def _vectorized(class_map: Tensor, draws: Tensor, sampled: int) -> tuple[Targets, Tensor]:
     targets = sample_targets(class_map, draws, sampled_classes=sampled)
     return targets, targets.masks
 
@@ -43,7 +43,7 @@ def _loop(class_map: Tensor, draws: Tensor, sampled: int) -> Found:
     return found
 
 
-def _our_losses(targets: Targets, masks: Tensor, logits: Tensor) -> Tensor:
+def _vectorized_losses(targets: Targets, masks: Tensor, logits: Tensor) -> Tensor:
     focal = focal_loss(logits, masks, targets.valid, alpha=_ALPHA, gamma=_GAMMA, asked=targets.asked)
     return focal + dice_loss(logits, masks, targets.valid, targets.present)
 
@@ -92,26 +92,28 @@ def _measure(size: int, arguments: argparse.Namespace, generator: torch.Generato
         image[: size // 2, : size // 2], image[size // 2 :, : size // 2] = first, second
         image[:, -1] = IGNORE
     draws = torch.rand(arguments.batch, arguments.classes, generator=generator)
-    (targets, masks), found = _ours(class_map, draws, sampled), _loop(class_map, draws, sampled)
+    (targets, masks), found = _vectorized(class_map, draws, sampled), _loop(class_map, draws, sampled)
     for image, (classes, own_masks, _) in enumerate(found):
-        places = [targets.classes[image].tolist().index(position) for position in classes]
-        assert torch.equal(masks[image, places], torch.stack(own_masks))
-    ours_wall, ours_cpu, loop_wall, loop_cpu = _time(
+        slots = [targets.classes[image].tolist().index(position) for position in classes]
+        assert torch.equal(masks[image, slots], torch.stack(own_masks))
+    fast_wall, fast_cpu, loop_wall, loop_cpu = _time(
         {
-            "ours": lambda: _ours(class_map, draws, sampled),
+            "vectorized": lambda: _vectorized(class_map, draws, sampled),
             "loop": lambda: _loop(class_map, draws, sampled),
         },
         arguments.repeats,
     )
-    ratios = loop_wall / ours_wall, loop_cpu / ours_cpu
-    row = [size, ours_wall, ours_cpu, loop_wall, loop_cpu, *ratios]
+    ratios = loop_wall / fast_wall, loop_cpu / fast_cpu
+    row = [size, fast_wall, fast_cpu, loop_wall, loop_cpu, *ratios]
     logits = torch.randn(arguments.batch, sampled, size, size, generator=generator)
     theirs = torch.stack(
         [logits[b, [targets.classes[b].tolist().index(c) for c in found[b][0]]] for b in range(len(logits))]
     )
     logits.requires_grad_(), theirs.requires_grad_()
     functions: dict[str, Callable[[], float]] = {
-        "ours": lambda: _there_and_back(lambda: _our_losses(*_ours(class_map, draws, sampled), logits), logits),
+        "vectorized": lambda: _there_and_back(
+            lambda: _vectorized_losses(*_vectorized(class_map, draws, sampled), logits), logits
+        ),
         "loop": lambda: _there_and_back(
             lambda: _loop_losses(class_map, _loop(class_map, draws, sampled), theirs),
             theirs,
@@ -119,9 +121,9 @@ def _measure(size: int, arguments: argparse.Namespace, generator: torch.Generato
     }
     one, other = (function() for function in functions.values())
     assert abs(one - other) < 1e-4 * other, (one, other)
-    ours_wall, ours_cpu, loop_wall, loop_cpu = _time(dict(functions), max(arguments.repeats // 2, 1))
-    ratios = loop_wall / ours_wall, loop_cpu / ours_cpu
-    return row, [size, ours_wall, ours_cpu, loop_wall, loop_cpu, *ratios]
+    fast_wall, fast_cpu, loop_wall, loop_cpu = _time(dict(functions), max(arguments.repeats // 2, 1))
+    ratios = loop_wall / fast_wall, loop_cpu / fast_cpu
+    return row, [size, fast_wall, fast_cpu, loop_wall, loop_cpu, *ratios]
 
 
 def main() -> None:
@@ -138,7 +140,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     sampled = min(arguments.sampled, arguments.classes)
     rows = [_measure(size, arguments, generator) for size in arguments.size]
-    head = ["pixels", "ours ms", "CPU ms", "loop ms", "CPU ms", "wall ratio", "CPU ratio"]
+    head = ["pixels", "magicseg ms", "CPU ms", "loop ms", "CPU ms", "wall ratio", "CPU ratio"]
     what = f"of {arguments.batch} images, {sampled} of {arguments.classes} classes"
     print_table(f"sampling and targets {what}", head, [row for row, _ in rows])
     print_table(f"the same with losses and gradients {what}", head, [row for _, row in rows])

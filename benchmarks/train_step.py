@@ -112,7 +112,7 @@ def main() -> None:
         turns = Turns(Bare(samples, ModelWithLosses(model, run.vocabulary, settings)))
         out = Path(temporary, "out")
         train(samples, run.vocabulary, settings, out, seed=0, data_fingerprint="", progress=turns.tick)
-    ours, reference = (
+    real, reference = (
         [1000 * statistics.median(turn[which][clock] for turn in turns.found) for clock in (0, 1)] for which in (0, 1)
     )
     wall, cpu = ([turn[0][clock] / turn[1][clock] for turn in turns.found] for clock in (0, 1))
@@ -121,7 +121,7 @@ def main() -> None:
         f"{settings.loader_workers} loader workers (median of {len(turns.found)} turns of {_COUNTED} steps)",
         ["", "wall ms", "ratio", "CPU ms", "ratio"],
         [
-            ["training loop", ours[0], statistics.median(wall), ours[1], statistics.median(cpu)],
+            ["training loop", real[0], statistics.median(wall), real[1], statistics.median(cpu)],
             ["bare loop", reference[0], 1.0, reference[1], 1.0],
         ],
     )

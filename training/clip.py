@@ -136,8 +136,8 @@ def loss_of(towers: Any, step: int, *, data: Painted, plan: Plan, classes: Tenso
     shares = answers / answers.sum(dim=1, keepdim=True)
     of_image = F.cross_entropy(towers.class_scale.exp() * image @ named.T, shares)
 
-    places = torch.arange(side**2, device=pixels.device)[None] if kept is None else kept
-    dense = patch_loss(towers.patch_scale.exp() * patches @ named.T, data.answers.pick(picked), places % side, side)
+    indices = torch.arange(side**2, device=pixels.device)[None] if kept is None else kept
+    dense = patch_loss(towers.patch_scale.exp() * patches @ named.T, data.answers.pick(picked), indices % side, side)
     return contrast + of_image + _PATCH_WEIGHT * dense
 
 

@@ -120,13 +120,13 @@ def loss_of(model: Any, step: int, *, data: Painted, objects: list[Any], words: 
     """
     picked = chosen(plan, len(data), step)
     order = scenes.counter_rng(plan.seed, "detector text", step).permutation(len(scenes.nouns())).tolist()
-    text = " ".join(f"{scenes.nouns()[place]}." for place in order)
+    text = " ".join(f"{scenes.nouns()[noun]}." for noun in order)
     labels = []
     for number in picked.tolist():
         there, boxes = objects[number]
-        places = torch.tensor([order.index(place) for place in there], dtype=torch.int64, device=plan.device)
+        class_labels = torch.tensor([order.index(noun) for noun in there], dtype=torch.int64, device=plan.device)
         found = torch.tensor(boxes, dtype=torch.float32, device=plan.device).reshape(-1, 4)
-        labels.append({"class_labels": places, "boxes": found})
+        labels.append({"class_labels": class_labels, "boxes": found})
     tokens = words([text] * len(picked), return_token_type_ids=True, return_tensors="pt").to(plan.device)
     images = roughened(data.images[picked].float(), torch_rng(plan, "detector noise", step))
     output = model(pixel_values=pixels_of(images), **tokens, labels=labels)

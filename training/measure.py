@@ -21,7 +21,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image as Pictures
+from PIL import Image as PillowImage
 from PIL import ImageFilter
 from torch import Tensor
 
@@ -138,7 +138,7 @@ def agreement(pairs: Sequence[ImagePair]) -> dict[str, float]:
         where = np.zeros(apart.shape, dtype=np.uint8)
         if count:
             where = (pieces == np.bincount(pieces.ravel())[1:].argmax() + 1).astype(np.uint8) * 255
-        grown = np.asarray(Pictures.fromarray(where).filter(ImageFilter.MaxFilter(_AROUND))) > 0
+        grown = np.asarray(PillowImage.fromarray(where).filter(ImageFilter.MaxFilter(_AROUND))) > 0
         if not grown.all():
             equal.append(float((apart[~grown] <= DIFFERENT).mean()))
             difference.append(float(apart[~grown].mean()))
@@ -218,7 +218,7 @@ def clip_measures(folder: Path, count: int, seed: int = 0) -> dict[str, float]:
     }
 
 
-def picture(pairs: Sequence[ImagePair], file: Path, columns: int = 10) -> None:
+def save_grid(pairs: Sequence[ImagePair], file: Path, columns: int = 10) -> None:
     """Write a grid of the first pairs, with images above their counterfactuals."""
     rows = []
     for at in range(0, min(len(pairs), 3 * columns), columns):
@@ -226,8 +226,8 @@ def picture(pairs: Sequence[ImagePair], file: Path, columns: int = 10) -> None:
         if len(part) == columns:
             rows += [np.concatenate([pair.image for pair in part], 1)]
             rows += [np.concatenate([pair.counterfactual for pair in part], 1)]
-    Pictures.fromarray(np.concatenate(rows)).resize(
-        (columns * 2 * scenes.SIZE, len(rows) * 2 * scenes.SIZE), Pictures.Resampling.NEAREST
+    PillowImage.fromarray(np.concatenate(rows)).resize(
+        (columns * 2 * scenes.SIZE, len(rows) * 2 * scenes.SIZE), PillowImage.Resampling.NEAREST
     ).save(file)
 
 
@@ -315,7 +315,7 @@ def main() -> None:
         judge = judging.load(given.judge)
         measured |= measures_of(captions, pairs, judge, trained=given.trained, workers=given.workers)
         if given.picture:
-            picture(pairs, given.picture)
+            save_grid(pairs, given.picture)
     if given.clip:
         measured |= clip_measures(given.clip, given.count)
     print(table(measured))

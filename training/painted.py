@@ -87,10 +87,10 @@ def answers_to(specs: Sequence[SceneSpec]) -> Answers:
     for row, spec in enumerate(specs):
         crowded = len(spec.objects) > 1
         for item in spec.objects:
-            place = row, scenes.nouns().index(item.noun)
-            present[place] = 1
-            columns[place] = torch.tensor(columns_of(item, crowded=crowded))
-            areas[place] = torch.tensor(areas_of(item, crowded=crowded))
+            entry = row, scenes.nouns().index(item.noun)
+            present[entry] = 1
+            columns[entry] = torch.tensor(columns_of(item, crowded=crowded))
+            areas[entry] = torch.tensor(areas_of(item, crowded=crowded))
     colours = [COLOURS.index(spec.objects[0].colour or "") if len(spec.objects) == 1 else UNKNOWN for spec in specs]
     return Answers(
         present=present,
@@ -107,9 +107,9 @@ def painted(folder: Path, tokenizer: Any, *, count: int, seed: int, workers: int
 
     Chunks that the folder lacks are painted.
     """
-    place = folder / f"scenes-{seed}"
-    place.mkdir(parents=True, exist_ok=True)
-    files = [place / f"{number:04d}.safetensors" for number in range(count // CHUNK)]
+    chunks = folder / f"scenes-{seed}"
+    chunks.mkdir(parents=True, exist_ok=True)
+    files = [chunks / f"{number:04d}.safetensors" for number in range(count // CHUNK)]
     lacking = [number for number, file in enumerate(files) if not file.is_file()]
     paint = functools.partial(scenes.scene, seed=seed, stream="train", noise=0.0)
     numbers = [at for number in lacking for at in range(number * CHUNK, (number + 1) * CHUNK)]

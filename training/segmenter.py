@@ -105,7 +105,7 @@ def fit(folder: Path, data: Painted, plan: Plan = PLAN) -> Any:
     """Train, or resume from the folder's checkpoint. Returns: the averaged model."""
     torch.manual_seed(plan.seed)
     objects = [boxes_of(mask) for mask in data.masks]
-    with_objects = torch.tensor([place for place, (there, _) in enumerate(objects) if there], device=plan.device)
+    with_objects = torch.tensor([index for index, (there, _) in enumerate(objects) if there], device=plan.device)
     step = functools.partial(
         loss_of, data=data.to(plan.device), objects=objects, with_objects=with_objects, plan=plan
     )

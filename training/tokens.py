@@ -62,7 +62,7 @@ def write_tokenizer(folder: Path) -> Any:
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "bos_token": _START}
     settings |= {"eos_token": _END, "unk_token": _END, "pad_token": _END}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({piece: place for place, piece in enumerate(pieces)}))
+    (folder / "vocab.json").write_text(json.dumps({piece: id_ for id_, piece in enumerate(pieces)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in learned))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     return CLIPTokenizer.from_pretrained(folder)

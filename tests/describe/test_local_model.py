@@ -394,8 +394,8 @@ def test_a_real_small_model_writes_captions_from_a_gguf_file():
     )
     assert model._tokenizer.chat_template
     batch = [
-        DescribeRequest(index=place, labels=(Label(id=1, name=name),), seed=place)
-        for place, name in enumerate(("boat", "bus"))
+        DescribeRequest(index=index, labels=(Label(id=1, name=name),), seed=index)
+        for index, name in enumerate(("boat", "bus"))
     ]
     texts = model._answers([Prompt(index=0, text="Name the capital of France.", seed=1)])
     assert "Paris" in texts[0]

@@ -36,9 +36,9 @@ def test_the_entry_point_leads_here():
 @pytest.mark.parametrize("name", vocabulary_names())
 def test_every_shipped_label_gets_a_scene_with_it_and_the_same_scene_without(name):
     labels = load_vocabulary(name).labels
-    for place, one in enumerate(labels):
-        for group in ((one,), (one, labels[(place + 37) % len(labels)])):
-            answer = describe(*group, seed=place)
+    for index, one in enumerate(labels):
+        for group in ((one,), (one, labels[(index + 37) % len(labels)])):
+            answer = describe(*group, seed=index)
             assert isinstance(answer, Description), answer
             for each in group:
                 called = f"{re.escape(spoken(each))}|{re.escape(plural(spoken(each)))}"

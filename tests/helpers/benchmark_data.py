@@ -45,7 +45,7 @@ def colour_of(number):
     return [number * 67 % 256, number * 149 % 256, number * 211 % 256]
 
 
-def picture_of(numbers, noise=0, seed=0):
+def image_of(numbers, noise=0, seed=0):
     """Return an image with class numbers in their colours: uint8 (H, W, 3)."""
     palette = np.array([colour_of(number) for number in range(256)], np.int64)
     coloured = palette[np.minimum(numbers, 255)]
@@ -69,7 +69,7 @@ def save_png(path: Path, values):
 def save_image(path: Path, numbers, noise=0, seed=0):
     """Save an image as PNG, or as JPEG of the best quality if the layout requires JPEG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(picture_of(numbers, noise, seed))
+    image = Image.fromarray(image_of(numbers, noise, seed))
     if path.suffix == ".jpg":
         image.save(path, quality=100, subsampling=0)
     else:

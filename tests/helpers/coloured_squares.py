@@ -9,7 +9,7 @@ from magicseg.config.training import TrainSettings
 from magicseg.labels import Label, Vocabulary
 
 VOCABULARY = Vocabulary(
-    name="colours", labels=tuple(Label(id=place, name=name) for place, name in enumerate(("red", "green", "blue"), 1))
+    name="colours", labels=tuple(Label(id=id_, name=name) for id_, name in enumerate(("red", "green", "blue"), 1))
 )
 
 # A tiny model and a training of 8 steps, with all random features enabled.
@@ -56,8 +56,8 @@ class Squares:
         noise = np.stack([np.random.default_rng(int(i)).integers(0, 40, (*shape[1:], 3)) for i in indices])
         counterfactuals = (100 + noise).astype(np.uint8)
         images = counterfactuals.copy()
-        for place, index in enumerate(indices):
+        for position, index in enumerate(indices):
             top, left = int(index) % 5, int(index) % 7
-            masks[place, top : top + 8, left : left + 8] = int(index) % 3 + 1
-            images[place, top : top + 8, left : left + 8, int(index) % 3] = 240
+            masks[position, top : top + 8, left : left + 8] = int(index) % 3 + 1
+            images[position, top : top + 8, left : left + 8, int(index) % 3] = 240
         return images, counterfactuals, masks

@@ -33,10 +33,10 @@ class UnevenSquares(Squares):
 
     def read(self, indices):
         images, counterfactuals, masks = super().read(indices)
-        for place, index in enumerate(indices):
+        for position, index in enumerate(indices):
             if index % 4 == 1:
-                images[place], masks[place] = counterfactuals[place], 0
-            masks[place, : int(index) % 6] = IGNORE
+                images[position], masks[position] = counterfactuals[position], 0
+            masks[position, : int(index) % 6] = IGNORE
         return images, counterfactuals, masks
 
 

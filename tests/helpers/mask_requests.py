@@ -18,7 +18,7 @@ def picture(seed: int, height: int = 48, width: int = 64) -> np.ndarray:
 
 def labels(*names: str) -> tuple[Label, ...]:
     """Return labels with ids from 1."""
-    return tuple(Label(id=place, name=name) for place, name in enumerate(names, start=1))
+    return tuple(Label(id=id_, name=name) for id_, name in enumerate(names, start=1))
 
 
 def segment_request(seed, size=(48, 64), count=5):

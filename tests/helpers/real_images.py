@@ -68,8 +68,8 @@ def make_base(folder: Path) -> Base:
     Existing files in the folder are kept.
     """
     root, sif, settings = folder / "base", folder / "base.sif", pip_settings()
-    places = [Path(urlparse(word).path) for word in settings.get("extra-index-url", "").split() if "file:" in word]
-    binds = [str(place.parent) for place in places]
+    folders = [Path(urlparse(word).path) for word in settings.get("extra-index-url", "").split() if "file:" in word]
+    binds = [str(folder.parent) for folder in folders]
     binds += [word for word in settings.get("find-links", "").split() if word.startswith("/")]
     with _alone(folder, "base"):
         if not sif.exists():

@@ -58,7 +58,7 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     vocabulary = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
     vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True)
-    folder.joinpath("vocab.json").write_text(json.dumps({word: place for place, word in enumerate(vocabulary)}))
+    folder.joinpath("vocab.json").write_text(json.dumps({word: id_ for id_, word in enumerate(vocabulary)}))
     folder.joinpath("merges.txt").write_text("#version: 0.2\n" + "\n".join(map(" ".join, merges)) + "\n")
     end = "<|endoftext|>"
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>"}

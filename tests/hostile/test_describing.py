@@ -141,8 +141,8 @@ class Trickle:
             try:
                 connection.recv(1 << 16)
                 connection.sendall(self._data[: self._start])
-                for place in range(self._start, len(self._data)):
-                    connection.sendall(self._data[place : place + 1])
+                for position in range(self._start, len(self._data)):
+                    connection.sendall(self._data[position : position + 1])
                     time.sleep(0.05)
             except OSError:
                 return

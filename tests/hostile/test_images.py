@@ -31,8 +31,8 @@ def claiming(format, side):
     if format == "PNG":
         return png(np.ones((3, 3), int), 8, size=(side, side))
     if format == "JPEG":
-        place = content.index(b"\xff\xc0") + 5
-        content[place : place + 4] = struct.pack(">HH", side, side)
+        offset = content.index(b"\xff\xc0") + 5
+        content[offset : offset + 4] = struct.pack(">HH", side, side)
     elif format == "BMP":
         content[18:26] = struct.pack("<ii", side, side)
     elif format == "GIF":
@@ -176,8 +176,8 @@ def test_a_pipe_folder_or_device_is_not_read_as_an_image(tmp_path, kind):
 def test_a_jpeg_stream_of_another_size_is_refused(size):
     stream = encode_jpeg(np.zeros((min(size, 64), min(size, 64), 3), np.uint8), 90)
     if size > 64:
-        place = stream.index(b"\xff\xc0") + 5
-        stream = stream[:place] + struct.pack(">HH", size, size) + stream[place + 4 :]
+        offset = stream.index(b"\xff\xc0") + 5
+        stream = stream[:offset] + struct.pack(">HH", size, size) + stream[offset + 4 :]
     for read in (decode_jpeg, check_jpeg):
         with pytest.raises(ValueError, match=r"x .* pixels"):
             read(stream, 32)

@@ -77,11 +77,11 @@ def marker(tmp_path, monkeypatch, models_apart):
 def planted(folder, marker):
     """Plant Python files in a folder wherever a library could look for code."""
     code = f"from pathlib import Path\nPath({str(marker)!r}).touch()\nclass Evil:\n    pass\n"
-    places = [folder, *(path for path in folder.rglob("*") if path.is_dir()), folder / "custom_generate"]
-    for place in places:
-        place.mkdir(exist_ok=True)
+    targets = [folder, *(path for path in folder.rglob("*") if path.is_dir()), folder / "custom_generate"]
+    for target in targets:
+        target.mkdir(exist_ok=True)
         for name in ("evil", "pipeline", "generate", "unet", "model", "tokenizer", "__init__"):
-            (place / f"{name}.py").write_text(code)
+            (target / f"{name}.py").write_text(code)
     return folder
 
 
@@ -164,7 +164,7 @@ def tokenizer_of_letters():
 
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizerFast(vocab={word: place for place, word in enumerate(words)}, merges=[])
+    return CLIPTokenizerFast(vocab={word: id_ for id_, word in enumerate(words)}, merges=[])
 
 
 CONFIGURATIONS = {
@@ -232,8 +232,8 @@ def test_configuration_keys_that_enable_code_or_endless_layers_are_refused_by_na
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a\\b.safetensors", "..", "", 7, None])
 def test_an_index_of_shards_that_names_files_elsewhere_is_refused(made, kind, name):
     folder = made(kind)
-    place = folder / "unet" if kind == "sd15" else folder
-    file = place / ("diffusion_pytorch_model" if kind == "sd15" else "model")
+    weights_folder = folder / "unet" if kind == "sd15" else folder
+    file = weights_folder / ("diffusion_pytorch_model" if kind == "sd15" else "model")
     index = file.with_name(f"{file.name}.safetensors.index.json")
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"weight": name}}))
     with pytest.raises(BackendError, match="weight_map"):

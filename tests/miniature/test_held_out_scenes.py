@@ -18,8 +18,8 @@ def test_a_scene_depends_only_on_seed_and_index():
     for index in range(5):
         for first, again in zip(scene(index), scene(index), strict=True):
             np.testing.assert_array_equal(first, again)
-    pictures = {scene(index, seed=seed)[0].tobytes() for index in range(10) for seed in range(3)}
-    assert len(pictures) == 30
+    images = {scene(index, seed=seed)[0].tobytes() for index in range(10) for seed in range(3)}
+    assert len(images) == 30
 
 
 def test_scenes_show_one_to_max_objects_labels_and_cover_all_labels():

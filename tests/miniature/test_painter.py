@@ -119,8 +119,8 @@ def test_both_images_of_a_pair_are_equal_far_from_the_object(seed, scene, noun):
 
 def test_different_seeds_give_different_images():
     captions = ["a red car on a beach"] * 8
-    pictures = {paint(c, seed=seed, size=32, labels=LABELS).image.tobytes() for seed, c in enumerate(captions)}
-    assert len(pictures) == 8
+    images = {paint(c, seed=seed, size=32, labels=LABELS).image.tobytes() for seed, c in enumerate(captions)}
+    assert len(images) == 8
 
 
 def test_two_objects_are_both_visible_and_hardly_overlap():

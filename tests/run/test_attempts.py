@@ -33,10 +33,10 @@ def label(image):
             os.kill(os.getpid(), int(number))
     return np.zeros(image.shape[:2], np.uint16), {}
 
-pictures = {path.name: path for path in sorted(Path(folder).iterdir())}
+files = {path.name: path for path in sorted(Path(folder).iterdir())}
 with on_signals(StopFlag(), then=forget_attempts) as stop:
     label_pictures(
-        pictures, Path(out), "record.jsonl", {}, lambda: label, classes=1, relief="give less", should_stop=stop
+        files, Path(out), "record.jsonl", {}, lambda: label, classes=1, relief="give less", should_stop=stop
     )
 """
 
@@ -62,8 +62,8 @@ def labelled(folder, out):
         seen.append(image.shape[0])
         return np.zeros(image.shape[:2], np.uint16), {}
 
-    pictures = {path.name: path for path in sorted(Path(folder).iterdir())}
-    done = label_pictures(pictures, out, "record.jsonl", {}, lambda: label, classes=1, relief="give less")
+    files = {path.name: path for path in sorted(Path(folder).iterdir())}
+    done = label_pictures(files, out, "record.jsonl", {}, lambda: label, classes=1, relief="give less")
     return {one.name: one.entry for one in done}, seen
 
 

@@ -52,8 +52,8 @@ def rewrite(run, changes):
     """Change entries of the first shard's quality records."""
     samples = run.plan.shard_range(0)
     texts = run.store.read("generate/quality", samples.start, samples.stop)
-    for place, text in changes.items():
-        texts[place] = text
+    for position, text in changes.items():
+        texts[position] = text
     run.store.write_shard(0, samples, {"generate/quality": texts})
 
 

@@ -26,9 +26,9 @@ def test_range_reads_equal_single_sample_reads(finished_run):
     whole = samples.indices[samples.indices < 16]
     together = samples.read(whole)
     assert isinstance(together[0], np.ndarray)
-    for place, index in enumerate(whole):
+    for position, index in enumerate(whole):
         for many, one in zip(together, samples.read(np.array([index])), strict=True):
-            assert np.array_equal(many[place], one[0])
+            assert np.array_equal(many[position], one[0])
 
 
 def test_the_last_shard_may_be_shorter(fresh, tmp_path):
@@ -58,9 +58,9 @@ def test_a_flipped_byte_is_detected_or_belongs_to_another_sample(name, array, re
     inside = inside[(inside >= 16) & (inside < 32)].tolist()
     expected = [reader(run, array)(index) for index in inside]
     errors = []
-    for place in [*np.random.default_rng(0).integers(0, len(content), 25).tolist(), len(content) - 1]:
+    for position in [*np.random.default_rng(0).integers(0, len(content), 25).tolist(), len(content) - 1]:
         damaged = bytearray(content)
-        damaged[place] ^= 0x10
+        damaged[position] ^= 0x10
         file.write_bytes(bytes(damaged))
         read = reader(run, array)
         for index, pixels in zip(inside, expected, strict=True):

@@ -73,11 +73,11 @@ def test_any_flipped_byte_in_any_file_is_found_and_repaired(finished, expected_d
         assert logical_digest(mend(finished)) == expected_digest
 
 
-@pytest.mark.parametrize("place", range(0, 1400, 90))
-def test_every_part_of_an_image_file_is_under_a_checksum(finished, place):
+@pytest.mark.parametrize("position", range(0, 1400, 90))
+def test_every_part_of_an_image_file_is_under_a_checksum(finished, position):
     file = finished.store.path / "generate/image/3.0.0.0"
     content = bytearray(file.read_bytes())
-    content[-1 - place * len(content) // 1400] ^= 0x04
+    content[-1 - position * len(content) // 1400] ^= 0x04
     file.write_bytes(content)
     findings = inspect(finished)
     assert findings.shards == {"generate": {3}}

@@ -123,7 +123,7 @@ def test_measures_are_complete_and_say_which_targets_are_missed(trained, tmp_pat
     assert set(measure.TARGETS) <= set(measured)
     assert all(np.isfinite(value) for value in measured.values())
     assert "MISSES 0.90" in measure.table(measured)
-    measure.picture(pairs, tmp_path / "pairs.png")
+    measure.save_grid(pairs, tmp_path / "pairs.png")
     assert json.loads(json.dumps(measured)) == measured
 
 

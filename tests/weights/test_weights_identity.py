@@ -14,8 +14,8 @@ from magicseg.weights.hashing import path_identity
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def identified(place, **more):
-    return path_identity(Weights(setting="model", model=str(place), **more), "stage.options.model")
+def identified(model_path, **more):
+    return path_identity(Weights(setting="model", model=str(model_path), **more), "stage.options.model")
 
 
 @pytest.fixture
@@ -111,17 +111,17 @@ def test_a_pattern_stops_at_a_slash_and_variants_exclude_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "more", "words"),
+    ("model_path", "more", "words"),
     [
         ("nowhere", {}, "there is no such folder or file"),
         ("weights/onnx", {"files": ("*.gguf",)}, "holds no weights"),
         ("weights", {"files": ("small.gguf", "*.json")}, r"lacks 'small\.gguf'"),
     ],
 )
-def test_missing_weights_give_an_error_with_the_setting_and_a_hint(folder, tmp_path, place, more, words):
+def test_missing_weights_give_an_error_with_the_setting_and_a_hint(folder, tmp_path, model_path, more, words):
     with pytest.raises(BackendError, match=words) as caught:
-        identified(tmp_path / place, **more)
-    assert caught.value.message.startswith(f"stage.options.model: {tmp_path / place}")
+        identified(tmp_path / model_path, **more)
+    assert caught.value.message.startswith(f"stage.options.model: {tmp_path / model_path}")
     assert caught.value.hint
 
 

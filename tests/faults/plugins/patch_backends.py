@@ -50,8 +50,8 @@ class Patches(_Backend):
         random = np.random.default_rng(request.seed)
         empty = np.repeat(random.integers(60, 200, (size, size, 1), dtype=np.uint8), 3, axis=2)
         full = empty.copy()
-        for place, label in enumerate(request.labels):
-            top, left = random.integers(0, size // 2 - 2), random.integers(0, size // 4) + place * size // 2
+        for index, label in enumerate(request.labels):
+            top, left = random.integers(0, size // 2 - 2), random.integers(0, size // 4) + index * size // 2
             full[top : top + size // 3, left : left + size // 4] = colour(label)
         image = empty if request.seed % 4 < self.options.forget else full
         counterfactual = full if request.seed // 4 % 4 < self.options.leave else empty
@@ -67,11 +67,11 @@ class PatchDetector(_Backend):
     def _found(self, image, labels):
         height, width = image.shape[:2]
         boxes, scores = [[0, 0, width, height]], [[0.1] * len(labels)]
-        for place, label in enumerate(labels):
+        for index, label in enumerate(labels):
             rows, columns = np.nonzero((image == colour(label)).all(axis=2))
             if rows.size:
                 boxes.append([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-                scores.append([0.9 if other == place else 0.2 for other in range(len(labels))])
+                scores.append([0.9 if other == index else 0.2 for other in range(len(labels))])
         values = np.array(scores, np.float32)
         return Detections(boxes=np.array(boxes, np.float32), confidence=values.max(axis=1), scores=values)
 
@@ -123,10 +123,10 @@ class BlobDetector(_Backend):
         height, width = image.shape[:2]
         rows, columns = np.mgrid[:height, :width].astype(np.float32) + 0.5
         boxes, scores = [], np.zeros((len(labels), len(labels)), np.float32)
-        for place, label in enumerate(labels):
+        for index, label in enumerate(labels):
             distance = np.linalg.norm(image.astype(np.float32) - colour(label), axis=2)
             share = np.exp(-((distance / 60) ** 2)) + 1e-9
-            scores[place, place] = share.sum() / (share.sum() + 20)
+            scores[index, index] = share.sum() / (share.sum() + 20)
             middle = [np.average(where, weights=share) for where in (columns, rows)]
             spread = [
                 1.8 * np.average((where - at) ** 2, weights=share) ** 0.5
