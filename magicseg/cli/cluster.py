@@ -91,8 +91,8 @@ def submit(
     if resubmit is not None:
         overrides.append(f"slurm.resubmit={resubmit}")
     reference = _profile(profile, opened)
-    from_environment, told = site_overrides(load_profile(reference, overrides))
-    for line in told:
+    from_environment, notes = site_overrides(load_profile(reference, overrides))
+    for line in notes:
         note(line)
     request = Request(
         stage=stage.value,

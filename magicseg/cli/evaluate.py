@@ -77,7 +77,7 @@ def evaluate(
             found += suite.evaluate(
                 part=(world.rank, world.size),
                 report=lambda text: note(f"evaluate: {text}") if world.leads else None,
-                progress=bars.show if world.leads else _nothing,
+                progress=bars.show if world.leads else _no_progress,
                 stop=stop,
                 failed=failed.append,
             )
@@ -92,7 +92,7 @@ def evaluate(
                 print_json(found[0] if len(settings.benchmarks) == 1 else found)
         else:
             for results in found:
-                _tell(results, suite.path_of(results["benchmark"]))
+                _print_scores(results, suite.path_of(results["benchmark"]))
     if failed:
         for failure in failed[1:]:
             note(f"evaluate: {failure.message}")
@@ -138,7 +138,7 @@ def _device(world: Any) -> str:
         ) from error
 
 
-def _nothing(_title: str, _done: int, _total: int) -> None:
+def _no_progress(_title: str, _done: int, _total: int) -> None:
     """Show no progress: only rank 0 does."""
 
 
@@ -166,7 +166,7 @@ class _Bars:
         self._done = done
 
 
-def _tell(results: Mapping[str, Any], path: Path) -> None:
+def _print_scores(results: Mapping[str, Any], path: Path) -> None:
     from magicseg.evaluate.compare import cell_text, threshold_warning
 
     def warn(scores: Mapping[str, Any]) -> None:

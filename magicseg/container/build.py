@@ -55,12 +55,12 @@ def find_checkout(given: Path | None) -> Path:
 
     Raises ContainerError if there is no definition file in them.
     """
-    places = [given] if given else [PACKAGE.parent, Path.cwd()]
-    for place in places:
-        if (place / DEFINITION).is_file():
-            return place.absolute()
+    folders = [given] if given else [PACKAGE.parent, Path.cwd()]
+    for folder in folders:
+        if (folder / DEFINITION).is_file():
+            return folder.absolute()
     raise ContainerError(
-        f"{' and '.join(map(str, places))}: there is no {DEFINITION}",
+        f"{' and '.join(map(str, folders))}: there is no {DEFINITION}",
         hint="git clone the repository, then: magicseg container build --source CHECKOUT",
     )
 
@@ -77,7 +77,7 @@ def build_checks(build: Build, runtime: Runtime) -> Iterator[Check]:
     yield _rights(runtime, local=build.base is not None and Path(build.base).exists())
     yield attempt("base and wheels", lambda: _sources(build))
     yield attempt("temporary space", lambda: _space(temporary_folder(), NEEDED[build.variant]))
-    yield attempt("the image's place", lambda: _place(build))
+    yield attempt("the image's place", lambda: _image_folder(build))
 
 
 def _version(runtime: Runtime) -> Check:
@@ -110,7 +110,7 @@ def _sources(build: Build) -> Check:
     elif torch:
         folder = Path(torch).absolute()
         seen = [Path((bind.split(":") * 2)[1]).absolute() for bind in build.binds]  # SOURCE[:TARGET[:ro]]
-        if not any(folder.is_relative_to(place) for place in seen):
+        if not any(folder.is_relative_to(target) for target in seen):
             return Check(
                 name,
                 Status.WARNING,
@@ -156,8 +156,8 @@ def _rights(runtime: Runtime, *, local: bool) -> Check:
 
 
 def _user() -> str:
-    code, said = ask(["id", "--user", "--name"])
-    return said if code == 0 else str(os.getuid())
+    code, output = ask(["id", "--user", "--name"])
+    return output if code == 0 else str(os.getuid())
 
 
 def _no_folder(name: str, folder: Path) -> Check:
@@ -187,7 +187,7 @@ def _space(folder: Path, needed: float) -> Check:
     return Check(name, Status.OK, seen)
 
 
-def _place(build: Build) -> Check:
+def _image_folder(build: Build) -> Check:
     name = "the image's place"
     if build.image.exists() and not build.replace:
         return Check(name, Status.FAILED, f"{build.image} exists", "--force replaces it")

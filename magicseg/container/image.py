@@ -107,14 +107,14 @@ def describe(runtime: Runtime, path: Path) -> dict[str, Any]:
     They are path, digest, size in bytes, labels, and the versions of all Python distributions inside.
     """
     found = identify(path)
-    said = labels(runtime, path)
+    found_labels = labels(runtime, path)
     listed = call(command(runtime, "exec", path, ["cat", f"{PREFIX}/pip-freeze.txt"], flags=None))
     pairs = (line.split("==", 1) for line in listed.stdout.splitlines() if "==" in line)
     return {
         "image": str(found.path),
         "digest": found.digest,
         "bytes": found.size,
-        "labels": dict(sorted(said.items())),
+        "labels": dict(sorted(found_labels.items())),
         "versions": dict(sorted((name, value) for name, value in pairs)),
     }
 

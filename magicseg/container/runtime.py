@@ -46,8 +46,8 @@ class Runtime:
     @property
     def may_work_without_namespaces(self) -> bool:
         """Return whether it may work where ``unshare`` fails: it is setuid root, or has its own AppArmor rule."""
-        code, said = ask([self.path, "buildcfg"])
-        return (code == 0 and "SUID_INSTALL=1" in said) or any(rule.exists() for rule in _APPARMOR)
+        code, output = ask([self.path, "buildcfg"])
+        return (code == 0 and "SUID_INSTALL=1" in output) or any(rule.exists() for rule in _APPARMOR)
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ def find_runtime(executable: str | None = None) -> Runtime:
         path = shutil.which(name)
         if path is None:
             continue
-        code, said = ask([path, "--version"])
-        match = re.search(r"(apptainer|singularity).*?(\d+)\.(\d+)", said)
+        code, output = ask([path, "--version"])
+        match = re.search(r"(apptainer|singularity).*?(\d+)\.(\d+)", output)
         if code or match is None:
             raise ContainerError(
-                f"{path}: does not print its version: {said[:200] or f'exit code {code}'}",
+                f"{path}: does not print its version: {output[:200] or f'exit code {code}'}",
                 hint="load the site's module, or repair the installation",
             )
-        return Runtime(path, match[1], (int(match[2]), int(match[3])), said)
+        return Runtime(path, match[1], (int(match[2]), int(match[3])), output)
     raise ContainerError(
         f"{executable or ' and '.join(NAMES)}: not on the PATH",
         hint="load the site's module, or install it: https://apptainer.org/docs/admin/main/installation.html",
@@ -103,8 +103,8 @@ def namespaces_work() -> str | None:
     """Return why user namespaces cannot be created here; None if they can, or if it cannot be tested."""
     if shutil.which("unshare") is None:
         return None
-    code, said = ask(["unshare", "--user", "--map-root-user", "true"])
-    return None if code == 0 else said or f"unshare ends with {code}"
+    code, output = ask(["unshare", "--user", "--map-root-user", "true"])
+    return None if code == 0 else output or f"unshare ends with {code}"
 
 
 def has_subordinate_ids(folder: Path = Path("/etc")) -> bool:
@@ -156,8 +156,8 @@ def command(
 def inside(runtime: Runtime, variables: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment without `FOREIGN`, with variables that override those inside the image."""
     prefix = f"{runtime.name.upper()}ENV_"
-    own = {name: value for name, value in os.environ.items() if name not in FOREIGN}
-    return {**own, **{prefix + name: value for name, value in {SAFE_PATH: "1", **variables}.items()}}
+    host = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    return {**host, **{prefix + name: value for name, value in {SAFE_PATH: "1", **variables}.items()}}
 
 
 def call(

@@ -167,8 +167,8 @@ def imports(trial: Trial) -> Check:
     """Check that every library that a back end may need can be imported."""
     failed = trial.json("python3", "-W", "ignore", "-c", _IMPORTS, *LIBRARIES)
     if failed:
-        told = "; ".join(f"{name}: {why}" for name, why in failed.items())
-        return Check("", Status.FAILED, told[:800], "build the image again")
+        detail = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        return Check("", Status.FAILED, detail[:800], "build the image again")
     return Check("", Status.OK, f"{len(LIBRARIES)} libraries")
 
 
@@ -226,8 +226,8 @@ def signals(trial: Trial) -> Check:
             finally:
                 process.kill()
         if code != wanted:
-            told = "nothing within 30 s" if code is None else f"exit code {code}"
-            return Check("", Status.FAILED, f"{number.name}: {told}, not {wanted}", "jobs would not stop in time")
+            detail = "nothing within 30 s" if code is None else f"exit code {code}"
+            return Check("", Status.FAILED, f"{number.name}: {detail}, not {wanted}", "jobs would not stop in time")
     return Check("", Status.OK, f"{' and '.join(number.name for number in _SIGNALS)} come in")
 
 

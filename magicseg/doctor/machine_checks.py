@@ -36,14 +36,14 @@ print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "dev
 """
 
 
-def machine_checks(place: Path) -> Iterator[Check]:
-    """Run all checks of this machine. Args: place: the folder whose disk is checked."""
+def machine_checks(folder: Path) -> Iterator[Check]:
+    """Run all checks of this machine. Args: folder: the folder whose disk is checked."""
     yield python()
     yield packages()
     yield torch_devices()
     yield attempt("hub cache", hub)
-    yield attempt("disk", lambda: disk(place))
-    yield quota(place)
+    yield attempt("disk", lambda: disk(folder))
+    yield quota(folder)
     yield attempt("temporary files", temporary_files)
     yield attempt("shared memory", lambda: check_shared_memory(default_need()))
     yield attempt("Slurm", slurm)
@@ -103,7 +103,7 @@ def torch_devices() -> Check:
             text=True,
             timeout=_TORCH_SECONDS,
         )
-        told = json.loads(done.stdout)
+        found = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
         return Check(
             "torch", Status.FAILED, f"its import takes more than {_TORCH_SECONDS:.0f} s", "is the disk slow?"
@@ -113,8 +113,8 @@ def torch_devices() -> Check:
         return Check(
             "torch", Status.FAILED, f"cannot be imported: {last}", "pip install --force-reinstall torch torchvision"
         )
-    seen = f"{told['version']}, CUDA {told['cuda'] or 'not built in'}"
-    devices = [f"{name}, {gigabytes(free)} of {gigabytes(total)} free" for name, free, total in told["devices"]]
+    seen = f"{found['version']}, CUDA {found['cuda'] or 'not built in'}"
+    devices = [f"{name}, {gigabytes(free)} of {gigabytes(total)} free" for name, free, total in found["devices"]]
     if devices:
         return Check("torch", Status.OK, f"{seen}; {'; '.join(devices)}")
     code, gpus = ask(["nvidia-smi", "-L"])
@@ -146,22 +146,22 @@ def hub() -> Check:
     return Check("hub cache", Status.OK, seen)
 
 
-def disk(place: Path) -> Check:
+def disk(folder: Path) -> Check:
     """Check free space, free inodes and file system features at the folder of a run."""
-    state = os.statvfs(place)
+    state = os.statvfs(folder)
     free = state.f_bavail * state.f_frsize
     inodes = f"{state.f_favail} more files" if state.f_files else "files are not counted"
-    seen = f"{place}: {gigabytes(free)} free, {inodes}"
-    if not os.access(place, os.W_OK):
+    seen = f"{folder}: {gigabytes(free)} free, {inodes}"
+    if not os.access(folder, os.W_OK):
         return Check(
-            "disk", Status.FAILED, f"{seen}; you cannot write there", f"chmod u+w {place}, or use another folder"
+            "disk", Status.FAILED, f"{seen}; you cannot write there", f"chmod u+w {folder}, or use another folder"
         )
     if free < _LITTLE_SPACE or (state.f_files and state.f_favail < _FEW_FILES):
         return Check(
-            "disk", Status.WARNING, f"{seen}: low", f"free some space: du -sh {place}/*, or use another folder"
+            "disk", Status.WARNING, f"{seen}: low", f"free some space: du -sh {folder}/*, or use another folder"
         )
     try:
-        absent = lacking(place)
+        absent = lacking(folder)
     except OSError as error:
         return Check(
             "disk", Status.FAILED, f"{seen}; a file there {complaint(error)}", remedy(error) or "use another folder"
@@ -171,18 +171,18 @@ def disk(place: Path) -> Check:
     return Check("disk", Status.OK, seen)
 
 
-def quota(place: Path) -> Check:
+def quota(folder: Path) -> Check:
     """Check the user's disk quota, from Lustre or else from the system."""
     user = str(os.getuid())
-    for command in (["lfs", "quota", "-h", "-u", user, str(place)], ["quota", "-s"]):
+    for command in (["lfs", "quota", "-h", "-u", user, str(folder)], ["quota", "-s"]):
         if not installed(command[0]):
             continue
-        code, said = ask(command)
-        if code and "*" not in said:
+        code, output = ask(command)
+        if code and "*" not in output:
             continue
-        if "*" in said:  # both commands mark exceeded limits by '*'
-            return Check("quota", Status.WARNING, said[:300], "free some space, or ask for more")
-        return Check("quota", Status.OK, said[:300] or "none set")
+        if "*" in output:  # both commands mark exceeded limits by '*'
+            return Check("quota", Status.WARNING, output[:300], "free some space, or ask for more")
+        return Check("quota", Status.OK, output[:300] or "none set")
     return Check("quota", Status.NOTE, "unknown: neither lfs quota nor quota is available")
 
 
@@ -241,10 +241,10 @@ def container() -> Check:
     """Check the container runtime, which profiles with an image need."""
     for name in ("apptainer", "singularity"):
         if installed(name):
-            code, said = ask([name, "--version"])
+            code, output = ask([name, "--version"])
             if code == 0:
-                return Check("container", Status.OK, said)
-            return Check("container", Status.WARNING, f"{name}: {said[:200]}", "load the site's module")
+                return Check("container", Status.OK, output)
+            return Check("container", Status.WARNING, f"{name}: {output[:200]}", "load the site's module")
     return Check("container", Status.NOTE, "neither apptainer nor singularity: use profiles without an image")
 
 

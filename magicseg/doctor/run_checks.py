@@ -79,12 +79,12 @@ def backend(run: Run, stage: str) -> Check:
             f"where the stage runs (or in the image): {_install(lacking)}",
         )
     if libraries:
-        code, said = ask([sys.executable, "-c", f"import {', '.join(libraries)}"], _IMPORT_SECONDS)
+        code, output = ask([sys.executable, "-c", f"import {', '.join(libraries)}"], _IMPORT_SECONDS)
         if code:
             return Check(
                 name,
                 Status.FAILED,
-                f"{chosen}; {', '.join(libraries)} cannot be imported: {said[-300:]}",
+                f"{chosen}; {', '.join(libraries)} cannot be imported: {output[-300:]}",
                 _reinstall(libraries),
             )
     return Check(name, Status.OK, f"{chosen}{'; imports ' + ', '.join(libraries) if libraries else ''}")

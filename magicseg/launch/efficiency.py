@@ -32,13 +32,13 @@ def efficiency(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
     report = []
     used = task_usage(known)
     for name in JOBS:
-        own = [one for one in known if one.stage == name]
-        if not own:
+        of_stage = [one for one in known if one.stage == name]
+        if not of_stage:
             continue
         if name not in STAGES:
-            report += _of_job(run, own[-1], used)
+            report += _of_job(run, of_stage[-1], used)
         elif records := [record for record in run.ledger(name).commits().values() if record.job]:
-            report.append(_of_stage(run, own[-1], records, used or {}))
+            report.append(_of_stage(run, of_stage[-1], records, used or {}))
     return report
 
 

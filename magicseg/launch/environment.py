@@ -37,16 +37,16 @@ def site_overrides(profile: Profile) -> tuple[list[str], list[str]]:
             dropped.append(name)
             continue
         group, _, option = key.rpartition(".")
-        said = profile.extra.get(option) if group else getattr(profile, option)
-        if said is None:
+        configured = profile.extra.get(option) if group else getattr(profile, option)
+        if configured is None:
             overrides.append(f"slurm.{key}={json.dumps(os.environ[name])}")
             taken.append(f"{name} ({option})")
-        elif said != os.environ[name]:
+        elif configured != os.environ[name]:
             dropped.append(name)
-    told = [f"used from your environment, since the profile leaves them unset: {', '.join(taken)}"] if taken else []
+    notes = [f"used from your environment, since the profile leaves them unset: {', '.join(taken)}"] if taken else []
     if dropped:
-        told.append(f"ignored from your environment: {', '.join(dropped)}; the profile defines what jobs request")
-    return overrides, told
+        notes.append(f"ignored from your environment: {', '.join(dropped)}; the profile defines what jobs request")
+    return overrides, notes
 
 
 def refuse_named_secrets(config: Config, profile: Profile) -> None:

@@ -68,12 +68,12 @@ def follow_up(run: Run, number: int) -> tuple[list[str], Submitted | None]:
     Raises IncompleteError if work is missing and no resubmissions are left. Raises RunError if submission ``number``
     is not a follow-up job.
     """
-    own = next((one for one in submissions(run) if one.number == number and one.stage == FOLLOW_UP), None)
-    if own is None:
+    record = next((one for one in submissions(run) if one.number == number and one.stage == FOLLOW_UP), None)
+    if record is None:
         raise RunError(
             f"{run.path}: submission {number} is not a follow-up job", hint=command("magicseg", "status", run.path)
         )
-    asked = own.again()
+    asked = record.again()
     made = [one for one in submissions(run) if one.number in set(asked["submissions"])]
     for stage in STAGES:  # merges thousands of small files into one, in the background
         ledger = run.ledger(stage)

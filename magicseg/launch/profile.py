@@ -270,16 +270,17 @@ class Profile(Resources):
             small = {"gpus": 0, "gres": None, "cpus": 1, "memory": "1G", "time": "10:00", "exclusive": False}
             common |= small | {"nodes": 1, "processes": None, "memory_per_cpu": None, "memory_per_gpu": None}
             common["extra"] = {name: value for name, value in self.extra.items() if name not in GPU_OPTIONS}
-        own = _spelled(self.stages.get(stage, {}))  # type: ignore[call-overload]
-        if any(own.get(name) is not None for name in _MEMORY):  # a stage's memory setting replaces the common one
+        specific = _spelled(self.stages.get(stage, {}))  # type: ignore[call-overload]
+        # A stage's memory setting replaces the common one.
+        if any(specific.get(name) is not None for name in _MEMORY):
             common |= dict.fromkeys(_MEMORY)
-        unknown = sorted(map(str, own.keys() - common.keys()))
+        unknown = sorted(map(str, specific.keys() - common.keys()))
         if unknown:
             near = difflib.get_close_matches(unknown[0], common, n=1)
             raise ValueError(
                 f"stages.{stage}.{unknown[0]} is not a key{f'; did you mean {near[0]}?' if near else ''}"
             )
-        return Resources.model_validate(common | own)
+        return Resources.model_validate(common | specific)
 
     def signal_before(self, stage: str) -> int:
         """Return how many seconds before the time limit tasks are warned: at most a quarter of the limit."""

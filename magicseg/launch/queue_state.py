@@ -80,13 +80,13 @@ def read_queue_state(
     names = [name for one in open_ for name in one.names]
     recorded = {array.name: array.job for one in open_ for array in one.arrays if array.job is not None}
 
-    def own(found: Iterable[TaskState]) -> Iterable[TaskState]:
+    def of_this_run(found: Iterable[TaskState]) -> Iterable[TaskState]:
         """Remove jobs of an earlier run at the same path, which have the same names."""
         return (state for state in found if recorded.get(state.name, state.job) == state.job)
 
     if installed("squeue"):
         try:
-            states = _newest(own(queue(names)))
+            states = _newest(of_this_run(queue(names)))
             asked = True
         except SlurmError as error:
             warnings.append(f"the queue could not be asked: {error.message}")
@@ -98,7 +98,7 @@ def read_queue_state(
             since = min(one.created for one in forgotten)
             old = accounting([name for one in forgotten for name in one.names], since)
             # Tasks that the queue does not list are not active, even if the accounting still says so.
-            states = _newest(state for state in own(old) if not state.active) | states
+            states = _newest(state for state in of_this_run(old) if not state.active) | states
         except SlurmError:
             pass  # a site without accounting: the ledger alone tells which tasks are complete
     tasks = [task for one in known for task in _tasks(one, states, committed, done)]

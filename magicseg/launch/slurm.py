@@ -41,8 +41,8 @@ class SlurmError(MagicsegError):
 
         Lines that do not begin with ``command`` are taken for a banner and left out, unless all lines are such.
         """
-        own = [line for line in words.splitlines() if line.startswith(f"{command}: ")]
-        words = printable("\n".join(own) or words, allowed="\n").removeprefix(f"{command}: error: ")
+        messages = [line for line in words.splitlines() if line.startswith(f"{command}: ")]
+        words = printable("\n".join(messages) or words, allowed="\n").removeprefix(f"{command}: error: ")
         kind = SlurmSilence if _SILENT.search(words) else cls
         return kind(f"{command}: {words}", hint=_remedy(words))
 

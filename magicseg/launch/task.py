@@ -31,7 +31,7 @@ _POLL_SECONDS = 2.0
 
 
 @dataclass
-class _Warned:
+class _Signals:
     """The signals received so far. SIGUSR2 is Slurm's warning before the time limit; SIGTERM ends the job."""
 
     warned: bool = False
@@ -58,7 +58,7 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
     """
     relax()
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its last messages would hide this function's
-    stop = _Warned()
+    stop = _Signals()
     try:
         refuse_misfit(Path(run), version)
         stop.listen()
@@ -69,18 +69,18 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
         missing = _do(Run.open(Path(run)), stage, parse_ranges(shards), stop)
     except MagicsegError as error:
         for line in error.lines():
-            _say(line)
+            _log(line)
         sys.exit(error.exit_code)
     if not missing:
         return
-    _say(f"{stage}: {len(missing)} shards of this task are not done: {format_ranges(missing)}")
+    _log(f"{stage}: {len(missing)} shards of this task are not done: {format_ranges(missing)}")
     if stop.warned:
-        _say("stopped, because the time of this job ends: the task has to run again")
+        _log("stopped, because the time of this job ends: the task has to run again")
         sys.exit(STOPPED)
     sys.exit(1)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     stamp = datetime.datetime.now().strftime("%H:%M:%S")
     print(f"{stamp} {indented(text, ' ' * 9)}", flush=True)  # standard output is the task's log
 
@@ -103,7 +103,7 @@ def _wait(seconds: float, stop: Callable[[], bool]) -> None:
         time.sleep(min(0.2, seconds))
 
 
-def _evaluate(path: Path, part: tuple[int, int], stop: "_Warned") -> None:
+def _evaluate(path: Path, part: tuple[int, int], stop: "_Signals") -> None:
     """Score the model on this task's part of the images. Exit the process if a signal stopped it."""
     from magicseg.core.distributed import World
     from magicseg.evaluate.model_under_test import Target
@@ -112,12 +112,12 @@ def _evaluate(path: Path, part: tuple[int, int], stop: "_Warned") -> None:
     target = Target.of(path)
     assert target.run is not None
     suite = Suite.of(target, target.run.config.evaluate, device=World().device)
-    for results in suite.evaluate(part=part, report=lambda text: _say(f"evaluate: {text}"), stop=stop):
-        _say(f"evaluate: {results['benchmark']}, mIoU {results['miou']:.4f}")
+    for results in suite.evaluate(part=part, report=lambda text: _log(f"evaluate: {text}"), stop=stop):
+        _log(f"evaluate: {results['benchmark']}, mIoU {results['miou']:.4f}")
     if stop():
-        _say("evaluate: stopped, because the time of this job ends: the task has to run again")
+        _log("evaluate: stopped, because the time of this job ends: the task has to run again")
         sys.exit(STOPPED if stop.warned else 1)
-    _say(f"evaluate: share {part[0] + 1} of {part[1]} is done")
+    _log(f"evaluate: share {part[0] + 1} of {part[1]} is done")
 
 
 def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> list[int]:
@@ -128,7 +128,7 @@ def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> li
 
     def report(event: ShardEvent) -> None:
         detail = f", {event.samples} samples" if event.outcome == "committed" else ""
-        _say(f"{stage} shard {event.shard}: {event.outcome}{detail}{': ' if event.detail else ''}{event.detail}")
+        _log(f"{stage} shard {event.shard}: {event.outcome}{detail}{': ' if event.detail else ''}{event.detail}")
 
     # Shards that killed or failed an earlier task come last: if it happens again, the others are done.
     suspects = {shard for shard in shards if ledger.claim_path(shard).exists() or ledger.failure_path(shard).exists()}
@@ -147,5 +147,5 @@ def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> li
         missing = [shard for shard in missing if ledger.committed(shard) is None]
         if not claimed:
             break
-    _say(f"{stage}: {len(shards) - len(missing)} of {len(shards)} shards, {time.monotonic() - began:.1f} s")
+    _log(f"{stage}: {len(shards) - len(missing)} of {len(shards)} shards, {time.monotonic() - began:.1f} s")
     return missing

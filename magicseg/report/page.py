@@ -16,7 +16,7 @@ from magicseg.core.errors import DamageError, DataError
 from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command, printable
 from magicseg.report.charts import line_chart, short_number
-from magicseg.report.results import MANY_CLASSES, MEASURES, Other, Scores, flat, read_results
+from magicseg.report.results import MANY_CLASSES, MEASURES, ComparedRun, Scores, flat, read_results
 from magicseg.report.sample_gallery import (
     Commits,
     ShownSample,
@@ -64,7 +64,7 @@ def render_report(run: Run, *, written: datetime.datetime, beside: Sequence[Run]
     commits = {stage: run.ledger(stage).commits() for stage in STAGES}
     status = run_status(run)
     warnings: list[str] = list(status["warnings"])
-    others = [Other(each.path.name, _differences(run, each), each.path / "results") for each in beside]
+    others = [ComparedRun(each.path.name, _differences(run, each), each.path / "results") for each in beside]
     scores, faults = read_results(run.path / "results", beside=others)
     warnings += faults
     card, faults = _read_card(run)

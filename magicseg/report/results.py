@@ -142,7 +142,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Other:
+class ComparedRun:
     """Another run to compare with. ``note``: its differing settings. ``results``: its folder of results."""
 
     name: str
@@ -150,7 +150,7 @@ class Other:
     results: Path
 
 
-def read_results(folder: Path, *, beside: Sequence[Other] = ()) -> tuple[list[Scores], list[str]]:
+def read_results(folder: Path, *, beside: Sequence[ComparedRun] = ()) -> tuple[list[Scores], list[str]]:
     """Return all results in a folder, ordered by file name, and messages about unreadable files.
 
     Args: folder: ``RUN/results``, as `magicseg.evaluate.suite` writes it; files of earlier versions, which lack
@@ -163,7 +163,7 @@ def read_results(folder: Path, *, beside: Sequence[Other] = ()) -> tuple[list[Sc
         try:
             data = read_json(path, dict[str, Any], nan=True)
             figures, left_out, damaged = _figures(folder, _figures_folder(path.stem, data), left)
-            found.append(_scores(path.stem, data, figures, left_out, _others(path.name, beside, faults)))
+            found.append(_scores(path.stem, data, figures, left_out, _compared_scores(path.name, beside, faults)))
         except DataError as error:
             faults.append(error.message)
             continue
@@ -175,7 +175,7 @@ def read_results(folder: Path, *, beside: Sequence[Other] = ()) -> tuple[list[Sc
     return found, faults
 
 
-def _others(file: str, beside: Sequence[Other], faults: list[str]) -> list[HeadScores]:
+def _compared_scores(file: str, beside: Sequence[ComparedRun], faults: list[str]) -> list[HeadScores]:
     """Return other runs' scores of the same benchmark. Messages about unreadable files are appended to ``faults``."""
     found = []
     for other in beside:
@@ -209,7 +209,7 @@ def _scores(
     confusion = data.get("confusion") or []
     if confusion and (len(confusion) != len(names) or any(len(row) != len(names) for row in confusion)):
         raise ValueError(f"the confusion matrix does not fit the {len(names)} classes")
-    matrix = [_matrix_row(place, row) for place, row in enumerate(confusion)]
+    matrix = [_matrix_row(index, row) for index, row in enumerate(confusion)]
     too_large = len(names) > MANY_CLASSES
     boundary = data.get("boundary_iou") or {}
     spread, boundary_spread = data.get("iou_interval") or {}, data.get("boundary_iou_interval") or {}
@@ -323,10 +323,10 @@ def _figures(results: Path, folder: str | None, left: int) -> tuple[list[Figure]
     return found, left_out, damaged
 
 
-def _matrix_row(place: int, row: Sequence[int]) -> list[Cell]:
+def _matrix_row(index: int, row: Sequence[int]) -> list[Cell]:
     total = sum(row)
     return [
-        Cell(share=count / total if total else None, pixels=int(count), diagonal=column == place)
+        Cell(share=count / total if total else None, pixels=int(count), diagonal=column == index)
         for column, count in enumerate(row)
     ]
 

@@ -65,8 +65,8 @@ def choose_spread(indices: NDArray[np.int64], classes: NDArray[np.integer], coun
     members = [indices[classes == class_] for class_ in present]
     wanted = [0] * len(members)
     for _ in range(min(count, sum(map(len, members)))):
-        open_ = [place for place, found in enumerate(members) if wanted[place] < len(found)]
-        wanted[min(open_, key=lambda place: wanted[place])] += 1
+        open_ = [index for index, found in enumerate(members) if wanted[index] < len(found)]
+        wanted[min(open_, key=lambda index: wanted[index])] += 1
     chosen = [
         int(found[(2 * number + 1) * len(found) // (2 * share)])
         for found, share in zip(members, wanted, strict=True)

@@ -1,4 +1,4 @@
-"""The command line as a contract: exit codes, JSON, hints, no tracebacks, light imports."""
+"""The command line's contract: exit codes, JSON, hints, no tracebacks, light imports."""
 
 import json
 import subprocess
@@ -186,7 +186,7 @@ def test_an_unfinished_data_set_has_no_digest_and_no_export(magicseg, fresh):
 
 
 def test_reset_asks_for_confirmation(magicseg, finished):
-    result = magicseg("reset", "mask", finished.path)  # and nobody answers
+    result = magicseg("reset", "mask", finished.path)  # without an answer
     assert result.code == 1
     assert len(finished.ledger("mask").commits()) == 6
     assert magicseg("reset", "mask", finished.path, "--yes").code == 0

@@ -1,4 +1,4 @@
-"""`magicseg demo`: the chain with the learned models, and the two runs that stand beside it."""
+"""`magicseg demo`: the pipeline with the learned models, and the two comparison runs."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_the_demo_s_report_shows_the_comparison_runs(magicseg):
         assert other.config.train.steps == run.config.train.steps
 
     digest = logical_digest(run)
-    change(without, "train.batch_size", 3)  # another training than the one that is there
+    change(without, "train.batch_size", 3)  # differs from the existing training
     broken = magicseg.patiently("demo", "demo", *SETS)
     assert broken.code != 0
     assert logical_digest(run) == digest, "what is done is left alone"

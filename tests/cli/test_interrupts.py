@@ -1,4 +1,4 @@
-"""Ctrl-C in the first moments of a command: one exit code, no traceback."""
+"""Ctrl-C while a command is starting: one exit code, no traceback."""
 
 import signal
 import subprocess

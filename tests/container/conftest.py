@@ -1,4 +1,4 @@
-"""One stand-in base and one image of the definition at the top for all tests in this folder that need a real one."""
+"""One stand-in base and one image built from Apptainer.def, for all tests in this folder that need a real image."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ NEEDED = ("apptainer", "mmdebstrap", "docker-registry", "unshare")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first of the real ones waits for the image."""
+    """Mark the tests that need a real image. Their time limit is long, because the first test builds the image."""
     for item in items:
         if item.path.parent == Path(__file__).parent and item.path.name.startswith("test_real"):
             item.add_marker(pytest.mark.apptainer)
@@ -24,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def workshop() -> Iterator[Path]:
-    """A folder that ordinary users may look into, with room for gigabytes; removed at the end."""
+    """A folder that ordinary users may read, with space for gigabytes; removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix="magicseg-images-"))
     folder.chmod(0o755)
     try:
@@ -53,5 +53,5 @@ def base(images: Path) -> Base:
 
 @pytest.fixture(scope="session")
 def image(images: Path) -> Path:
-    """The image by the command of the contract."""
+    """The image, built by ``magicseg container build``."""
     return make_image(images)

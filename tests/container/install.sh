@@ -1,16 +1,16 @@
 #!/bin/sh
-# What the tests in this folder need, on Debian 12, as root: Apptainer, mmdebstrap, a registry. Where they are not to be
-# had, it says so and the tests skip; in CI they fail. For test machines only: users install Apptainer as its
-# documentation says.
+# Install the requirements of the tests in this folder, on Debian 12, as root: Apptainer, mmdebstrap, a registry. If they
+# cannot be installed, this prints a message and the tests skip; in CI they fail. Only for test machines: users install
+# Apptainer according to its documentation.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
-# A build as root in a user namespace wants ids to give away there.
+# A build as root in a user namespace needs subordinate ids.
 for file in /etc/subuid /etc/subgid; do
   grep -qs '^root:' "$file" || echo root:100000:65536 >>"$file"
 done
 
-# As udev has it: ordinary users mount images by it.
+# The same permissions as by udev: ordinary users need this device to mount images.
 [ ! -e /dev/fuse ] || chmod 666 /dev/fuse
 
 missing=
@@ -26,8 +26,8 @@ if command -v apptainer >/dev/null; then
   exit 0
 fi
 
-# Debian 12 has no Apptainer. The package of Debian's development release runs there once its three references to the
-# C library's newest strto* functions are turned to the old ones.
+# Debian 12 has no Apptainer. The package of Debian's development release runs on it after its three references to the
+# C library's newest strto* functions are changed to the older versions.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"

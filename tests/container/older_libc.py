@@ -14,13 +14,16 @@ _DYNSYM, _VERNEED, _VERSYM = 11, 0x6FFFFFFE, 0x6FFFFFFF
 
 
 def release(name: bytes) -> tuple[int, ...] | None:
-    """The release of a version name such as GLIBC_2.38; None for all others."""
+    """Return the release in a version name such as GLIBC_2.38; None for other names."""
     number = name.removeprefix(b"GLIBC_")
     return tuple(map(int, number.split(b"."))) if number != name and number[:1].isdigit() else None
 
 
 def turned(data: bytearray) -> int:
-    """Rename the references in a 64-bit little-endian ELF file. Returns: how many. Raises: ValueError."""
+    """Rename the references in a 64-bit little-endian ELF file, and return their number.
+
+    Raises ValueError if the file cannot be changed.
+    """
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError("is not a 64-bit little-endian ELF file")
     (table,) = struct.unpack_from("<Q", data, 0x28)
@@ -33,7 +36,9 @@ def turned(data: bytearray) -> int:
     def text(offset: int) -> bytes:
         return bytes(data[strings + offset : data.index(0, strings + offset)])
 
-    known: dict[int, tuple[tuple[int, ...], int]] = {}  # index of a version: its release, where its entry is
+    known: dict[
+        int, tuple[tuple[int, ...], int]
+    ] = {}  # by index of a version: its release, and the offset of its entry
     need = needs[4]
     for _ in range(needs[7]):
         _, entries, _, first, following = struct.unpack_from("<HHIII", data, need)
@@ -58,7 +63,7 @@ def turned(data: bytearray) -> int:
         struct.pack_into("<I", data, where, name + len("__isoc23_"))
         changed += 1
     oldest = min(known.values())[1]
-    for index in newer:  # its entry now asks for the oldest version, under its own index
+    for index in newer:  # its entry now names the oldest version, with the same index
         entry = known[index][1]
         data[entry : entry + 4] = data[oldest : oldest + 4]
         data[entry + 8 : entry + 12] = data[oldest + 8 : oldest + 12]
@@ -66,7 +71,7 @@ def turned(data: bytearray) -> int:
 
 
 def main() -> None:
-    """Turn each program."""
+    """Change each program."""
     for name in sys.argv[1:]:
         path = Path(name)
         data = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""magicseg container where a stand-in says what Apptainer says: commands, flags, refusals and their remedies."""
+"""``magicseg container`` with a stand-in for Apptainer: commands, flags, errors and their remedies."""
 
 import json
 import os
@@ -42,7 +42,7 @@ else:
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """Make Apptainers of any kind, in front of whatever is on the PATH."""
+    """Create stand-ins for Apptainer of any version, at the front of the PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -61,7 +61,7 @@ def tools(tmp_path, monkeypatch):
 
 @pytest.fixture
 def command(tools, magicseg):
-    """The command line with the stand-in."""
+    """The command line, with the stand-in on its PATH."""
     tools()
     magicseg.environment["PATH"] = os.environ["PATH"]
     magicseg.environment["XDG_CACHE_HOME"] = os.environ["XDG_CACHE_HOME"]
@@ -242,7 +242,7 @@ def test_without_subordinate_ids_the_command_that_adds_them_is_shown(monkeypatch
     assert check.status is Status.FAILED
     assert "no ids in /etc/subuid and /etc/subgid" in check.seen
     assert "usermod --add-subuids 100000-165535 --add-subgids 100000-165535" in check.remedy
-    # From a registry, Apptainer can make do with the fakeroot command.
+    # For a registry image, Apptainer can use the fakeroot command.
     there = {"apptainer", "fakeroot"}
     monkeypatch.setattr(building.shutil, "which", lambda name: f"{tmp_path}/bin/apptainer" if name in there else None)
     assert check_of("rights", wanted).status is Status.WARNING
@@ -257,7 +257,7 @@ def test_without_user_namespaces_a_build_on_another_machine_is_suggested(monkeyp
     assert "Operation not permitted" in check.seen
     assert "user.max_user_namespaces" in check.remedy
     assert "containers/README.md" in check.remedy
-    # One that is setuid root, or that AppArmor knows by name, may make what others cannot.
+    # A runtime that is setuid root, or has its own AppArmor rule, may create namespaces that others cannot.
     monkeypatch.setattr(running, "_APPARMOR", (Path(__file__),))
     assert check_of("rights", wanted).status is Status.WARNING
 
@@ -396,7 +396,7 @@ def test_the_build_script_gives_apptainer_the_same_words(tools, tmp_path):
 
 
 def test_the_build_script_builds_on_other_machines_by_ssh_and_srun(tmp_path, monkeypatch):
-    """ssh, scp and srun are stand-ins that do here what the real ones do there."""
+    """ssh, scp and srun are stand-ins that run on this machine."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, text in {

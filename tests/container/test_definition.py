@@ -1,4 +1,4 @@
-"""Apptainer.def as a text: what it must have, and that the Dockerfile is the same."""
+"""The text of Apptainer.def: required content, and equality with the Dockerfile."""
 
 import re
 import textwrap
@@ -14,7 +14,7 @@ DOCKERFILE = (TOP / "containers/Dockerfile").read_text()
 
 
 def section(name, which=-1):
-    """The lines of a section, without indents and comments."""
+    """Return the lines of a section, without indentation and comments."""
     found = re.findall(rf"^%{name}\n(.*?)(?=^%|^Bootstrap:|\Z)", DEFINITION, re.MULTILINE | re.DOTALL)
     lines = (line.strip() for line in found[which].splitlines())
     return [line for line in lines if line and not line.startswith("#")]

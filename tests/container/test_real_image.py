@@ -1,4 +1,4 @@
-"""The image, built by a real Apptainer from the definition at the top; and what must go wrong with a sentence."""
+"""The image, built from Apptainer.def by a real Apptainer, and builds that must fail with a clear message."""
 
 import json
 import os
@@ -78,8 +78,8 @@ def test_the_host_s_python_packages_do_not_leak_in(image, tmp_path):
 
 
 def test_the_host_s_python_path_does_not_leak_in(magicseg, image, tmp_path):
-    """Which the host's folder of temporary files, seen inside, would allow."""
-    libraries = tmp_path / "libraries"  # not the present folder, which Python looks into by itself
+    """The host's folder of temporary files is visible inside, so its packages could be imported."""
+    libraries = tmp_path / "libraries"  # not the current folder, from which Python imports by default
     libraries.mkdir()
     (libraries / "zarr.py").write_text("raise SystemExit('the path leaks in')")
     magicseg.environment["PYTHONPATH"] += f":{libraries}"
@@ -103,12 +103,12 @@ def test_an_image_of_another_version_fails_its_test(image, tmp_path, monkeypatch
     assert "but this machine has magicseg 9.9" in check.seen
 
 
-# ------------------------------------------------------------ what must go wrong
+# ------------------------------------------------------------ builds that must fail
 
 
 @pytest.fixture
 def small(tmp_path, base):
-    """A definition that takes seconds."""
+    """A definition that builds within seconds."""
 
     def write(*lines):
         (tmp_path / "source").mkdir()
@@ -121,7 +121,7 @@ def small(tmp_path, base):
 
 
 def test_a_test_that_fails_leaves_no_image(magicseg, small, base, tmp_path):
-    # The arguments that magicseg gives have to be used.
+    # The definition has to use the arguments that magicseg passes.
     used = "    : {{ VARIANT }} {{ COMMIT }}"
     source = small("%arguments", "    VARIANT=cpu", "    COMMIT=x", "%post", used, "%test", "    exit 3")
     result = magicseg("container", "build", "a.sif", "--source", source, "--variant", "cpu")
@@ -199,9 +199,9 @@ def test_with_verify_a_tampered_image_is_not_started(magicseg, base, tmp_path):
 
 
 def test_a_build_with_defaults_uses_a_registry_image(base, workshop):
-    """As they are, but for the digest: the stand-in in the registry cannot have that of the real base.
+    """Only the digest is changed, because the stand-in base in the registry has another digest than the real base.
 
-    It ends where pip would begin; to the image it takes six minutes more:
+    The build ends before pip starts. To build the whole image, which takes six minutes more:
     MAGICSEG_ALL_IMAGES=1 pytest tests/container/test_real_image.py -k defaults
     """
     whole = bool(os.environ.get("MAGICSEG_ALL_IMAGES"))
@@ -213,7 +213,7 @@ def test_a_build_with_defaults_uses_a_registry_image(base, workshop):
         digest = push(address, "library/python", base.root)
         binds = [word for bind in base.binds for word in ("--bind", bind)]
         reference = f"BASE=docker.io/library/python@{digest}"
-        folder = Path(workshop / "defaults")  # unpacked: packing it would only take time
+        folder = Path(workshop / "defaults")  # unpacked, because packing takes time
         more = () if whole else ("--build-arg", "TORCH=/mnt")  # a folder without torch: the end, right before pip
         done = build(folder, "--sandbox", *binds, "--build-arg", reference, *more, before=before)
     if not whole:

@@ -1,4 +1,4 @@
-"""Jobs in the real image on a real Slurm, by an ordinary user: the same data as outside of any image."""
+"""An ordinary user's jobs in the real image on a real Slurm give the same data as without an image."""
 
 import json
 import os
@@ -22,7 +22,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Nodes on which ordinary users have no privilege."""
+    """A cluster on whose nodes ordinary users have no privileges."""
     require_slurm()
     with started(ACCT="0", ISOLATE="pid") as running:
         yield running

@@ -1,4 +1,4 @@
-"""The doctor finds what is really wrong: missing tools, broken libraries, full and closed disks, stale runs."""
+"""The doctor finds missing tools, broken libraries, full and read-only disks, and runs with other settings."""
 
 import json
 import os
@@ -17,7 +17,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def tools(tmp_path, monkeypatch):
-    """A PATH with nothing on it but what a test puts there: ``tools("sinfo", "echo gpu up")``."""
+    """A PATH that holds only the programs that a test adds: ``tools("sinfo", "echo gpu up")``."""
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -31,11 +31,11 @@ def tools(tmp_path, monkeypatch):
 
 @pytest.fixture
 def on_path(tmp_path, monkeypatch):
-    """Stub modules that are found before the real ones: ``on_path("torch", "raise ImportError('broken')")``."""
+    """Add stub modules that hide the real modules: ``on_path("torch", "raise ImportError('broken')")``."""
     folder = tmp_path / "stubs"
     folder.mkdir()
     monkeypatch.setenv("PYTHONPATH", str(folder))
-    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # of a stub that is replaced within a second
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")  # a stub may be replaced within a second
 
     def put(name, text):
         (folder / f"{name}.py").write_text(text)

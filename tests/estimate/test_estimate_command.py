@@ -1,4 +1,4 @@
-"""``magicseg estimate`` as users meet it."""
+"""The output of ``magicseg estimate``."""
 
 import json
 import math
@@ -45,7 +45,7 @@ def test_the_profile_comes_from_the_option_the_run_or_the_environment(magicseg, 
 
 
 def test_in_a_job_measurements_from_other_hardware_do_not_count(magicseg, fresh):
-    """As when the first pilot was on a login node and the second one is on a node with a GPU."""
+    """For example, the first pilot ran on a login node and the second pilot runs on a node with a GPU."""
 
     def measure():
         result = magicseg("estimate", fresh.path, "--pilot", 1, "--profile", "gpu", "--json")

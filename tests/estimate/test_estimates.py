@@ -1,4 +1,4 @@
-"""Estimates: against what the run really came to, and their arithmetic where the numbers are known."""
+"""Estimates, compared with the real cost of the run and with computed numbers."""
 
 import dataclasses
 import json
@@ -20,13 +20,13 @@ GIB = 2**30
 
 
 def data_files(run):
-    """Files of the store that hold data, and commit records that are not put together yet."""
+    """Return the store's data files and the commit records that are not compacted yet."""
     store = [path for path in (run.path / "dataset.zarr").rglob("*") if path.is_file() and path.name != "zarr.json"]
     return store, list((run.path / "ledger").glob("*/commits/*.json"))
 
 
 def measure_as(run, *, start=None, **values):
-    """The run's records with other numbers in them, and a start that was measured."""
+    """Replace numbers in the run's commit records, and set a measured startup time."""
     starts = {}
     for stage in STAGES:
         ledger = run.ledger(stage)
@@ -47,7 +47,7 @@ def measure_as(run, *, start=None, **values):
 
 @pytest.fixture
 def one_done(fresh):
-    """One shard of six of each stage, in 10 seconds and 1 GiB after a start of 5 seconds."""
+    """A run with one of six shards of each stage, measured as 10 seconds and 1 GiB after a startup of 5 seconds."""
     do(fresh, shards=[0])
     return measure_as(fresh, start=5.0, seconds=10.0, peak_memory=GIB)
 
@@ -59,7 +59,7 @@ def entries(report):
 def test_a_pilot_of_one_shard_predicts_the_run_s_cost(fresh):
     pilot(fresh, 1, gpu=lambda stage: None, report=lambda *_: None, stop=StopFlag())
     report = estimate(fresh, None)
-    do(fresh)  # in this process, which puts no records together
+    do(fresh)  # in this process, which does not compact records
     files, records = data_files(fresh)
     whole = report["total"]["whole"]
     assert whole["bytes"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.05)
@@ -95,7 +95,7 @@ def test_the_parallel_option_overrides_the_profile(one_done):
     profile = Profile(parallel=2, shards_per_task=1)
     assert estimate(one_done, profile, parallel=5)["stages"][0]["left"]["wall_seconds"] == 15.0
     assert estimate(one_done, profile, per_task=5)["stages"][0]["left"]["wall_seconds"] == 55.0
-    # Here, one process for each worker, which starts once.
+    # On this machine there is one process per worker, which starts once.
     assert estimate(one_done, None, parallel=1)["stages"][0]["left"]["wall_seconds"] == 5 + 50.0
     assert estimate(one_done, None, parallel=5)["parallel"] == 5
 

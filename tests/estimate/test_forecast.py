@@ -1,4 +1,4 @@
-"""The arithmetic: the same as playing the queue, task by task."""
+"""The forecast's arithmetic equals a simulation of the queue, task by task."""
 
 import heapq
 
@@ -13,7 +13,7 @@ seconds = st.floats(0.01, 100)
 
 
 def played(durations, parallel):
-    """The end of the last task, where each begins when a place is free."""
+    """Return the end of the last task, if each task starts as soon as a slot is free."""
     places = [0.0] * parallel
     for duration in durations:
         heapq.heapreplace(places, places[0] + duration)

@@ -1,4 +1,4 @@
-"""Pilots: real shards of the run, as few as are wanted, and what they leave behind."""
+"""Pilots complete a few regular shards of the run and record startup times."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from magicseg.run.digest import logical_digest
 
 
 def run_pilot(run, shards):
-    """Returns: the shards that were done, by stage."""
+    """Run a pilot and return the completed shards by stage."""
     done = {stage: [] for stage in STAGES}
 
     def report(stage, event):

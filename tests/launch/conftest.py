@@ -1,4 +1,4 @@
-"""A cluster of stand-ins, a place without Slurm, golden files."""
+"""Fixtures: stand-ins for Slurm's commands, a PATH without Slurm, golden files."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def _outside_of_any_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _images_are_where_profiles_have_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def _profiles_images_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     def identified(path: Path) -> Image:
         return Image(path, f"sha256:{'ab' * 32}", 4242, 1_700_000_000)
 
@@ -32,7 +32,7 @@ def _images_are_where_profiles_have_them(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
-    """Slurm's commands, which are all that is on the PATH."""
+    """A PATH that holds only stand-ins for Slurm's commands."""
     stand_ins = StandIns(tmp_path / "slurm")
     stand_ins.install()
     monkeypatch.setenv("PATH", str(stand_ins.path))
@@ -41,20 +41,20 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
 
 @pytest.fixture
 def no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing on the PATH."""
+    """An empty PATH."""
     (tmp_path / "empty").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
 
 
 @pytest.fixture
 def on_cluster(slurm: StandIns, magicseg: CommandLine) -> CommandLine:
-    """The command line where the stand-ins are Slurm."""
+    """The command line, with the stand-ins on its PATH."""
     return CommandLine(magicseg.folder, magicseg.environment | {"PATH": str(slurm.path)})
 
 
 @pytest.fixture(scope="session")
 def described_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose first stage is done. Not to be changed."""
+    """A run whose first stage is finished. Tests must not change it."""
     run = make_run(tmp_path_factory.mktemp("described") / "run")
     do(run, "describe")
     return run
@@ -62,7 +62,7 @@ def described_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture
 def described(described_run: Run, copy_of: Callable[[Run], Run]) -> Run:
-    """A run of the test's own whose first stage is done."""
+    """A copy of the run whose first stage is finished, for one test."""
     return copy_of(described_run)
 
 

@@ -1,4 +1,4 @@
-"""The cluster's commands as users meet them: mistakes, which profile counts, what is printed, light imports."""
+"""The cluster commands: errors, choice of the profile, output, light imports."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def hint_of(result):
 
 @pytest.fixture
 def here(slurm, tmp_path, monkeypatch, capsys):
-    """The command line in this very process, which is quicker, where the stand-ins are Slurm."""
+    """The command line in this process, which is faster, with the stand-ins on the PATH."""
     monkeypatch.chdir(tmp_path)
     for name, value in {"COLUMNS": "200", "TERM": "dumb", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
@@ -171,7 +171,7 @@ def test_the_profile_option_overrides_the_run_and_the_run_overrides_the_environm
         assert result.code == 0, result.err
         return next(line for line in result.out.splitlines() if "--partition" in line).partition("=")[2]
 
-    magicseg.environment["MAGICSEG_PROFILE"] = "environment.yaml"  # a relative path, from the folder we are in
+    magicseg.environment["MAGICSEG_PROFILE"] = "environment.yaml"  # relative to the current folder
     assert partition() == "environment"
     change(fresh, "slurm.profile", str(tmp_path / "of-run.yaml"))
     assert partition() == "of-run"

@@ -1,4 +1,4 @@
-"""What jobs asked for and used, and that what is suggested for next time is possible."""
+"""Requested and used resources of jobs, and valid suggestions for the next submission."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ GIB = 2**30
 
 @pytest.fixture
 def done_by_slurm(fresh, monkeypatch):
-    """A run whose first stage was done by the tasks 101_0 and 101_1, and a submission that says so."""
+    """A run whose first stage was finished by tasks 101_0 and 101_1, with the record of their submission."""
     for task, shards in (("0", [0, 1, 2]), ("1", [3, 4, 5])):
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "101")
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", task)
@@ -31,7 +31,7 @@ def done_by_slurm(fresh, monkeypatch):
 
 
 def rewritten(run, **values):
-    """The run with other numbers in its commit records."""
+    """Replace numbers in the run's commit records."""
     ledger = run.ledger("describe")
     for shard, found in ledger.commits().items():
         ledger.take_back([shard])
@@ -100,7 +100,7 @@ RECORDED = """\
 
 @pytest.fixture
 def learnt_by_slurm(fresh):
-    """A run that the jobs 105 and 106 have trained and scored, as far as its files and its job map say."""
+    """A run with the files and submission records of training by job 105 and evaluation by job 106."""
     record(fresh, "train", [""], jobs=("105",), asks={"nodes": 2})
     record(fresh, "evaluate", [""], jobs=("106",))
     (fresh.path / "model").mkdir()

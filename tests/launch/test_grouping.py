@@ -1,4 +1,4 @@
-"""Shards to tasks, tasks to arrays: nothing is lost, nothing is done twice, no limit is passed."""
+"""Division of shards among tasks and of tasks among arrays: every shard once, within all limits."""
 
 import dataclasses
 import math

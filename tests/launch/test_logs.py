@@ -1,4 +1,4 @@
-"""Finding the logs of tasks, the last lines of one, and following one to its end."""
+"""Find the logs of tasks, read their last lines, and follow a log to its end."""
 
 import itertools
 import threading
@@ -17,7 +17,7 @@ from magicseg.launch.queue_state import read_queue_state
 
 @pytest.fixture
 def queue(fresh, slurm):
-    """Two submissions of describe, of which the first failed in part, and training that waits."""
+    """Two submissions of describe, the first partly failed, and a pending training job."""
     old = record(fresh, "describe", ["0-2", "3-5"], jobs=("101",))
     new = record(fresh, "describe", ["3-5"], jobs=("102",))
     train = record(fresh, "train", [""], jobs=("103",))

@@ -1,4 +1,4 @@
-"""Profiles: what a site may say, what it may not, and that no value adds a line or an option to a job script."""
+"""Profiles: valid and invalid values; no value adds a line or an option to a job script."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def from_yaml(folder, text, *overrides):
 
 
 def scripts(profile):
-    """All kinds of job scripts, as they are written where there is no Slurm."""
+    """Return all kinds of job scripts, written without Slurm."""
     texts = []
     for stage in ("generate", "evaluate"):
         tasks = [[0, 1], [2]] if stage == "generate" else [[]]
@@ -59,13 +59,13 @@ def scripts(profile):
 
 
 def shape(text):
-    """How many lines a script has, and how many options."""
+    """Return a script's number of lines and number of options."""
     lines = text.encode().split(b"\n")
     return len(lines), sum(line.startswith(b"#SBATCH") for line in lines)
 
 
 def options(text):
-    """The options of a script by their names."""
+    """Return the options of a script by name."""
     found = re.findall(r"^#SBATCH --([a-z-]+)(?:=(.*))?$", text, re.MULTILINE)
     return {name: value.strip("'") for name, value in found}
 
@@ -141,7 +141,7 @@ def test_profile_preemptible_requeues_often_and_has_short_tasks():
         assert "requeue" in options(text)
 
 
-# -------------------------------------------------------------------------------------------- what is not understood
+# --------------------------------------------------------------------------------------------------- invalid profiles
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_an_invalid_time_limit_is_refused(text):
 @pytest.mark.parametrize(
     ("text", "key", "value"),
     [
-        ("time: 4:00:00", "minutes", 240),  # YAML 1.1 has the number 14400 here
+        ("time: 4:00:00", "minutes", 240),  # YAML 1.1 reads this as the number 14400
         ("time: 90", "minutes", 90),
         ("time: 1:30", "minutes", 2),
         ("partition: 2024", "partition", "2024"),

@@ -1,4 +1,4 @@
-"""The queue: every task's state from one squeue and at most one sacct, and what holds where these do not answer."""
+"""Every task's state, from one squeue and at most one sacct call, also if these do not answer."""
 
 import json
 import math
@@ -123,7 +123,7 @@ def test_slurm_s_states_are_mapped_to_kinds(fresh, slurm, word, kind):
     ("word", "kind"), [("REQUEUED", "pending"), ("SUSPENDED", "running"), ("RUNNING", "running")]
 )
 def test_only_the_queue_decides_whether_a_task_is_active(fresh, slurm, word, kind):
-    """An accounting that lags behind, or lost the end of a job, would keep its shards in flight for ever."""
+    """Otherwise an accounting that lags behind, or lost a job's end, would keep its shards in flight forever."""
     made = record(fresh, "describe", ["0", "1"])
     slurm.says("sacct", accounted(made.arrays[0], "101_0", word))
     assert [task.kind for task in read_queue_state(fresh).tasks] == ["unknown", "unknown"]

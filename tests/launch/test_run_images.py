@@ -1,4 +1,4 @@
-"""A run and its image: any other one is refused, at submission and in the job, unless told; the digest is kept."""
+"""A run's image is recorded, and other images are refused at submission and in jobs, unless --new-image is given."""
 
 import json
 import os
@@ -35,7 +35,7 @@ esac
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """A profile with an image; another image; a program that says what it is told."""
+    """A profile with an image, another image, and a stand-in for Apptainer with configurable answers."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("magicseg.launch.job_image.identify", identify)
     (tmp_path / "first.sif").write_text("signed")
@@ -103,7 +103,7 @@ def test_a_missing_image_is_refused_before_anything_is_queued(fresh, site, slurm
 
 
 def test_without_a_container_runtime_on_the_login_node_only_the_jobs_check_the_image(fresh, site, slurm):
-    profile = site(executable="apptainer")  # which is only on the nodes
+    profile = site(executable="apptainer")  # installed only on the nodes
     submit(fresh, ask(profile))
     assert len(slurm.calls("sbatch")) == 1
 
@@ -173,7 +173,7 @@ def test_amd_gpus_get_their_own_flag(fresh, site):
 
 
 def job(profile):
-    """What the first lines of a job's script do, in a real shell."""
+    """Run the first lines of a job script in a real shell."""
     script = "\n".join(["set -u", *container_lines(load_profile(profile)), 'env | grep "^APPTAINERENV_" | sort'])
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
 

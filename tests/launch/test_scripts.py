@@ -1,6 +1,6 @@
-"""The job scripts and the help, as golden files: what a user sees with --dry-run, and what sbatch gets.
+"""Golden files of the job scripts, as --dry-run prints them and sbatch gets them, and of the help texts.
 
-To write the golden files anew: ``MAGICSEG_REWRITE_GOLDEN=1 pytest tests/launch``, then look at the difference.
+To rewrite the golden files: ``MAGICSEG_REWRITE_GOLDEN=1 pytest tests/launch``, then review the difference.
 """
 
 import re
@@ -49,14 +49,14 @@ TASKS_OF_TWO = 2
 
 @pytest.fixture
 def custom(tmp_path):
-    """A profile that says all there is to say."""
+    """A profile with all settings."""
     file = tmp_path / "custom.yaml"
     file.write_text(CUSTOM)
     return str(file)
 
 
 def neutral(text, run):
-    """Without what differs from machine to machine."""
+    """Replace the parts that differ between machines."""
     token = job_name(run, "x", 0, 0).split("-")[1]
     for found, word in ((str(run.path), "/RUN"), (sys.executable, "/PYTHON"), (token, "TOKEN")):
         text = text.replace(found, word)
@@ -69,7 +69,7 @@ def shown(run, stage, profile, *overrides):
 
 
 def parts(text):
-    """The scripts of a dry run, by the command above each."""
+    """Return the scripts of a dry run by their sbatch commands."""
     pieces = re.split(r"^### (.*)\n", text, flags=re.MULTILINE)[1:]
     return list(zip(pieces[::2], pieces[1::2], strict=True))
 

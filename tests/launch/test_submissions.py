@@ -91,12 +91,12 @@ def test_a_record_with_invalid_fields_raises_damage_error(fresh):
 
 def test_folders_that_are_not_submissions_are_ignored(fresh):
     (fresh.path / "jobs/notes").mkdir(parents=True)
-    (fresh.path / "jobs/0007-describe").mkdir()  # a submit that was killed before it wrote anything
+    (fresh.path / "jobs/0007-describe").mkdir()  # left by a submit that was killed before it wrote its record
     assert submissions(fresh) == []
     assert next_number(fresh) == 8
 
 
-# ---------------------------------------------------------------------------------------------- submitting by halves
+# ----------------------------------------------------------------------------------------------- partial submissions
 
 
 def test_a_submission_is_recorded_with_its_jobs(fresh, slurm):
@@ -280,7 +280,7 @@ def test_pickles_of_ended_submissions_are_removed_and_those_of_active_ones_stay(
     (ended,) = submit(fresh, request).submissions
     assert len(list(ended.folder.glob("*.pkl"))) == 3
     (ended.folder / "101_0_0_log.out").write_text("a log")
-    (active,) = submit(fresh, request).submissions  # the queue knows nothing of the first one
+    (active,) = submit(fresh, request).submissions  # the queue no longer knows the first submission
     slurm.says("squeue", queued(active.arrays[0], "0-2", "PENDING", job="102"))
     assert submit(fresh, request).submissions == []
     assert list(ended.folder.glob("*.pkl")) == []

@@ -1,4 +1,4 @@
-"""What submit says of the time and space that it will take, before anything is queued."""
+"""The estimate that submit prints before it queues jobs."""
 
 import json
 
@@ -9,7 +9,7 @@ from magicseg.launch.jobs import submissions
 
 @pytest.fixture
 def estimated(described, magicseg):
-    """A run whose first stage is done, and a shard of the others, by processes with the memory of a job's."""
+    """A run with the first stage finished and one shard of the others, made by processes with a job's memory."""
     for stage in ("generate", "mask"):
         assert magicseg(stage, described.path, "--shards", "0", "--workers", "1").code == 0
     return described

@@ -1,4 +1,4 @@
-"""What a task of a job array runs, as a plain process: its exit codes, its log, what a signal does to it."""
+"""An array task as a plain process: exit codes, log, reaction to signals."""
 
 import json
 import os
@@ -24,7 +24,7 @@ CODE = "import json, sys; from magicseg.launch.task import run_task; run_task(**
 
 @pytest.fixture
 def task(magicseg):
-    """Start a task as submitit would: with plain values, in a process of its own."""
+    """Start a task as submitit does: with plain values, in a separate process."""
 
     def start(run, stage, shards, *, version=package.__version__, delay=0.0, **variables):
         call = {"run": str(run.path), "stage": stage, "shards": shards, "version": version, "delay": delay}
@@ -40,7 +40,7 @@ def task(magicseg):
 
 
 def ended(process, before=""):
-    """Wait for a task. Returns: its exit code and all of its log."""
+    """Wait for a task. Return its exit code and its whole log."""
     try:
         text, _ = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
@@ -52,7 +52,7 @@ def ended(process, before=""):
 
 
 def read_until(process, words):
-    """Read a task's log up to a line with these words."""
+    """Read a task's log up to a line that contains ``words``."""
     text = ""
     for line in process.stdout:
         text += line
@@ -62,7 +62,7 @@ def read_until(process, words):
 
 
 def until_it_listens(process):
-    """Wait until a task would not die of SIGUSR2."""
+    """Wait until a task handles SIGUSR2."""
     until = time.monotonic() + 30
     while time.monotonic() < until:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -78,7 +78,7 @@ def events(text, outcome):
 
 @pytest.fixture
 def slow(tmp_path, faulty):
-    """A run whose captioner rests a fifth of a second before each of the four batches of a shard."""
+    """A run whose captioner sleeps 0.2 s before each of the four batches of a shard."""
     return make_run(tmp_path / "slow", "describe.backend=faulty", "describe.options={seconds: 0.2}")
 
 
@@ -200,7 +200,7 @@ def test_shards_that_failed_or_killed_an_earlier_task_come_last(fresh, task):
 
 
 def test_a_requeued_task_does_not_wait_for_its_own_claims(fresh, task):
-    claim(fresh, "describe", 1, "7_2")  # made a moment ago, by the run of this task before
+    claim(fresh, "describe", 1, "7_2")  # recent, by an earlier start of this task
     began = time.monotonic()
     code, text = ended(
         task(fresh, "describe", "0-1", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2", SLURM_RESTART_COUNT="1")

@@ -98,7 +98,7 @@ def test_a_complete_run_shows_everything(complete):
     assert "98.7 %" in page
     assert "0.339" in page
     assert "all background (baseline)" in page
-    assert "75.0" in page  # of the car's pixels were found
+    assert "75.0" in page  # percent of the car's pixels are predicted correctly
     assert complete.fingerprints["mask"].digest in page
     assert "beef" * 16 in page
     assert "versions.torch" in page

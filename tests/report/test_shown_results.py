@@ -1,4 +1,4 @@
-"""Results of ``magicseg evaluate`` in the report: what a reader is told of every benchmark."""
+"""Results of ``magicseg evaluate`` in the report."""
 
 import io
 import json
@@ -21,7 +21,7 @@ SWEPT = {"value": 0.432, "origin": "swept", "split": "train", "images": 200, "cu
 
 
 def scores_of(classes, *, images=12, wrong=0.3, seed=0):
-    """What evaluation writes of a head that errs at a share of the pixels."""
+    """Return the results that evaluation writes for a head that errs on a share of the pixels."""
     rng = np.random.default_rng(seed)
     counted = []
     for _ in range(images):
@@ -32,7 +32,7 @@ def scores_of(classes, *, images=12, wrong=0.3, seed=0):
 
 
 def results_of(classes, **changes):
-    """What `magicseg.evaluate.suite` writes for a whole benchmark with all heads."""
+    """Return the results that `magicseg.evaluate.suite` writes for a whole benchmark with all heads."""
     return {
         "benchmark": "voc21",
         "head": "model",

@@ -1,4 +1,4 @@
-"""A real Slurm for the tests in this folder: one with accounting for all, others for what a site may be like."""
+"""A real Slurm for the tests in this folder: one shared cluster with accounting, and others like various sites."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +9,7 @@ from helpers.clusters import PLUGINS, Cluster, ClusterCommands, commands, requir
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of these need a daemon and take their time."""
+    """Mark all tests here as slow and in need of Slurm."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
@@ -18,7 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def session_cluster() -> Iterator[Cluster]:
-    """Four nodes with accounting, where preemption warns first."""
+    """A cluster of four nodes with accounting, where jobs are warned before preemption."""
     require_slurm()
     with started(ACCT="1", GRACE="15", EXTRA_CONF="SlurmctldParameters=preempt_send_user_signal") as cluster:
         yield cluster
@@ -26,7 +26,7 @@ def session_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def slurm(session_cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, idle before and after."""
+    """The cluster, idle before and after each test."""
     session_cluster.cancel_all()
     yield session_cluster
     session_cluster.cancel_all()

@@ -1,5 +1,6 @@
 #!/bin/sh
-# What the tests in this folder need, on Debian or Ubuntu, as root: Slurm with accounting, and network namespaces.
+# Install the requirements of the tests in this folder, on Debian or Ubuntu, as root: Slurm with accounting, and network
+# namespaces.
 set -eu
 for command in slurmctld slurmd sbatch munged slurmdbd mariadbd ip; do
   if ! PATH=$PATH:/usr/sbin:/sbin command -v "$command" >/dev/null; then

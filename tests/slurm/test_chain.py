@@ -1,4 +1,4 @@
-"""The whole chain on a real Slurm, undisturbed: same bytes as here, and what the user sees meanwhile."""
+"""The whole pipeline on a real Slurm without faults: the same bytes as a local run, and the commands' output."""
 
 import json
 import shlex
@@ -42,7 +42,7 @@ def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluste
     jobs = {job["stage"]: job["id"] for job in state["jobs"]}
     for shard, record in run.ledger("generate").commits().items():
         assert record.job == f"{jobs['generate']}_{shard // 8}"
-    # The follow-up job's report, the logs and the efficiency, as a user looks at them.
+    # A user reads the follow-up job's report, the logs and the efficiency.
     report = on_cluster("logs", run.path, "follow-up", "--task", jobs["follow-up"])
     assert "all that was submitted is done" in report.out
     log = on_cluster("logs", run.path, "generate", "--shard", 9)
@@ -58,7 +58,7 @@ def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluste
         assert 0 < entry["longest_task_seconds"] < 600
         assert 0 < entry["cpu_share"] <= 1
         assert entry["gpu_share"] is None, "this site does not count it"
-    # The accounts look at memory every few seconds, so that they may miss it in jobs as short as these.
+    # Slurm's accounting samples memory every few seconds, so it may have no value for jobs this short.
     assert all(entry["peak_memory"] is None or entry["peak_memory"] > 2**20 for entry in (train, evaluate))
     assert "train: 1 node" in on_cluster("efficiency", run.path, "train").out
     again = on_cluster("submit", "all", run.path, "--profile", "cpu")
@@ -68,7 +68,7 @@ def test_submit_all_gives_the_bytes_of_a_local_run_and_a_trained_model(on_cluste
 
 
 def test_a_pilot_in_a_job_gives_an_estimate(on_cluster, slurm, tmp_path):
-    """The line that the estimate of a login node prints for a profile with GPUs, typed as it is."""
+    """The command that ``estimate`` prints on a login node, for a profile with GPUs, works unchanged."""
     run = make_run(tmp_path / "run", *SMALL)
     profile = tmp_path / "site.yaml"
     profile.write_text("gpus: 1\ncpus: 2\nmemory: 1900M\nshards_per_task: 4\n")
@@ -102,7 +102,7 @@ def test_a_second_submit_skips_queued_work_unless_forced(on_cluster, slurm, tmp_
     assert "in the queue already" in again.err
     assert "nothing to submit: the rest is in the queue" in again.err
     assert len({line.split("_")[0] for line in slurm.queued()}) == 1
-    # The next stage waits for the jobs that are there already.
+    # The next stage depends on the jobs that are already queued.
     assert on_cluster("submit", "generate", run.path, *options).code == 0
     wait_until(lambda: "Dependency" in slurm.run("squeue", "-h", "-o", "%r", "-t", "PENDING").split())
     assert on_cluster("submit", "describe", run.path, *options, "--force").code == 0

@@ -1,4 +1,4 @@
-"""docs/cluster.md, typed as it stands there."""
+"""Run the commands of docs/cluster.md unchanged."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 from helpers.clusters import wait_until
 
 ROOT = Path(__file__).parents[2]
-# The painter's images: what is shown here is the launch, and every process that loads models takes seconds for it.
+# The painter generates the images, because this tests the launch, and loading models takes seconds per process.
 SMALL = (
     "--preset painted --set plan.samples=8 --set plan.shard_size=4 --set evaluate.scenes=8 "
     "--set train.steps=6 --set train.batch_size=8 --set train.loader_workers=0 "
@@ -18,7 +18,7 @@ SMALL = (
 
 
 def commands():
-    """The indented commands of the guide, without installation and comments."""
+    """Return the guide's indented commands, without installation and comments."""
     lines = re.findall(r"^    (\S.*)$", (ROOT / "docs/cluster.md").read_text(encoding="utf-8"), re.MULTILINE)
     return [line.split("  #")[0].strip() for line in lines if line.startswith(("magicseg ", "sbatch "))]
 
@@ -26,7 +26,7 @@ def commands():
 def test_the_commands_of_the_cluster_guide_work(on_cluster, slurm, tmp_path):
     folder = tmp_path / "bin"
     folder.mkdir()
-    # What pip puts beside Python, for a test that may run without an installed script.
+    # The script that pip would install beside Python, for test environments without it.
     (folder / "magicseg").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m magicseg "$@"\n')
     (folder / "magicseg").chmod(0o755)
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")

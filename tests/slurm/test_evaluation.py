@@ -1,4 +1,4 @@
-"""An evaluation as a job array: tasks share the images out, and the results are those of one process."""
+"""An evaluation sharded across the tasks of a job array gives the same results as one process."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ TINY = (
 
 
 def results_of(run):
-    """All results files, without what differs from one evaluation to the next."""
+    """Return all results files, without values that differ between evaluations."""
     found = {}
     for path in sorted((run.path / "results").glob("*.json")):
         results = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What clusters do to jobs, all at once: the data set comes out the same, and nothing was done twice in vain."""
+"""Faults of clusters, all at once: the data set is the same, and no committed shard is done twice."""
 
 import json
 
@@ -15,7 +15,7 @@ SLOW = ("generate.backend=faulty", "generate.options={seconds: 2.0}")
 
 
 def running(slurm, stage):
-    """Running tasks of a stage and their nodes."""
+    """Return the running tasks of a stage and their nodes."""
     lines = (line.split() for line in slurm.queued("-t", "RUNNING", "-o", "%i %T %N %j"))
     return {task: node for task, _, node, name in lines if name.startswith(f"{stage}-")}
 
@@ -47,7 +47,7 @@ def test_a_run_survives_killed_workers_lost_nodes_preemption_and_cancellation(on
     assert command.returncode == 0, (out, err)
     assert logical_digest(run) == logical_digest(local)
     assert (run.path / "results/miniature.json").exists()
-    # Eight tasks were at work, and one of them was left alone: seven open shards at most were done again.
+    # Of eight running tasks, seven were disturbed: at most seven open shards were done again.
     check_done_once(run, disturbed=7)
     assert not any(shard // 4 == int(left_alone.split("_")[1]) for _, shard in repeated(run))
     state = json.loads(on_cluster("status", run.path, "--json").out)
@@ -60,7 +60,7 @@ def repeated(run):
 
 
 def test_tasks_stop_before_the_time_limit_and_resume_after_a_requeue(on_cluster, slurm, tmp_path):
-    """A limit of one minute, with work for more: the warning comes, the shard is finished or left, all is done."""
+    """The limit is one minute and the work is longer: tasks stop at the warning; requeued tasks finish the work."""
     slow = ("plan.samples=128", "describe.backend=faulty", "describe.options={seconds: 4.0}")
     run = make_run(tmp_path / "run", *SMALL, *slow)
     result = on_cluster.patiently(
@@ -88,8 +88,8 @@ def test_a_shard_that_kills_its_worker_does_not_block_other_shards(on_cluster, s
     assert run.ledger("describe").commits().keys() == set(range(32)) - {1}
     failed = on_cluster("logs", run.path, "--failed")
     assert "describe shard 1: started" in failed.out
-    # Asked again, the map and the queue say that the task is dead; its shard is the only one that is tried. (Not at
-    # once: while it is, it does not count as failed.)
+    # On the next submission, the records and the queue tell that the task is dead, and only its shard is submitted.
+    # The job starts an hour later: while a shard is running, it does not count as failed.
     again = on_cluster("submit", "describe", run.path, "--profile", "cpu", "--set", "slurm.extra.begin=now+1hour")
     assert again.code == 0
     assert "1 shards in 1 task" in again.err
@@ -98,7 +98,7 @@ def test_a_shard_that_kills_its_worker_does_not_block_other_shards(on_cluster, s
 
 
 def test_requeueing_the_last_task_of_an_array_requeues_no_other_task(on_cluster, slurm, tmp_path):
-    """In its environment, the job's number is that of the whole array."""
+    """In the last task's environment, SLURM_JOB_ID is the id of the whole array."""
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 0.7}")
     command = on_cluster.start("submit", "describe", run.path, "--profile", "cpu", "--shards-per-task", 8, "--wait")
     wait_until(lambda: len(run.ledger("describe").claimed()) == 4)

@@ -1,4 +1,4 @@
-"""Ten thousand shards: as many calls of Slurm's commands as there are arrays, and few calls to look."""
+"""Ten thousand shards: one sbatch call per array, and few calls to query their state."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from helpers.clusters import PLUGINS, commands, require_slurm, started
 from helpers.tiny_runs import make_run
 from magicseg.launch.jobs import submissions
 
-# Each call is written down, then done.
+# Log each call, then execute it.
 COUNTING = """#!/bin/sh
 echo "{name}" >>{log}
 exec {real} "$@"
@@ -25,7 +25,7 @@ def big_cluster():
 
 @pytest.fixture
 def counted(big_cluster, tmp_path):
-    """Commands on the big cluster, and a function that tells which of Slurm's were called since it was asked last."""
+    """The command line on the big cluster, and a function that returns the Slurm commands since its last call."""
     log, folder = tmp_path / "calls", tmp_path / "bin"
     folder.mkdir()
     for name in ("sbatch", "squeue", "sacct", "scontrol", "scancel"):

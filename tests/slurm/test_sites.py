@@ -1,4 +1,4 @@
-"""Sites differ: no accounting, small arrays, preemption that cancels, containers, ordinary users, jobs in jobs."""
+"""Sites without accounting, with small arrays, cancelling preemption, containers, ordinary users, nested jobs."""
 
 import json
 import os
@@ -28,7 +28,7 @@ PartitionName=cancel PriorityTier=1 PreemptMode=CANCEL"""
 
 @pytest.fixture(scope="module")
 def plain_cluster():
-    """No accounting; arrays of 10; a partition whose preempted jobs are cancelled. Users need no privilege."""
+    """A cluster without accounting, with arrays of 10, and a partition that cancels preempted jobs."""
     require_slurm()
     with started(ACCT="0", ISOLATE="pid", EXTRA_CONF=SITE) as cluster:
         yield cluster
@@ -73,9 +73,9 @@ def test_21_tasks_on_a_site_with_arrays_of_10_and_without_accounting(on_plain, p
 
 
 def test_a_whole_run_on_a_site_that_cancels_preempted_jobs_and_has_no_accounting(on_plain, plain, tmp_path, local):
-    """Follow-up jobs submit what was preempted and what somebody cancelled, and all that waited for it."""
+    """Follow-up jobs submit preempted and cancelled shards again, and the stages that depend on them."""
     run = make_run(tmp_path / "run", *SMALL, "generate.backend=faulty", "generate.options={seconds: 1.5}")
-    do(run, "describe", shards=range(12))  # so that there is work of every stage, and not too much
+    do(run, "describe", shards=range(12))  # leaves a little work in every stage
     profile = tmp_path / "site.yaml"
     profile.write_text("partition: cancel\ncpus: 2\nmemory: 1900M\nrequeue: 0\nresubmit: 3\n")
     options = ("--profile", profile, "--shards-per-task", 3)
@@ -182,7 +182,7 @@ def test_an_ordinary_user_submits_watches_and_cancels(plain, tmp_path, local):
 
 
 CONTAINER = """#!/bin/sh
-# Stands in for apptainer: what it was given is written down, then the rest runs, without Slurm's commands.
+# A stand-in for apptainer: log the arguments, then run the command without Slurm's commands on the PATH.
 echo "$@" >>{log}
 case "$1" in
   --version) echo "apptainer version 1.4.5"; exit ;;
@@ -204,7 +204,7 @@ exec env PATH=/nowhere APPTAINER_CONTAINER="$image" {more} {python} "$@"
 
 
 def container(folder, log, **more):
-    """Jobs forget the host's PYTHONPATH, so the image has one of its own."""
+    """Jobs unset the host's PYTHONPATH, so the stand-in image sets its own."""
     file = folder / "apptainer"
     more = {"PYTHONPATH": PLUGINS, **more}
     settings = " ".join(f"{name}={value}" for name, value in more.items())
@@ -226,7 +226,7 @@ def test_workers_run_inside_the_container_and_the_script_outside_requeues_them(o
     options = ("--profile", profile, "--shards-per-task", 11, "--wait")
     command = on_plain.start("submit", "describe", run.path, *options, "--set", "slurm.gpus=1")
     wait_until(lambda: len(run.ledger("describe").commits()) >= 4)
-    # Slurm's warning, as before a time limit: the worker stops, and the script outside asks for another turn.
+    # Slurm's warning, as before a time limit: the worker stops, and the script outside requeues the task.
     task = plain.queued("-t", "RUNNING", "-o", "%i")[0]
     plain.run("scancel", "--signal=USR2", task)
     out, err = command.communicate(timeout=200)
@@ -237,7 +237,7 @@ def test_workers_run_inside_the_container_and_the_script_outside_requeues_them(o
         f"exec --nv --bind {run.path} --bind /scratch:/data:ro {tmp_path}/image.sif python3 -u -m submitit"
     )
     assert len(run.ledger("describe").commits()) == 21
-    # In the container of another version nothing is done, and the log says what to do.
+    # A container with another version does no work, and the log has a hint.
     other = tmp_path / "other"
     (other / "magicseg-9.9.dist-info").mkdir(parents=True)
     (other / "magicseg-9.9.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: magicseg\nVersion: 9.9\n")
@@ -269,7 +269,7 @@ def test_pickled_calls_contain_only_a_function_name_and_plain_values(on_plain, p
 
 
 def test_claims_of_a_lost_worker_are_released_at_the_next_submission(on_plain, plain, tmp_path):
-    """Its node is gone and so is its task: the next submission takes its claim back."""
+    """Its node and its task are gone: the next submission releases its claim."""
     run = make_run(tmp_path / "run", *SMALL, "describe.backend=faulty", "describe.options={seconds: 1.0}")
     profile = tmp_path / "site.yaml"
     profile.write_text("cpus: 2\nmemory: 1900M\nrequeue: 0\n")
@@ -315,10 +315,10 @@ def test_a_whole_run_through_an_sbatch_that_prints_a_banner(plain, tmp_path, fau
     assert "nothing to submit: the rest is in the queue" in again.err
     cancelled = site("cancel", run.path)
     assert cancelled.code == 0
-    waiting = [one.jobs[0] for one in made[3:]]  # the first ones may have ended by now
+    waiting = [one.jobs[0] for one in made[3:]]  # the first jobs may have ended by now
     assert all(job in cancelled.err for job in waiting)
     wait_until(lambda: plain.queued() == [], 60)
-    # Sbatch refuses training: what came before it is named, and is not submitted twice.
+    # sbatch refuses training: the error names the jobs queued before, and they are not submitted twice.
     half = site("submit", "all", run.path, "--profile", "cpu", "--set", "slurm.stages.train.partition=nowhere")
     assert half.code == 2
     by_then = submissions(run)[6:]

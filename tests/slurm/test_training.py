@@ -1,4 +1,4 @@
-"""Training on two nodes: what is lost comes back, and the curve is the undisturbed one."""
+"""Training on two nodes recovers from faults, with the same training curve as without faults."""
 
 import json
 import re
@@ -24,7 +24,7 @@ TWO_BY_TWO = (*ON_TWO[:-1], "slurm.stages.train.processes=2")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A run whose data are done."""
+    """A run with a finished data set."""
     run = make_run(tmp_path_factory.mktemp("data") / "run", *TRAINING)
     do(run)
     return run
@@ -32,14 +32,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def untrained(data, tmp_path):
-    """A copy of it."""
+    """A copy of the run with a finished data set."""
     shutil.copytree(data.path, tmp_path / "run")
     return Run.open(tmp_path / "run")
 
 
 @pytest.fixture(scope="module")
 def undisturbed():
-    """The curve of the script by hand, for the test after it."""
+    """The training curve of the script without submit, for the next test."""
     return {}
 
 
@@ -56,7 +56,7 @@ def step_of(run):
 
 
 def ranks(run):
-    """The processes that train, on whatever node: torchrun's children."""
+    """Return the training processes on all nodes: torchrun's children."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []
@@ -106,27 +106,27 @@ def test_the_training_script_works_without_submit(on_cluster, slurm, untrained, 
 def test_the_training_curve_is_the_same_after_kills_node_loss_time_limit_and_cancellation(
     on_cluster, slurm, untrained, undisturbed
 ):
-    """A rank is killed, a node is lost, the time limit comes near, and somebody cancels: one after the other."""
+    """In sequence: a rank is killed, a node is lost, the time limit comes near, the job is cancelled."""
     command = on_cluster.start("submit", "train", untrained.path, *ON_TWO, "--wait")
     wait_until(lambda: step_of(untrained) > 15)
-    # torchrun starts the ranks again, in the same job.
+    # torchrun restarts the ranks in the same job.
     killed = ranks(untrained)[-1]
     killed.kill()
     wait_until(lambda: step_of(untrained) > 35)
     assert restarts(slurm) == 0
-    # Slurm puts the job back into the queue.
+    # Slurm requeues the job.
     nodes = slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%N").strip()
     last = slurm.run("scontrol", "show", "hostnames", nodes).split()[-1]
     slurm.kill_node(last)
     slurm.start_node(last)
     wait_until(lambda: step_of(untrained) > 55)
     assert restarts(slurm) == 1
-    # The ranks stop after one step, and the job script asks for another turn.
+    # The ranks stop after one step, and the job script requeues the job.
     slurm.run("scancel", "--signal=USR2", job_of(slurm))
     wait_until(lambda: restarts(slurm) == 2)
     assert "training was interrupted after step" in logs(untrained)
     wait_until(lambda: step_of(untrained) > 75)
-    # Cancelled work is not taken up again by itself, but by submit.
+    # Cancelled work is resumed only by submit.
     assert on_cluster("cancel", untrained.path).code == 0
     out, err = command.communicate(timeout=60)
     assert command.returncode == 1, (out, err)
