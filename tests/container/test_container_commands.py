@@ -177,7 +177,7 @@ def test_packing_arguments_are_passed_only_to_versions_that_accept_them(command,
     [
         (["--base", "lost.sif"], "--base lost.sif: there is no such file", "a SIF file"),
         (["--base", "~/python"], "--base ~/python: there is no such file", "a SIF file"),
-        (["--torch", "https://me:secret@index.site/simple"], "a user's name in it", "pip.conf"),
+        (["--torch", "https://me:secret@index.site/simple"], "contains a user name", "pip.conf"),
         (["nowhere/a.sif"], "nowhere: there is no such folder", "mkdir -p"),
     ],
 )
