@@ -42,11 +42,11 @@ def predict(
     from magicseg.core.signals import StopFlag, on_signals
     from magicseg.evaluate.predict import RECORD, pictures_of, predict_pictures
     from magicseg.images.reading import MAX_PIXELS
-    from magicseg.labels import labels_of
+    from magicseg.labels import parse_labels
     from magicseg.run.attempts import forget_attempts
     from magicseg.stages.mask.labelling import LabelledPicture, next_step
 
-    vocabulary = labels_of(labels)
+    vocabulary = parse_labels(labels)
     images = pictures_of(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)
     with on_signals(StopFlag(), then=forget_attempts) as stop, progress("predict", len(images), "images") as show:
 

@@ -104,11 +104,11 @@ def mask(
 
 
 def _labels(run: Path | None, labels: str | None) -> "Vocabulary":
-    from magicseg.labels import labels_of
+    from magicseg.labels import parse_labels
     from magicseg.run.directory import Run
 
     if labels is not None:
-        return labels_of(labels)
+        return parse_labels(labels)
     assert run is not None
     return Run.open(run).vocabulary
 

@@ -7,22 +7,22 @@ SHOWN = 2000  # most characters of untrusted text in a message
 # Unicode categories that a terminal or an editor interprets instead of displaying: control characters, surrogates,
 # line and paragraph separators. Format characters (Cf) include joiners that some languages need, so only the
 # bidirectional ones are listed.
-_ACTING = frozenset({"Cc", "Cs", "Zl", "Zp"})
-_REORDERING = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_CONTROL_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
+_BIDIRECTIONAL = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
-def acts(character: str) -> bool:
+def is_control_character(character: str) -> bool:
     """Return whether a character is a control or a bidirectional formatting character."""
-    return character in _REORDERING or unicodedata.category(character) in _ACTING
+    return character in _BIDIRECTIONAL or unicodedata.category(character) in _CONTROL_CATEGORIES
 
 
-def first_acting(text: str, *, allowed: str = "") -> str | None:
+def first_control_character(text: str, *, allowed: str = "") -> str | None:
     """Return the first control or bidirectional character of ``text`` as ``U+XXXX``, or None.
 
     Characters in ``allowed`` (such as a newline) are skipped.
     """
     for character in text:
-        if acts(character) and character not in allowed:
+        if is_control_character(character) and character not in allowed:
             return f"U+{ord(character):04X}"
     return None
 
@@ -36,7 +36,7 @@ def printable(text: str, limit: int = SHOWN, *, allowed: str = "") -> str:
     cut = text[:limit] + "..." if len(text) > limit else text
     if cut.isprintable():
         return cut
-    return "".join(_escaped(each) if acts(each) and each not in allowed else each for each in cut)
+    return "".join(_escaped(each) if is_control_character(each) and each not in allowed else each for each in cut)
 
 
 def indented(text: str, indent: str, limit: int = SHOWN) -> str:

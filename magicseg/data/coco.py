@@ -20,7 +20,7 @@ from typing_extensions import TypedDict  # pydantic does not take that of typing
 
 from magicseg.core.documents import read_bytes
 from magicseg.core.errors import BackendError, DataError
-from magicseg.core.text import first_acting, printable
+from magicseg.core.text import first_control_character, printable
 from magicseg.core.validation import first_fault
 from magicseg.images.reading import MAX_PIXELS, read_size
 from magicseg.labels.vocabulary_files import MAX_NAME
@@ -244,7 +244,7 @@ def _place(places: Mapping[int, int], id_: Number, what: str) -> int:
 
 
 def _check_name(name: str) -> None:
-    acting = first_acting(name)
+    acting = first_control_character(name)
     if acting:
         raise _Fault(f"the category name {printable(name, 60)!r} holds the control character {acting}")
     if not name.strip() or len(name) > MAX_NAME:
@@ -255,7 +255,7 @@ def _size(entry: _ImageEntry) -> tuple[int, int]:
     """Check an image's declared size and file name, and return its height and width in pixels."""
     name = entry["file_name"]
     path = PurePosixPath(name)
-    if first_acting(name) or not path.name or path.is_absolute() or ".." in path.parts:
+    if first_control_character(name) or not path.name or path.is_absolute() or ".." in path.parts:
         raise _Fault(f"{printable(name, 200)!r} is not the name of a file in the data set's folder")
     height, width = _number(entry["height"]), _number(entry["width"])
     if height < 1 or width < 1 or height * width > MAX_PIXELS:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from magicseg.core.documents import read_bytes
 from magicseg.core.errors import DataError
-from magicseg.core.text import first_acting, printable
+from magicseg.core.text import first_control_character, printable
 from magicseg.data.protocol import Labels, Protocol
 from magicseg.images.index_maps import read_index_map
 from magicseg.images.reading import MAX_PIXELS
@@ -112,7 +112,7 @@ def read_list(path: Path, *, hint: str) -> list[str]:
         name = line.strip()
         if name and first_line.setdefault(name, number) != number:
             raise DataError(f"{path}:{number}: image {name} is already on line {first_line[name]}")
-        if first_acting(name) or Path(name).is_absolute() or ".." in Path(name).parts:
+        if first_control_character(name) or Path(name).is_absolute() or ".." in Path(name).parts:
             raise DataError(f"{path}:{number}: {printable(name, 100)!r} is not the name of an image in the data set")
     if not first_line:
         raise DataError(f"{path}: the list names no image")

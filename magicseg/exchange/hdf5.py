@@ -26,7 +26,7 @@ from magicseg.core.documents import parse_json, parse_yaml
 from magicseg.core.errors import ConfigError, DataError, IncompleteError, LabelError, MagicsegError, RunError
 from magicseg.core.files import fsync_path, publish, storage_errors, temporary_beside
 from magicseg.core.ranges import format_ranges
-from magicseg.core.text import command, first_acting, printable
+from magicseg.core.text import command, first_control_character, printable
 from magicseg.exchange.hdf5_checks import ExportedFile
 from magicseg.images.codecs import check_jpeg
 from magicseg.labels import IGNORE, Vocabulary
@@ -294,7 +294,7 @@ def _read_stage(exported: ExportedFile, run: Run, shard: int, stage: str) -> dic
     for index, text in zip(samples, texts, strict=True):
         note = parse_json(text, _Note, source=f"quality of sample {index} in {stage}", nan=True)
         reason = note.get("reason", "")
-        if note["status"] == "dropped" and (not reason or first_acting(reason)):
+        if note["status"] == "dropped" and (not reason or first_control_character(reason)):
             raise ValueError(f"sample {index} does not say why it was dropped")
         is_kept.append(note["status"] == "kept")
     values: dict[str, Any] = {f"{stage}/quality": texts.astype(object)}

@@ -2,7 +2,7 @@
 
 from magicseg.labels.templates import load_templates
 from magicseg.labels.vocabulary import BACKGROUND, IGNORE, Label, Vocabulary
-from magicseg.labels.vocabulary_files import is_label_file, labels_of, load_vocabulary, vocabulary_names
+from magicseg.labels.vocabulary_files import is_label_file, load_vocabulary, parse_labels, vocabulary_names
 
 __all__ = [
     "BACKGROUND",
@@ -10,8 +10,8 @@ __all__ = [
     "Label",
     "Vocabulary",
     "is_label_file",
-    "labels_of",
     "load_templates",
     "load_vocabulary",
+    "parse_labels",
     "vocabulary_names",
 ]

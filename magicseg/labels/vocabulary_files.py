@@ -25,7 +25,7 @@ import yaml
 
 from magicseg.core.documents import read_bytes
 from magicseg.core.errors import LabelError
-from magicseg.core.text import first_acting, printable
+from magicseg.core.text import first_control_character, printable
 from magicseg.labels.vocabulary import MAX_LABELS, Label, Vocabulary, name_key, split_qualifier
 
 MAX_NAME = 200  # characters
@@ -102,7 +102,7 @@ def _squeezed(name: str) -> str:
     return re.sub(r"[\s_-]", "", name).casefold()
 
 
-def labels_of(text: str) -> Vocabulary:
+def parse_labels(text: str) -> Vocabulary:
     """Parse labels from the command line: a shipped vocabulary, the path of a label list, or comma-separated names.
 
     Raises: LabelError if a name is malformed, or looks like a file or a vocabulary.
@@ -284,7 +284,7 @@ def _read_yaml(text: str, lists: _Lists) -> None:
         items = _mapping(root, ("labels", "background", "source"), "labels", lists)
         if "source" in items:
             lists.source = _string(items["source"], lists)
-            if found := first_acting(lists.source, allowed="\n\t"):
+            if found := first_control_character(lists.source, allowed="\n\t"):
                 lists.fail(_line(items["source"]), f"the source has the control character {found}", "remove it")
         if "background" in items:
             for node in _sequence(items["background"], lists):

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from magicseg.core.errors import BackendError, IncompleteError, MagicsegError, StoreError
-from magicseg.core.text import command, first_acting, printable
+from magicseg.core.text import command, first_control_character, printable
 from magicseg.weights.cache import hub_cache, seen_cache, snapshot
 from magicseg.weights.pinned import Weights
 
@@ -59,7 +59,7 @@ def _plainly_named(weights: Weights, files: dict[str, HubFile]) -> dict[str, Hub
     """Raise BackendError for a name outside the repository's folder, or with control characters."""
     for name in files:
         path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or first_acting(name):
+        if path.is_absolute() or ".." in path.parts or first_control_character(name):
             raise BackendError(
                 f"{weights.model} at {weights.revision}: the hub lists a file called {printable(name, 200)!r}",
                 hint="choose another model",

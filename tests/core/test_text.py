@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.core.text import command, first_acting, printable
+from magicseg.core.text import command, first_control_character, printable
 
 
 @given(st.text())
 def test_printable_text_is_one_line_without_control_characters(text: str) -> None:
     shown = printable(text)
-    assert first_acting(shown) is None
+    assert first_control_character(shown) is None
     assert len(shown.splitlines()) <= 1
 
 
@@ -36,8 +36,8 @@ def test_long_text_is_truncated() -> None:
 
 
 def test_the_first_control_character_is_returned() -> None:
-    assert first_acting("a\u202eb") == "U+202E"
-    assert first_acting("a\nb", allowed="\n") is None
+    assert first_control_character("a\u202eb") == "U+202E"
+    assert first_control_character("a\nb", allowed="\n") is None
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\x00"))))

@@ -12,7 +12,7 @@ from magicseg.labels import Label, load_vocabulary, vocabulary_names
 from magicseg.labels.mentions import names
 from magicseg.miniature.caption import NOUNS, parse
 from magicseg.stages.describe.grammar import GrammarCaptioner
-from magicseg.stages.describe.naming import article, spoken, takes_article
+from magicseg.stages.describe.naming import article, caption_name, takes_article
 from magicseg.stages.describe.words import LIGHTS, PLACES, SCENES
 
 CAPTIONER = GrammarCaptioner(None, GrammarCaptioner.Options())
@@ -143,7 +143,7 @@ def test_plurals_and_uncountable_nouns_take_no_article(noun, expected):
     ],
 )
 def test_a_homonym_is_named_by_its_distinguishing_synonym(name, expected):
-    assert spoken(load_vocabulary("lvis1203").by_name(name)) == expected
+    assert caption_name(load_vocabulary("lvis1203").by_name(name)) == expected
 
 
 def test_the_painter_knows_all_ten_labels():

@@ -10,7 +10,7 @@ from magicseg.backends import DescribeRequest, Description, Rejection, find_back
 from magicseg.labels import Label, load_vocabulary, vocabulary_names
 from magicseg.labels.inflect import plural
 from magicseg.labels.mentions import names
-from magicseg.stages.describe.naming import article, spoken
+from magicseg.stages.describe.naming import article, caption_name
 from magicseg.stages.describe.scenery import SCENES
 from magicseg.stages.describe.template import TemplateCaptioner, draw_setting
 from magicseg.stages.describe.token_count import CLIP_TOKENS, count_tokens
@@ -41,7 +41,7 @@ def test_every_shipped_label_gets_a_scene_with_it_and_the_same_scene_without(nam
             answer = describe(*group, seed=index)
             assert isinstance(answer, Description), answer
             for each in group:
-                called = f"{re.escape(spoken(each))}|{re.escape(plural(spoken(each)))}"
+                called = f"{re.escape(caption_name(each))}|{re.escape(plural(caption_name(each)))}"
                 assert re.search(rf"\b(?:{called})(?!\w)", answer.caption, re.IGNORECASE)
                 assert not names(answer.counterfactual, each)
             scene = answer.counterfactual.split(" empty ")[1]

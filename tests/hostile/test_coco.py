@@ -111,7 +111,7 @@ BAD = {
     "a category name twice": (changed(("categories", 1, "name"), "Cat"), "names both"),
     "a category without a name": (changed(("categories", 0, "name"), " "), "does not have 1 to"),
     "a category name of a million letters": (changed(("categories", 0, "name"), "x" * 10**6), "does not have 1 to"),
-    "a category name that acts": (changed(("categories", 0, "name"), "cat\nhint: rm"), r"control character U\+000A"),
+    "a category name with control characters": (changed(("categories", 0, "name"), "cat\nhint: rm"), r"control character U\+000A"),
     "an annotation of no image": (changed((*ANNOTATION, "image_id"), 2), "annotation 5: it refers to image 2, which"),
     "an annotation of no category": (changed((*ANNOTATION, "category_id"), 3), "it refers to category 3, which"),
     "an annotation without a shape": (

@@ -247,7 +247,7 @@ CONTENTS = {
     "a note without end": note(),
     "a note of no status": note(status="perhaps"),
     "a note of no reason": note(status="dropped"),
-    "a note of a reason that acts": note(status="dropped", reason="\x1b[2J"),
+    "a reason with control characters": note(status="dropped", reason="\x1b[2J"),
     "a note of a reason of numbers": note(status="dropped", reason=5),
 }
 

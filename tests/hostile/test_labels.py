@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.core.errors import LabelError
-from magicseg.labels import labels_of, load_vocabulary, vocabulary_files, vocabulary_names
+from magicseg.labels import load_vocabulary, parse_labels, vocabulary_files, vocabulary_names
 from magicseg.labels.vocabulary_files import MAX_SYNONYMS, _parse, _parts
 
 
@@ -18,14 +18,14 @@ from magicseg.labels.vocabulary_files import MAX_SYNONYMS, _parse, _parts
 def test_a_label_lists_file_extension_is_case_insensitive(tmp_path: Path, name: str, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text("- car\n- house\n" if name.lower().endswith("ml") else "car\nhouse\n")
-    assert labels_of(name).names == ("car", "house")
-    assert labels_of(str(tmp_path / name)).names == ("car", "house")
+    assert parse_labels(name).names == ("car", "house")
+    assert parse_labels(str(tmp_path / name)).names == ("car", "house")
 
 
 def test_a_label_list_may_be_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own.txt").write_text("car\n")
-    assert labels_of("~/own.txt").names == ("car",)
+    assert parse_labels("~/own.txt").names == ("car",)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_file_names_and_vocabulary_names_are_not_accepted_as_labels(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LabelError, match=words) as caught:
-        labels_of(text)
+        parse_labels(text)
     assert caught.value.hint
 
 
@@ -91,7 +91,7 @@ def test_every_command_with_labels_refuses_the_name_of_a_missing_file(
 
 @pytest.mark.parametrize("name", vocabulary_names())
 def test_a_shipped_vocabulary_is_typed_by_its_name(name: str) -> None:
-    assert labels_of(name) == load_vocabulary(name)
+    assert parse_labels(name) == load_vocabulary(name)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_shipped_vocabulary_is_typed_by_its_name(name: str) -> None:
     ],
 )
 def test_comma_separated_names_are_parsed_unchanged(text: str, names: tuple[str, ...]) -> None:
-    assert labels_of(text).names == names
+    assert parse_labels(text).names == names
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from helpers.tiny_runs import CommandLine, make_run
 from magicseg.cli.output import log_text, note, plain_console, print_json, print_line, report_error
 from magicseg.core.errors import DataError, RunError
-from magicseg.core.text import acts, command, indented, printable
+from magicseg.core.text import command, indented, is_control_character, printable
 
 FOREIGN = [
     "\x1b[2J\x1b]0;title\x07",
@@ -36,7 +36,7 @@ FOREIGN = [
 
 def is_harmless(shown: str) -> bool:
     """Return whether a text contains no control characters except line ends."""
-    return not any(acts(character) and character != "\n" for character in shown)
+    return not any(is_control_character(character) and character != "\n" for character in shown)
 
 
 @pytest.mark.parametrize("text", FOREIGN)

@@ -17,7 +17,7 @@ from magicseg.config.loading import load_config
 from magicseg.core.errors import BackendError, DataError
 from magicseg.images.listing import images_in
 from magicseg.images.overlays import class_png
-from magicseg.labels import IGNORE, labels_of
+from magicseg.labels import IGNORE, parse_labels
 from magicseg.stages.mask.image_folder import mask_photographs
 from magicseg.weights import Weights
 
@@ -36,7 +36,7 @@ MASKER = (
 def photograph(path, *ids, height=40, width=60, **save):
     import patch_backends
 
-    labels = labels_of("cat, dog, bird").labels
+    labels = parse_labels("cat, dog, bird").labels
     image = np.full((height, width, 3), 100, np.uint8)
     for place, id_ in enumerate(ids):
         image[5:15, 4 + 20 * place : 16 + 20 * place] = patch_backends.colour(labels[id_ - 1])
@@ -47,7 +47,7 @@ def photograph(path, *ids, height=40, width=60, **save):
 def masked(tmp_path, *overrides, out="out"):
     """Of the photographs in "mine", what became of each, in this process."""
     settings = load_config(preset="painted", overrides=[*MASKER[3::2], *overrides]).mask
-    done = mask_photographs(tmp_path / "mine", labels_of("cat, dog, bird"), settings, tmp_path / out)
+    done = mask_photographs(tmp_path / "mine", parse_labels("cat, dog, bird"), settings, tmp_path / out)
     return {one.name: one.entry for one in done}
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from magicseg.core.text import first_acting
+from magicseg.core.text import first_control_character
 from magicseg.labels import Label
 from magicseg.labels.mentions import names
 from magicseg.stages.describe.token_count import count_tokens
@@ -67,7 +67,7 @@ def check_draft(draft: Draft, labels: Sequence[Label], max_tokens: int) -> None:
             caption.encode()
         except UnicodeEncodeError:
             raise UnusableAnswer("not-storable", repr(caption)) from None
-        found = first_acting(caption)
+        found = first_control_character(caption)
         if found:
             raise UnusableAnswer("control-character", found)
         words = _WORD.findall(caption.casefold())

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from magicseg.labels import Label
-from magicseg.stages.describe.naming import spoken, takes_article, with_article
+from magicseg.stages.describe.naming import caption_name, takes_article, with_article
 from magicseg.stages.describe.template import draw_setting
 
 RECIPE = 1  # incremented whenever prompts, or the rules for echoes, change
@@ -48,7 +48,7 @@ def write_prompt(labels: Sequence[Label], seed: int, *, answer_format: AnswerFor
         it="it" if len(labels) == 1 else "each of them",
         them="it" if len(labels) == 1 else "them",
         term="word" if len(labels) == 1 else "words",
-        names=_joined([f'"{spoken(label)}"' for label in labels]),
+        names=_joined([f'"{caption_name(label)}"' for label in labels]),
         place=place,
         format=_FORMATS[answer_format],
     )
@@ -60,7 +60,7 @@ def echoes_prompt(text: str) -> bool:
 
 
 def _called(label: Label) -> str:
-    name = spoken(label)
+    name = caption_name(label)
     name = with_article(name) if takes_article(name) else name
     return f"{name} ({label.qualifier})" if label.qualifier else name
 

@@ -46,7 +46,7 @@ def takes_article(noun: str) -> bool:
     return last not in _UNCOUNTED and (plural(noun) != noun or _COUNTED.fullmatch(last) is not None)
 
 
-def spoken(label: Label) -> str:
+def caption_name(label: Label) -> str:
     """Return the label's name for captions.
 
     For a label with a qualifier, it is a synonym that contains the name, if there is a suitable synonym: "computer

@@ -8,7 +8,7 @@ import numpy as np
 from magicseg.backends import DescribeRequest, Description
 from magicseg.config.stage_declarations import DECLARATIONS
 from magicseg.core.randomness import sample_seed
-from magicseg.core.text import first_acting
+from magicseg.core.text import first_control_character
 from magicseg.run.directory import Run
 from magicseg.stages.base import Stage
 
@@ -34,7 +34,7 @@ class DescribeStage(Stage):
         if not answer.caption.strip() or not answer.counterfactual.strip():
             raise ValueError("a caption is empty")
         (answer.caption + answer.counterfactual).encode()  # a lone surrogate is a ValueError: it cannot be stored
-        found = first_acting(answer.caption + answer.counterfactual)
+        found = first_control_character(answer.caption + answer.counterfactual)
         if found:
             raise ValueError(f"a caption holds the control character {found}")
 

@@ -15,7 +15,7 @@ from magicseg.core.settings import Settings
 from magicseg.labels import Label
 from magicseg.labels.inflect import plural
 from magicseg.stages.describe.choices import checked_description, choose, names_or_shows, sentence
-from magicseg.stages.describe.naming import spoken, takes_article, with_article
+from magicseg.stages.describe.naming import caption_name, takes_article, with_article
 from magicseg.stages.describe.scenery import (
     COUNTS,
     EMPTY,
@@ -146,7 +146,7 @@ def _draw_objects(seed: int, labels: Sequence[Label]) -> list[_Object]:
         position = positions[index % len(positions)]
         objects.append(
             _Object(
-                name=spoken(label),
+                name=caption_name(label),
                 size=size if sized < 0.4 and looks is LOOKS else "",
                 look=look if looked < 0.8 else "",
                 position=position if placed < 0.7 and not names_or_shows(position, labels) else "",
