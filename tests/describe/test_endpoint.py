@@ -53,7 +53,7 @@ def reasons(answers):
     return counted
 
 
-def test_the_entry_point_leads_here():
+def test_the_entry_point_returns_this_back_end():
     assert find_backend("captioners", "openai") is OpenAICaptioner
 
 
@@ -119,7 +119,7 @@ def test_the_client_waits_for_the_rate_limit_that_the_server_names():
         (Reply(completion('{"with": "a cat \\ud800 here", "without": "a red sofa"}')), "not-storable"),
     ],
 )
-def test_one_bad_answer_costs_one_attempt_and_is_counted(reply, reason):
+def test_a_bad_answer_counts_as_one_attempt(reply, reason):
     """Sample 2 always gets the bad reply first; the others get good answers."""
     from magicseg.stages.describe.writer import WritingOptions, _prompt
 

@@ -29,7 +29,7 @@ def label(name, *synonyms):
     return Label(id=1, name=name, synonyms=synonyms)
 
 
-def test_the_entry_point_leads_here():
+def test_the_entry_point_returns_this_back_end():
     assert find_backend("captioners", "grammar") is GrammarCaptioner
 
 
@@ -61,7 +61,7 @@ def test_the_painter_can_parse_all_captions_of_the_grammar(seed, count, first):
 
 
 @given(seed=seeds)
-def test_the_answer_depends_on_labels_and_seed_alone(seed):
+def test_the_captions_depend_only_on_labels_and_seed(seed):
     alone = describe(MINIATURE[3], seed=seed)
     requests = [DescribeRequest(index=i, labels=(MINIATURE[3 - i],), seed=seed + i) for i in range(3)]
     assert CAPTIONER.describe(requests)[0] == alone

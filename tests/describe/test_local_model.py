@@ -73,7 +73,7 @@ def prompts(count):
     return [Prompt(index=index, text=f"say {'x' * index}", seed=index) for index in range(count)]
 
 
-def test_the_entry_point_leads_here():
+def test_the_entry_point_returns_this_back_end():
     assert find_backend("captioners", "transformers") is TransformersCaptioner
 
 

@@ -29,12 +29,12 @@ def label(name, *synonyms):
     return Label(id=1, name=name, synonyms=synonyms)
 
 
-def test_the_entry_point_leads_here():
+def test_the_entry_point_returns_this_back_end():
     assert find_backend("captioners", "template") is TemplateCaptioner
 
 
 @pytest.mark.parametrize("name", vocabulary_names())
-def test_every_shipped_label_gets_a_scene_with_it_and_the_same_scene_without(name):
+def test_every_shipped_label_gets_a_caption_and_a_counterfactual_of_the_same_scene(name):
     labels = load_vocabulary(name).labels
     for index, one in enumerate(labels):
         for group in ((one,), (one, labels[(index + 37) % len(labels)])):
@@ -50,7 +50,7 @@ def test_every_shipped_label_gets_a_scene_with_it_and_the_same_scene_without(nam
 
 
 @given(seed=seeds)
-def test_the_answer_depends_on_labels_and_seed_alone(seed):
+def test_the_captions_depend_only_on_labels_and_seed(seed):
     captioner = TemplateCaptioner(None, TemplateCaptioner.Options())
     requests = [DescribeRequest(index=i, labels=(VOC[i],), seed=seed) for i in range(3)]
     assert captioner.describe(requests)[::-1] == captioner.describe(requests[::-1])

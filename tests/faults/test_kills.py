@@ -95,7 +95,7 @@ def test_workers_whose_command_was_killed_stop_by_themselves(magicseg, slow):
     assert alive == []
 
 
-def test_a_killed_command_does_not_keep_the_next_one_waiting(magicseg, slow):
+def test_a_killed_command_does_not_block_the_next_command(magicseg, slow):
     process = magicseg.start("describe", slow.path, "--workers", 2)
     wait_for(at_work(slow, "describe"))
     os.killpg(process.pid, signal.SIGKILL)

@@ -353,7 +353,7 @@ def test_a_line_that_reads_a_secret_at_run_time_is_accepted(tmp_path, line):
 
 
 @pytest.mark.parametrize("text", ["environment: {LAB: geheim}", "setup: [export LAB=geheim]"])
-def test_the_variable_that_a_setting_names_is_a_secret_whatever_it_is_called(tmp_path, text):
+def test_the_variable_named_by_a_setting_is_always_treated_as_secret(tmp_path, text):
     options = 'describe.options={base_url: "http://x/v1", model: m, api_key_env: LAB}'
     run = make_run(tmp_path / "run", "describe.backend=openai", options)
     with pytest.raises(ConfigError, match=r"LAB holds the key that describe\.options\.api_key_env names") as caught:
@@ -489,7 +489,7 @@ def test_impossible_resources_in_a_record_are_damage_when_they_are_used(empty, f
         efficiency(empty)
 
 
-def test_a_follow_up_job_whose_record_does_not_say_what_to_submit_is_damage(empty, folder):
+def test_a_follow_up_job_with_an_incomplete_record_is_damage(empty, folder):
     (folder / "submission.json").write_bytes(damaged(stage="follow-up", asked={"submissions": [1]}))
     with pytest.raises(DamageError, match=r"submission\.json.*`asked` lacks overrides, profile"):
         follow_up(empty, 1)
@@ -528,7 +528,7 @@ def test_a_folder_of_jobs_that_cannot_be_listed_is_not_an_empty_one(empty, folde
             ask(empty)
 
 
-def test_a_folder_with_an_odd_number_is_no_submission(empty, folder):
+def test_a_folder_with_an_invalid_number_is_not_a_submission(empty, folder):
     for name in ("²-describe", "٣-describe", f"{'9' * 5000}"[:200] + "-describe", "0-describe"):
         (empty.path / "jobs" / name).mkdir(exist_ok=True)
     assert submissions(Run.open(empty.path)) == []

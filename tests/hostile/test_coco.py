@@ -111,7 +111,10 @@ BAD = {
     "a category name twice": (changed(("categories", 1, "name"), "Cat"), "names both"),
     "a category without a name": (changed(("categories", 0, "name"), " "), "does not have 1 to"),
     "a category name of a million letters": (changed(("categories", 0, "name"), "x" * 10**6), "does not have 1 to"),
-    "a category name with control characters": (changed(("categories", 0, "name"), "cat\nhint: rm"), r"control character U\+000A"),
+    "a category name with a line feed": (
+        changed(("categories", 0, "name"), "cat\nhint: rm"),
+        r"control character U\+000A",
+    ),
     "an annotation of no image": (changed((*ANNOTATION, "image_id"), 2), "annotation 5: it refers to image 2, which"),
     "an annotation of no category": (changed((*ANNOTATION, "category_id"), 3), "it refers to category 3, which"),
     "an annotation without a shape": (
@@ -128,7 +131,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_of_instances_is_refused_when_it_is_opened(tmp_path, name):
+def test_an_invalid_instances_file_is_refused_when_opened(tmp_path, name):
     document, message = BAD[name]
     file = write(tmp_path, document)
     with pytest.raises(DataError, match=message) as caught:
@@ -151,7 +154,7 @@ def test_evaluation_refuses_the_same_files(tmp_path, name):
 
 @pytest.mark.parametrize("image_id", [1, "1", 1.0, "001"])
 @pytest.mark.parametrize("other", [1, "1", 1.0])
-def test_an_id_is_the_same_however_it_is_written(tmp_path, image_id, other):
+def test_ids_as_numbers_and_as_text_are_equal(tmp_path, image_id, other):
     document = changed((*IMAGE, "id"), image_id)
     document["annotations"][0] |= {"image_id": other, "category_id": "7"}
     write(tmp_path, document)

@@ -232,7 +232,7 @@ def test_a_chat_template_without_end_is_stopped(rendering, template, monkeypatch
 
 
 @pytest.mark.parametrize("template", FAULTS)
-def test_a_chat_template_that_fails_says_why(rendering, template):
+def test_a_failing_chat_template_gives_an_error_with_the_reason(rendering, template):
     with pytest.raises(BackendError, match="chat template fails") as stopped:
         rendering(template)
     assert stopped.value.message.isprintable()

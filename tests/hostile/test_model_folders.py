@@ -569,7 +569,7 @@ def test_a_text_cache_with_a_pickle_is_recomputed(tmp_path, marker):
         assert cached_texts(key, lambda: torch.ones(1, 2), folder=tmp_path).tolist() == [[1, 1]]
 
 
-def test_a_training_checkpoint_with_a_pickle_in_it_is_not_unpickled(tmp_path, marker):
+def test_a_training_checkpoint_with_a_pickle_is_not_unpickled(tmp_path, marker):
     file = tmp_path / "step-00000002.safetensors"
     file.write_bytes(pickle.dumps(Payload(marker)))
     torch.save({"weight": Payload(marker)}, tmp_path / "step-00000004.safetensors")

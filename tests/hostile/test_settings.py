@@ -151,7 +151,7 @@ def test_an_empty_group_clears_the_presets_group(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_another_back_end_drops_the_options_of_the_former_one_in_any_order(turned: bool) -> None:
+def test_choosing_another_back_end_drops_the_former_options_in_any_order(turned: bool) -> None:
     overrides = ["generate.backend=painter", "generate.options.fault=none"]
     config = load_config(preset="miniature", overrides=overrides[::-1] if turned else overrides)
     assert config.generate.options == {"fault": "none"}

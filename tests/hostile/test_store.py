@@ -144,7 +144,7 @@ def test_an_export_with_an_unusual_file_name_can_be_imported(finished, fault_of,
     assert logical_digest(Run.open(tmp_path / "again")) == expected_digest
 
 
-def test_an_export_to_a_name_that_is_too_long_says_so(finished, fault_of, tmp_path):
+def test_an_export_to_a_too_long_file_name_is_an_error(finished, fault_of, tmp_path):
     error = fault_of("export", finished.path, "--out", tmp_path / ("x" * 300))
     assert "File name too long" in error.message
     assert "shorter names" in error.hint

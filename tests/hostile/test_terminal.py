@@ -76,7 +76,7 @@ def test_json_keeps_every_character(text: str, capsys: Any) -> None:
 
 
 @pytest.mark.parametrize("text", FOREIGN)
-def test_a_table_shows_markup_as_it_is(text: str, capsys: Any) -> None:
+def test_a_table_prints_markup_literally(text: str, capsys: Any) -> None:
     from rich.table import Table
 
     table = Table(text, title=text, caption=text)

@@ -79,7 +79,7 @@ def test_an_invalid_manifest_is_an_error_that_names_it(tmp_path, damage):
     assert "magicseg fetch" in refused.value.hint
 
 
-def test_a_sound_manifest_is_read_as_it_was_written(tmp_path):
+def test_a_valid_manifest_is_read_back_unchanged(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps(GOOD))
     manifest = Manifest.read(tmp_path)
     assert manifest == Manifest({"a/b@c": Fetched({"x.json": FetchedFile(SHA, 1)}, ("y",))}, {"/p": "d"})

@@ -53,6 +53,6 @@ def test_the_plural_of_a_plural_is_unchanged(word):
 
 
 @pytest.mark.parametrize("name", vocabulary_names())
-def test_the_plural_of_every_shipped_form_is_its_own_plural(name):
+def test_pluralising_a_plural_of_a_shipped_form_changes_nothing(name):
     forms = {form for label in load_vocabulary(name).labels for form in label.forms}
     assert [form for form in forms if plural(plural(form)) != plural(form)] == []

@@ -29,7 +29,7 @@ def with_square(side, value=220):
     return image
 
 
-def test_the_entry_point_leads_here():
+def test_the_entry_point_returns_this_back_end():
     assert find_backend("maskers", "pair-difference") is PairDifferenceMasker
 
 

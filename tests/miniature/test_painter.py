@@ -44,7 +44,7 @@ def painter(size=48, **options):
     return Painter(SimpleNamespace(size=size), Painter.Options(**options))
 
 
-def test_the_entry_point_leads_here():
+def test_the_entry_point_returns_this_back_end():
     assert find_backend("generators", "painter") is Painter
 
 

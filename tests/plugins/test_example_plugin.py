@@ -175,7 +175,7 @@ def test_the_guide_lists_all_entry_point_groups():
             assert hasattr(backends, value), value
 
 
-def test_magicseg_itself_does_not_package_the_example():
+def test_the_magicseg_package_does_not_contain_the_example():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     found = find_namespace_packages(str(ROOT), **wanted["find"])
     assert "magicseg.stages.mask" in found

@@ -137,7 +137,7 @@ def test_processes_of_another_machine_live_as_long_as_they_touch_their_attempt(t
     assert Attempts(tmp_path).killed("a", "1") == path
 
 
-def test_a_process_that_ends_does_not_take_the_folder_from_one_that_begins(tmp_path):
+def test_an_ending_process_does_not_remove_the_folder_of_a_starting_process(tmp_path):
     def work(_):
         for number in range(100):
             with Attempts(tmp_path) as attempts, attempts.on(f"{number}.png", "1"):

@@ -70,7 +70,7 @@ def test_the_claim_of_a_zombie_is_taken_over(path):
     child.wait()
 
 
-def test_a_process_that_got_the_number_of_a_dead_one_is_not_its_owner(path):
+def test_a_process_that_reuses_a_dead_owners_pid_is_not_the_owner(path):
     child = in_a_child(path, "sys.stdin.read()")
     data = json.loads(path.read_text())
     path.write_text(json.dumps(data | {"started": data["started"] - 1000}))

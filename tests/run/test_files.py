@@ -90,7 +90,7 @@ def test_a_kill_before_the_rename_leaves_a_name_that_can_still_be_taken(tmp_path
     assert (tmp_path / "a").read_bytes() == b"second"
 
 
-def test_a_disk_that_refuses_links_for_want_of_space_says_so(tmp_path, monkeypatch):
+def test_a_full_disk_that_refuses_links_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refusing(errno.ENOSPC))
     with pytest.raises(OSError, match="No space left") as caught:
         write_atomic(tmp_path / "a", b"x", exclusive=True)

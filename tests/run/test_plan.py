@@ -62,7 +62,7 @@ def test_a_sample_has_distinct_valid_classes_in_the_allowed_number(seed, low, mo
 
 @settings(max_examples=20)
 @given(shard_size=st.integers(1, 300), samples=st.integers(1, 500), seed=st.integers(0, 99))
-def test_labels_of_a_sample_depend_on_seed_and_index_alone(tmp_path_factory, shard_size, samples, seed):
+def test_a_samples_labels_depend_only_on_seed_and_index(tmp_path_factory, shard_size, samples, seed):
     folder = tmp_path_factory.mktemp("plan")
     write_plan(folder, config_of(seed=seed, samples=samples, shard_size=shard_size, max_labels=3), VOCABULARY)
     plan = read_plan(folder)

@@ -70,7 +70,7 @@ def test_required_files_are_fetched_verified_and_recorded_once(hub, run, online)
     assert (run.path / "weights.json").read_bytes() == before
 
 
-def test_a_broken_connection_is_resumed_where_it_broke(hub, run, online):
+def test_an_interrupted_download_is_resumed_at_its_position(hub, run, online):
     hub.files[LARGE] = os.urandom(24 << 20)
     hub.breaks = 1
     done = online()("fetch", run.path)
