@@ -1,10 +1,10 @@
 #!/bin/sh
-# Trains, exports and measures all learned models of the miniature: training/everything.sh cpu|gpu WORK
+# Train, export and evaluate all learned models of the miniature: training/everything.sh cpu|gpu WORK
 #
-# The last step, after a look at the measures: python -m training.publish WORK magicseg/miniature/weights
-# (after "gpu" with --scenes 65536).
-# WORK keeps painted scenes, checkpoints and curves; started again it goes on from there. WORK/weights gets
-# diffusion/, clip/ and measures.json. LIMIT: seconds after which a training stops where it is and is exported.
+# After checking the measures, publish the weights: python -m training.publish WORK magicseg/miniature/weights
+# (add --scenes 65536 after "gpu").
+# WORK contains painted scenes, checkpoints and curves. Starting the script again resumes from them. WORK/weights gets
+# diffusion/, clip/ and measures.json. LIMIT: seconds after which a training is stopped and exported.
 set -eu
 machine=$1 work=$2 weights=$2/weights failed=
 limit=${LIMIT:-1000000}
@@ -24,7 +24,7 @@ gpu)
 *) echo "cpu or gpu, not $machine" >&2; exit 2 ;;
 esac
 
-# A training that ran into the limit is exported as it is; one that failed ends the script when the others are done.
+# A training that reached the limit is exported. A failed training ends the script after the others have finished.
 train() {
     timeout "$limit" "$python" -m "training.$1" "$work/$1" $common $2 || [ $? = 124 ]
 }

@@ -34,7 +34,7 @@ def attempt(name: str, look: Callable[[], Check], failure: Status = Status.FAILE
     except MagicsegError as error:
         return Check(name, failure, error.message, error.hint)
     except OSError as error:
-        return Check(name, failure, str(error), "mend it, or its permissions")
+        return Check(name, failure, str(error), "fix the cause, or the permissions")
 
 
 def ask(command: Sequence[str], seconds: float = 20.0) -> tuple[int, str]:

@@ -56,7 +56,7 @@ def parse_ranges(text: str, *, count: int | None = None) -> list[int]:
             raise RunError(f"{part[:40]!r} is too large for a shard", hint="write numbers and ranges: --shards 0-3,7")
         low, high = int(first), int(last)
         if low > high:
-            raise RunError(f"{part!r} runs backwards", hint=f"--shards {high}-{low}")
+            raise RunError(f"{part!r} is in descending order", hint=f"--shards {high}-{low}")
         if count is not None and high >= count:
             raise RunError(f"shard {high} does not exist: the run has {count}", hint=f"--shards 0-{count - 1}")
         numbers.update(range(low, high + 1))

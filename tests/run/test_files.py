@@ -133,8 +133,8 @@ def test_a_folder_that_fails_to_be_flushed_is_an_error(tmp_path, monkeypatch):
         (errno.EMFILE, "Too many open files", "ulimit -n"),
         (errno.EIO, "Input/output error", "failing"),
         (errno.ESTALE, "Stale file handle", "failing"),
-        (errno.EISDIR, "Is a directory", "folder is in the place"),
-        (errno.ENOTDIR, "Not a directory", "file is in the place"),
+        (errno.EISDIR, "Is a directory", "that path is a folder"),
+        (errno.ENOTDIR, "Not a directory", "a file is used as a folder"),
         (errno.ENOENT, "No such file", "deleted"),
     ],
 )
