@@ -83,7 +83,7 @@ def evaluate(
             )
         # All ranks have finished their parts, so rank 0 can merge them, whichever rank was the last.
         if world.leads and world.size > 1 and not failed:
-            found = list(suite.evaluate(part=(world.rank, world.size), stop=stop))
+            found = list(suite.merged())
         if stop() and len(found) < len(set(settings.benchmarks)):
             raise IncompleteError(f"{target}: evaluation was interrupted", hint="repeat the command to resume")
     if world.leads:

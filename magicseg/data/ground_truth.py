@@ -7,6 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,8 @@ class DataSet:
     layout: Labels
     instances: InstanceMaps | None = None
     upright: bool = False
+
+    batch: ClassVar[None] = None
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -74,6 +77,14 @@ class DataSet:
                 hint="labels belong to the pixels as stored: images and labels must be of one release, unchanged",
             )
         return image, truth
+
+    def where(self, name: str) -> str:
+        """Return the image's path."""
+        return str(self.image_paths[self.place[name]])
+
+    def about(self) -> dict[str, Any]:
+        """Return the layout of the ground truth and the digest of the files."""
+        return {"ground_truth": self.layout.text, "data": self.digest()}
 
     def digest(self) -> str:
         """Return the SHA-256 of all file names and sizes in bytes. No file is read.

@@ -1,13 +1,14 @@
 """From a head's logits to class numbers, by a benchmark's rule for background."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.core.errors import ConfigError, DataError, IncompleteError
+from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import Protocol
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND
@@ -23,7 +24,7 @@ WINDOWS_AT_ONCE = 4
 
 
 def threshold_of(protocol: Protocol, given: Threshold | None) -> Threshold | None:
-    """The threshold that scoring uses: the given one, else the protocol's; None where the rule needs none."""
+    """Return the given threshold, else the protocol's; None if its rule for background has no threshold."""
     if protocol.background.rule != "threshold":
         return None
     return given or Threshold(value=protocol.background.threshold, origin="default")
@@ -87,6 +88,50 @@ def image_logits(
         raise DataError(f"{name}: the scores of {head.name} are not finite", hint=error.hint) from error
 
 
+def batch_logits(
+    head: "Head", images: Sequence[NDArray[np.uint8]], data: LabelledImages, name: str
+) -> Iterator[tuple[slice, "Tensor"]]:
+    """Yield the logits of images that go through the model together, some rows at a time.
+
+    A data set without ``batch`` gives one image at a time, in sliding windows (`image_logits`). Otherwise the images
+    are stacked, and each is one window.
+
+    Args: images: uint8 (H, W, 3), of one size. name: of the first image, for messages.
+    Yields: the rows, and their logits, float32 (B, Q, rows, W).
+    """
+    import torch
+
+    from magicseg.model.decoder import upsample_logits
+
+    if data.batch is None:
+        (image,) = images
+        for rows, logits in image_logits(head, image, data.protocol, name):
+            yield rows, logits.unsqueeze(0)
+    else:
+        stacked = np.stack(images)
+        logits = head.logits(torch.from_numpy(stacked).permute(0, 3, 1, 2))
+        yield slice(None), upsample_logits(logits, (stacked.shape[1], stacked.shape[2]))
+
+
+def label_batch(
+    head: "Head",
+    images: Sequence[NDArray[np.uint8]],
+    data: LabelledImages,
+    threshold: Threshold | None,
+    name: str,
+) -> list[NDArray[np.uint16]]:
+    """Return the class ids of every image's pixels, uint16 (H, W) each. See `batch_logits` and `class_numbers`.
+
+    Raises ImageFailed if the images do not fit in memory.
+    """
+    with memory_errors(head, images[0].shape, data.protocol, name):
+        stripes = [
+            class_numbers(head, logits, data.protocol, threshold)
+            for _, logits in batch_logits(head, images, data, name)
+        ]
+        return list(np.concatenate(stripes, axis=1))
+
+
 def above(head: "Head", logits: "Tensor", chosen: "Tensor", threshold: Threshold) -> "Tensor":
     """Return which pixels' chosen classes reach the threshold, bool (..., H, W).
 
@@ -102,10 +147,13 @@ def above(head: "Head", logits: "Tensor", chosen: "Tensor", threshold: Threshold
 def class_numbers(
     head: "Head", logits: "Tensor", protocol: Protocol, threshold: Threshold | None
 ) -> NDArray[np.uint16]:
-    """The vocabulary's number of every pixel's class, uint16 (H, W), BACKGROUND where the protocol's rule says so."""
+    """Return the id of every pixel's class, uint16 (..., H, W); BACKGROUND by the protocol's rule.
+
+    Args: logits: float (..., Q, H, W).
+    """
     import torch
 
-    place = logits.argmax(dim=0)
+    place = logits.argmax(dim=-3)
     labels = len(protocol.labels)
     numbers = torch.where(place < labels, place + 1, BACKGROUND)
     if threshold is not None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from magicseg.core.errors import BackendError
 from magicseg.core.files import storage_errors
-from magicseg.data.ground_truth import DataSet, open_data_set
+from magicseg.data.ground_truth import DataSet
 from magicseg.data.protocol import Protocol
 from magicseg.evaluate.decoding import label_image
 from magicseg.evaluate.threshold import Threshold
@@ -50,21 +50,20 @@ def chart_title(results: Mapping[str, Any]) -> str:
 
 def write_examples(
     head: "Head",
-    protocol: Protocol,
-    data_dir: Path,
+    data: DataSet,
     results: Mapping[str, Any],
     folder: Path,
     *,
     count: int = EXAMPLES,
 ) -> list[Path]:
-    """``best.png`` and ``worst.png``: image, ground truth and prediction of the best and the worst images.
+    """Write ``best.png`` and ``worst.png``: image, ground truth and prediction of the best and the worst images.
 
-    The predictions are made again: the head must be the one of the results.
+    Args: head: the head of ``results``; its predictions are computed again.
     Raises: DataError, BackendError, StoreError.
     """
     import torch
 
-    data = open_data_set(protocol, data_dir)
+    protocol = data.protocol
     known = results["threshold"]
     threshold = None if known is None else Threshold.from_dict(known)
     head.prepare(protocol.queries)

@@ -1,4 +1,4 @@
-"""A benchmark's work in committed pieces: a fixed number of images each, one file each, whole or not at all."""
+"""Parts of a benchmark: the results of a fixed number of images, committed as one file each."""
 
 import io
 import struct
@@ -18,7 +18,8 @@ from magicseg.evaluate.metrics.counts import ImageResult, tabulate
 from magicseg.evaluate.metrics.intervals import ImageCounts
 
 PART = 16
-"""Images in a part. Whoever stops loses less than one part per process."""
+"""Images in a part, or a few more if images go through the model in batches. A process that stops loses one part at
+most."""
 
 _COUNTS = tuple(item.name for item in fields(ImageCounts))
 
@@ -27,7 +28,7 @@ _COUNTS = tuple(item.name for item in fields(ImageCounts))
 class Part:
     """Results of some images, in the order of ``names``.
 
-    ``content``: SHA-256 of each image's pixels and ground truth as they were read. ``seconds``: time of the work.
+    ``content``: SHA-256 of each image's pixels and ground truth. ``seconds``: time that the work took.
     """
 
     identity: str
@@ -48,7 +49,7 @@ class Part:
         classes: int,
         seconds: float,
     ) -> "Part":
-        """The part of these images' results."""
+        """Tabulate the results of these images."""
         confusion, counts = tabulate(images, classes)
         return cls(
             identity=identity,
@@ -60,25 +61,30 @@ class Part:
         )
 
 
-def cut(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The parts of a list of images, by the list alone."""
-    return [tuple(names[start : start + PART]) for start in range(0, len(names), PART)]
+def part_size(batch: int | None) -> int:
+    """Return the number of images in a part: `PART`, rounded up to whole batches."""
+    return PART if batch is None else -(-PART // batch) * batch
+
+
+def cut(names: Sequence[str], size: int = PART) -> list[tuple[str, ...]]:
+    """Cut a list of images into parts of ``size``; the last may be smaller."""
+    return [tuple(names[start : start + size]) for start in range(0, len(names), size)]
 
 
 def evenly(names: Sequence[str], limit: int | None) -> tuple[str, ...]:
-    """At most ``limit`` of the names, spread evenly over the list, the same ones always."""
+    """Choose at most ``limit`` names, spread evenly over the list. The choice depends on the list and limit alone."""
     if limit is None or limit >= len(names):
         return tuple(names)
     return tuple(names[number * len(names) // limit] for number in range(limit))
 
 
 def part_path(folder: Path, number: int) -> Path:
-    """The file of a part."""
+    """Return the path of a part."""
     return folder / f"part-{number:05}.npz"
 
 
 def write_part(path: Path, part: Part) -> None:
-    """Commit a part: the whole file or nothing. Counts are kept where an image has any, class by class."""
+    """Write a part atomically. Only counts above 0 are stored."""
     tables = np.stack([getattr(part.counts, name) for name in _COUNTS])
     image, number = np.nonzero(tables.any(axis=0))
     buffer = io.BytesIO()
@@ -97,12 +103,13 @@ def write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes: int) -> Part | None:
-    """The committed part, or None where there is none, or it is damaged, or of other settings, data or images.
+    """Read a part. Returns None if it is missing, damaged, or has another identity or other images.
 
-    Args: names: the images that it must have; None: any.
+    Args: names: the images that it must have; None: any, up to `PART`.
     """
+    images = PART if names is None else len(names)
     try:
-        most = (64 << 20) + 16 * classes**2 + 256 * PART * classes  # bytes of an array, generously
+        most = (64 << 20) + 16 * classes**2 + 256 * images * classes  # upper bound of an array's bytes
         content_bytes = read_bytes(path, limit=8 * most, hint=command("rm", path))
         with zipfile.ZipFile(io.BytesIO(content_bytes)) as packed:
             if max((each.file_size for each in packed.infolist()), default=0) > most:
@@ -112,7 +119,7 @@ def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes
         with np.load(io.BytesIO(content_bytes), allow_pickle=False) as stored:
             values = dict(stored)
         stored_names = tuple(str(name) for name in values["names"].tolist())
-        if str(values["identity"]) != identity or len(stored_names) > PART:
+        if str(values["identity"]) != identity or len(stored_names) > images:
             return None
         if names is not None and stored_names != tuple(names):
             return None
@@ -140,6 +147,6 @@ def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes
 
 
 def join(parts: Sequence[Part]) -> tuple[Confusion, ImageCounts]:
-    """All parts together, in their order."""
+    """Join parts, in their order, into the summed confusion matrix and the counts by image."""
     confusion = np.sum([part.confusion for part in parts], axis=0)
     return confusion, ImageCounts(*(np.concatenate([getattr(p.counts, name) for p in parts]) for name in _COUNTS))

@@ -1,34 +1,37 @@
-"""A model on all the benchmarks that are asked for, with its baselines: resumable, shared out over processes.
+"""Score a model and its baselines on several benchmarks: open each data set once, score its parts, merge, write.
 
     suite = Suite.of(Target.of(Path("runs/first")), settings)
     for results in suite.evaluate(): ...
 
-Files: RESULTS/BENCHMARK.json, the model's results with the baselines' in them, when all of them are done;
-RESULTS/BENCHMARK/HEAD/ has the parts and each head's own results, see `magicseg.evaluate.benchmark`.
+RESULTS/BENCHMARK.json holds the model's results with the baselines' in them. It is written when all heads are done.
+RESULTS/BENCHMARK/HEAD/ holds the parts and each head's own results, see `magicseg.evaluate.benchmark`.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicseg.config.evaluation import MINIATURE, EvaluateSettings
 from magicseg.core.documents import parse_json, read_bytes, without_nan
-from magicseg.core.errors import BackendError, ConfigError, DataError, StoreError
+from magicseg.core.errors import BackendError, DataError, StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.text import command
-from magicseg.data.ground_truth import DataSet, data_folder, open_data_set
-from magicseg.data.protocol import load_protocol
-from magicseg.evaluate.benchmark import Outcome, evaluate_benchmark, results_folder
+from magicseg.data.ground_truth import DataSet
+from magicseg.evaluate.benchmark import Scoring, results_folder
 from magicseg.evaluate.decoding import ImageFailed
-from magicseg.evaluate.metrics.counts import CONVENTIONS, RECIPE
+from magicseg.evaluate.metrics.counts import RECIPE
 from magicseg.evaluate.model_under_test import Target
+from magicseg.evaluate.open_benchmark import OpenBenchmark, open_benchmarks
+from magicseg.evaluate.parts import join
+from magicseg.evaluate.sweep import RECIPE as SWEEP_RECIPE
+from magicseg.evaluate.sweep import sweep_threshold
 from magicseg.evaluate.threshold import Threshold
-from magicseg.miniature.held_out_scenes import undrawn
+from magicseg.miniature.held_out_scenes import PaintedScenes
 from magicseg.model.card import model_card, read_card
 from magicseg.run.attempts import Attempts, told
 
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
 Report = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, and how many of how many images of this process's share are."""
+"""Called with a title, and the numbers of finished images and of all images of this process's share."""
 
 _OF_BOTH = ("baselines", "bank_samples", "bank_prototypes")
 _OF_MINIATURE = (*_OF_BOTH, "scenes", "max_objects", "batch_size", "threshold")
@@ -47,42 +50,21 @@ _OF_BENCHMARKS = (*_OF_BOTH, "limit", "background", "sweep_images")
 
 @dataclass(frozen=True)
 class Suite:
-    """``data``: the data sets of all benchmarks but the miniature, in their order; none of their files is missing."""
+    """A model, and the benchmarks that it is scored on, in the order of the settings but the miniature first."""
 
     target: Target
     settings: EvaluateSettings
-    data: tuple[DataSet, ...]
+    benchmarks: tuple[OpenBenchmark, ...]
     device: str
+    _scorings: dict[str, list[Scoring]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, target: Target, settings: EvaluateSettings, *, device: str = "cpu") -> "Suite":
-        """Open all that is needed, before any model is loaded.
+        """Open all data sets. No model is loaded yet.
 
-        Raises: ConfigError for an unknown benchmark or data that are not named; DataError for what they lack.
+        Raises: ConfigError for an unknown benchmark, or if its data are not named; DataError if files are missing.
         """
-        data = []
-        for name in dict.fromkeys(settings.benchmarks):
-            if name == MINIATURE:
-                if target.run is None:
-                    raise ConfigError(
-                        f"{target.path}: the benchmark {MINIATURE} is of a run's own vocabulary, and this is a model",
-                        hint="magicseg evaluate RUN, or --benchmark NAME --data DIR",
-                    )
-                unknown = undrawn(target.run.vocabulary)
-                if unknown:
-                    raise ConfigError(
-                        f"{target.path}: the benchmark {MINIATURE} has painted scenes, and the painter has no "
-                        f"drawing of {', '.join(map(repr, unknown[:3]))}",
-                        hint="--benchmark voc21 --data DIR, or set evaluate.benchmarks and evaluate.data",
-                    )
-                continue
-            protocol = load_protocol(name)
-            if settings.background is not None and protocol.counts_background:
-                protocol = protocol.with_background(settings.background)
-            if settings.data is None:
-                raise ConfigError(f"{name}: where are its data?", hint=f"--data DIR; {protocol.origin}")
-            data.append(open_data_set(protocol, data_folder(protocol, Path(settings.data))))
-        return cls(target, settings, tuple(data), device)
+        return cls(target, settings, open_benchmarks(settings, target), device)
 
     def evaluate(
         self,
@@ -93,40 +75,99 @@ class Suite:
         stop: Callable[[], bool] = lambda: False,
         failed: Callable[[ImageFailed], None] = lambda failure: None,
     ) -> Iterator[dict[str, Any]]:
-        """Do what is not done of this process's share, and give the results of each benchmark that is whole then.
+        """Score this process's share, benchmark by benchmark, and yield the results of each that is complete then.
 
-        Args: part: (index, count): the share. report: told what was chosen, such as thresholds. stop: asked before
-            every image. failed: told of every image that could not be scored; its benchmark gets no results.
-        Raises: what `evaluate_benchmark` and `sweep_threshold` raise; BackendError without torch.
+        The process that finishes last sees the parts of all others, whatever the order.
+
+        Args: part: (index, count): the share. report: called with choices, such as thresholds. stop: asked before
+            every image. failed: called for every image that could not be scored; its benchmark gets no results.
+        Raises: what `Scoring.score` and `sweep_threshold` raise; BackendError without torch.
         """
-        if MINIATURE in self.settings.benchmarks and part[0] == 0 and not stop():
-            yield self._miniature(report)
-        for data in self.data:
+        for benchmark in self.benchmarks:
             if stop():
                 return
-            results: dict[str, dict[str, Any]] = {}
-            failing: set[str] = set()
-            # Twice: what another process had not finished of the first head may be there behind the last one, and of
-            # all processes the last to finish has to see everything.
-            for report_once in (report, _silent):
-                for head in self._heads:
-                    if head.name in results or head.name in failing or stop():
-                        continue
-                    try:
-                        outcome = self._scored(
-                            head, data, part=part, report=report_once, progress=progress, stop=stop
-                        )
-                    except ImageFailed as failure:  # of the threshold's images
-                        failing.add(head.name)
-                        failed(failure)
-                        continue
-                    for each in outcome.failed:
-                        failing.add(head.name)
-                        failed(each)
-                    if outcome.results is not None:
-                        results[head.name] = outcome.results
-            if len(results) == len(self._heads):
-                yield self._joined(data, [results[head.name] for head in self._heads])
+            if self._known_scenes(benchmark) is None:
+                self._score(benchmark, part=part, report=report, progress=progress, stop=stop, failed=failed)
+            results = self._merge(benchmark)
+            if results is not None:
+                yield results
+
+    def merged(self) -> Iterator[dict[str, Any]]:
+        """Yield the results of every benchmark that `evaluate` has begun and that is complete now."""
+        yield from filter(None, map(self._merge, self.benchmarks))
+
+    def _score(
+        self,
+        benchmark: OpenBenchmark,
+        *,
+        part: tuple[int, int],
+        report: Report,
+        progress: Progress,
+        stop: Callable[[], bool],
+        failed: Callable[[ImageFailed], None],
+    ) -> None:
+        """Do this process's share of all heads. `_scorings` gets an entry if every head could be scored."""
+        heads = self._heads_for(benchmark)
+        scorings = []
+        for head in heads:
+            if stop():
+                return
+            title = f"{benchmark.name}, {head.name}"
+            try:
+                threshold = self._threshold(head, benchmark, report=report, progress=progress)
+            except ImageFailed as failure:
+                failed(failure)
+                continue
+            scoring = Scoring(
+                head,
+                benchmark.data,
+                self.target.results,
+                threshold=threshold,
+                limit=benchmark.limit,
+                provenance=self._provenance(_OF_BENCHMARKS),
+            )
+            failures: Sequence[ImageFailed] = ()
+            if scoring.known() is None:
+                failures = scoring.score(
+                    part=part,
+                    progress=lambda done, total, title=title: progress(title, done, total),  # type: ignore[misc]
+                    stop=stop,
+                )
+            for each in failures:
+                failed(each)
+            if scoring.lacking:
+                report(f"{title}: the head knows no {', '.join(scoring.lacking)}: never predicted")
+            if not failures:
+                scorings.append(scoring)
+        if len(scorings) == len(heads):
+            self._scorings[benchmark.name] = scorings
+
+    def _merge(self, benchmark: OpenBenchmark) -> dict[str, Any] | None:
+        """Write a benchmark's results and return them; None if a part of a head is missing."""
+        known = self._known_scenes(benchmark)
+        if known is not None:
+            return known
+        scorings = self._scorings.get(benchmark.name, [])
+        if not scorings:
+            return None
+        if isinstance(benchmark.data, PaintedScenes):
+            return self._merge_scenes(benchmark.data, scorings)
+        found = [scoring.known() or scoring.merge() for scoring in scorings]
+        results = [each for each in found if each is not None]
+        return self._joined(benchmark, results) if len(results) == len(scorings) else None
+
+    def _merge_scenes(self, scenes: PaintedScenes, scorings: Sequence[Scoring]) -> dict[str, Any] | None:
+        from magicseg.evaluate.painted import painted_file, painted_results
+
+        parts = {scoring.head.name: scoring.committed() for scoring in scorings}
+        if any(len(parts[scoring.head.name]) < len(scoring.parts) for scoring in scorings):
+            return None
+        swept = {each.head.name: each.threshold for each in scorings if each.threshold and each.threshold.details}
+        scores = painted_results(scenes, {name: join(found) for name, found in parts.items()}, swept)
+        results = painted_file(scenes, scores, self._scenes_provenance(scenes))
+        self._write(self.path_of(MINIATURE), results)
+        self._update_card()
+        return results
 
     def path_of(self, benchmark: str) -> Path:
         """The file of a benchmark's results."""
@@ -152,103 +193,58 @@ class Suite:
     def _heads(self) -> "list[Head]":
         return self._model_and_heads[1]
 
+    def _heads_for(self, benchmark: OpenBenchmark) -> "list[Head]":
+        """Return the heads that a benchmark scores, the model first."""
+        if not isinstance(benchmark.data, PaintedScenes):
+            return self._heads
+        assert self.target.run is not None
+        model, (head, *baselines) = self._model_and_heads
+        from magicseg.evaluate.painted import painted_heads
+
+        return painted_heads(head, model, baselines, seed=self.target.run.config.seed)
+
     def _provenance(self, settings: Sequence[str]) -> dict[str, Any]:
         used = self.settings.model_dump(mode="json", include=set(settings))
         plain: dict[str, Any] = json.loads(to_json({**self.target.provenance, "evaluate": used}))
         return plain
 
-    def _miniature(self, report: Report) -> dict[str, Any]:
-        """Results of the very same model under the very same settings are not computed again."""
-        run = self.target.run
-        assert run is not None
-        path = self.path_of(MINIATURE)
-        known = _read(path)
-        scenes = {
-            "seed": run.config.seed,
-            "size": run.config.generate.size,
-            "scenes": self.settings.scenes,
-            "max_objects": self.settings.max_objects,
-            "vocabulary": run.vocabulary.digest(),
+    def _scenes_provenance(self, scenes: PaintedScenes) -> dict[str, Any]:
+        data = {
+            "seed": scenes.seed,
+            "size": scenes.size,
+            "scenes": scenes.scenes,
+            "max_objects": scenes.max_objects,
+            "vocabulary": scenes.vocabulary.digest(),
         }
-        provenance = {**self._provenance(_OF_MINIATURE), "recipe": RECIPE, "data": scenes}
-        if known is not None and known.get("provenance") == provenance:
-            return known
-        model, heads = self._model_and_heads
-        from magicseg.evaluate.painted import evaluate_heldout
+        return {**self._provenance(_OF_MINIATURE), "recipe": RECIPE, "data": data}
 
-        scores = evaluate_heldout(
-            model,
-            run.vocabulary,
-            self.settings,
-            image_size=run.config.generate.size,
-            seed=run.config.seed,
-            model_seed=run.config.seed,
-            baselines=heads[1:],
-        )
-        for name, found in scores["baselines"].items():
-            if "threshold" in found:
-                _report_swept(f"{MINIATURE}, {name}", Threshold.from_dict(found["threshold"]), report)
-        results = {
-            "benchmark": MINIATURE,
-            "images": self.settings.scenes,
-            "classes": ["background", *run.vocabulary.names],
-            **scores,
-            "conventions": CONVENTIONS,
-            "provenance": provenance,
-        }
-        self._write(path, results)
-        self._update_card()
-        return results
+    def _known_scenes(self, benchmark: OpenBenchmark) -> dict[str, Any] | None:
+        """Return stored results of the same model, scenes and settings. No model is loaded for them."""
+        if not isinstance(benchmark.data, PaintedScenes):
+            return None
+        known = _read(self.path_of(MINIATURE)) or {}
+        return known if known.get("provenance") == self._scenes_provenance(benchmark.data) else None
 
-    def _scored(
-        self,
-        head: "Head",
-        data: DataSet,
-        *,
-        part: tuple[int, int],
-        report: Report,
-        progress: Progress,
-        stop: Callable[[], bool],
-    ) -> Outcome:
-        title = f"{data.protocol.name}, {head.name}"
-        outcome = evaluate_benchmark(
-            head,
-            data.protocol,
-            data.folder,
-            self.target.results,
-            threshold=self._threshold(head, data, report=report, progress=progress),
-            limit=self.settings.limit,
-            part=part,
-            provenance=self._provenance(_OF_BENCHMARKS),
-            progress=lambda done, total: progress(title, done, total),
-            stop=stop,
-        )
-        lacking: Sequence[str] = getattr(head, "lacking", ())
-        if lacking and outcome.results is not None:
-            report(f"{title}: nothing known of {', '.join(lacking)}: never predicted")
-        return outcome
-
-    def _threshold(self, head: "Head", data: DataSet, *, report: Report, progress: Progress) -> Threshold | None:
-        """Swept on the benchmark's other split, once; the protocol's own where that is not there."""
-        protocol = data.protocol
+    def _threshold(
+        self, head: "Head", benchmark: OpenBenchmark, *, report: Report, progress: Progress
+    ) -> Threshold | None:
+        """Sweep the threshold once; return the stored one later, and the protocol's own if none can be swept."""
+        protocol = benchmark.data.protocol
         if protocol.background.rule != "threshold":
             return None
         own = Threshold(value=protocol.background.threshold, origin="default")
-        title = f"{protocol.name}, {head.name}"
-        from magicseg.evaluate.sweep import RECIPE as SWEEP_RECIPE
-        from magicseg.evaluate.sweep import sweep_threshold, why_not
-
-        reason = why_not(protocol, data.folder) if self.settings.sweep_images else "evaluate.sweep_images is 0"
-        if reason is not None:
-            report(f"{title}: background below {own.value:g}, the protocol's, not chosen on other images: {reason}")
+        if not benchmark.is_swept(head.name):
             return own
-        assert protocol.tuning_split is not None
-        tuning = open_data_set(protocol.for_split(protocol.tuning_split), data.folder)
+        title = f"{protocol.name}, {head.name}"
+        tuning = benchmark.tuning
+        if isinstance(tuning, str):
+            report(f"{title}: background below {own.value:g}, the protocol's, not chosen on other images: {tuning}")
+            return own
         content = {
             "head": {"name": head.name, **head.identity},
             "protocol": protocol.digest(),
             "data": tuning.digest(),
-            "images": self.settings.sweep_images,
+            "images": benchmark.sweep_images,
             "recipe": SWEEP_RECIPE,
         }
         identity = hashlib.sha256(to_json(content)).hexdigest()
@@ -259,18 +255,18 @@ class Suite:
 
                 def attempt(name: str) -> AbstractContextManager[None]:
                     if (left := attempts.killed(name, identity)) is not None:
-                        raise ImageFailed(f"{tuning.image_paths[tuning.place[name]]}: {told(left)}")
+                        raise ImageFailed(f"{tuning.where(name)}: {told(left)}")
                     return attempts.on(name, identity)
 
                 swept = sweep_threshold(
                     head,
-                    protocol,
-                    data.folder,
-                    limit=self.settings.sweep_images,
+                    benchmark.data,
+                    tuning,
+                    limit=benchmark.sweep_images,
                     progress=lambda done, total: progress(f"{title}, threshold", done, total),
                     attempt=attempt,
                 )
-            # Several processes may have swept; what the first has written holds for all.
+            # Several processes may have swept: all use the threshold that was written first.
             self._write(path, swept.to_dict(), exclusive=True)
             chosen = _read_threshold(path)
         if chosen is None:
@@ -278,12 +274,13 @@ class Suite:
         _report_swept(title, chosen, report)
         return chosen
 
-    def _joined(self, data: DataSet, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _joined(self, benchmark: OpenBenchmark, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        assert isinstance(benchmark.data, DataSet)
         model, *baselines = results
         joined = {**model, "baselines": {each["head"]: each for each in baselines}}
-        path = self.path_of(data.protocol.name)
+        path = self.path_of(benchmark.name)
         if _read(path) != joined:
-            self._draw(data, model)  # first: with the results there, nobody would draw them again
+            self._draw(benchmark.data, model)  # first: with the results there, nobody would draw them again
             self._write(path, joined)
             self._update_card()
         return joined
@@ -296,7 +293,7 @@ class Suite:
         limit = self.settings.limit if results["images"] < results["images_in_data_set"] else None
         folder = results_folder(self.target.results, data.protocol, head.name, limit=limit)
         write_charts(results, folder)
-        write_examples(head, data.protocol, data.folder, results, folder)
+        write_examples(head, data, results, folder)
 
     def _update_card(self) -> None:
         """Put all scores of a run's model into its model card."""
@@ -329,10 +326,6 @@ def _report_swept(title: str, threshold: Threshold, report: Report) -> None:
     report(f"{title}: background below {threshold.text}, chosen on {images} images of the split {split!r}")
     if threshold.warning:
         report(f"{title}: warning: {threshold.warning}")
-
-
-def _silent(_text: str) -> None:
-    """Tell nobody."""
 
 
 def _read_threshold(path: Path) -> Threshold | None:

@@ -1,7 +1,7 @@
 """Choose the background threshold on images outside the test split.
 
-threshold = sweep_threshold(head, protocol, data_dir)          # the benchmark's tuning split
-evaluate_benchmark(head, protocol, data_dir, out_dir, threshold=threshold)
+threshold = sweep_threshold(head, data, tuning_set(data.protocol, data.folder))
+evaluate_benchmark(head, data, out_dir, threshold=threshold)
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import DataSet, open_data_set
+from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import Protocol
-from magicseg.evaluate.decoding import image_logits, memory_errors
+from magicseg.evaluate.decoding import batch_logits, memory_errors
 from magicseg.evaluate.metrics.formulas import intersection_over_union, mean_of_known
-from magicseg.evaluate.parts import evenly
+from magicseg.evaluate.parts import cut, evenly
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND
 
@@ -189,10 +190,9 @@ def scored_pixels(
 
 def sweep_threshold(
     head: "Head",
-    protocol: Protocol,
-    data_dir: Path,
+    data: LabelledImages,
+    tuning: LabelledImages,
     *,
-    tuning: Path | Protocol | None = None,
     limit: int | None = LIMIT,
     progress: Callable[[int, int], None] | None = None,
     attempt: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
@@ -200,77 +200,79 @@ def sweep_threshold(
     """Return the threshold with the best mean IoU on images outside the test split, see `Sweep.best`.
 
     Args:
-        data_dir: the benchmark's folder.
-        tuning: the images to sweep on. None: the benchmark's tuning split in ``data_dir``; a folder: that split in
-            the same layout; a protocol with the same vocabulary: its data in ``data_dir``.
+        data: the benchmark.
+        tuning: the images to sweep on, with the benchmark's classes (`tuning_set`).
         limit: at most this many images, spread evenly.
-        attempt: a context manager, entered with an image's name while the image is processed.
+        attempt: a context manager, entered with an image's name while its batch is processed.
 
     Raises: ImageFailed if an image does not fit in memory; exceptions of ``attempt``; ConfigError if the protocol has
-        no threshold or no other split; DataError if one of the images is in the test split.
+        no threshold, or ``tuning`` has other classes; DataError if one of the images is in the test split.
     """
     import torch
 
+    protocol = data.protocol
     if protocol.background.rule != "threshold":
         raise ConfigError(
             f"{protocol.name}: its rule for background is {protocol.background.rule}, without threshold"
         )
-    data = _tuning_set(protocol, data_dir, tuning)
-    names = evenly(data.names, limit)
-    _refuse_test_images(protocol, data_dir, data, names)
+    if tuning.protocol.labels.digest() != protocol.labels.digest():
+        raise ConfigError(f"{tuning.protocol.name}: its vocabulary is not that of {protocol.name}")
+    names = evenly(tuning.names, limit)
+    _refuse_test_images(data, names)
+    if tuning.batch is None:
+        # Shuffled, because the first images decide the thresholds, and neighbours in a list are often alike.
+        names = tuple(np.random.default_rng(0).permutation(names).tolist())
     head.prepare(protocol.queries)
     sweep = Sweep(len(protocol.labels), head.score_kinds)
+    done = 0
     with torch.inference_mode():
-        # Shuffled, because the first images decide the thresholds, and neighbours in a list are often alike.
-        for done, name in enumerate(np.random.default_rng(0).permutation(names).tolist(), start=1):
-            path = str(data.image_paths[data.place[name]])
-            with attempt(name):
-                image, truth = data.pair(name)
-                with memory_errors(head, image.shape, protocol, path):
-                    for rows, logits in image_logits(head, image, protocol, path):
+        for batch in cut(names, tuning.batch or 1):
+            where = tuning.where(batch[0])
+            with attempt(batch[0]):
+                pairs = [tuning.pair(name) for name in batch]
+                images, truth = [image for image, _ in pairs], np.stack([truth for _, truth in pairs])
+                with memory_errors(head, images[0].shape, protocol, where):
+                    for rows, logits in batch_logits(head, images, tuning, where):
                         pixels = scored_pixels(head, logits, len(protocol.labels))
-                        sweep.add(truth[rows], *pixels, protocol.ignore_value)
+                        sweep.add(truth[:, rows], *pixels, protocol.ignore_value)
+            done += len(batch)
             if progress is not None:
                 progress(done, len(names))
     if not sweep.pixels:
-        raise DataError(f"{data.folder}: all pixels of the {len(names)} images are ignored")
-    return sweep.best(
-        {"split": data.protocol.split, "images": len(names), "ground_truth": data.layout.text, "data": data.digest()}
-    )
+        raise DataError(f"{tuning.protocol.name}: all pixels of the {len(names)} images are ignored")
+    return sweep.best({"split": tuning.protocol.split, "images": len(names), **tuning.about()})
 
 
-def why_not(protocol: Protocol, data_dir: Path) -> str | None:
-    """Return why no threshold can be swept on the benchmark's other split, or None if it can be swept."""
-    if protocol.background.rule != "threshold":
-        return "the protocol's background rule needs no threshold"
-    if protocol.tuning_split is None:
-        return "the protocol names no other split"
-    try:
-        open_data_set(protocol.for_split(protocol.tuning_split), data_dir)
-    except DataError as error:
-        return f"split {protocol.tuning_split!r}: {error.message}"
-    return None
+def tuning_set(protocol: Protocol, folder: Path) -> DataSet:
+    """Open the other split of a benchmark, for `sweep_threshold`.
 
-
-def _tuning_set(protocol: Protocol, data_dir: Path, tuning: Path | Protocol | None) -> DataSet:
-    if isinstance(tuning, Protocol):
-        if tuning.labels.digest() != protocol.labels.digest():
-            raise ConfigError(f"{tuning.name}: its vocabulary is not that of {protocol.name}")
-        return open_data_set(tuning, data_dir)
+    Raises: ConfigError if the protocol names no other split; DataError if files of the split are missing.
+    """
     if protocol.tuning_split is None:
         raise ConfigError(
             f"{protocol.name}: the protocol names no other split to sweep the threshold on",
             hint="set tuning_split in the protocol, or leave the threshold at its default",
         )
-    return open_data_set(protocol.for_split(protocol.tuning_split), tuning or data_dir)
+    return open_data_set(protocol.for_split(protocol.tuning_split), folder)
 
 
-def _refuse_test_images(protocol: Protocol, data_dir: Path, data: DataSet, names: tuple[str, ...]) -> None:
-    test = open_data_set(protocol, data_dir, with_images=False)
-    shared = sorted(set(names) & set(test.names))
+def tuning_set_or_reason(protocol: Protocol, folder: Path) -> DataSet | str:
+    """Open the other split of a benchmark, or return the reason why no threshold can be swept on it."""
+    if protocol.background.rule != "threshold":
+        return "the protocol's background rule needs no threshold"
+    if protocol.tuning_split is None:
+        return "the protocol names no other split"
+    try:
+        return tuning_set(protocol, folder)
+    except DataError as error:
+        return f"split {protocol.tuning_split!r}: {error.message}"
+
+
+def _refuse_test_images(data: LabelledImages, names: Sequence[str]) -> None:
+    shared = sorted(set(names) & set(data.names))
     if shared:
         raise DataError(
-            f"{data.folder}: {len(shared)} of the {len(names)} images to sweep the threshold on are test images of "
-            f"{protocol.name}: {', '.join(shared[:5])}",
+            f"{len(shared)} of the {len(names)} images to sweep the threshold on are test images of "
+            f"{data.protocol.name}: {', '.join(shared[:5])}",
             hint="give other images: a threshold tuned on test images biases the score",
         )

@@ -1,61 +1,55 @@
-"""What training looks at now and then: a score on pictures that are neither trained on nor tested on."""
+"""Validation during training: a score on images that are neither trained on nor tested on."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from magicseg.config.evaluation import MINIATURE
 from magicseg.data.ground_truth import data_folder
+from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import load_protocol
-from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
-from magicseg.evaluate.painted import OTHER_SCENES, score_heldout
-from magicseg.evaluate.sweep import why_not
-from magicseg.miniature.held_out_scenes import undrawn
+from magicseg.evaluate.metrics.confusion import Scores
+from magicseg.evaluate.runner import count_images
+from magicseg.evaluate.sweep import tuning_set_or_reason
+from magicseg.miniature.held_out_scenes import PaintedScenes, undrawn
 from magicseg.model.segmenter import Segmenter
 from magicseg.run.directory import Run
 
-_IMAGES = 50  # other processes wait meanwhile
+_IMAGES = 50  # other ranks wait meanwhile
 
 Watch = Callable[[Segmenter, int], Mapping[str, float]]
 
 
 def watch(run: Run) -> Watch | None:
-    """A function for `magicseg.train.loop.train`: mIoU on painted scenes of another seed, or on 50 images of the
-    first benchmark's other split. None where there is neither: the best checkpoint is not chosen on test images.
+    """Return the validation function for `magicseg.train.loop.train`, or None if there are no images for it.
 
-    Raises: ConfigError, DataError, as opening the benchmark does.
+    It returns the mIoU on painted scenes of another seed, or on 50 images of the first benchmark's other split. Test
+    images are never used, since the best checkpoint is chosen by this score.
+
+    Raises: ConfigError or DataError if the benchmark cannot be opened.
     """
+    data = validation_images(run)
+    if data is None:
+        return None
+    limit = None if isinstance(data, PaintedScenes) else _IMAGES
+
+    def validate(model: Segmenter, step: int) -> dict[str, float]:
+        confusion, _ = count_images(SegmenterHead(model, f"step {step}"), data, limit=limit)
+        miou = Scores(confusion).miou
+        return {} if miou is None else {"miou": miou}
+
+    return validate
+
+
+def validation_images(run: Run) -> LabelledImages | None:
+    """Open the images that `watch` scores, or return None if there are none."""
     settings = run.config.evaluate
     if MINIATURE in settings.benchmarks and not undrawn(run.vocabulary):
-
-        def on_scenes(model: Segmenter, _step: int) -> dict[str, float]:
-            scores = score_heldout(
-                [SegmenterHead(model, "")],
-                run.vocabulary,
-                settings,
-                image_size=run.config.generate.size,
-                seed=run.config.seed + OTHER_SCENES,
-            )
-            return {"miou": scores["model"]["miou"]}
-
-        return on_scenes
-    if settings.data is None:
-        return None
+        scenes = PaintedScenes.of(run.vocabulary, settings, seed=run.config.seed, size=run.config.generate.size)
+        return scenes.others()
     others = [name for name in settings.benchmarks if name != MINIATURE]
-    if not others:
+    if settings.data is None or not others:
         return None
     protocol = load_protocol(others[0])
-    folder = data_folder(protocol, Path(settings.data))
-    if protocol.tuning_split is None or why_not(protocol, folder) is not None:
-        return None
-    other = protocol.for_split(protocol.tuning_split)
-
-    def on_images(model: Segmenter, step: int) -> dict[str, float]:
-        head = SegmenterHead(model, f"step {step}")
-        with tempfile.TemporaryDirectory() as out:
-            results = evaluate_benchmark(head, other, folder, Path(out), limit=_IMAGES).results
-        assert results is not None
-        return {"miou": results["miou"]}
-
-    return on_images
+    tuning = tuning_set_or_reason(protocol, data_folder(protocol, Path(settings.data)))
+    return None if isinstance(tuning, str) else tuning

@@ -8,12 +8,11 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy.io import savemat
 
-from helpers.benchmark_data import SIZE, ColourHead, make, make_instances, save_png
+from helpers.benchmark_data import SIZE, ColourHead, evaluate, make, make_instances, save_png
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.label_files import read_labels, spans
 from magicseg.data.protocol import load_protocol, protocol_names
-from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.score import score
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "ade20k", "cityscapes")
@@ -209,7 +208,7 @@ def test_coco_object_takes_label_maps_rather_than_instances_and_results_say_whic
     make_instances(tmp_path, {"a": [(1, SQUARE, 0)], "b": []}, categories=CATEGORIES)
 
     def told():
-        results = evaluate_benchmark(ColourHead(), protocol, tmp_path, tmp_path / "out").results
+        results = evaluate(ColourHead(), protocol, tmp_path, tmp_path / "out").results
         return results["ground_truth"]
 
     assert told() == "instances annotations/instances_val2017.json"

@@ -13,12 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.benchmark_data import ColourHead, make, save_png
+from helpers.benchmark_data import ColourHead, evaluate, make, save_png
 from helpers.tiny_models import tiny_settings
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
-from magicseg.evaluate.benchmark import evaluate_benchmark, read_results, results_folder
+from magicseg.evaluate.benchmark import read_results, results_folder
 from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
 from magicseg.evaluate.parts import PART, evenly, read_part
 from magicseg.evaluate.threshold import Threshold
@@ -55,7 +55,7 @@ def voc(tmp_path):
 def test_a_head_that_sees_the_classes_colours_is_nearly_perfect_on_every_benchmark(tmp_path, name):
     protocol = load_protocol(name).model_copy(update={"short_side": None})
     truths = make(protocol, tmp_path / "data", 3, size=(48, 60))
-    outcome = evaluate_benchmark(ColourHead(), protocol, tmp_path / "data", tmp_path / "out")
+    outcome = evaluate(ColourHead(), protocol, tmp_path / "data", tmp_path / "out")
     results = outcome.results
     assert results["pixels"] == sum(np.count_nonzero(truth != 255) for truth in truths.values())
     assert results["miou"] > 0.9
@@ -67,7 +67,7 @@ def test_a_head_that_sees_the_classes_colours_is_nearly_perfect_on_every_benchma
 
 def test_the_confusion_matrix_is_that_of_sliding_deciding_and_counting_by_hand(voc, tmp_path):
     protocol, head = small("voc21"), ColourHead()
-    results = evaluate_benchmark(head, protocol, voc, tmp_path / "out", threshold=GIVEN).results
+    results = evaluate(head, protocol, voc, tmp_path / "out", threshold=GIVEN).results
     data = open_data_set(protocol, voc)
     total = np.zeros((21, 21), int)
     for name in data.names:
@@ -86,13 +86,11 @@ def test_the_confusion_matrix_is_that_of_sliding_deciding_and_counting_by_hand(v
 
 def test_neither_processes_nor_their_order_nor_readers_change_anything(voc, tmp_path):
     protocol = small("voc21")
-    expected = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "one", threshold=GIVEN)
+    expected = evaluate(ColourHead(), protocol, voc, tmp_path / "one", threshold=GIVEN)
     plans = {"two": [(1, 2), (0, 2)], "three": [(0, 3), (2, 3), (1, 3)], "five": [(n, 5) for n in (4, 3, 2, 1, 0)]}
     for name, shares in plans.items():
         outcomes = [
-            evaluate_benchmark(
-                ColourHead(), protocol, voc, tmp_path / name, threshold=GIVEN, part=share, readers=1 + number
-            )
+            evaluate(ColourHead(), protocol, voc, tmp_path / name, threshold=GIVEN, part=share, readers=1 + number)
             for number, share in enumerate(shares)
         ]
         done = [outcome.done for outcome in outcomes]
@@ -109,8 +107,8 @@ from pathlib import Path
 sys.path[:0] = {paths!r}
 from helpers.benchmark_data import ColourHead
 from test_benchmark_runs import GIVEN, small
-from magicseg.evaluate.benchmark import evaluate_benchmark
-evaluate_benchmark(
+from helpers.benchmark_data import evaluate
+evaluate(
     ColourHead(), small("voc21"), Path({data!r}), Path({out!r}), threshold=GIVEN, part=(int(sys.argv[1]), 3)
 )
 """
@@ -118,12 +116,12 @@ evaluate_benchmark(
 
 @pytest.mark.slow
 def test_processes_at_the_same_time_give_what_one_gives(voc, tmp_path):
-    expected = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "one", threshold=GIVEN)
+    expected = evaluate(ColourHead(), small("voc21"), voc, tmp_path / "one", threshold=GIVEN)
     paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
     code = SHARE.format(paths=paths, data=str(voc), out=str(tmp_path / "three"))
     started = [subprocess.Popen([sys.executable, "-c", code, str(number)]) for number in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
-    outcome = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "three", threshold=GIVEN)
+    outcome = evaluate(ColourHead(), small("voc21"), voc, tmp_path / "three", threshold=GIVEN)
     assert without_time(outcome.results) == without_time(expected.results)
     assert part_contents(outcome.folder) == part_contents(expected.folder)
 
@@ -149,18 +147,16 @@ def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_d
             return self.model(crops, self.text).logits
 
         def score(self, logits, chosen, kind):
-            return logits.gather(0, chosen[None])[0]
+            return logits.gather(-3, chosen.unsqueeze(-3)).squeeze(-3)
 
     protocol = load_protocol("voc21").model_copy(update={"short_side": 48, "window": 48, "stride": 32})
     folder = real_data / "VOCdevkit" / "VOC2012"
     always = Threshold(value=0.0, origin="given")
-    whole = evaluate_benchmark(Random(), protocol, folder, tmp_path / "whole", threshold=always).results
+    whole = evaluate(Random(), protocol, folder, tmp_path / "whole", threshold=always).results
     assert np.count_nonzero(np.sum(whole["confusion"], axis=0)) > 3
     assert (whole["images"], whole["official_images"], whole["complete"]) == (120, 1449, False)
     for share in ((1, 2), (0, 2)):
-        outcome = evaluate_benchmark(
-            Random(), protocol, folder, tmp_path / "shared", threshold=always, part=share, readers=4
-        )
+        outcome = evaluate(Random(), protocol, folder, tmp_path / "shared", threshold=always, part=share, readers=4)
     assert without_time(outcome.results) == without_time(whole)
 
 
@@ -173,17 +169,17 @@ def test_what_is_committed_is_not_computed_again(voc, tmp_path):
         seen.append(1)
         return len(seen) > PART + 3
 
-    outcome = evaluate_benchmark(stopped, protocol, voc, tmp_path / "out", stop=enough)
+    outcome = evaluate(stopped, protocol, voc, tmp_path / "out", stop=enough)
     assert (outcome.done, outcome.results) == (1, None)
     resumed, calls = ColourHead(), []
-    outcome = evaluate_benchmark(
+    outcome = evaluate(
         resumed, protocol, voc, tmp_path / "out", progress=lambda done, total: calls.append((done, total))
     )
     assert calls == [(number, PART + 5) for number in range(1, PART + 6)]
-    whole = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "whole")
+    whole = evaluate(ColourHead(), protocol, voc, tmp_path / "whole")
     assert without_time(outcome.results) == without_time(whole.results)
     again = ColourHead()
-    assert evaluate_benchmark(again, protocol, voc, tmp_path / "out").results == outcome.results
+    assert evaluate(again, protocol, voc, tmp_path / "out").results == outcome.results
     assert again.prepared == 0
 
 
@@ -227,13 +223,13 @@ def test_images_without_memory_are_named_and_the_other_parts_done(voc, tmp_path,
     data = open_data_set(protocol, voc)
     large = [data.names[3], data.names[5]]
     head = Choking(error, [first_window(data, name) for name in large])
-    outcome = evaluate_benchmark(head, protocol, voc, tmp_path / "out")
+    outcome = evaluate(head, protocol, voc, tmp_path / "out")
     assert (outcome.done, outcome.parts, outcome.results) == (2, 3, None)
     assert [name in failure.message for name, failure in zip(large, outcome.failed, strict=True)] == [True, True]
     assert "36 x 24 pixels with 20 labels do not fit into memory" in outcome.failed[0].message
-    again = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+    again = evaluate(ColourHead(), protocol, voc, tmp_path / "out")
     assert without_time(again.results) == without_time(
-        evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "whole").results
+        evaluate(ColourHead(), protocol, voc, tmp_path / "whole").results
     )
 
 
@@ -242,7 +238,7 @@ def test_an_image_that_killed_an_evaluation_is_skipped_by_name_until_its_attempt
     data = open_data_set(protocol, voc)
     code = (
         "import os, signal, sys; from pathlib import Path; import numpy as np\n"
-        "from helpers.benchmark_data import ColourHead; from magicseg.evaluate.benchmark import evaluate_benchmark\n"
+        "from helpers.benchmark_data import ColourHead, evaluate\n"
         "from magicseg.data.protocol import Protocol\n"
         "calls = []\n"
         "class Killed(ColourHead):\n"
@@ -251,19 +247,19 @@ def test_an_image_that_killed_an_evaluation_is_skipped_by_name_until_its_attempt
         "        if len(calls) == 20: os.kill(os.getpid(), signal.SIGKILL)\n"
         "        return super().logits(crops)\n"
         "protocol = Protocol.model_validate_json(sys.argv[1])\n"
-        "evaluate_benchmark(Killed(), protocol, Path(sys.argv[2]), Path(sys.argv[3]))"
+        "evaluate(Killed(), protocol, Path(sys.argv[2]), Path(sys.argv[3]))"
     )
     words = [sys.executable, "-c", code, protocol.model_dump_json(), str(voc), str(tmp_path / "out")]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     assert subprocess.run(words, check=False, env=environment).returncode == -signal.SIGKILL
     for _ in range(2):
-        outcome = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+        outcome = evaluate(ColourHead(), protocol, voc, tmp_path / "out")
         assert (outcome.done, outcome.parts, outcome.results) == (2, 3, None)  # parts of 16: the second is left
         (failure,) = outcome.failed
         assert data.names[19] in failure.message
     subprocess.run(shlex.split(failure.message.partition("try it again: ")[2]), check=True)
-    results = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out").results
-    whole = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "whole").results
+    results = evaluate(ColourHead(), protocol, voc, tmp_path / "out").results
+    whole = evaluate(ColourHead(), protocol, voc, tmp_path / "whole").results
     assert without_time(results) == without_time(whole)
 
 
@@ -276,30 +272,30 @@ def test_images_in_stripes_of_rows_count_the_same(voc, tmp_path, monkeypatch, va
             return super().logits(crops) + torch.arange(20).sin()[:, None, None] / 7
 
     protocol = small("voc21")
-    whole = evaluate_benchmark(Untied(), protocol, voc, tmp_path / "whole", threshold=GIVEN)
+    whole = evaluate(Untied(), protocol, voc, tmp_path / "whole", threshold=GIVEN)
     monkeypatch.setattr("magicseg.model.sliding_window.WHOLE_VALUES", 0)
     monkeypatch.setattr("magicseg.model.sliding_window.STRIPE_VALUES", values)
-    stripes = evaluate_benchmark(Untied(), protocol, voc, tmp_path / "stripes", threshold=GIVEN)
+    stripes = evaluate(Untied(), protocol, voc, tmp_path / "stripes", threshold=GIVEN)
     assert without_time(stripes.results) == without_time(whole.results)
 
 
 def test_damaged_parts_are_made_again(voc, tmp_path):
     protocol = small("voc21")
-    outcome = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+    outcome = evaluate(ColourHead(), protocol, voc, tmp_path / "out")
     path = outcome.folder / "part-00001.npz"
     content = path.read_bytes()
     for damaged in (b"", content[:100], content[:-50], content[:300] + b"xxxx" + content[304:]):
         path.write_bytes(damaged)
         (outcome.folder / "results.json").unlink()
         head = ColourHead()
-        repaired = evaluate_benchmark(head, protocol, voc, tmp_path / "out")
+        repaired = evaluate(head, protocol, voc, tmp_path / "out")
         assert head.prepared == 1
         assert without_time(repaired.results) == without_time(outcome.results)
 
 
 def test_a_part_with_any_damaged_byte_is_no_part_or_the_same(voc, tmp_path):
     protocol = small("voc21")
-    outcome = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
+    outcome = evaluate(ColourHead(), protocol, voc, tmp_path / "out")
     path = outcome.folder / "part-00002.npz"
     names = evenly(open_data_set(protocol, voc).names, None)[2 * PART :]
     identity = outcome.results["provenance"]["identity"]
@@ -317,7 +313,7 @@ def test_a_part_with_any_damaged_byte_is_no_part_or_the_same(voc, tmp_path):
 @pytest.mark.parametrize("change", ["head", "threshold", "protocol", "data"])
 def test_parts_of_other_settings_are_made_again(voc, tmp_path, change):
     protocol, head, threshold = small("voc21"), ColourHead(), GIVEN
-    first = evaluate_benchmark(head, protocol, voc, tmp_path / "out", threshold=threshold).results
+    first = evaluate(head, protocol, voc, tmp_path / "out", threshold=threshold).results
     head = ColourHead()
     if change == "head":
         head = ColourHead(sharp=3)
@@ -327,7 +323,7 @@ def test_parts_of_other_settings_are_made_again(voc, tmp_path, change):
         protocol = protocol.model_copy(update={"short_side": 12, "window": 12, "stride": 8})
     else:
         save_png(voc / "SegmentationClass" / "img000003.png", np.ones((24, 36)))
-    second = evaluate_benchmark(head, protocol, voc, tmp_path / "out", threshold=threshold).results
+    second = evaluate(head, protocol, voc, tmp_path / "out", threshold=threshold).results
     assert head.prepared == 1
     assert second["confusion"] != first["confusion"]
     assert second["provenance"]["identity"] != first["provenance"]["identity"]
@@ -335,8 +331,8 @@ def test_parts_of_other_settings_are_made_again(voc, tmp_path, change):
 
 def test_a_limit_takes_images_spread_over_the_list_and_says_so(voc, tmp_path):
     protocol = small("voc21")
-    whole = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out")
-    few = evaluate_benchmark(ColourHead(), protocol, voc, tmp_path / "out", limit=4)
+    whole = evaluate(ColourHead(), protocol, voc, tmp_path / "out")
+    few = evaluate(ColourHead(), protocol, voc, tmp_path / "out", limit=4)
     assert few.folder == results_folder(tmp_path / "out", protocol, "colour", limit=4)
     assert (few.results["images"], few.results["images_in_data_set"]) == (4, 2 * PART + 5)
     assert (few.results["limited"], whole.results["limited"]) == (True, False)
@@ -349,7 +345,7 @@ def test_an_image_that_fails_stops_the_evaluation_with_its_name(voc, tmp_path):
     path = voc / "JPEGImages" / "img000009.jpg"
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DataError, match=r"img000009\.jpg: this image cannot be read"):
-        evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "out")
+        evaluate(ColourHead(), small("voc21"), voc, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("results.json"))
 
 
@@ -359,13 +355,13 @@ def test_scores_that_are_not_finite_are_an_error_that_names_the_image(voc, tmp_p
             return super().logits(crops) * float("nan")
 
     with pytest.raises(DataError, match=r"img000000\.jpg: the scores of colour are not finite"):
-        evaluate_benchmark(Broken(), small("voc21"), voc, tmp_path / "out")
+        evaluate(Broken(), small("voc21"), voc, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("limit", "part"), [(0, (0, 1)), (None, (2, 2)), (None, (-1, 2))])
 def test_a_share_or_limit_that_is_none_is_refused(voc, tmp_path, limit, part):
     with pytest.raises(ConfigError):
-        evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "out", limit=limit, part=part)
+        evaluate(ColourHead(), small("voc21"), voc, tmp_path / "out", limit=limit, part=part)
 
 
 def test_names_of_background_are_asked_like_classes(tmp_path):
@@ -380,16 +376,14 @@ def test_names_of_background_are_asked_like_classes(tmp_path):
     protocol = load_protocol("voc21").model_copy(update={"short_side": None})
     make(protocol, tmp_path / "data", 3, size=(48, 60))
     head = WithBlack()
-    results = evaluate_benchmark(
-        head, protocol.with_background("prompts"), tmp_path / "data", tmp_path / "out"
-    ).results
+    results = evaluate(head, protocol.with_background("prompts"), tmp_path / "data", tmp_path / "out").results
     assert head.asked[20:] == tuple((name,) for name in protocol.background.prompts)
     assert results["threshold"] is None
     assert results["iou"]["background"] > 0.95
 
 
 def test_results_are_json_with_their_whole_provenance(voc, tmp_path):
-    outcome = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "out", provenance={"weights": "abc"})
+    outcome = evaluate(ColourHead(), small("voc21"), voc, tmp_path / "out", provenance={"weights": "abc"})
     results = json.loads((outcome.folder / "results.json").read_text())
     assert results == outcome.results
     provenance = results["provenance"]
@@ -403,13 +397,13 @@ def test_results_are_json_with_their_whole_provenance(voc, tmp_path):
 
 
 def test_content_is_digested_as_it_was_read(voc, tmp_path):
-    first = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "a").results["provenance"]["data"]
-    same = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "b").results["provenance"]["data"]
+    first = evaluate(ColourHead(), small("voc21"), voc, tmp_path / "a").results["provenance"]["data"]
+    same = evaluate(ColourHead(), small("voc21"), voc, tmp_path / "b").results["provenance"]["data"]
     label = voc / "SegmentationClass" / "img000000.png"
     values = np.array(Image.open(label))
     values[10, 10] = 20 - values[10, 10]
     save_png(label, values)
-    other = evaluate_benchmark(ColourHead(), small("voc21"), voc, tmp_path / "c").results["provenance"]["data"]
+    other = evaluate(ColourHead(), small("voc21"), voc, tmp_path / "c").results["provenance"]["data"]
     assert first == same
     assert first["content"] != other["content"]
 

@@ -1,6 +1,7 @@
 """The miniature's benchmark."""
 
 import json
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -9,11 +10,13 @@ import torch
 
 from helpers.tiny_models import tiny_settings
 from magicseg.config.evaluation import EvaluateSettings
+from magicseg.evaluate.benchmark import Scoring
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
-from magicseg.evaluate.painted import OTHER_SCENES, evaluate_heldout, predict, score_heldout
+from magicseg.evaluate.painted import evaluate_heldout, painted_results, predict, score_heldout
+from magicseg.evaluate.parts import join
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
-from magicseg.miniature.held_out_scenes import heldout_scene
+from magicseg.miniature.held_out_scenes import OTHER_SCENES, PaintedScenes, heldout_scene
 from magicseg.model.segmenter import build_segmenter
 
 SETTINGS = EvaluateSettings(scenes=5, batch_size=2)
@@ -131,3 +134,28 @@ def test_a_baselines_threshold_is_the_best_on_other_scenes_and_is_told(model):
     assert told["miou"] >= max(tried.values())
     assert told["miou"] == pytest.approx(miou(OTHER_SCENES, told["value"]))
     assert results["baselines"]["reddish"]["miou"] == miou(0, told["value"])
+
+
+@pytest.mark.parametrize("batch", [3, 1])
+def test_shares_of_the_scenes_in_any_order_give_the_scores_of_one_process(model, tmp_path, batch):
+    settings = EvaluateSettings(scenes=39, batch_size=batch)
+    scenes = PaintedScenes.of(VOCABULARY, settings, seed=0, size=32)
+    head = SegmenterHead(model, "digest")
+    for share in ((1, 2), (0, 2)):
+        scoring = Scoring(head, scenes, tmp_path)
+        assert scoring.score(part=share) == ()
+    assert [len(names) for names in scoring.parts] == ([18, 18, 3] if batch == 3 else [16, 16, 7])
+    parts = Scoring(head, scenes, tmp_path).committed()
+    assert [part.names for part in parts] == scoring.parts
+    found = painted_results(scenes, {"model": join(parts)}, {})
+    assert found.pop("baselines") == {}
+    assert found == score_heldout([head], VOCABULARY, settings, image_size=32, seed=0)["model"]
+
+
+def test_parts_of_other_scenes_are_not_used(model, tmp_path):
+    head = SegmenterHead(model, "digest")
+    scenes = PaintedScenes.of(VOCABULARY, SETTINGS, seed=0, size=32)
+    Scoring(head, scenes, tmp_path).score()
+    assert len(Scoring(head, scenes, tmp_path).committed()) == 1
+    for other in (replace(scenes, seed=1), replace(scenes, batch=3), replace(scenes, max_objects=1)):
+        assert Scoring(head, other, tmp_path).committed() == []

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.benchmark_data import ColourHead, make
+from helpers.benchmark_data import ColourHead, evaluate, make
+from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
 from magicseg.evaluate import figures
-from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.figures import write_charts, write_examples
 
 
@@ -16,7 +16,7 @@ def scored(request, tmp_path):
     protocol = load_protocol(request.param).model_copy(update={"short_side": None})
     make(protocol, tmp_path / "data", 3, size=(40, 60), noise=40)
     head = ColourHead()
-    return head, protocol, tmp_path / "data", evaluate_benchmark(head, protocol, tmp_path / "data", tmp_path / "out")
+    return head, protocol, tmp_path / "data", evaluate(head, protocol, tmp_path / "data", tmp_path / "out")
 
 
 def test_charts_have_room_for_the_name_of_every_class(scored, tmp_path):
@@ -55,7 +55,7 @@ def test_a_title_is_not_cut_where_the_figure_is_narrow(name):
 
 def test_the_best_and_worst_images_are_shown_with_truth_and_prediction(scored, tmp_path):
     head, protocol, data, outcome = scored
-    written = write_examples(head, protocol, data, outcome.results, tmp_path / "figures", count=2)
+    written = write_examples(head, open_data_set(protocol, data), outcome.results, tmp_path / "figures", count=2)
     assert [path.name for path in written] == ["best.png", "worst.png"]
     for path in written:
         assert len(np.unique(np.asarray(Image.open(path).convert("L")))) > 50

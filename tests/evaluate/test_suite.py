@@ -119,8 +119,8 @@ def test_all_benchmarks_and_baselines_in_one_command(small, model, data, tmp_pat
 def test_what_is_done_is_not_done_again(small, model, data, tmp_path, monkeypatch):
     asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--out", tmp_path, "--json")
     _, first, _ = run(*asked)
-    monkeypatch.setattr("magicseg.evaluate.benchmark.label_image", lambda *_: pytest.fail("computed again"))
-    monkeypatch.setattr("magicseg.evaluate.sweep.image_logits", lambda *_: pytest.fail("swept again"))
+    monkeypatch.setattr("magicseg.evaluate.runner.label_batch", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr("magicseg.evaluate.sweep.batch_logits", lambda *_: pytest.fail("swept again"))
     assert run(*asked)[1] == first
 
 

@@ -10,19 +10,24 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from helpers.benchmark_data import ColourHead, make, save_png
+from helpers.benchmark_data import ColourHead, evaluate, make, save_png
 from magicseg.config.evaluation import EvaluateSettings
 from magicseg.core.errors import ConfigError, DataError
+from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
-from magicseg.evaluate import painted
-from magicseg.evaluate.benchmark import evaluate_benchmark
 from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
 from magicseg.evaluate.painted import score_heldout
-from magicseg.evaluate.sweep import Counts, Sweep, sweep_threshold, why_not
+from magicseg.evaluate.sweep import Counts, Sweep, sweep_threshold, tuning_set, tuning_set_or_reason
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
+from magicseg.miniature.held_out_scenes import PaintedScenes
 
 SHAPE = (6, 7)
+
+
+def swept(head, protocol, folder, *, other=None, **options):
+    """The threshold swept on the protocol's other split, in the same folder or another one."""
+    return sweep_threshold(head, open_data_set(protocol, folder), tuning_set(protocol, other or folder), **options)
 
 
 @given(
@@ -91,11 +96,14 @@ def test_a_threshold_among_scores_that_saturate_in_float32_is_found_on_scenes_an
     assert (logits.softmax(1).amax(1) == 1).all()
     assert (logits.amax(1).sigmoid() == 1).all()
 
-    monkeypatch.setattr(painted, "heldout_scene", lambda *_, **__: (image[:16, :16], truth[:16, :16]))
+    monkeypatch.setattr(
+        "magicseg.miniature.held_out_scenes.heldout_scene", lambda *_, **__: (image[:16, :16], truth[:16, :16])
+    )
     settings = EvaluateSettings(scenes=2, batch_size=2)
     vocabulary = load_vocabulary("miniature")
     common = {"image_size": 16, "seed": 0}
-    chosen = painted.swept_threshold(head, vocabulary, settings, **common)
+    scenes = PaintedScenes.of(vocabulary, settings, seed=0, size=16)
+    chosen = sweep_threshold(head, scenes, scenes.others(), limit=None)
     assert (chosen.score, chosen.value, chosen.details["end"], chosen.warning) == ("log-odds", 60, None, None)
     assert chosen.details["miou"] == 1 > chosen.details["tried"]["cosine"]
     thresholds = {head.name: chosen}
@@ -109,9 +117,9 @@ def test_a_threshold_among_scores_that_saturate_in_float32_is_found_on_scenes_an
         listed = tmp_path / "ImageSets" / "Segmentation" / f"{split}.txt"
         listed.parent.mkdir(parents=True, exist_ok=True)
         listed.write_text(f"{name}\n")
-    chosen = sweep_threshold(head, protocol, tmp_path)
+    chosen = swept(head, protocol, tmp_path)
     assert (chosen.score, chosen.value, chosen.details["end"]) == ("log-odds", 60, None)
-    assert evaluate_benchmark(head, protocol, tmp_path, tmp_path / "out", threshold=chosen).results["miou"] == 1
+    assert evaluate(head, protocol, tmp_path, tmp_path / "out", threshold=chosen).results["miou"] == 1
 
 
 @pytest.mark.parametrize(
@@ -174,7 +182,7 @@ def voc(tmp_path, protocol):
 @pytest.mark.parametrize("soft", [False, True])
 def test_the_chosen_threshold_is_the_best_of_all_on_the_tuning_split(voc, tmp_path, protocol, soft):
     head = ColourHead(soft=soft)
-    chosen = sweep_threshold(head, protocol, voc)
+    chosen = swept(head, protocol, voc)
     details = chosen.to_dict()
     assert (details["origin"], details["split"], details["images"]) == ("swept", "train", 8)
     assert details["miou"] == max(value for _, value in details["curve"])
@@ -182,7 +190,7 @@ def test_the_chosen_threshold_is_the_best_of_all_on_the_tuning_split(voc, tmp_pa
     scores = {}
     others = [Threshold(value=float(value), origin="given") for value in np.linspace(0, 1, 9)]
     for number, one in enumerate((chosen, *others)):
-        outcome = evaluate_benchmark(head, train, voc, tmp_path / f"at{number}", threshold=one)
+        outcome = evaluate(head, train, voc, tmp_path / f"at{number}", threshold=one)
         scores[number] = outcome.results["miou"]
     assert scores[0] == pytest.approx(details["miou"], abs=1e-12)
     assert scores[0] == max(scores.values())
@@ -190,8 +198,8 @@ def test_the_chosen_threshold_is_the_best_of_all_on_the_tuning_split(voc, tmp_pa
 
 def test_results_say_what_was_swept(voc, tmp_path, protocol):
     head = ColourHead()
-    chosen = sweep_threshold(head, protocol, voc, limit=5)
-    results = evaluate_benchmark(head, protocol, voc, tmp_path / "out", threshold=chosen).results
+    chosen = swept(head, protocol, voc, limit=5)
+    results = evaluate(head, protocol, voc, tmp_path / "out", threshold=chosen).results
     assert results["threshold"] == chosen.to_dict()
     assert results["threshold"]["images"] == 5
     assert results["provenance"]["protocol"]["split"] == "val"
@@ -201,7 +209,7 @@ def test_test_images_are_refused(voc, protocol):
     listed = voc / "ImageSets" / "Segmentation" / "train.txt"
     listed.write_text(listed.read_text() + "img000002\n")
     with pytest.raises(DataError, match=r"1 of the 9 images .* are test images of voc21: img000002"):
-        sweep_threshold(ColourHead(), protocol, voc)
+        swept(ColourHead(), protocol, voc)
 
 
 def test_a_folder_of_ones_own_may_hold_the_tuning_split(voc, tmp_path, protocol):
@@ -210,16 +218,18 @@ def test_a_folder_of_ones_own_may_hold_the_tuning_split(voc, tmp_path, protocol)
         path.rename(path.with_name(f"o{path.name}"))
     listed = tmp_path / "other" / "ImageSets" / "Segmentation" / "train.txt"
     listed.write_text("".join(f"o{name}\n" for name in listed.read_text().split()))
-    assert sweep_threshold(ColourHead(), protocol, voc, tuning=tmp_path / "other").details["images"] == 3
+    assert swept(ColourHead(), protocol, voc, other=tmp_path / "other").details["images"] == 3
 
 
 def test_without_another_split_there_is_no_sweep(voc, protocol):
-    assert why_not(protocol, voc) is None
+    assert tuning_set_or_reason(protocol, voc).names[0].startswith("t")
     (voc / "ImageSets" / "Segmentation" / "train.txt").unlink()
-    assert "split " in why_not(protocol, voc)
+    assert "split " in tuning_set_or_reason(protocol, voc)
     with pytest.raises(DataError, match=r"train\.txt"):
-        sweep_threshold(ColourHead(), protocol, voc)
+        swept(ColourHead(), protocol, voc)
     with pytest.raises(ConfigError, match="names no other split"):
-        sweep_threshold(ColourHead(), protocol.model_copy(update={"tuning_split": None}), voc)
+        swept(ColourHead(), protocol.model_copy(update={"tuning_split": None}), voc)
+    make(load_protocol("ade20k"), voc / "ade", 1)
+    data = open_data_set(load_protocol("ade20k"), voc / "ade")
     with pytest.raises(ConfigError, match="without threshold"):
-        sweep_threshold(ColourHead(), load_protocol("ade20k"), voc)
+        sweep_threshold(ColourHead(), data, data)

@@ -13,7 +13,7 @@ from magicseg.core.errors import ConfigError
 from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.model_under_test import Target
 from magicseg.evaluate.suite import Suite
-from magicseg.miniature.held_out_scenes import heldout_scene
+from magicseg.miniature.held_out_scenes import PaintedScenes
 from magicseg.model.segmenter import build_segmenter
 from magicseg.run.progress import evaluated
 from magicseg.train import validation
@@ -29,23 +29,16 @@ def with_evaluation(run, **settings):
     return replace(run, config=validate_config(data, source="the test"))
 
 
-def test_the_miniature_looks_at_scenes_that_the_test_does_not_show(finished, monkeypatch):
-    seen = []
-    score = validation.score_heldout
-
-    def spy(heads, vocabulary, settings, *, image_size, seed):
-        seen.append(seed)
-        return score(heads, vocabulary, settings, image_size=image_size, seed=seed)
-
-    monkeypatch.setattr(validation, "score_heldout", spy)
+def test_the_miniature_looks_at_scenes_that_the_test_does_not_show(finished):
     run = with_evaluation(finished, scenes=4)
     results = watch(run)(build_segmenter(SETTINGS, seed=0).eval(), 10)
     assert 0 <= results["miou"] <= 1
-    mine, tests = (
-        heldout_scene(0, vocabulary=run.vocabulary, seed=seed, max_objects=1, size=32)[0]
-        for seed in (*seen, run.config.seed)
-    )
-    assert not np.array_equal(mine, tests)
+    images = validation.validation_images(run)
+    assert len(images.names) == 4
+    tested = PaintedScenes.of(run.vocabulary, run.config.evaluate, seed=run.config.seed, size=images.size)
+    for mine, test in zip(images.names, tested.names, strict=True):
+        assert mine != test
+        assert not np.array_equal(images.pair(mine)[0], tested.pair(test)[0])
 
 
 def test_a_benchmark_is_looked_at_by_its_other_split_or_not_at_all(finished, tmp_path):

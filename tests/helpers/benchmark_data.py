@@ -8,6 +8,9 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 
+from magicseg.data.ground_truth import open_data_set
+from magicseg.evaluate.benchmark import evaluate_benchmark
+
 SIZE = (24, 36)
 
 
@@ -120,6 +123,11 @@ def make(protocol, folder: Path, count=5, *, layout=None, seed=0, size=SIZE, noi
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(f"{name}\n" for name in truths))
     return truths
+
+
+def evaluate(head, protocol, folder: Path, out: Path, **options):
+    """Score a head on the data set in a folder. Returns: a `magicseg.evaluate.benchmark.BenchmarkOutcome`."""
+    return evaluate_benchmark(head, open_data_set(protocol, folder), out, **options)
 
 
 def make_instances(folder: Path, annotations, *, categories, size=SIZE, split="val2017"):

@@ -37,18 +37,24 @@ class TextHead:
 
 
 class SegmenterHead(TextHead):
-    """A trained segmenter. Each class has a sigmoid of its own, so logits are log-odds. A
-    `magicseg.evaluate.heads.base.Head`.
+    """A segmenter as a `magicseg.evaluate.heads.base.Head`. Logits are log-odds: each class has its own sigmoid.
 
-    Args: weights_digest: of the model, as its ``model.json`` says. name: of the results.
+    Args: weights_digest: of the model, from its ``model.json``. name: of the results. identity: instead of the
+    weights' digest, for a model without one.
     """
 
     score_kinds: tuple[ScoreKind, ...] = ("log-odds",)
 
-    def __init__(self, model: Segmenter, weights_digest: str, name: str = "model") -> None:
+    def __init__(
+        self,
+        model: Segmenter,
+        weights_digest: str,
+        name: str = "model",
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(model)
         self.name = name
-        self.identity: Mapping[str, Any] = {"weights": weights_digest}
+        self.identity: Mapping[str, Any] = {"weights": weights_digest} if identity is None else identity
 
     @torch.inference_mode()
     def logits(self, crops: Tensor) -> Tensor:

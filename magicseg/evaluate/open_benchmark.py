@@ -1,0 +1,88 @@
+"""Benchmarks with their data sets opened: files on disk, or the miniature's painted scenes."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from magicseg.config.evaluation import MINIATURE, EvaluateSettings
+from magicseg.core.errors import ConfigError
+from magicseg.data.ground_truth import DataSet, data_folder, open_data_set
+from magicseg.data.labelled_images import LabelledImages
+from magicseg.data.protocol import load_protocol
+from magicseg.evaluate.model_under_test import Target
+from magicseg.evaluate.sweep import tuning_set_or_reason
+from magicseg.miniature.held_out_scenes import PaintedScenes, undrawn
+
+
+@dataclass(frozen=True)
+class OpenBenchmark:
+    """A benchmark whose data set has been opened."""
+
+    data: DataSet | PaintedScenes
+    settings: EvaluateSettings
+
+    @property
+    def name(self) -> str:
+        """The name of the results."""
+        return self.data.protocol.name
+
+    @property
+    def limit(self) -> int | None:
+        """How many images are scored, at most."""
+        return None if isinstance(self.data, PaintedScenes) else self.settings.limit
+
+    @property
+    def sweep_images(self) -> int | None:
+        """How many images a threshold is swept on, at most."""
+        return None if isinstance(self.data, PaintedScenes) else self.settings.sweep_images
+
+    @cached_property
+    def tuning(self) -> LabelledImages | str:
+        """Images to sweep thresholds on, or the reason why there are none."""
+        if isinstance(self.data, PaintedScenes):
+            return self.data.others()
+        if not self.settings.sweep_images:
+            return "evaluate.sweep_images is 0"
+        return tuning_set_or_reason(self.data.protocol, self.data.folder)
+
+    def is_swept(self, head: str) -> bool:
+        """Return whether a head's threshold is swept. On painted scenes, models trained on such scenes keep 0.5."""
+        from magicseg.evaluate.painted import UNTUNED
+
+        return not isinstance(self.data, PaintedScenes) or head not in UNTUNED
+
+
+def open_benchmarks(settings: EvaluateSettings, target: Target) -> tuple[OpenBenchmark, ...]:
+    """Open the data sets of all benchmarks of the settings, the miniature first, the others in their order.
+
+    Raises: ConfigError for an unknown benchmark, or if its data are not named; DataError if files are missing.
+    """
+    names = sorted(dict.fromkeys(settings.benchmarks), key=lambda name: name != MINIATURE)
+    opened = [_scenes(target, settings) if name == MINIATURE else _data_set(name, settings) for name in names]
+    return tuple(OpenBenchmark(data, settings) for data in opened)
+
+
+def _scenes(target: Target, settings: EvaluateSettings) -> PaintedScenes:
+    run = target.run
+    if run is None:
+        raise ConfigError(
+            f"{target.path}: the benchmark {MINIATURE} is of a run's own vocabulary, and this is a model",
+            hint="magicseg evaluate RUN, or --benchmark NAME --data DIR",
+        )
+    unknown = undrawn(run.vocabulary)
+    if unknown:
+        raise ConfigError(
+            f"{target.path}: the benchmark {MINIATURE} has painted scenes, and the painter has no "
+            f"drawing of {', '.join(map(repr, unknown[:3]))}",
+            hint="--benchmark voc21 --data DIR, or set evaluate.benchmarks and evaluate.data",
+        )
+    return PaintedScenes.of(run.vocabulary, settings, seed=run.config.seed, size=run.config.generate.size)
+
+
+def _data_set(name: str, settings: EvaluateSettings) -> DataSet:
+    protocol = load_protocol(name)
+    if settings.background is not None and protocol.counts_background:
+        protocol = protocol.with_background(settings.background)
+    if settings.data is None:
+        raise ConfigError(f"{name}: where are its data?", hint=f"--data DIR; {protocol.origin}")
+    return open_data_set(protocol, data_folder(protocol, Path(settings.data)))
