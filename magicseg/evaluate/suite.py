@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ class Suite:
     settings: EvaluateSettings
     benchmarks: tuple[OpenBenchmark, ...]
     device: str
-    _scorings: dict[str, list[Scoring]] = field(default_factory=dict, repr=False)
+    _scorings: dict[str, list[Scoring | None]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, target: Target, settings: EvaluateSettings, *, device: str = "cpu") -> "Suite":
@@ -106,10 +106,10 @@ class Suite:
         stop: Callable[[], bool],
         failed: Callable[[ImageFailed], None],
     ) -> None:
-        """Do this process's share of all heads. `_scorings` gets an entry if every head could be scored."""
+        """Do this process's share of all heads. `_scorings` gets one entry per head, None if it was not begun."""
         heads = self._heads_for(benchmark)
-        scorings = []
-        for head in heads:
+        scorings = self._scorings[benchmark.name] = [None] * len(heads)
+        for place, head in enumerate(heads):
             if stop():
                 return
             title = f"{benchmark.name}, {head.name}"
@@ -126,35 +126,30 @@ class Suite:
                 limit=benchmark.limit,
                 provenance=self._provenance(_OF_BENCHMARKS),
             )
-            failures: Sequence[ImageFailed] = ()
+            scorings[place] = scoring
             if scoring.known() is None:
                 failures = scoring.score(
                     part=part,
-                    progress=lambda done, total, title=title: progress(title, done, total),  # type: ignore[misc]
+                    progress=partial(progress, title),
                     stop=stop,
                 )
-            for each in failures:
-                failed(each)
+                for each in failures:
+                    failed(each)
             if scoring.lacking:
                 report(f"{title}: the head knows no {', '.join(scoring.lacking)}: never predicted")
-            if not failures:
-                scorings.append(scoring)
-        if len(scorings) == len(heads):
-            self._scorings[benchmark.name] = scorings
 
     def _merge(self, benchmark: OpenBenchmark) -> dict[str, Any] | None:
-        """Write a benchmark's results and return them; None if a part of a head is missing."""
+        """Write each head's results, and the benchmark's if all heads are complete. Returns: the benchmark's."""
         known = self._known_scenes(benchmark)
         if known is not None:
             return known
-        scorings = self._scorings.get(benchmark.name, [])
-        if not scorings:
-            return None
+        begun = self._scorings.get(benchmark.name, [])
+        scorings = [scoring for scoring in begun if scoring is not None]
         if isinstance(benchmark.data, PaintedScenes):
-            return self._merge_scenes(benchmark.data, scorings)
+            return self._merge_scenes(benchmark.data, scorings) if begun and len(scorings) == len(begun) else None
         found = [scoring.known() or scoring.merge() for scoring in scorings]
         results = [each for each in found if each is not None]
-        return self._joined(benchmark, results) if len(results) == len(scorings) else None
+        return self._joined(benchmark, results) if results and len(results) == len(begun) else None
 
     def _merge_scenes(self, scenes: PaintedScenes, scorings: Sequence[Scoring]) -> dict[str, Any] | None:
         from magicseg.evaluate.painted import painted_file, painted_results
@@ -263,7 +258,7 @@ class Suite:
                     benchmark.data,
                     tuning,
                     limit=benchmark.sweep_images,
-                    progress=lambda done, total: progress(f"{title}, threshold", done, total),
+                    progress=partial(progress, f"{title}, threshold"),
                     attempt=attempt,
                 )
             # Several processes may have swept: all use the threshold that was written first.
