@@ -1,6 +1,5 @@
 """Image files: their digests, labels and signatures."""
 
-import hashlib
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from magicseg.container.runtime import Runtime, call, command
+from magicseg.core.digests import file_sha256
 from magicseg.core.documents import parse_json, read_json
 from magicseg.core.errors import ContainerError, DataError
 from magicseg.core.files import write_atomic
@@ -43,8 +43,7 @@ def identify(path: Path) -> Image:
         key = f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}:{state.st_ino}"
         known = _read_cache()
         if key not in known:
-            with path.open("rb") as file:
-                known[key] = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+            known[key] = f"sha256:{file_sha256(path)}"
             _write_cache(known)
     except OSError as error:
         raise ContainerError(

@@ -19,6 +19,12 @@ def assignments(value: Any, path: tuple[Any, ...] = ()) -> Iterator[Assignment]:
 def flattened(values: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
     """Return nested mappings as one mapping with joined keys: ``{"a": {"b": 1}}`` becomes ``{"a.b": 1}``.
 
-    An empty mapping is kept as a value.
+    Empty groups have no entry.
     """
-    return {separator.join(map(str, path)): value for path, value in assignments(values) if path}
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{key}{separator}{name}": inner for name, inner in flattened(value, separator).items()}
+        else:
+            found[key] = value
+    return found

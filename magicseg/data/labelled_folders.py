@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from magicseg.core.digests import json_sha256
 from magicseg.core.errors import DataError, LabelError
-from magicseg.core.files import to_json
 from magicseg.data.coco import read_coco
 from magicseg.data.coco_class_maps import SMALL_ON_TOP, InstanceMaps, by_name
 from magicseg.data.ground_truth import DataSet, open_data_set
@@ -100,7 +100,7 @@ class LabelledSamples:
             "layout": self.layout,
             "split": self.data.protocol.split,
             "labels": labels,
-            "images": hashlib.sha256(to_json(sizes)).hexdigest(),
+            "images": json_sha256(sizes),
             **({"upright": True} if self.data.upright else {}),
             **self.facts,
         }
@@ -223,7 +223,7 @@ def protocol_samples(protocol: Protocol, folder: Path) -> LabelledSamples:
         "classes": list(protocol.labels.names),
         "counts_background": protocol.counts_background,
     }
-    digest = hashlib.sha256(to_json(reading)).hexdigest()
+    digest = json_sha256(reading)
     return LabelledSamples(data, protocol.labels, "protocol", {"protocol": protocol.name, "reading": digest})
 
 

@@ -4,7 +4,6 @@ mixed = open_sources(run)
 mixed.samples, mixed.vocabulary, mixed.fingerprint
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.config.training_data import SELF, SourceSettings
+from magicseg.core.digests import json_sha256
 from magicseg.core.errors import ConfigError, DataError
-from magicseg.core.files import to_json
 from magicseg.data.ground_truth import data_folder
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.data.labelled_folders import LabelledSamples, coco_samples, is_vocs, protocol_samples, voc_samples
@@ -120,7 +119,7 @@ def open_sources(run: Run, *, stage: bool = True, tell: Callable[[str], None] = 
             {**identity, "samples": len(source.indices)} for identity, source in zip(identities, samples, strict=True)
         ],
     }
-    fingerprint = hashlib.sha256(to_json({"sources": identities, "classes": vocabulary.names})).hexdigest()
+    fingerprint = json_sha256({"sources": identities, "classes": vocabulary.names})
     return Sources(Mixture(tuple(samples), weights, allowed), vocabulary, fingerprint, provenance)
 
 

@@ -3,7 +3,6 @@
 Declarations only. `magicseg.data.ground_truth` reads the files; `magicseg.evaluate.benchmark` scores models.
 """
 
-import hashlib
 import os
 import re
 from dataclasses import replace
@@ -16,9 +15,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, PrivateAttr, ValidationError, model_validator
 
 from magicseg.config.evaluation import is_protocol_file
+from magicseg.core.digests import json_sha256
 from magicseg.core.documents import parse_yaml, read_text
 from magicseg.core.errors import ConfigError, LabelError
-from magicseg.core.files import to_json
 from magicseg.core.settings import Settings
 from magicseg.core.validation import first_fault
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary, load_vocabulary
@@ -204,7 +203,7 @@ class Protocol(Settings):
     def digest(self) -> str:
         """SHA-256 of all that decides scores: neither the words about sources nor the vocabulary's file name."""
         words = {"source", "sources", "origin", "folders", "official_images", "vocabulary", "tuning_split"}
-        return hashlib.sha256(to_json({k: v for k, v in self.to_dict().items() if k not in words})).hexdigest()
+        return json_sha256({k: v for k, v in self.to_dict().items() if k not in words})
 
     def _copy(self, update: dict[str, Any]) -> "Protocol":
         values = {**self.model_dump(), **update}

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magicseg.core.digests import json_sha256
 from magicseg.core.documents import parse_json, read_bytes, without_nan
 from magicseg.core.errors import ConfigError, DataError
-from magicseg.core.files import storage_errors, to_json, write_atomic
+from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command
 from magicseg.data.ground_truth import DataSet
 from magicseg.data.labelled_images import LabelledImages
@@ -302,7 +303,7 @@ def benchmark_identity(head: "Head", data: LabelledImages, threshold: Threshold 
         "threshold": None if threshold is None else threshold.key,
         "data": data.digest(),
     }
-    return hashlib.sha256(to_json(content)).hexdigest()
+    return json_sha256(content)
 
 
 def _ranked(names: Sequence[str], scores: NDArray[np.float64]) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """What is evaluated: a run's model, or a model's folder by itself. No torch in here."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any
 
 from magicseg.config.stage_declarations import STAGES
 from magicseg.config.training_data import SELF
+from magicseg.core.digests import json_sha256
 from magicseg.core.errors import DataError, IncompleteError
-from magicseg.core.files import to_json
 from magicseg.core.text import command
 from magicseg.model.card import read_card
 from magicseg.run.directory import Run
@@ -67,7 +66,7 @@ class Target:
                 hint=command("magicseg", "reset", "train", run.path),
             )
         provenance = {
-            "config": hashlib.sha256(to_json(run.config.model_dump(mode="json"))).hexdigest(),
+            "config": json_sha256(run.config.model_dump(mode="json")),
             "settings": run.config.model_dump(mode="json", exclude={"evaluate", "slurm"}),
             "fingerprints": {stage: run.fingerprints[stage].digest for stage in STAGES},
             "plan": run.plan.fingerprint,

@@ -7,7 +7,6 @@ RESULTS/BENCHMARK.json holds the model's results with the baselines' in them. It
 RESULTS/BENCHMARK/HEAD/ holds the parts and each head's own results, see `magicseg.evaluate.benchmark`.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from magicseg.config.evaluation import MINIATURE, EvaluateSettings
+from magicseg.core.digests import json_sha256
 from magicseg.core.documents import parse_json, read_bytes, without_nan
 from magicseg.core.errors import BackendError, DataError, StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
@@ -242,7 +242,7 @@ class Suite:
             "images": benchmark.sweep_images,
             "recipe": SWEEP_RECIPE,
         }
-        identity = hashlib.sha256(to_json(content)).hexdigest()
+        identity = json_sha256(content)
         path = results_folder(self.target.results, protocol, head.name) / f"threshold-{identity[:16]}.json"
         chosen = _read_threshold(path)
         if chosen is None:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from magicseg.config.model import ModelSettings, OpenClipSettings
+from magicseg.core.digests import file_sha256
 from magicseg.core.documents import open_regular
 from magicseg.core.errors import DataError
 from magicseg.core.files import write_atomic
@@ -83,7 +84,7 @@ def load_segmenter(folder: str | Path) -> Segmenter:
         _refuse_misfit(settings, card, path)
         model = Segmenter(settings, encoder=_saved_encoder(settings, card, folder))
         model.load_state_dict(load_file(path))
-        digest = _file_digest(path)
+        digest = f"sha256:{file_sha256(path)}"
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: cannot be loaded: {error}") from error
     if digest != card["weights_digest"]:
@@ -139,8 +140,3 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def _digest(weights: bytes) -> str:
     return "sha256:" + hashlib.sha256(weights).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

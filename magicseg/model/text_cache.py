@@ -19,9 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from magicseg.core.digests import json_sha256
 from magicseg.core.documents import open_regular
 from magicseg.core.errors import DataError
-from magicseg.core.files import to_json, write_atomic
+from magicseg.core.files import write_atomic
 
 _FORMAT = 1
 
@@ -47,7 +48,7 @@ def cached_texts(key: Mapping[str, Any], compute: Callable[[], Tensor], *, folde
     Args: folder: replaces the user's cache. Returns: float32 (K, D), on the CPU.
     """
     folder = folder or default_folder()
-    path = folder / f"{hashlib.sha256(to_json(key)).hexdigest()[:32]}.safetensors"
+    path = folder / f"{json_sha256(key)[:32]}.safetensors"
     found = _stored(path, key)
     if found is not None:
         return found

@@ -341,15 +341,9 @@ def _confusions(classes: Sequence[str], matrix: Sequence[Sequence[Cell]]) -> lis
     return sorted(mistakes, key=lambda mistake: -mistake[2])[:_MOST_CONFUSIONS]
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Flatten nested mappings. Keys are joined by dots."""
-    found: dict[str, str] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = str(value)
-    return found
+def flat(values: Mapping[str, Any]) -> dict[str, str]:
+    """Flatten nested mappings to texts. Keys are joined by dots."""
+    return {key: str(value) for key, value in flattened(values).items()}
 
 
 def _number(value: Any) -> float | None:

@@ -24,6 +24,7 @@ from magicseg.config.run import Config
 from magicseg.config.stage_declarations import STAGES, stage_above
 from magicseg.core.errors import PlanMismatch, RunError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
+from magicseg.core.nested import flattened
 from magicseg.core.paths import absolute
 from magicseg.core.text import command
 from magicseg.labels import Vocabulary, is_label_file, load_vocabulary
@@ -89,7 +90,7 @@ class Run:
         config = _with_absolute_paths(resolve_backends(config))
         if (path / CONFIG_NAME).exists():
             run = cls.open(path)
-            differing = changed_keys(_flat(run.config), _flat(config))
+            differing = changed_keys(*(flattened(each.model_dump(mode="json")) for each in (run.config, config)))
             if differing:
                 raise PlanMismatch(
                     f"{path}: exists with other settings: {'; '.join(differing[:5])}",
@@ -262,17 +263,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _flat(config: Config) -> dict[str, object]:
-    flat: dict[str, object] = {}
-
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            flat[prefix] = value
-
-    walk("", config.model_dump(mode="json"))
-    return flat

@@ -1,6 +1,5 @@
 """Fingerprints: a hash of everything that decides a stage's bytes, and the names of what changed."""
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,7 +8,8 @@ from magicseg.backends import NestedBackend, backends_in, with_nested
 from magicseg.config.model import encoder_weights
 from magicseg.config.run import Config
 from magicseg.config.stage_declarations import DECLARATIONS, STAGES, StageDeclaration
-from magicseg.core.files import to_json
+from magicseg.core.digests import json_sha256
+from magicseg.core.nested import flattened
 from magicseg.core.settings import Settings
 from magicseg.weights import Weights
 from magicseg.weights.hashing import path_identity
@@ -28,7 +28,7 @@ class Fingerprint:
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> "Fingerprint":
         """Hash the inputs."""
-        return cls(hashlib.sha256(to_json(inputs)).hexdigest(), dict(inputs))
+        return cls(json_sha256(inputs), dict(inputs))
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,14 @@ class _Group:
 
     def inputs(self) -> dict[str, Any]:
         """Return the settings that decide bytes, without neutral ones, and the identities of the back ends."""
-        neutral = {f"{self.key}.{name}" for name in self.settings.NEUTRAL}
-        neutral |= {f"{self.key}.{each.key(name)}" for each in self.backends for name in each.options.NEUTRAL}
-        found = _flat(self.settings.model_dump(mode="json"), self.key, neutral)
+        neutral = [f"{name}." for name in self.settings.NEUTRAL]
+        neutral += [f"{each.key(name)}." for each in self.backends for name in each.options.NEUTRAL]
+        values = flattened(self.settings.model_dump(mode="json"))
+        found = {
+            f"{self.key}.{key}": value
+            for key, value in values.items()
+            if not f"{key}.".startswith(tuple(neutral))  # a neutral setting may be a whole group
+        }
         if self.recipe is not None:
             found[f"{self.key}.recipe"] = self.recipe
         for each in self.backends:
@@ -104,15 +109,6 @@ def stage_fingerprints(config: Config, plan_fingerprint: str, manifest: Manifest
         result[name] = Fingerprint.of(inputs)
         upstream = result[name].digest
     return result
-
-
-def _flat(values: Mapping[str, Any], prefix: str, left_out: set[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}.{key}"
-        if name not in left_out:
-            found |= _flat(value, name, left_out) if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def resolve_backends(config: Config) -> Config:

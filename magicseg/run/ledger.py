@@ -9,7 +9,6 @@ ledger/STAGE/inputs/DIGEST.json      what a fingerprint was made of
 
 import contextlib
 import datetime
-import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Annotated, Any, NotRequired
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints
 from typing_extensions import TypedDict
 
+from magicseg.core.digests import json_sha256
 from magicseg.core.documents import parse_json, read_bytes, read_json
 from magicseg.core.errors import DamageError, DataError
 from magicseg.core.files import TEMPORARY, fsync_path, to_json, write_atomic
@@ -111,7 +111,7 @@ def _record_bytes(record: CommitRecord) -> bytes:
     data = dict(vars(record))
     if not data["fallbacks"]:
         del data["fallbacks"]  # so that versions without fallbacks read it
-    return to_json(data | {"checksum": hashlib.sha256(to_json(data)).hexdigest()})
+    return to_json(data | {"checksum": json_sha256(data)})
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ class Ledger:
         }
         checksum = data.pop("checksum")
         try:
-            if checksum != hashlib.sha256(to_json(data)).hexdigest():
+            if checksum != json_sha256(data):
                 raise ValueError("checksum differs")
             record = CommitRecord(**data)
             start = record.shard * self.shard_size

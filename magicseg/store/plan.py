@@ -4,7 +4,6 @@ A plan is ``plan/plan.json`` (settings, labels, checksum) and ``plan/classes.npy
 label ids, 0 where a sample has fewer). Which labels a sample has depends on the run's seed and its index alone.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from magicseg.config.run import Config, PlanSettings
+from magicseg.core.digests import file_sha256, json_sha256
 from magicseg.core.documents import open_regular, read_json
 from magicseg.core.errors import DamageError, LabelError, RunError
-from magicseg.core.files import to_json, write_atomic
+from magicseg.core.files import write_atomic
 from magicseg.core.randomness import WORDS_PER_SAMPLE, sample_words
 from magicseg.core.text import command, printable
 from magicseg.labels import Vocabulary
@@ -123,9 +123,9 @@ def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
     document = {
         "inputs": inputs,
         "labels": vocabulary.to_dict(),
-        "classes_sha256": _sha256(table),
+        "classes_sha256": file_sha256(table),
     }
-    document["checksum"] = hashlib.sha256(to_json(document)).hexdigest()
+    document["checksum"] = json_sha256(document)
     write_atomic(folder / "plan.json", json.dumps(document, indent=1, ensure_ascii=False).encode())
 
 
@@ -151,7 +151,7 @@ def read_plan(folder: Path) -> Plan:
     return Plan(
         samples=samples,
         shard_size=shard_size,
-        fingerprint=hashlib.sha256(to_json(inputs)).hexdigest(),
+        fingerprint=json_sha256(inputs),
         inputs=inputs,
         vocabulary=vocabulary,
         classes=classes,
@@ -170,7 +170,7 @@ def _read_document(folder: Path) -> _Document:
     path = folder / "plan.json"
     document = read_json(path, _Document, error=DamageError, hint=_repair(folder))
     content = {key: value for key, value in document.items() if key != "checksum"}
-    if document["checksum"] != hashlib.sha256(to_json(content)).hexdigest():
+    if document["checksum"] != json_sha256(content):
         raise DamageError(f"{path}: checksum differs", hint=_repair(folder))
     return document
 
@@ -201,11 +201,6 @@ def plan_damage(folder: Path) -> list[str]:
         return [error.message]
     if plan.vocabulary.digest() != plan.inputs["labels.vocabulary"]:
         return [f"{folder / 'plan.json'}: the labels are not those that were planned"]
-    if _sha256(folder / "classes.npy") != expected:
+    if file_sha256(folder / "classes.npy") != expected:
         return [f"{folder / 'classes.npy'}: checksum differs"]
     return []
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

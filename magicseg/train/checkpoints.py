@@ -27,6 +27,7 @@ from magicseg.core.distributed import World, from_first
 from magicseg.core.documents import open_regular, parse_json
 from magicseg.core.errors import DataError, PlanMismatch, StoreError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
+from magicseg.core.nested import flattened
 from magicseg.core.text import command
 from magicseg.train.optim import trained_parameters
 from magicseg.train.sharding import like, whole
@@ -218,9 +219,9 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     A setting that the checkpoint does not name is newer than it. It counts as its default, or as `_BEFORE` says.
     """
     defaults = TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)) | _BEFORE
-    new = _flatten(identity)
-    known = {key: value for key, value in _flatten({"train": defaults}).items() if key in new}
-    old = known | _flatten(checkpoint.identity)
+    new = flattened(identity)
+    known = {key: value for key, value in flattened({"train": defaults}).items() if key in new}
+    old = known | flattened(checkpoint.identity)
     differing = [
         f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -272,13 +273,3 @@ def _frozen(model: nn.Module) -> set[str]:
         if own and not any(parameter.requires_grad for parameter in own):
             frozen |= {f"{prefix}.{name}" if prefix else name for name, _ in module.named_buffers(recurse=False)}
     return frozen
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat

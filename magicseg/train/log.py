@@ -18,6 +18,7 @@ from magicseg.config.training import TrainSettings
 from magicseg.core.documents import parse_json, read_bytes, without_nan
 from magicseg.core.errors import BackendError, DataError
 from magicseg.core.files import to_json, write_atomic
+from magicseg.core.nested import flattened
 from magicseg.core.text import command
 
 _LOG_BYTES = 1 << 30
@@ -51,7 +52,7 @@ class Log:
         """Write one row: its ``step``, numbers, and mappings of numbers."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(row), allow_nan=False) + "\n")
-        scalars = {name: value for name, value in _flat(row) if name != "step"}
+        scalars = {name: value for name, value in flattened(row, "/").items() if name != "step"}
         for write in self._others:
             write(row["step"], scalars)
 
@@ -109,10 +110,3 @@ def _step(line: bytes, path: Path) -> float:
         return parse_json(line, _Step, source=path, nan=True)["step"]
     except DataError:
         return math.inf
-
-
-def _flat(row: Row, prefix: str = "") -> list[tuple[str, float]]:
-    flat: list[tuple[str, float]] = []
-    for name, value in row.items():
-        flat += _flat(value, f"{prefix}{name}/") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return flat

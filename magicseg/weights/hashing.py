@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from magicseg.core.digests import file_sha256, json_sha256
 from magicseg.core.documents import read_json
 from magicseg.core.errors import BackendError, DataError
 from magicseg.core.files import to_json, write_atomic
@@ -61,7 +62,7 @@ def folder_files(weights: Weights, where: str) -> list[str]:
 
 def files_digest(digests: Mapping[str, str]) -> str:
     """SHA-256 over names and SHA-256 of files."""
-    return hashlib.sha256(to_json(digests)).hexdigest()
+    return json_sha256(digests)
 
 
 def _listing(folder: Path, depth: int) -> list[str]:
@@ -83,7 +84,7 @@ def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
     unknown = [name for name in names if name not in digests]
     if unknown:
         with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:  # hashing lets go of the interpreter's lock
-            digests.update(zip(unknown, pool.map(lambda name: _sha256(folder / name), unknown), strict=True))
+            digests.update(zip(unknown, pool.map(lambda name: file_sha256(folder / name), unknown), strict=True))
         _remember(folder, remembered | {name: (stamps[name], digests[name]) for name in names})
     return digests
 
@@ -91,14 +92,6 @@ def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
 def _stamp(path: Path) -> list[int]:
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _memory(folder: Path) -> Path:

@@ -3,7 +3,6 @@
 open_clip takes longer to import than a small evaluation takes: only a baseline that reads a CLIP imports it.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -11,9 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from magicseg.config.evaluation import Baseline, EvaluateSettings
+from magicseg.core.digests import json_sha256
 from magicseg.core.documents import open_regular
 from magicseg.core.errors import ConfigError, DataError
-from magicseg.core.files import to_json, write_atomic
+from magicseg.core.files import write_atomic
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.evaluate.heads.base import Head
 from magicseg.evaluate.heads.memory_bank import RECIPE, MemoryBank, MemoryBankHead, build_bank
@@ -60,7 +60,7 @@ def _memory_bank(model: Segmenter, target: Target, run: Run, settings: EvaluateS
         "limit": settings.bank_samples,
         "prototypes_of_each": settings.bank_prototypes,
     }
-    digest = hashlib.sha256(to_json({**identity, "recipe": RECIPE})).hexdigest()
+    digest = json_sha256({**identity, "recipe": RECIPE})
     path = target.results / "memory-bank.safetensors"
     bank = _read(path, run, digest)
     if bank is None:

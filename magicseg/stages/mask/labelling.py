@@ -21,6 +21,7 @@ from magicseg.backends import ClassMap, Image, Rejection
 from magicseg.core.documents import read_bytes
 from magicseg.core.errors import DataError, MagicsegError
 from magicseg.core.files import storage_errors, write_atomic
+from magicseg.core.nested import flattened
 from magicseg.core.text import command
 from magicseg.images.overlays import class_png, overlay_jpeg
 from magicseg.images.reading import MAX_PIXELS, ImageTooLarge, UnreadableImage, decode_image, image_bytes
@@ -184,7 +185,7 @@ def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledPictu
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (json.dumps(head) + "\n").encode())
         return {}
-    differing = changed_keys(_flat(lines[0]), _flat(head))
+    differing = changed_keys(flattened(lines[0]), flattened(head))
     if differing:
         raise DataError(
             f"{path}: its masks are of other labels or settings: {'; '.join(differing[:5])}",
@@ -200,13 +201,6 @@ def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledPictu
         else:
             found[name] = LabelledPicture(name, status == "kept", line)
     return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
