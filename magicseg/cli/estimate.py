@@ -125,7 +125,8 @@ def _table(report: dict[str, Any]) -> "Table":
     """Return a table with a column per stage: the measurements, the remaining work, and the whole plan."""
     from rich.table import Table
 
-    from magicseg.estimate.wording import between, duration, hours_text, size, tasks_text
+    from magicseg.core.text import size_text
+    from magicseg.estimate.wording import between, duration, hours_text, tasks_text
 
     stages = report["stages"]
     table = Table("", *(entry["stage"] for entry in stages), title=report["run"], title_justify="left")
@@ -139,10 +140,10 @@ def _table(report: dict[str, Any]) -> "Table":
     table.add_row("start of a task", *("not known" if start is None else duration(start) for start in starts))
     table.add_row(
         "memory",
-        *(f"{size(entry['memory']['peak'])}, ask {entry['memory']['suggested']}" for entry in stages),
+        *(f"{size_text(entry['memory']['peak'])}, ask {entry['memory']['suggested']}" for entry in stages),
     )
     if any(entry["peak_gpu_memory"] for entry in stages):
-        table.add_row("GPU memory", *(size(entry["peak_gpu_memory"] or 0) for entry in stages))
+        table.add_row("GPU memory", *(size_text(entry["peak_gpu_memory"] or 0) for entry in stages))
     for part, title in (("left", "left"), ("whole", "the whole plan")):
         table.add_section()
         parts = [entry[part] for entry in stages]
@@ -160,6 +161,6 @@ def _table(report: dict[str, Any]) -> "Table":
             )
         table.add_row("wall time", *(duration(one["wall_seconds"]) for one in parts))
         table.add_row("samples kept", *(f"{one['kept']} of {one['samples']}" for one in parts))
-        table.add_row("disk", *(size(one["bytes"]) for one in parts))
+        table.add_row("disk", *(size_text(one["bytes"]) for one in parts))
         table.add_row("files", *(str(one["files"]) for one in parts))
     return table

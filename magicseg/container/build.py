@@ -20,9 +20,10 @@ from magicseg.container.runtime import (
     namespaces_work,
     privileges,
 )
-from magicseg.core.checks import Check, Status, ask, attempt, gigabytes
+from magicseg.core.checks import Check, Status, ask, attempt
 from magicseg.core.errors import ContainerError
 from magicseg.core.package import PACKAGE
+from magicseg.core.text import size_text
 
 DEFINITION = "Apptainer.def"
 Variant = Literal["cuda", "rocm", "cpu"]
@@ -169,7 +170,7 @@ def _space(folder: Path, needed: float) -> Check:
     if not folder.is_dir():
         return _no_folder(name, folder)
     free = shutil.disk_usage(folder).free
-    seen = f"{folder}: {gigabytes(free)} free, about {gigabytes(needed)} needed"
+    seen = f"{folder}: {size_text(free)} free, about {size_text(needed)} needed"
     if not os.access(folder, os.W_OK):
         return Check(name, Status.FAILED, f"{seen}; you cannot write there", "export APPTAINER_TMPDIR=FOLDER")
     if free < needed:
@@ -195,7 +196,7 @@ def _image_folder(build: Build) -> Check:
     if not folder.is_dir():
         return _no_folder(name, folder)
     free = shutil.disk_usage(folder).free
-    seen = f"{folder}: {gigabytes(free)} free"
+    seen = f"{folder}: {size_text(free)} free"
     if not os.access(folder, os.W_OK):
         return Check(
             name, Status.FAILED, f"{seen}; you cannot write there", "use another path: magicseg container build IMAGE"

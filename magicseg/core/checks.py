@@ -48,8 +48,3 @@ def ask(command: Sequence[str], seconds: float = 20.0) -> tuple[int, str]:
     except OSError as error:
         return 126, f"{command[0]} cannot be started: {error.strerror}"
     return done.returncode, " ".join((done.stdout.strip() or done.stderr.strip()).split())
-
-
-def gigabytes(size: float) -> str:
-    """Return a size in bytes as human-readable text."""
-    return f"{size / 1e9:.1f} GB"

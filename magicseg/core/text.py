@@ -54,3 +54,14 @@ def _escaped(character: str) -> str:
 def command(*words: object) -> str:
     """Return a command line for a hint, with every word quoted for a shell."""
     return shlex.join(str(word) for word in words)
+
+
+def size_text(count: float, *, binary: bool = False) -> str:
+    """Return a number of bytes with three significant figures: ``1.23 GB``, or ``1.15 GiB`` in binary units."""
+    base, units = (1024, "B KiB MiB GiB TiB") if binary else (1000, "B kB MB GB TB")
+    *smaller, largest = units.split()
+    for unit in smaller:
+        if count < base - 0.5:
+            return f"{count:.0f} {unit}" if count >= 99.95 else f"{count:.3g} {unit}"
+        count /= base
+    return f"{count:,.0f} {largest}" if count >= 99.95 else f"{count:.3g} {largest}"

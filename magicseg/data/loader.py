@@ -23,11 +23,12 @@ from magicseg.config.training_data import DataSettings
 from magicseg.core.distributed import ALONE, World
 from magicseg.core.errors import IncompleteError, MagicsegError
 from magicseg.core.signals import fork_server, open_files
+from magicseg.core.text import size_text
 from magicseg.core.waiting import bounded
 from magicseg.data.dataset import Batch, Mixture, SampleDataset, Samples, Steps, input_size, order_of
 from magicseg.data.packing import Packed, pack, unpack
 from magicseg.data.sampler import Pick
-from magicseg.data.shared_memory import FOLDER, PREFETCHED, enlarge_hint, free_bytes, mebibytes, needed_bytes
+from magicseg.data.shared_memory import FOLDER, PREFETCHED, enlarge_hint, free_bytes, needed_bytes
 
 _CANNOT_SEND = 74  # EX_IOERR of sysexits.h
 _STOP_GRACE_SECONDS = 15.0  # time for one more batch after a stop request
@@ -227,9 +228,9 @@ def _warn_of_little_room(batch_size: int, side: int, readers: int) -> None:
             "%s has %s free, and the batches of %d reader processes need %s: batches that do not fit go through "
             "pipes, which is slower; %s",
             FOLDER,
-            mebibytes(free or 0),
+            size_text(free or 0, binary=True),
             readers,
-            mebibytes(needed),
+            size_text(needed, binary=True),
             enlarge_hint(needed),
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from magicseg.config.training import TrainSettings
 from magicseg.core.checks import Check, Status
+from magicseg.core.text import size_text
 
 FOLDER = Path("/dev/shm")  # where torch and the C library make shared memory
 PREFETCHED = 2  # batches per reader process
@@ -36,11 +37,6 @@ def free_bytes() -> int | None:
     return state.f_bavail * state.f_frsize
 
 
-def mebibytes(size: int) -> str:
-    """Return a size in bytes as text in MiB."""
-    return f"{size / 2**20:.0f} MiB"
-
-
 def enlarge_hint(needed: int) -> str:
     """Return a hint on how to enlarge shared memory."""
     size = -(-needed // 2**30)
@@ -62,9 +58,8 @@ def check_shared_memory(needed: int, free: int | None = None) -> Check:
     Args: needed: bytes. free: bytes; None: this machine's.
     """
     free = free_bytes() if free is None else free
-    seen = f"{FOLDER}, {mebibytes(free or 0)} free; batches of one training process need {mebibytes(needed)}"
-    if free is None:
-        seen = f"there is no {FOLDER}; batches of one training process need {mebibytes(needed)}"
+    seen = f"there is no {FOLDER}" if free is None else f"{FOLDER}, {size_text(free, binary=True)} free"
+    seen += f"; batches of one training process need {size_text(needed, binary=True)}"
     if needed > (free or 0):
         return Check(
             "shared memory",

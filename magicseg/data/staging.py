@@ -23,7 +23,7 @@ import numpy as np
 
 from magicseg.core.errors import ConfigError, StoreError
 from magicseg.core.files import TEMPORARY, storage_errors, temporary_beside
-from magicseg.core.text import command
+from magicseg.core.text import command, size_text
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.store.zarr_store import Dataset
 
@@ -117,7 +117,8 @@ def _check_space(folder: Path, missing: dict[str, int]) -> None:
     needed, free = sum(missing.values()), shutil.disk_usage(folder).free
     if needed > free:
         raise StoreError(
-            f"{folder}: staging the samples needs {_size(needed)} more, but {_size(free)} are free there", hint=_UNSET
+            f"{folder}: staging the samples needs {size_text(needed)} more, but {size_text(free)} are free there",
+            hint=_UNSET,
         )
 
 
@@ -134,7 +135,3 @@ def _copy(source: Path, target: Path, size: int) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

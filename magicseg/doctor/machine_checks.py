@@ -13,10 +13,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from magicseg.core.checks import Check, Status, ask, attempt, gigabytes
+from magicseg.core.checks import Check, Status, ask, attempt
 from magicseg.core.files import lacking
 from magicseg.core.signals import SOCKET_FOLDER
 from magicseg.core.storage import complaint, remedy
+from magicseg.core.text import size_text
 from magicseg.data.shared_memory import check_shared_memory, default_need
 from magicseg.launch.slurm import SlurmError, call, installed, partitions, release
 from magicseg.weights.cache import hub_cache, seen_cache
@@ -114,7 +115,7 @@ def torch_devices() -> Check:
             "torch", Status.FAILED, f"cannot be imported: {last}", "pip install --force-reinstall torch torchvision"
         )
     seen = f"{found['version']}, CUDA {found['cuda'] or 'not built in'}"
-    devices = [f"{name}, {gigabytes(free)} of {gigabytes(total)} free" for name, free, total in found["devices"]]
+    devices = [f"{name}, {size_text(free)} of {size_text(total)} free" for name, free, total in found["devices"]]
     if devices:
         return Check("torch", Status.OK, f"{seen}; {'; '.join(devices)}")
     code, gpus = ask(["nvidia-smi", "-L"])
@@ -133,7 +134,7 @@ def hub() -> Check:
     cache = hub_cache()
     free = shutil.disk_usage(_existing(cache)).free
     token = "a token is set" if os.environ.get("HF_TOKEN") else "no HF_TOKEN"
-    seen = f"{cache}, {gigabytes(free)} free, {token}{', HF_HUB_OFFLINE is set' if is_offline() else ''}"
+    seen = f"{cache}, {size_text(free)} free, {token}{', HF_HUB_OFFLINE is set' if is_offline() else ''}"
     if not os.access(_existing(cache), os.W_OK):
         return Check(
             "hub cache",
@@ -151,7 +152,7 @@ def disk(folder: Path) -> Check:
     state = os.statvfs(folder)
     free = state.f_bavail * state.f_frsize
     inodes = f"{state.f_favail} more files" if state.f_files else "files are not counted"
-    seen = f"{folder}: {gigabytes(free)} free, {inodes}"
+    seen = f"{folder}: {size_text(free)} free, {inodes}"
     if not os.access(folder, os.W_OK):
         return Check(
             "disk", Status.FAILED, f"{seen}; you cannot write there", f"chmod u+w {folder}, or use another folder"
@@ -193,7 +194,7 @@ def temporary_files() -> Check:
         file.flush()
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free
-    seen = f"{folder}, {gigabytes(free)} free"
+    seen = f"{folder}, {size_text(free)} free"
     if len(os.fsencode(folder)) > SOCKET_FOLDER:
         return Check(
             "temporary files", Status.WARNING, f"{seen}: its path is too long for sockets", "export TMPDIR=/tmp"

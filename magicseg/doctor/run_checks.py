@@ -9,7 +9,8 @@ from importlib.util import find_spec
 
 from magicseg.backends import with_nested
 from magicseg.config.stage_declarations import DECLARATIONS, STAGES
-from magicseg.core.checks import Check, Status, ask, attempt, gigabytes
+from magicseg.core.checks import Check, Status, ask, attempt
+from magicseg.core.text import size_text
 from magicseg.data.shared_memory import check_shared_memory, needed_bytes
 from magicseg.launch.profile_files import load_profile
 from magicseg.run.directory import Run
@@ -152,7 +153,7 @@ def room(run: Run) -> Check:
         elif left:
             size += left * _mean_bytes(commits)
             files += left * sum(len(record.files) + 1 for record in commits.values()) / len(commits)
-    seen = f"{gigabytes(size)} and {files:.0f} files to come, {gigabytes(free)} free"
+    seen = f"{size_text(size)} and {files:.0f} files to come, {size_text(free)} free"
     if unknown:
         seen += f"; unknown before the first shard: {', '.join(unknown)}"
     if size > free or (state.f_files and files > state.f_favail):

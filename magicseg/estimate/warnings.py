@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from magicseg.core.text import size_text
 from magicseg.launch.profile import Profile
 from magicseg.launch.script import interpreter, resource_options
 from magicseg.run.directory import Run
@@ -58,8 +59,8 @@ def _misfits(entry: Mapping[str, Any], profile: Profile) -> list[str]:
     memory = entry["memory"]
     if memory["asked"] is not None and memory["peak"] > memory["asked"]:
         found.append(
-            f"{stage}: shards used {memory['peak'] / 2**30:.2f} GiB of memory, but the profile requests "
-            f"{memory['asked'] / 2**30:.2f}: {setting}.memory={memory['suggested']}"
+            f"{stage}: shards used {size_text(memory['peak'], binary=True)} of memory, but the profile requests "
+            f"{size_text(memory['asked'], binary=True)}: {setting}.memory={memory['suggested']}"
         )
     return found
 

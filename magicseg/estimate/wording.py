@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from magicseg.core.text import command
+from magicseg.core.text import command, size_text
 
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
@@ -26,7 +26,7 @@ def totals(total: Mapping[str, Any], parallel: int) -> str:
     used = [text for text, key in zip(hours, ("gpu_hours", "cpu_hours"), strict=True) if total[key]]
     return (
         f"{', '.join(used) or 'no time'}, {duration(total['wall_seconds'])} with {parallel} at a time, "
-        f"{size(total['bytes'])} in {total['files']} files"
+        f"{size_text(total['bytes'])} in {total['files']} files"
     )
 
 
@@ -88,11 +88,3 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes // 1440} d {minutes // 60 % 24:02d} h"
-
-
-def size(count: float) -> str:
-    """Format bytes in decimal units with three digits."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while count >= 1000 and len(units) > 1:
-        count, units = count / 1000, units[1:]
-    return f"{count:.3g} {units[0]}" if count < 1000 else f"{count:,.0f} {units[0]}"

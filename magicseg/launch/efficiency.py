@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magicseg.config.stage_declarations import STAGES
-from magicseg.core.text import command
+from magicseg.core.text import command, size_text
 from magicseg.launch.grouping import median_seconds
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.profile import JOBS
@@ -156,11 +156,11 @@ def _used_lines(entry: dict[str, Any]) -> list[str]:
         *([f"CPUs: {entry['cpu_share']:.0%} of {asked['cpus']} used"] if entry["cpu_share"] is not None else []),
         *([f"GPUs: {entry['gpu_share']:.0%} used"] if entry["gpu_share"] is not None else []),
     ]
-    memory = f"{peak / 2**30:.2f} GiB" if peak else "unknown"
+    memory = f"{size_text(peak, binary=True)}" if peak else "unknown"
     gpu = entry.get("peak_gpu_memory")
-    of_asked = f" of {asked['memory'] / 2**30:.2f} requested" if asked["memory"] else ""
+    of_asked = f" of {size_text(asked['memory'], binary=True)} requested" if asked["memory"] else ""
     held = [f"memory: {memory}{of_asked}"]
-    held += [f"GPU memory: {gpu / 2**30:.2f} GiB"] if gpu else []
+    held += [f"GPU memory: {size_text(gpu, binary=True)}"] if gpu else []
     return [
         f"  time: {entry['longest_task_seconds']:.0f} s at most, of {asked['time']} requested",
         f"  {'; '.join([*held, *shares])}",

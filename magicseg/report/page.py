@@ -14,7 +14,7 @@ from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import read_json, read_rows
 from magicseg.core.errors import DamageError, DataError
 from magicseg.core.files import storage_errors, write_atomic
-from magicseg.core.text import command, printable
+from magicseg.core.text import command, printable, size_text
 from magicseg.report.charts import line_chart, short_number
 from magicseg.report.results import MANY_CLASSES, MEASURES, ComparedRun, Scores, flat, read_results
 from magicseg.report.sample_gallery import (
@@ -102,7 +102,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=_percent, score=_score, bytes=_bytes, duration=_duration)
+    environment.filters.update(percent=_percent, score=_score, bytes=size_text, duration=_duration)
     return environment
 
 
@@ -256,15 +256,6 @@ def _percent(share: float | None) -> str:
 
 def _score(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def _duration(seconds: float) -> str:

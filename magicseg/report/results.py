@@ -13,6 +13,8 @@ from PIL import Image as PILImage
 
 from magicseg.core.documents import read_bytes, read_json
 from magicseg.core.errors import DataError
+from magicseg.core.nested import flattened
+from magicseg.core.text import size_text
 from magicseg.evaluate.threshold import Threshold
 
 MEASURES = {
@@ -309,7 +311,7 @@ def _figures(results: Path, folder: str | None, left: int) -> tuple[list[Figure]
                 continue
             size = path.stat().st_size
             if size > _MOST_BYTES or size * 4 / 3 > left:
-                left_out.append(f"{what}: too large for this page ({size / 1e6:.1f} MB), see results/{where}")
+                left_out.append(f"{what}: too large for this page ({size_text(size)}), see results/{where}")
                 continue
             content = read_bytes(path, limit=_MOST_BYTES)
             with PILImage.open(io.BytesIO(content), formats=["PNG"]) as image:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from magicseg.core.errors import BackendError, DamageError, IncompleteError, StoreError
-from magicseg.core.text import command
+from magicseg.core.text import command, size_text
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import WEIGHTED, stage_weights
 from magicseg.weights.cache import hub_cache, seen_cache, snapshot
@@ -66,7 +66,7 @@ def _fetched(
         _refuse_lacking(weights, where, run, chosen)
     else:
         _refuse_full_disk(weights, where, run, {name: files[name] for name in chosen})
-        report(f"{title}: {len(chosen)} files, {_size(sum(files[name].size or 0 for name in chosen))}")
+        report(f"{title}: {len(chosen)} files, {size_text(sum(files[name].size or 0 for name in chosen))}")
         with hub_errors(weights, where, run):
             download(weights, chosen)
     found = _verified(weights, where, run, {name: files[name] for name in chosen})
@@ -121,8 +121,8 @@ def _refuse_full_disk(weights: Weights, where: str, run: Path, files: Mapping[st
     free = shutil.disk_usage(place).free
     if needed > free:
         raise StoreError(
-            f"{where}: {weights.model} at {weights.revision} takes {needed / 1e9:.1f} GB more, and {hub_cache()} has "
-            f"{free / 1e9:.1f} GB free",
+            f"{where}: {weights.model} at {weights.revision} takes {size_text(needed)} more, and {hub_cache()} has "
+            f"{size_text(free)} free",
             hint="free some space, or set HF_HOME to a larger place, here and in jobs; then: "
             + command("magicseg", "fetch", run),
         )
@@ -177,8 +177,4 @@ def _hashed(path: Path) -> tuple[str, str]:
 
 
 def _amount(files: Collection[FetchedFile]) -> str:
-    return f"{len(files)} files, {_size(sum(file.size for file in files))},"
-
-
-def _size(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e3:.0f} kB"
+    return f"{len(files)} files, {size_text(sum(file.size for file in files))},"

@@ -86,7 +86,7 @@ def test_gpus_are_listed_with_memory_and_gpus_that_torch_misses_are_a_warning(on
     on_path("torch", _GPU.format(count=2))
     check = machine_checks.torch_devices()
     assert check.status is Status.OK
-    assert check.seen.count("Big GPU, 70.0 GB of 80.0 GB free") == 2
+    assert check.seen.count("Big GPU, 70 GB of 80 GB free") == 2
     on_path("torch", _GPU.format(count=0))
     assert machine_checks.torch_devices().status is Status.NOTE, "a login node has none"
     tools("nvidia-smi", "echo 'GPU 0: Big GPU'")

@@ -9,9 +9,10 @@ from helpers.tiny_runs import change, do
 from magicseg.core.errors import PlanMismatch
 from magicseg.core.files import to_json
 from magicseg.core.signals import StopFlag
+from magicseg.core.text import size_text
 from magicseg.estimate.measurements import pilot
 from magicseg.estimate.run_estimate import estimate
-from magicseg.estimate.wording import duration, hours_text, size, summary_lines, tasks_text
+from magicseg.estimate.wording import duration, hours_text, summary_lines, tasks_text
 from magicseg.launch.profile import Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.run import STAGES, Run
@@ -198,7 +199,7 @@ def test_insufficient_memory_and_time_give_warnings_with_sufficient_values(one_d
     measure_as(one_done, start=5.0, peak_memory=3 * GIB)
     texts = estimate(one_done, profile)["warnings"]
     assert len(texts) == 6
-    assert all(": shards used 3.00 GiB of memory, but the profile requests 2.00: " in text for text in texts[1::2])
+    assert all(": shards used 3 GiB of memory, but the profile requests 2 GiB: " in text for text in texts[1::2])
     assert all("a task of 5 shards takes longer than its time limit" in text for text in texts[::2])
     words = " ".join(texts).replace(",", "").split()
     mended = load_profile("cpu", [word for word in words if word.startswith("slurm.")] + ["slurm.shards_per_task=5"])
@@ -247,12 +248,15 @@ def test_numbers_are_short():
     assert [duration(value) for value in (0.25, 42, 200, 18_420, 300_000)] == [
         *("0.25 s", "42 s", "3 min 20 s", "5 h 07 min", "3 d 11 h"),
     ]
-    assert [size(value) for value in (0, 999, 1_234_000, 5e12, 1e16)] == [
+    assert [size_text(value) for value in (0, 999, 1_234_000, 5e12, 1e16)] == [
         "0 B",
         "999 B",
         "1.23 MB",
         "5 TB",
         "10,000 TB",
+    ]
+    assert [size_text(value, binary=True) for value in (1000, 1023.7, 3 * GIB, 1536 * 2**20)] == [
+        *("1000 B", "1 KiB", "3 GiB", "1.5 GiB"),
     ]
     assert [hours_text(value) for value in (0.00123, 12.345, 12_345.6)] == ["0.00123", "12.3", "12,346"]
     assert [hours_text(value) for value in (6e-6, 0.0)] == ["<0.001", "0"]

@@ -129,7 +129,7 @@ def test_usage_of_training_and_evaluation_comes_from_accounting(learnt_by_slurm,
     assert efficiency_lines([train], learnt_by_slurm) == [
         "train: 2 nodes",
         "  time: 76 s at most, of 1:00:00 requested",
-        "  memory: 1.97 GiB of 1.86 requested; CPUs: 17% of 2 used",
+        "  memory: 1.97 GiB of 1.86 GiB requested; CPUs: 17% of 2 used",
         f"  next time: magicseg submit train {learnt_by_slurm.path} --set slurm.stages.train.memory=3G "
         "--set slurm.stages.train.time=7",
     ]
