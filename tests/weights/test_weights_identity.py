@@ -134,8 +134,8 @@ def test_an_unreadable_weights_file_is_an_error(folder):
 
 def test_files_are_hashed_once_and_again_when_they_change(folder, monkeypatch):
     hashed = []
-    sha256 = hashing._sha256
-    monkeypatch.setattr(hashing, "_sha256", lambda path: hashed.append(path.name) or sha256(path))
+    sha256 = hashing.file_sha256
+    monkeypatch.setattr(hashing, "file_sha256", lambda path: hashed.append(path.name) or sha256(path))
     first = identified(folder)
     assert sorted(hashed) == ["config.json", "model.safetensors"]
     assert identified(folder) == first
