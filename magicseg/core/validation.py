@@ -1,4 +1,4 @@
-"""Faults that pydantic found in settings and documents, in plain text."""
+"""Convert pydantic's validation errors of settings and documents to plain text."""
 
 import difflib
 import re
@@ -27,12 +27,12 @@ class Fault:
 
     @property
     def key(self) -> str:
-        """The dotted key, escaped for a message; empty for a fault of the whole."""
+        """Return the dotted key, escaped for a message; empty for a fault of the whole document."""
         return printable(".".join(map(str, self.location)), 200)
 
     @property
     def is_unknown_key(self) -> bool:
-        """Whether the key itself is the fault."""
+        """Return whether the fault is an unknown key."""
         return self.kind == _UNKNOWN_KEY
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ def faults(error: ValidationError) -> list[Fault]:
 
 
 def first_fault(error: ValidationError) -> Fault:
-    """Return the fault to tell: a misspelt key if there is one, because it explains a missing key."""
+    """Return the fault to report: an unknown key if any, because it explains a missing key."""
     return _fault(min(error.errors(include_url=False), key=lambda details: details["type"] != _UNKNOWN_KEY))
 
 
