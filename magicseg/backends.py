@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from magicseg.core.errors import BackendError, ConfigError, MagicsegError
+from magicseg.core.pydantic_faults import faults
 from magicseg.core.settings import Settings
-from magicseg.core.validation import faults
 from magicseg.labels import Label
 from magicseg.weights import Weights
 

@@ -7,8 +7,8 @@ from pydantic import BaseModel, ValidationError
 
 from magicseg.config.run import Config
 from magicseg.core.errors import ConfigError
+from magicseg.core.pydantic_faults import first_fault, nearest
 from magicseg.core.text import printable
-from magicseg.core.validation import first_fault, nearest
 
 _NUMBER = "write a number, without quotes: 16, 0.5 or 1e-5"
 _HINTS = {"bool_type": "write true or false", "int_type": _NUMBER, "float_type": _NUMBER, "finite_number": _NUMBER}

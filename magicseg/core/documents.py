@@ -22,9 +22,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from magicseg.core.errors import ConfigError, DataError, MagicsegError
+from magicseg.core.pydantic_faults import first_fault
 from magicseg.core.storage import reason, remedy
 from magicseg.core.text import printable
-from magicseg.core.validation import first_fault
 
 DOCUMENT_BYTES = 64 << 20
 _LINE_BYTES = 1 << 20

@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from magicseg.core.documents import read_json
 from magicseg.core.errors import DamageError, RunError, StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
+from magicseg.core.pydantic_faults import first_fault
 from magicseg.core.ranges import parse_ranges
 from magicseg.core.text import command
-from magicseg.core.validation import first_fault
 from magicseg.launch.profile import Resources
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run

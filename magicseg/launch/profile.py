@@ -13,10 +13,10 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from magicseg.config.stage_declarations import STAGES
 from magicseg.core.paths import absolute
+from magicseg.core.pydantic_faults import Fault, first_fault
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
 from magicseg.core.settings import Settings
 from magicseg.core.text import printable
-from magicseg.core.validation import Fault, first_fault
 from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS
 from magicseg.launch.gpus import gpus_per_node
 from magicseg.launch.quoting import (

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from magicseg.core.errors import ConfigError
+from magicseg.core.pydantic_faults import first_fault
 from magicseg.core.text import printable
-from magicseg.core.validation import first_fault
 
 _DRIVEN = (
     "magicseg supports open_clip's own vision transformers with a class token and learned pooling by 'tok' or 'avg' "
