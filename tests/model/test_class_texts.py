@@ -50,12 +50,12 @@ def test_a_set_of_templates_and_several_names_are_averaged_on_the_sphere():
         model.encode_classes([["cat"], []])
 
 
-def test_a_name_that_is_no_set_and_no_template_is_refused():
+def test_a_class_prompt_that_is_neither_a_set_nor_a_template_is_refused():
     with pytest.raises(ValidationError, match="no set of templates 'fotos'"):
         ModelSettings(class_prompt="fotos")
 
 
-def test_texts_of_a_frozen_tower_are_made_once(checkpoint, monkeypatch):
+def test_texts_of_a_frozen_tower_are_computed_once(checkpoint, monkeypatch):
     model = clip_model(checkpoint("open_clip"))
     calls = []
     original = type(model.encoder).encode_text
@@ -74,7 +74,7 @@ def test_texts_of_a_frozen_tower_are_made_once(checkpoint, monkeypatch):
     assert len(calls) == 2
 
 
-def test_other_weights_have_other_texts(checkpoint):
+def test_loading_weights_invalidates_the_class_texts(checkpoint):
     model = clip_model(checkpoint("open_clip"))
     before = model.class_texts(["cat"])
     state = model.state_dict()
@@ -84,7 +84,7 @@ def test_other_weights_have_other_texts(checkpoint):
     assert torch.equal(after, model.encode_classes(["cat"]))
 
 
-def test_texts_of_a_text_tower_that_learns_are_never_constants(checkpoint, cache):
+def test_texts_of_a_trained_text_tower_are_never_cached(checkpoint, cache):
     model = clip_model(checkpoint("open_clip"), freeze=False)
     assert model.class_texts(["cat"]).requires_grad
     assert not cache.exists()

@@ -44,13 +44,13 @@ def written_out(block, tokens, variant):
 
 
 @pytest.mark.parametrize("variant", DENSE_VARIANTS)
-def test_the_last_layer_is_its_formula(block, variant):
+def test_each_dense_variant_equals_its_formula(block, variant):
     tokens = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(1))
     found = dense_last_block(block, tokens, variant)
     torch.testing.assert_close(found, torch.stack([written_out(block, each, variant) for each in tokens]))
 
 
-def test_variants_differ_from_each_other(block):
+def test_dense_variants_differ_from_each_other(block):
     tokens = torch.randn(1, 5, WIDTH, generator=torch.Generator().manual_seed(1))
     found = [dense_last_block(block, tokens, variant) for variant in DENSE_VARIANTS]
     assert torch.equal(found[0], block(tokens))

@@ -35,7 +35,7 @@ def photograph(height=20, width=28, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_an_image_that_fits_gets_the_networks_own_answer(model):
+def test_an_image_of_a_fitting_size_gets_the_networks_logits(model):
     image = photograph()
     found = model.segment(image, NAMES, threshold=0.2)
     with torch.no_grad():
@@ -58,14 +58,14 @@ def test_the_threshold_decides_between_classes_and_background(model, threshold):
 @pytest.mark.parametrize(
     "options", [{}, {"short_side": 16}, {"window": 16}, {"window": 8, "stride": 4, "short_side": 20}]
 )
-def test_any_size_comes_back_in_its_own_size(model, size, options):
+def test_a_segmentation_has_the_size_of_its_image(model, size, options):
     found = model.segment(photograph(*size), NAMES, **options)
     assert found.labels.shape == size
     assert found.scores.shape == (3, *size)
     assert np.isfinite(found.scores).all()
 
 
-def test_a_list_is_its_images_one_by_one(model):
+def test_segmenting_a_list_gives_each_images_own_result(model):
     images = [photograph(), photograph(16, 40, seed=1)]
     together = model.segment(images, NAMES)
     for image, found in zip(images, together, strict=True):
@@ -73,7 +73,7 @@ def test_a_list_is_its_images_one_by_one(model):
     assert model.segment([], NAMES) == []
 
 
-def test_every_kind_of_image_is_its_rgb_pixels(model):
+def test_every_image_mode_is_segmented_as_its_rgb_pixels(model):
     grey = photograph()[..., 0]
     expected = model.segment(np.stack([grey] * 3, -1), NAMES).scores
     clear = np.dstack([np.zeros((20, 28, 3), np.uint8), np.zeros((20, 28), np.uint8)])
@@ -99,7 +99,7 @@ def test_every_kind_of_image_is_its_rgb_pixels(model):
         (["x.jpg"], ["cat"], "is a str"),
     ],
 )
-def test_what_is_no_image_and_no_name_is_refused(model, images, labels, message):
+def test_invalid_images_and_labels_are_refused(model, images, labels, message):
     with pytest.raises(DataError, match=message):
         model.segment(images, labels)
 
@@ -110,7 +110,7 @@ def test_windows_that_do_not_fit_are_refused(model, options):
         model.segment(photograph(), NAMES, **options)
 
 
-def test_a_run_is_its_model(folder, model):
+def test_load_model_takes_a_runs_folder(folder, model):
     image = photograph()
     assert (load_model(folder.parent).segment(image, NAMES).scores == model.segment(image, NAMES).scores).all()
     with pytest.raises(DataError, match="holds no trained model"):
@@ -135,7 +135,7 @@ def test_every_public_name_of_the_model_package_is_there():
         _ = magicseg.model.nothing
 
 
-def test_scores_may_be_left_out_and_change_nothing_else(model):
+def test_omitting_scores_changes_no_other_result(model):
     image = photograph(33, 47)
     full, short = (
         model.segment(image, NAMES, threshold=0.2, window=16, scores=with_scores) for with_scores in (True, False)

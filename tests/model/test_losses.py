@@ -25,7 +25,7 @@ def case():
     return logits, targets
 
 
-def test_the_guide_s_example_runs(monkeypatch):
+def test_the_example_in_the_model_guide_runs(monkeypatch):
     guide = (Path(__file__).parents[2] / "docs" / "model.md").read_text()
     lines = [line[4:] for line in guide.splitlines() if line.startswith("    ")]
     first = next(place for place, line in enumerate(lines) if line.startswith("class_map"))
@@ -43,7 +43,7 @@ def test_focal_is_its_formula(case, alpha, gamma):
     assert loss.item() == pytest.approx(slow_focal(logits, targets.masks, targets.valid, alpha, gamma), rel=1e-5)
 
 
-def test_classes_that_are_not_asked_for_are_no_part_of_focal(case):
+def test_focal_ignores_classes_that_are_not_queried(case):
     logits, targets = case
     asked = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) < 0.5
     loss = focal_loss(logits, targets.masks, targets.valid, alpha=0.25, gamma=2, asked=asked)
@@ -88,7 +88,7 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole(case):
     )
 
 
-def test_an_image_without_objects_is_no_pair(case):
+def test_an_image_without_objects_does_not_count_as_a_pair(case):
     _, targets = case
     assert true_pairs(targets, torch.tensor([True, True, False])).tolist() == [True, False, False]
 
@@ -104,7 +104,7 @@ def test_counterfactual_is_its_formula():
 
 
 @pytest.mark.parametrize("limited", [False, True])
-def test_targets_are_what_a_loop_over_classes_finds(limited):
+def test_targets_equal_those_of_a_loop_over_classes(limited):
     generator = torch.Generator().manual_seed(6)
     for sampled in (2, 5, 9):
         class_map = torch.randint(0, 8, (4, 3, 3), generator=generator) * torch.tensor([1, 0, 1, 1])[:, None, None]
@@ -166,7 +166,7 @@ def test_background_is_a_negative_for_every_sampled_class():
     assert (logits.grad > 0).all()
 
 
-def test_losses_of_nothing_are_zero_and_keep_gradients_finite():
+def test_losses_without_valid_pixels_are_zero_with_finite_gradients():
     class_map = torch.full((2, 3, 3), IGNORE)
     targets = sample_targets(class_map, torch.rand(2, 4), sampled_classes=4)
     logits = torch.randn(2, 4, 3, 3, requires_grad=True)

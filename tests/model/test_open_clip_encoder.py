@@ -52,7 +52,7 @@ def own_folder(folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_without_prompts_it_is_open_clip_itself(checkpoint, name):
+def test_without_prompts_the_encoder_gives_open_clips_embeddings(checkpoint, name):
     encoder = build_encoder(clip_settings(checkpoint(name)))
     assert isinstance(encoder, Encoder)
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{checkpoint(name)}")
@@ -73,7 +73,7 @@ def test_without_prompts_it_is_open_clip_itself(checkpoint, name):
 
 
 @pytest.mark.parametrize(("size", "image_size"), [(48, None), (48, 48), (64, 48), (16, None)])
-def test_other_sizes_are_those_of_open_clip(folder, size, image_size):
+def test_images_of_other_sizes_get_open_clips_embeddings(folder, size, image_size):
     encoder = build_encoder(clip_settings(folder, image_size=image_size))
     config = config_of("open_clip")
     state = load_file(folder / "open_clip_model.safetensors")
@@ -130,7 +130,7 @@ def test_a_wide_image_has_the_positions_of_its_own_grid(folder):
 
 
 @pytest.mark.parametrize("file", ["weights.pt", "open_clip_model.safetensors"])
-def test_one_file_with_a_named_architecture(folder, file, tmp_path, monkeypatch):
+def test_a_weights_file_loads_with_a_named_architecture(folder, file, tmp_path, monkeypatch):
     (tmp_path / "Tiny-8.json").write_text(json.dumps(config_of("open_clip")))
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIG_PATHS", [tmp_path])
     monkeypatch.setattr("open_clip.factory._MODEL_CONFIGS", {"Tiny-8": config_of("open_clip")})
@@ -189,7 +189,7 @@ def test_a_name_on_the_hub_tells_the_activation(folder, tmp_path, monkeypatch):
         ("vision_cfg", {"no_such_key": 1}, "no_such_key"),
     ],
 )
-def test_what_cannot_be_driven_is_refused_with_the_reason(own_folder, part, change, reason):
+def test_unsupported_architectures_are_refused_with_the_reason(own_folder, part, change, reason):
     file = own_folder / "open_clip_config.json"
     stored = json.loads(file.read_text())
     stored["model_cfg"][part] |= change
@@ -239,7 +239,7 @@ def test_programs_and_pickles_are_refused(tmp_path, folder):
 
 
 @pytest.mark.parametrize("freeze", [True, "text", False])
-def test_what_is_frozen_gets_no_gradient_and_all_else_does(folder, freeze):
+def test_frozen_parameters_get_no_gradient_and_all_others_do(folder, freeze):
     settings = ModelSettings(
         encoder=clip_settings(folder, freeze=freeze), decoder_width=16, drop_path=0, prompt_tokens=2
     )

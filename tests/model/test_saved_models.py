@@ -121,7 +121,7 @@ def test_the_card_says_what_is_known_and_what_is_not(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("freeze", [True, "text", False])
-def test_the_trained_part_alone_brings_a_model_back(checkpoint, freeze):
+def test_loading_the_trained_state_restores_a_model(checkpoint, freeze):
     folder = checkpoint("open_clip")
     model, fresh = clip_model(folder, freeze=freeze), clip_model(folder, seed=1, freeze=freeze)
     with torch.no_grad():
@@ -142,7 +142,7 @@ def test_the_trained_part_alone_brings_a_model_back(checkpoint, freeze):
         load_trained_state(fresh, state)
 
 
-def test_a_trained_model_knows_what_it_began_with(checkpoint, tmp_path):
+def test_untrained_like_returns_the_initial_weights(checkpoint, tmp_path):
     base = shutil.copytree(checkpoint("open_clip"), tmp_path / "base")
     begun = clip_model(base, seed=5, image_size=48)
     trained = clip_model(base, seed=6, image_size=48)

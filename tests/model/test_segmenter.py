@@ -37,7 +37,7 @@ def test_the_miniature_encoder_is_an_encoder():
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 40), (8, 16)])
-def test_any_multiple_of_the_stride_is_an_image(model, height, width):
+def test_images_with_sides_of_any_multiple_of_the_stride_are_segmented(model, height, width):
     images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8)
     output = model(images, model.encode_classes(["car", "house", "tree"]))
     assert output.logits.shape == (2, 3, height, width)
@@ -45,19 +45,19 @@ def test_any_multiple_of_the_stride_is_an_image(model, height, width):
     torch.testing.assert_close(output.cls.norm(dim=1), torch.ones(2))
 
 
-def test_other_sizes_are_refused(model):
+def test_images_whose_sides_are_not_multiples_of_the_stride_are_refused(model):
     with pytest.raises(DataError, match="33 x 32"):
         model(torch.zeros(1, 3, 33, 32, dtype=torch.uint8), model.encode_classes(["car"]))
 
 
-def test_sizes_that_do_not_divide_are_refused():
+def test_widths_that_heads_do_not_divide_are_refused():
     with pytest.raises(ConfigError, match=r"encoder\.heads"):
         build_segmenter(ModelSettings(encoder=EncoderSettings(width=128, heads=3)), seed=0)
     with pytest.raises(ConfigError, match="decoder_heads"):
         build_segmenter(ModelSettings(decoder_width=100, decoder_heads=8), seed=0)
 
 
-def test_no_prompts_is_the_plain_forward_pass(model):
+def test_without_prompts_the_encoder_runs_its_plain_forward_pass(model):
     encoder, images = model.encoder, pictures()
     tokens = encoder.embed(images)
     for layer in range(encoder.layers):
@@ -97,7 +97,7 @@ def test_each_layer_sees_its_own_prompts_between_class_token_and_patches(model):
     assert (result == 200).all()
 
 
-def test_prompts_change_the_answer(model):
+def test_prompts_change_the_logits(model):
     plain = encode_with_prompts(model.encoder, pictures(), None)
     assert not torch.allclose(encode_with_prompts(model.encoder, pictures(), model.prompts), plain)
 
@@ -130,7 +130,7 @@ def test_a_class_does_not_depend_on_the_other_classes(model):
     torch.testing.assert_close(both[:, 1:], one, rtol=1e-4, atol=1e-5)
 
 
-def test_classes_of_each_images_own(model):
+def test_each_image_may_have_its_own_classes(model):
     text = model.encode_classes(["car", "house"])
     per_image = torch.stack([text, text.flip(0)])
     logits = model(pictures(), text).logits
@@ -157,7 +157,7 @@ def test_every_layer_of_the_decoder_has_masks_of_its_own(model):
     torch.testing.assert_close(layers[0], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_layers_that_are_computed_again_have_the_same_gradients():
+def test_recomputed_layers_have_the_same_gradients():
     gradients = []
     for checkpoint_activations in (False, True):
         model = build_segmenter(SMALL, seed=0).train()
@@ -184,7 +184,7 @@ def test_every_parameter_learns():
     assert without == []
 
 
-def test_a_frozen_encoder_stays():
+def test_a_frozen_encoder_keeps_its_weights():
     settings = SMALL.model_copy(update={"encoder": SMALL.encoder.model_copy(update={"freeze": True})})
     model = build_segmenter(settings, seed=0).train()
     before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
@@ -228,7 +228,7 @@ def test_saved_and_loaded_is_the_same_model(model, tmp_path):
     assert json.loads((tmp_path / "model.json").read_text())["provenance"] == {"steps": 3}
 
 
-def test_a_model_that_cannot_be_trusted_is_refused(model, tmp_path):
+def test_a_damaged_or_unknown_model_folder_is_refused(model, tmp_path):
     with pytest.raises(DataError, match="no trained model"):
         load_segmenter(tmp_path)
     save_segmenter(model, tmp_path)

@@ -59,7 +59,7 @@ def read(path):
         return scalars, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def test_the_newest_are_kept_and_milestones(tmp_path):
+def test_newest_checkpoints_and_milestones_are_kept(tmp_path):
     go(tmp_path / "one", checkpoint_every=1, keep_checkpoints=1)
     go(tmp_path / "many", checkpoint_every=1, keep_checkpoints=2, keep_every=3)
     assert kept(tmp_path / "one") == [8]
@@ -85,7 +85,7 @@ def test_the_best_by_evaluation_is_kept_whatever_comes_after(tmp_path):
     assert logged[4] == pytest.approx({"miou": 0.9, "accuracy": 0.1})
 
 
-def test_evaluation_changes_nothing(tmp_path):
+def test_evaluation_does_not_change_the_training(tmp_path):
     def meddle(model, step):
         torch.rand(7)
         for value in model.parameters():
@@ -100,7 +100,7 @@ def test_evaluation_changes_nothing(tmp_path):
     assert [row for row in regular if row["step"] in (3, 6, 8)] == rows(tmp_path / "plain")
 
 
-def test_what_is_evaluated_and_kept_is_the_average(tmp_path):
+def test_the_moving_average_is_evaluated_and_saved(tmp_path):
     seen = []
 
     def evaluate(model, step):
@@ -130,7 +130,7 @@ def test_all_that_changes_is_resumed_exactly(changes, tmp_path):
     assert rows(tmp_path / "parts") == rows(tmp_path / "whole")
 
 
-def test_what_is_frozen_is_not_stored_but_comes_back(tmp_path):
+def test_frozen_weights_are_not_stored_and_are_there_after_a_resume(tmp_path):
     frozen = {"encoder": SETTINGS.encoder.model_copy(update={"freeze": True})}
     whole = go(tmp_path / "whole", **frozen)
     go(tmp_path / "parts", **frozen, stop_after=2)
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_the_older_checkpoints(tmp_path):
     assert go(tmp_path / "full", checkpoint_every=3).weights_digest == whole.weights_digest
 
 
-def test_what_a_killed_write_left_is_swept(tmp_path):
+def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
     go(tmp_path, stop_after=3)
     left = tmp_path / "checkpoints" / "step-00000006.safetensors.12.ab.partial"
     left.write_bytes(b"half")

@@ -199,7 +199,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_at_the_same_step(two_ranks)
 
 
 @pytest.mark.slow
-def test_a_model_in_parts_has_the_curve_of_a_whole_one_and_their_checkpoints_are_alike(two_ranks):
+def test_a_sharded_model_has_the_curve_and_checkpoints_of_a_replicated_one(two_ranks):
     out = two_ranks / "strategies"
     expected = rows(out / "ddp")
     assert len(expected) == 8
@@ -352,9 +352,7 @@ def test_a_signal_to_the_group_of_all_stages_lets_training_have_its_last_batch(m
 
 
 @pytest.mark.slow
-def test_one_process_stops_at_slurms_warning_two_nodes_go_on_and_stop_together_and_one_process_goes_on(
-    magicseg, torchrun, run
-):
+def test_training_resumes_from_one_process_to_two_nodes_and_back_to_one(magicseg, torchrun, run):
     process = magicseg.start("train", run.path)
     await_step(run.path, 13, process)
     process.send_signal(signal.SIGUSR1)

@@ -14,7 +14,7 @@ TYPES = [torch.uint8, torch.bool, torch.int32, torch.int64, torch.float16, torch
     st.lists(st.tuples(st.sampled_from(TYPES), st.lists(st.integers(0, 5), max_size=4)), min_size=1, max_size=6),
     st.integers(0, 99),
 )
-def test_what_is_unpacked_is_what_was_packed(parts, seed):
+def test_unpacking_returns_the_packed_tensors(parts, seed):
     generator = torch.Generator().manual_seed(seed)
     batch = tuple(torch.randint(0, 2, shape, generator=generator).to(dtype) for dtype, shape in parts)
     packed = pack(batch)
@@ -25,7 +25,7 @@ def test_what_is_unpacked_is_what_was_packed(parts, seed):
         assert after.is_contiguous()
 
 
-def test_views_and_strides_are_copied_right():
+def test_views_and_strided_tensors_are_packed_correctly():
     whole = torch.arange(24, dtype=torch.int64).view(4, 6)
     (after,) = unpack(pack((whole.T[1:],)))
     assert torch.equal(after, whole.T[1:])

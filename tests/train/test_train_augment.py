@@ -111,7 +111,7 @@ def test_a_sample_is_changed_alike_in_any_batch_and_anew_in_every_epoch_copy_and
 
 
 @pytest.mark.slow
-def test_workers_and_ranks_change_nothing():
+def test_reader_processes_and_ranks_do_not_change_the_batches():
     changes = settings(paste=0.3, photometric=True)
     samples = Painted()
     order, dataset = order_of(samples, changes, seed=1), SampleDataset(samples, changes, seed=1)

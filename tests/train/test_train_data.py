@@ -51,7 +51,7 @@ def test_every_epoch_has_every_sample_exactly_once(order, batch_size, epochs):
 
 
 @given(order=orders, batch_size=st.integers(1, 16), world=st.integers(1, 5), step=st.integers(0, 40))
-def test_processes_share_out_the_same_batch(order, batch_size, world, step):
+def test_ranks_shard_the_same_batch(order, batch_size, world, step):
     whole = order.batch(step, batch_size)
     parts = [order.batch(step, batch_size, rank=rank, world=world) for rank in range(world)]
     assert sum(map(len, parts)) == batch_size
@@ -87,7 +87,7 @@ def test_no_samples_is_an_error():
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 3 * 4 * 16 * 16 * 8, 2**30])
-def test_batches_hold_the_samples_asked_for(squares, cache_bytes):
+def test_batches_hold_the_requested_samples(squares, cache_bytes):
     samples = squares(np.delete(np.arange(40), [3, 8, 9, 10, 11, 30]))
     dataset = SampleDataset(
         samples, plain(flip=0, paste=0, shuffle_window=2, loader_cache_mib=cache_bytes / 2**20), seed=0
@@ -100,7 +100,7 @@ def test_batches_hold_the_samples_asked_for(squares, cache_bytes):
         assert np.array_equal(batch.masks.numpy(), masks)
 
 
-def test_whole_shards_are_read_once_where_there_is_room(squares):
+def test_whole_shards_are_read_once_if_the_cache_holds_them(squares):
     samples = squares(np.arange(40))
     dataset = SampleDataset(samples, plain(flip=0, paste=0, shuffle_window=2, loader_cache_mib=1024), seed=0)
     order = SampleOrder(samples.indices, shard_size=4, window=2, seed=0)
@@ -109,7 +109,7 @@ def test_whole_shards_are_read_once_where_there_is_room(squares):
     assert samples.calls == [4] * 10
 
 
-def test_without_room_only_the_samples_asked_for_are_read(squares):
+def test_without_cache_memory_only_the_requested_samples_are_read(squares):
     samples = squares(np.arange(40))
     SampleDataset(samples, plain(flip=0, paste=0, shuffle_window=2, loader_cache_mib=1e-4), seed=0).__getitems__(
         [Pick(0, 7, 1), Pick(0, 2, 1)]

@@ -63,7 +63,7 @@ def test_tensorboard_has_every_row_once_also_after_a_kill(tmp_path):
     ]
 
 
-def test_an_evaluation_is_no_part_of_the_speed(tmp_path):
+def test_the_logged_speed_excludes_evaluation(tmp_path):
     go(tmp_path, evaluate_every=2, log_every=2)
     assert all(0 < row["samples_per_second"] < 1e5 for row in rows(tmp_path))
 

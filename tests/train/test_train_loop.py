@@ -98,7 +98,7 @@ def test_a_killed_run_repeats_the_steps_since_its_checkpoint(go, tmp_path):
     assert without_speed(tmp_path / "killed") == without_speed(tmp_path / "whole")
 
 
-def test_a_finished_run_is_left_alone(go, tmp_path):
+def test_a_finished_training_changes_nothing_when_called_again(go, tmp_path):
     before = go(tmp_path)
     stamp = (tmp_path / "model" / "model.json").stat().st_mtime_ns
     losses = []
@@ -134,7 +134,7 @@ def test_a_log_row_is_the_mean_of_its_steps(go, tmp_path):
         assert row["samples_per_second"] > 0
 
 
-def test_what_a_kill_left_is_passed_over(go, tmp_path):
+def test_partial_files_of_a_killed_training_are_ignored(go, tmp_path):
     whole, losses = [], []
     go(tmp_path / "whole", losses=whole)
     go(tmp_path / "run", stop_at=2, losses=losses)
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_other_settings_or_data_is_refused(go, tmp_path):
         go(tmp_path, seed=1)
 
 
-def test_settings_that_change_nothing_may_change(go, tmp_path):
+def test_neutral_settings_may_change_before_a_resume(go, tmp_path):
     go(tmp_path / "whole")
     go(tmp_path / "run", stop_at=2)
     go(tmp_path / "run", checkpoint_every=3, loader_cache_mib=0)
@@ -177,7 +177,7 @@ def test_settings_that_change_nothing_may_change(go, tmp_path):
 
 
 @pytest.mark.slow
-def test_loader_processes_change_nothing(go, tmp_path):
+def test_loader_processes_do_not_change_the_curve(go, tmp_path):
     alone, helped = [], []
     go(tmp_path / "alone", losses=alone)
     go(tmp_path / "helped", losses=helped, loader_workers=2)
@@ -211,7 +211,7 @@ def test_images_that_do_not_fit_the_encoder_are_refused(go, squares, tmp_path):
         go(tmp_path, samples=squares(np.arange(8), image_size=18))
 
 
-def test_it_learns_a_tiny_data_set(go, tmp_path):
+def test_training_learns_a_tiny_data_set(go, tmp_path):
     losses = []
     go(
         tmp_path,

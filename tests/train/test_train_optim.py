@@ -32,7 +32,7 @@ def test_a_frozen_encoder_is_left_out(settings):
     assert {group["scale"] for group in optimizer.param_groups} == {settings.new_layer_lr_multiplier}
 
 
-def test_the_rate_warms_up_and_falls_to_its_least(settings):
+def test_the_learning_rate_warms_up_and_decays_to_its_minimum(settings):
     plan = settings.model_copy(
         update={
             "steps": 110,

@@ -36,7 +36,7 @@ def mixtures(draw):
 
 
 @given(mixture=mixtures(), batch_size=st.integers(1, 9), world=st.integers(1, 4), start=st.integers(0, 15))
-def test_no_sample_is_lost_or_seen_twice_whatever_shares_the_stream_out(mixture, batch_size, world, start):
+def test_no_sample_is_lost_or_repeated_on_any_number_of_ranks(mixture, batch_size, world, start):
     orders, mixed = mixture
     steps = 40
     parts = [
@@ -57,7 +57,7 @@ def test_no_sample_is_lost_or_seen_twice_whatever_shares_the_stream_out(mixture,
 
 
 @given(mixture=mixtures(), places=st.integers(0, 3000))
-def test_every_prefix_has_each_source_in_its_share(mixture, places):
+def test_every_prefix_of_the_stream_has_each_source_in_its_share(mixture, places):
     _, mixed = mixture
     rest, expected = float(places), []
     for share, whole in mixed._shares:
@@ -75,7 +75,7 @@ def test_weights_of_one_and_three_give_three_of_four_places_to_the_second():
     assert all(sorted(sources[start : start + 4]) == [0, 1, 1, 1] for start in range(0, 400, 4))
 
 
-def test_a_place_far_away_needs_no_place_before_it():
+def test_a_far_position_of_the_stream_needs_no_earlier_position():
     orders = [SampleOrder(np.arange(1000), shard_size=10, window=4, seed=3, source=source) for source in range(3)]
     far = MixedOrder(orders, [1, 0.3, 2.7]).pick(10**12)
     assert far == MixedOrder(orders, [1, 0.3, 2.7]).pick(10**12)
@@ -87,7 +87,7 @@ def test_two_sources_of_the_same_samples_are_shuffled_differently():
     assert not np.array_equal(first.epoch(0), second.epoch(0))
 
 
-def test_the_order_of_an_epoch_stays_what_it_was():
+def test_the_order_of_an_epoch_is_that_of_earlier_versions():
     order = SampleOrder(np.arange(12), shard_size=3, window=2, seed=5)
     assert order.epoch(0).tolist() == [10, 4, 11, 3, 9, 5, 1, 6, 7, 0, 8, 2]
 

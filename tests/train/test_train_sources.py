@@ -416,7 +416,7 @@ def test_a_damaged_photograph_stops_training_with_its_name(finished_run, voc):
         train_run(run, world=ALONE, progress=lambda *_: None, stop=lambda: False)
 
 
-def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fresh, voc):
+def test_an_incomplete_run_is_refused_unless_only_other_sources_are_trained_on(fresh, voc):
     with pytest.raises(IncompleteError, match="not done"):
         open_sources(with_sources(fresh, {"run": "self"}))
     assert (
@@ -439,7 +439,7 @@ def test_a_run_that_is_not_whole_is_refused_unless_only_others_are_trained_on(fr
         ("{run: self, weight: 0}", "greater than 0"),
     ],
 )
-def test_a_source_that_makes_no_sense_is_refused(source, message):
+def test_an_invalid_source_is_refused(source, message):
     with pytest.raises(ConfigError, match=message):
         load_config(preset="painted", overrides=[f"train.sources=[{source}]"])
 
@@ -531,7 +531,7 @@ def test_two_images_of_one_name_are_refused(tmp_path):
         voc_samples(folder, "train", named("cat"))
 
 
-def test_without_a_crop_photographs_are_refused(finished_run, voc):
+def test_without_a_crop_images_of_different_sizes_are_refused(finished_run, voc):
     run = with_sources(finished_run, {"voc": str(voc), "split": "val", "labels": "voc20"}, crop=None)
     with pytest.raises(ConfigError, match=r"train\.crop is null"):
         SampleDataset(open_sources(run).samples, run.config.train, seed=0)

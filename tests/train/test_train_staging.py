@@ -35,7 +35,7 @@ def same(one, other):
             assert all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
-def test_staged_samples_are_the_same_and_need_the_original_no_more(finished, tmp_path):
+def test_staged_samples_equal_the_originals_and_do_not_need_them(finished, tmp_path):
     samples = KeptSamples.of(finished)
     copy = staged(samples, str(tmp_path / "disk"), key=KEY)
     assert copy.path == tmp_path / "disk" / "magicseg-0123456789abcdef"
@@ -129,7 +129,7 @@ staged(KeptSamples.of(Run.open(Path(sys.argv[1]))), sys.argv[2], key=sys.argv[3]
 """
 
 
-def test_a_killed_copy_is_gone_on_with(finished, tmp_path):
+def test_a_killed_copy_is_resumed(finished, tmp_path):
     samples = KeptSamples.of(finished)
     process = subprocess.Popen([sys.executable, "-c", SLOW, str(finished.path), str(tmp_path), KEY])
     folder = tmp_path / "magicseg-0123456789abcdef"

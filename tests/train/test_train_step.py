@@ -107,13 +107,13 @@ def test_no_step_waits_for_the_device(changes):
             one(batch_of(5), step=step, stop=False)
 
 
-def test_the_guard_of_waiting_sees_a_wait():
+def test_the_check_for_waiting_detects_a_wait():
     with NoWaiting(), pytest.raises(AssertionError, match="waits for the device"):
         torch.ones(()).item()
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 6])
-def test_a_batch_in_parts_is_the_batch(accumulate):
+def test_accumulated_parts_have_the_losses_and_gradients_of_the_batch(accumulate):
     whole, parts = stepper(**CALM), stepper(**CALM, accumulate=accumulate)
     for step in range(3):
         expected = losses(whole(batch_of(first=step), step=step, stop=False))
@@ -206,7 +206,7 @@ def test_after_a_failed_step_the_weights_stay_until_it_is_read(what, monkeypatch
         assert torch.equal(after[name], value), name
 
 
-def test_fp16_lowers_its_scale_where_gradients_overflow_and_goes_on():
+def test_fp16_lowers_its_scale_if_gradients_overflow_and_continues():
     one = stepper(precision="fp16", **CALM)
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
     before = weights(one)
@@ -257,7 +257,7 @@ def test_a_compiled_step_has_the_losses_of_a_plain_one(quick_linker):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_what_cannot_be_compiled_is_an_error_with_a_way_out(monkeypatch):
+def test_a_failed_compilation_is_an_error_with_a_hint(monkeypatch):
     settings = SETTINGS.model_copy(update={"compile": True})
     one = stepper()
     one._settings = settings
@@ -283,7 +283,7 @@ def test_the_average_of_the_weights_is_its_formula():
     assert not torch.allclose(expected, parameter)
 
 
-def test_a_source_is_not_asked_for_classes_that_it_does_not_label():
+def test_classes_that_a_source_does_not_label_are_not_queried_in_its_images():
     """A class that nobody labelled in the second source may be in its background."""
     allowed = np.array([[True, True, True], [False, False, True]])
     one = stepper(**CALM, allowed=allowed, sampled_classes=3)
@@ -306,7 +306,7 @@ def test_a_source_is_not_asked_for_classes_that_it_does_not_label():
             assert bool(targets.asked[image, place]) == expected
 
 
-def test_any_process_may_ask_to_stop_and_the_numbers_say_so():
+def test_a_request_to_stop_is_in_the_steps_outcome():
     one, late = stepper(), Late()
     for step, stop in itertools.islice(enumerate((False, True)), 2):
         late.push(one(batch_of(5), step=step, stop=stop), step=step + 1, rate=0.1)

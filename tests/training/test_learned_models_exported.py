@@ -147,7 +147,7 @@ def test_a_copied_training_image_is_noticed():
     assert measure.variety(new, new, trained)["copies"] < 0.2
 
 
-def test_agreement_sees_what_changes_outside_the_object():
+def test_agreement_falls_if_pixels_outside_the_object_change():
     empty = scenes.scene(0, seed=0, stream="test", objects=(1.0,)).image
     shown = empty.copy()
     shown[20:40, 20:40] = 255 - shown[20:40, 20:40] // 2

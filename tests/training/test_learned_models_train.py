@@ -85,7 +85,7 @@ def test_a_checkpoint_of_another_plan_is_refused(tmp_path):
         tiny_training.fit("judge", tmp_path, dataclasses.replace(PLAN, learning_rate=1e-2))
 
 
-def test_processes_that_paint_change_nothing():
+def test_painting_processes_do_not_change_the_scenes():
     paint = functools.partial(scenes.scene, seed=0, stream="test")
     alone, shared = (list(scenes.ahead(paint, range(3, 9), workers)) for workers in (0, 2))
     assert [one.caption for one in alone] == [one.caption for one in shared]

@@ -53,13 +53,13 @@ def written_out(logits, specs):
 
 
 @pytest.mark.parametrize("captions", [CAPTIONS, CAPTIONS[:1], CAPTIONS[2:]])
-def test_the_loss_is_its_description(captions):
+def test_the_patch_loss_equals_its_formula(captions):
     specs = [parse(caption) for caption in captions]
     logits = 3 * torch.randn(len(specs), SIDE**2, len(scenes.nouns()) + 1, generator=torch.manual_seed(0))
     assert float(loss_of(logits, specs)) == pytest.approx(written_out(logits, specs), rel=1e-4)
 
 
-def test_it_falls_when_patches_show_what_the_caption_says_and_nothing_is_undefined():
+def test_the_patch_loss_falls_if_patches_show_the_caption_and_stays_finite():
     specs = [parse(caption) for caption in CAPTIONS]
     answers = answers_to(specs)
     logits = torch.zeros(len(specs), SIDE**2, len(scenes.nouns()) + 1, requires_grad=True)
