@@ -19,7 +19,7 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not (self.training and dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(input)
         with torch.no_grad():
-            mean, variance = _statistics(input.detach())
+            mean, variance = _statistics(input.detach().float())  # half precision under autocast
             count = input.numel() // input.shape[1] * dist.get_world_size()
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -30,7 +30,7 @@ class BatchNorm2d(nn.BatchNorm2d):
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = torch.rsqrt(variance + self.eps)
         normal: Tensor = _Normalize.apply(input, mean[:, None, None], scale[:, None, None])
-        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+        return (normal * self.weight[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 
 
 def _statistics(values: Tensor) -> tuple[Tensor, Tensor]:

@@ -120,6 +120,12 @@ def compare_batch_norms(world):
         torch.testing.assert_close(ours.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=1e-5, atol=1e-6)
     assert torch.equal(ours.eval()(whole), nn.BatchNorm2d.forward(ours, whole))
+    ours.train()
+    part = (whole[mine] - 100).bfloat16().requires_grad_()  # as autocast gives it
+    output = ours(part)
+    output.sum().backward()
+    assert output.dtype == part.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), theirs(whole - 100)[mine], rtol=0.02, atol=0.02)
 
 
 def train_twice(out, world):
