@@ -1,4 +1,4 @@
-"""Benchmark protocols: what a benchmark's files mean, where they lie and how they are scored, as small data files.
+"""Benchmark protocols: small data files that say where a benchmark's files are, what they mean, how to score them.
 
 Declarations only. `magicseg.data.ground_truth` reads the files; `magicseg.evaluate.benchmark` scores models.
 """
@@ -28,7 +28,7 @@ _SPAN = re.compile(r" *(\d{1,9}) *- *(\d{1,20}) *", re.ASCII)
 
 
 def _spans(value: Any) -> Any:
-    """Whole numbers and spans of them, ``[0-10, 12, 13-24]``, written out. Raises ValueError for too many."""
+    """Expand ranges in a list of numbers, such as ``[0-10, 12, 13-24]``. Raises ValueError if there are too many."""
     if not isinstance(value, list):
         return value
     found: list[Any] = []
@@ -70,7 +70,7 @@ class Labels(Settings):
 
 
 class Background(Settings):
-    """What a pixel needs to be background."""
+    """The rule by which a pixel is background."""
 
     rule: Literal["none", "threshold", "prompts"] = Field(
         "none",
@@ -159,18 +159,18 @@ class Protocol(Settings):
 
     @property
     def queries(self) -> tuple[tuple[str, ...], ...]:
-        """What a model is asked: each label's name and synonyms, then the names of background, one by one."""
+        """The queries for a model: each label's name and synonyms, then each name of background by itself."""
         asked = [(label.name, *label.synonyms) for label in self.labels.labels]
         prompts = self.background.prompts if self.background.rule == "prompts" else ()
         return (*asked, *((prompt,) for prompt in prompts))
 
     @property
     def split_list(self) -> str:
-        """The first of the files that may list the images of the split."""
+        """The first of the files that can list the images of the split."""
         return self.split_lists[0].replace("{split}", self.split)
 
     def for_split(self, split: str) -> "Protocol":
-        """The same protocol on another split."""
+        """Return the same protocol for another split."""
         return self._copy({"split": split, "official_images": None})
 
     def for_labelled_folder(self, vocabulary: Vocabulary, **changes: Any) -> "Protocol":
@@ -185,7 +185,7 @@ class Protocol(Settings):
         return copied
 
     def with_background(self, rule: Literal["threshold", "prompts"]) -> "Protocol":
-        """The same protocol with the other rule for background. Raises: ConfigError where that makes no sense."""
+        """Return the same protocol with another rule for background. Raises ConfigError if the rule cannot apply."""
         if not self.counts_background:
             raise ConfigError(f"{self.name}: background is not a class in it, so no rule is needed")
         if rule == "prompts" and not self.background.prompts:
@@ -193,7 +193,7 @@ class Protocol(Settings):
         return self._copy({"background": self.background.model_copy(update={"rule": rule})})
 
     def to_dict(self) -> dict[str, Any]:
-        """The protocol in full, as JSON values: what was declared, the classes and what is asked."""
+        """Return the protocol in full, as JSON values: its fields, classes and queries."""
         return {
             **self.model_dump(mode="json"),
             "classes": list(self.classes),
@@ -201,7 +201,7 @@ class Protocol(Settings):
         }
 
     def digest(self) -> str:
-        """SHA-256 of all that decides scores: neither the words about sources nor the vocabulary's file name."""
+        """Return the SHA-256 of everything that decides scores. Descriptions and file names are left out."""
         words = {"source", "sources", "origin", "folders", "official_images", "vocabulary", "tuning_split"}
         return json_sha256({k: v for k, v in self.to_dict().items() if k not in words})
 
@@ -213,15 +213,15 @@ class Protocol(Settings):
 
 
 def protocol_names() -> tuple[str, ...]:
-    """The names of the shipped benchmarks."""
+    """Return the names of the shipped benchmarks."""
     folder = files("magicseg.data") / "benchmarks"
     return tuple(sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml")))
 
 
 def load_protocol(name: str) -> Protocol:
-    """The protocol of the shipped benchmark ``name``, or that of a .yaml file with the same keys.
+    """Load the protocol of a shipped benchmark, or of a .yaml file with the same keys.
 
-    Raises: ConfigError for an unknown one, naming those there are, or for what a file has wrong.
+    Raises ConfigError, naming the known benchmarks, for an unknown name; or naming the key, for an invalid file.
     """
     if is_protocol_file(name):
         path = Path(os.path.expanduser(name))
@@ -259,7 +259,7 @@ def _parse(text: str, where: str, folder: Path | None) -> Protocol:
 
 
 def _check(protocol: Protocol, labels: Vocabulary, where: str) -> None:
-    """What only shows beside the vocabulary."""
+    """Check the fields that depend on the vocabulary."""
     has_rule = protocol.background.rule != "none"
     if has_rule != protocol.counts_background:
         wanted = "threshold or prompts" if protocol.counts_background else "none"

@@ -1,4 +1,4 @@
-"""``magicseg compare``: results side by side, with their intervals, and whether they may be compared at all.
+"""``magicseg compare``: results side by side, with intervals and with notes on what makes them incomparable.
 
 rows = compare([Path("runs/a"), Path("runs/b")])
 """
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One benchmark and head. ``cells``: by position of what is compared, the results there, or None.
+class ComparedResults:
+    """The results of one head on one benchmark, one per compared path.
 
-    ``notes``: why the figures of this row are of different things, or not to be trusted, if so. ``differences``: by
-    the same position, ``value`` and paired ``interval`` of the measure there less that of the first position; None
-    where both are not known image by image, of the same images and classes.
+    ``cells``: the results by path, or None. ``notes``: why the scores are not comparable, or not reliable.
+    ``differences``: by path, the ``value`` and paired ``interval`` of the difference to the first path. None if a
+    path has no counts by image, or they are of other images or classes.
     """
 
     benchmark: str
@@ -37,11 +37,11 @@ class Row:
     differences: tuple[Mapping[str, Any] | None, ...] = field(default=())
 
 
-def compare(paths: Sequence[Path], measure: str = "miou") -> list[Row]:
-    """All benchmarks and heads that are in any of ``paths``: runs, models' folders, or single results files.
+def compare(paths: Sequence[Path], measure: str = "miou") -> list[ComparedResults]:
+    """Compare all benchmarks and heads that are in any of ``paths``: runs, models' folders, or results files.
 
-    Args: measure: what differences are of, a single one of `magicseg.evaluate.metrics.intervals.measures`.
-    Raises: DataError where there are no results, or a file is none.
+    Args: measure: the score to subtract, one of `magicseg.evaluate.metrics.intervals.measures` with a single value.
+    Raises: DataError if a path holds no results, or a file is damaged.
     """
     found = [_results_in(path) for path in paths]
     rows = []
@@ -50,7 +50,9 @@ def compare(paths: Sequence[Path], measure: str = "miou") -> list[Row]:
         cells = tuple(None if each is None else each.scores for each in there)
         differences = tuple(_difference(there[0], each, measure) for each in there[1:])
         rows.append(
-            Row(benchmark=benchmark, head=head, cells=cells, notes=_notes(cells), differences=(None, *differences))
+            ComparedResults(
+                benchmark=benchmark, head=head, cells=cells, notes=_notes(cells), differences=(None, *differences)
+            )
         )
     return rows
 
@@ -78,7 +80,7 @@ def _difference(first: _Found | None, second: _Found | None, measure: str) -> di
 
 
 def _by_image(found: _Found) -> "tuple[tuple[tuple[str, str], ...], ImageCounts] | None":
-    """The images, by name and digest of their content, and what was counted in each; None if it is not all there."""
+    """Return each image's name and content digest, and the counts by image; None if parts are missing."""
     from magicseg.evaluate.parts import join, read_part
 
     identity = found.scores.get("provenance", {}).get("identity")
@@ -96,7 +98,7 @@ def _by_image(found: _Found) -> "tuple[tuple[tuple[str, str], ...], ImageCounts]
 
 
 def _results_in(path: Path) -> dict[tuple[str, str], _Found]:
-    """Results by benchmark and head, the trained model's first."""
+    """Return results by benchmark and head, the trained model's first."""
     if path.is_file():
         files = [path]
     else:
@@ -179,7 +181,7 @@ def threshold_warning(scores: Mapping[str, Any]) -> str | None:
 
 
 def cell_text(cell: Mapping[str, Any] | None, measure: str) -> str:
-    """``0.512 [0.480, 0.540]``, or - where there is no score; "no interval" where evaluation gave none."""
+    """Format a score, such as ``0.512 [0.480, 0.540]``; ``-`` without a score."""
     value = None if cell is None else cell.get(measure)
     if value is None or cell is None:
         return "-"
@@ -190,7 +192,7 @@ def cell_text(cell: Mapping[str, Any] | None, measure: str) -> str:
 
 
 def difference_text(difference: Mapping[str, Any] | None) -> str:
-    """``+0.012 [+0.003, +0.020]``, empty where there is no difference."""
+    """Format a difference, such as ``+0.012 [+0.003, +0.020]``; empty without one."""
     if difference is None:
         return ""
     return f"{difference['value']:+.4f} {_interval_text(difference['interval'], '+.3f')}"

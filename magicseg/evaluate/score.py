@@ -1,4 +1,4 @@
-"""Scoring predicted class maps (index PNGs) against a benchmark's label files; no model runs here."""
+"""Score predicted class maps (index PNGs) against a benchmark's label files. No model is run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ class ScoreResult:
     scores: Scores
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Return the result as JSON values."""
         return {"benchmark": self.benchmark, "images": self.images, **self.scores.to_dict(self.classes)}
 
 
@@ -35,10 +35,10 @@ def score(protocol: Protocol, data_dir: Path, predictions_dir: Path) -> ScoreRes
 
     A prediction is a PNG of the label's size, ``NAME.png``, or named after the image as ``magicseg predict`` does
     (``NAME.jpg.png``). It holds, as palette index or grey value, the numbers that the label files use (for a file of
-    instances: the vocabulary's, 0 for background). Every pixel that counts needs a class: what the label files ignore
-    is allowed only where the label ignores too.
+    instances: the vocabulary's, 0 for background). Every counted pixel needs a class; ignored values are allowed only
+    on ignored pixels.
 
-    Raises: DataError that names the file that is missing, damaged, of the wrong size or out of range.
+    Raises DataError, naming the file, if one is missing or damaged, or has a wrong size or an unknown value.
     """
     for folder, what in ((data_dir, "the data set"), (predictions_dir, "the predictions")):
         if not folder.is_dir():
@@ -69,7 +69,7 @@ def _prediction(folder: Path, name: str, protocol: Protocol) -> Path:
 
 
 def _count(data: DataSet, name: str, path: Path) -> NDArray[np.int64]:
-    """The confusion matrix of one image."""
+    """Return the confusion matrix of one image."""
     protocol = data.protocol
     truth, values = data.truth(name), read_index_map(path)
     if truth.shape != values.shape:

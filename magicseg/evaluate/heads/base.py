@@ -1,7 +1,6 @@
-"""What a benchmark scores: anything that gives every pixel one score per class name.
+"""The interface of heads, which benchmarks score: a head gives every pixel one score per class.
 
-Trained segmenters, dense zero-shot CLIP and memory banks follow this one protocol; the benchmark's driver knows
-nothing else of them.
+Trained segmenters, dense zero-shot CLIP and memory banks implement it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,37 +10,38 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ScoreKind = Literal["log-odds", "cosine"]
-"""What a background threshold is compared with. Neither kind saturates: a sigmoid or softmax in float32 rounds every
-log-odds above 17 to 1.
+"""The kind of score that a background threshold applies to. Neither kind saturates; a sigmoid or softmax in float32
+rounds every log-odds above 17 to 1.
 """
 
 
 class Head(Protocol):
-    """A scorer of pixels.
+    """Scores pixels against classes.
 
-    ``prepare`` comes first, with the classes of the benchmark; then ``logits`` for the crops of every image.
-    Both are pure: the same crops in the same batch give the same bits.
+    ``prepare`` is called first, with the classes of the benchmark; then ``logits`` for the crops of every image. The
+    same crops in the same batch must give the same bits.
     """
 
     @property
     def name(self) -> str:
-        """Names the head's results: a file name, such as "model" or "maskclip"."""
+        """The name of the head's results, valid as a file name, such as "model" or "maskclip"."""
         ...
 
     @property
     def stride(self) -> int:
-        """Sides of crops are multiples of this, pixels."""
+        """The sides of crops are multiples of this number of pixels."""
         ...
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What decides the scores, as JSON values: digests of weights, settings. Kept in results; a result
-        whose head has another identity is stale.
+        """Everything that decides the scores, as JSON values: digests of weights, settings.
+
+        Results keep it; results with another identity are stale.
         """
         ...
 
     def prepare(self, classes: Sequence[Sequence[str]]) -> None:
-        """Set the K queries. Each is the names of one class, its own first, synonyms after."""
+        """Set the K queries. A query holds the names of one class: its own, then synonyms."""
         ...
 
     def logits(self, crops: "Tensor") -> "Tensor":
@@ -55,7 +55,7 @@ class Head(Protocol):
 
     @property
     def score_kinds(self) -> tuple[ScoreKind, ...]:
-        """The scores that the head has. A sweep tries all of them and keeps the best."""
+        """The kinds of score that the head has. A sweep tries all and keeps the best."""
         ...
 
     def score(self, logits: "Tensor", chosen: "Tensor", kind: ScoreKind) -> "Tensor":

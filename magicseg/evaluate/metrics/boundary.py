@@ -1,4 +1,4 @@
-"""Boundary IoU: how well outlines fit, whatever the size of the object."""
+"""Boundary IoU: how well outlines fit, independent of the object's size."""
 
 import math
 
@@ -6,26 +6,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 DILATION_RATIO = 0.02
-"""Width of the band along outlines as a share of the image's diagonal; the paper's choice."""
+"""Width of the band along outlines, as a share of the image's diagonal. The paper's value."""
 
 
 def band_width(size: tuple[int, int], ratio: float = DILATION_RATIO) -> int:
-    """The band's width in pixels for an image of (height, width): ``ratio`` of its diagonal, rounded, at least 1."""
+    """Return the band's width in pixels: ``ratio`` of the diagonal of (height, width), rounded, at least 1."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
 def boundary_counts(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int, ignore: int, *, first: int, width: int
 ) -> NDArray[np.int64]:
-    """Pixels of every class's boundary band: in both maps, in the ground truth's, in the prediction's.
+    """Count the pixels of every class's boundary band: in both maps, in the ground truth, in the prediction.
 
     Boundary IoU (Cheng et al., CVPR 2021, arXiv 2103.16562, equation 2) of masks G and P is
     |G_d n P_d| / |G_d u P_d| with G_d the pixels of G within d pixels of its outline. As in the authors' code, G_d is
     G less its erosion by a square, ``width`` times 3 x 3, and the image's border is outline too.
 
-    For class maps all classes are done at once: a pixel is in its class's band where the square of side 2 d + 1
-    around it holds another value, or reaches over the border. Ignored pixels are no class in either map: they are in
-    no band, and where they touch a class both maps have an outline, so that a perfect prediction scores 1.
+    All classes are counted at once: a pixel is in its class's band if the square of side 2 d + 1 around it holds
+    another value or crosses the image's border. Ignored pixels belong to no class in either map. They are in no band,
+    and both maps have an outline where they touch a class, so that a perfect prediction scores 1.
 
     Args: truth, prediction: integers (H, W); counted pixels hold ``first`` to ``first + classes - 1``.
         ignore: the truth's value of pixels that do not count.
@@ -45,7 +45,7 @@ def boundary_counts(
 
 
 def _band(values: NDArray[np.int16], width: int) -> NDArray[np.bool_]:
-    """Where a class's pixel has another value, or the image's end, within ``width`` pixels in rows and columns."""
+    """Return which pixels of a class have another value or the border within ``width`` rows and columns."""
     from scipy.ndimage import maximum_filter1d, minimum_filter1d
 
     outside = np.iinfo(np.int16).min

@@ -15,7 +15,7 @@ Confusion = NDArray[np.int64]  # (classes, classes), pixels; rows are ground tru
 
 
 class ValueOutOfRange(ValueError):
-    """A map holds a value that is no class. ``where`` says which of the two maps."""
+    """A map holds a value outside the classes. ``where``: which of the two maps."""
 
     def __init__(self, where: Literal["truth", "prediction"], value: int, count: int, first: int, last: int) -> None:
         super().__init__(
@@ -30,13 +30,13 @@ def confusion_matrix(
 ) -> Confusion:
     """Count pixels by ground-truth class (row) and predicted class (column).
 
-    Pixels whose truth is ``ignore`` count nowhere, whatever was predicted there. Elsewhere ``ignore`` is a value
-    like any other: a prediction that holds it is out of range, for else a model could skip what it finds hard.
+    Pixels whose truth is ``ignore`` are not counted. A prediction of ``ignore`` on a counted pixel is out of range:
+    otherwise a model could skip difficult pixels.
 
     Args: truth, prediction: integers of equal shape. first: the value of the first class; the last is
     ``first + classes - 1``. Matrix row 0 belongs to ``first``.
     Returns: int64 (classes, classes).
-    Raises: ValueOutOfRange, and ValueError where shapes differ.
+    Raises: ValueOutOfRange; ValueError if the shapes differ.
     """
     if truth.shape != prediction.shape:
         raise ValueError(f"truth has shape {truth.shape}, prediction {prediction.shape}")
@@ -53,10 +53,10 @@ def confusion_matrix(
 def _counted_as_bytes(
     truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int, ignore: int, first: int
 ) -> Confusion | None:
-    """The matrix where all values fit into a byte and are classes, else None.
+    """Return the matrix if all values fit in a byte and are classes or ignored, else None.
 
-    All pairs of two bytes are counted, without a look at any single pixel; what is ignored or no class shows in the
-    table of counts. `benchmarks/accumulate.py` has what that is worth.
+    Counts all pairs of two bytes at once, and finds ignored and invalid values in the table of counts.
+    `benchmarks/accumulate.py` measures the gain.
     """
     last = first + classes - 1
     truth_bytes, prediction_bytes = _as_bytes(truth), _as_bytes(prediction)
@@ -113,7 +113,7 @@ class Scores:
     def miou(self) -> float | None:
         """Mean IoU over the classes with a union: in the ground truth, or predicted anywhere.
 
-        A class that is predicted though no image shows it counts as 0. mmsegmentation's mIoU is this one.
+        A class that is predicted although no image shows it counts as 0. This is mmsegmentation's mIoU.
         """
         return _known(mean_of_known(self._iou, in_order=True))
 
@@ -121,13 +121,13 @@ class Scores:
     def miou_over_classes_in_ground_truth(self) -> float | None:
         """Mean IoU over the classes that occur in the ground truth, t_i > 0.
 
-        A class that no image shows is left out, be it predicted or not.
+        A class that no image shows is left out, whether it is predicted or not.
         """
         return _known(mean_of_known(np.where(self._truth > 0, self._iou, np.nan), in_order=True))
 
     @property
     def pixel_accuracy(self) -> float | None:
-        """Share of counted pixels that are right: sum_i n_ii / sum_i t_i."""
+        """Share of counted pixels with the right class: sum_i n_ii / sum_i t_i."""
         return _known(ratio(self._hits.sum(), self._truth.sum()))
 
     @property
@@ -142,11 +142,11 @@ class Scores:
 
     @property
     def pixels(self) -> int:
-        """Counted pixels: those whose ground truth is a class."""
+        """Number of counted pixels, whose ground truth is a class."""
         return int(self.confusion.sum())
 
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
-        """The scores as JSON values; ``names`` are the classes' names in the matrix's order."""
+        """Return the scores as JSON values. Args: names: of the classes, in the matrix's order."""
         return {
             "pixels": self.pixels,
             "miou": self.miou,

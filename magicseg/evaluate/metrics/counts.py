@@ -1,4 +1,4 @@
-"""What is counted in each image, and all scores and intervals that follow: the same for every benchmark."""
+"""Count each image, and compute all scores and intervals from the counts, for every benchmark alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ def count_image(
 
 
 def tabulate(images: Sequence[ImageResult], classes: int) -> tuple[Confusion, ImageCounts]:
-    """The summed confusion matrix, and the counts image by image."""
+    """Return the summed confusion matrix, and the counts by image."""
     total = np.zeros((classes, classes), np.int64)
     rows = np.zeros((6, len(images), classes), np.int64)
     for number, image in enumerate(images):
@@ -79,7 +79,7 @@ def tabulate(images: Sequence[ImageResult], classes: int) -> tuple[Confusion, Im
 
 
 def scored(confusion: Confusion, counts: ImageCounts, names: Sequence[str]) -> dict[str, Any]:
-    """All scores as JSON values.
+    """Return all scores as JSON values.
 
     Args: names: the classes' names in the matrix's order.
     Returns: what `Scores.to_dict` gives; ``frequency_weighted_iou``, ``boundary_iou`` by class and
@@ -104,7 +104,7 @@ def scored(confusion: Confusion, counts: ImageCounts, names: Sequence[str]) -> d
 
 
 def image_scores(counts: ImageCounts) -> NDArray[np.float64]:
-    """Each image's own mean IoU over the classes in its ground truth or prediction; NaN where all is ignored."""
+    """Return each image's mean IoU over the classes in its ground truth or prediction; NaN if all is ignored."""
     return measures(counts.tables)["miou"]
 
 

@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling images: of scores, and of the difference of two scores of the same images."""
+"""Confidence intervals of scores and of differences of scores, by resampling images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -43,13 +43,13 @@ class ImageCounts:
 
 
 def measures(sums: Sums, whole: Sums | None = None) -> Measures:
-    """All measures from sums over images, NaN for what has no pixels.
+    """Compute all scores from sums over images; NaN for a score without pixels.
 
     Args:
         sums: the fields of `ImageCounts` summed over images, (..., classes).
-        whole: the sums over all images, (classes,), where ``sums`` are of resamples. Then every mean is over the
-            classes that ``whole`` has. A class without pixels in a resample keeps its value in ``whole``: left out,
-            it would raise the mean of most resamples, since rare classes score low.
+        whole: the sums over all images, (classes,), if ``sums`` are of resamples. Then every mean is over the
+            classes with pixels in ``whole``. A class without pixels in a resample keeps its value in ``whole``.
+            Leaving it out would raise the mean of most resamples, since rare classes score low.
 
     Returns: by name: (...), but ``iou`` and ``boundary_iou`` (..., classes).
     """
