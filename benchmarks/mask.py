@@ -229,7 +229,7 @@ def main() -> None:
         masked()
 
     alone, by_image = "masker", "image by image"
-    again, kept = "check, then masker, which detects again", "check, then masker, which takes what was found"
+    again, kept = "check, then masker, which detects again", "check, then masker with the kept detections"
     turns: dict[str, Callable[[], Any]] = {
         alone: masked,
         by_image: lambda: reference.mask(requests),

@@ -99,8 +99,8 @@ def joined(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
         # Gloo raises plain RuntimeErrors.
         if isinstance(error, RuntimeError) and (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise IncompleteError(
-                f"process {world.rank} of {world.size} lost another one: {str(error).split('. ', 1)[0]}",
-                hint="look for what ended first; the same command goes on from the newest checkpoint",
+                f"rank {world.rank} of {world.size} lost another rank: {str(error).split('. ', 1)[0]}",
+                hint="find the process that ended first; the same command resumes from the newest checkpoint",
             ) from error
         raise
     dist.destroy_process_group()

@@ -8,7 +8,7 @@ from magicseg.core.text import indented, printable
 
 
 class MagicsegError(Exception):
-    """Base of all errors meant for the user: what is wrong and where, and the next thing to type."""
+    """Base of all errors for users. ``message``: the fault and its location. ``hint``: the next command or action."""
 
     exit_code = 2
 

@@ -66,7 +66,7 @@ class ExportedFile:
         Raises: ValueError, KeyError, TypeError.
         """
         if self.file.userblock_size or self.file.id.get_create_plist().get_sizes() != (8, 8):
-            raise ValueError("its sizes of addresses are not those that magicseg writes")
+            raise ValueError("its address sizes differ from those of magicseg's exports")
         samples, size = config.plan.samples, config.generate.size
         self._check("labels", (samples, config.plan.max_labels), np.dtype("<u2"))
         self._check("captions", (samples, 2), None)

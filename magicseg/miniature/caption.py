@@ -60,7 +60,7 @@ def parse(caption: str) -> SceneSpec:
             looks = {}
         elif word in _PLACES:
             if not objects:
-                raise UnreadableCaption(f"{word!r} stands in front of any object in {caption!r}")
+                raise UnreadableCaption(f"{word!r} comes before any object in {caption!r}")
             fill("place", word, objects[-1])
         elif word in _SCENES:
             fill("scene", word, slots)

@@ -22,7 +22,7 @@ def python_for_everybody():
     for python in (sys.executable, "/usr/bin/python3"):
         if everybody_may(python, "-c", version):
             return python
-    reason = "there is no Python of this minor version that an ordinary user may start"
+    reason = "no Python of this minor version can be started by an unprivileged user"
     return pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
 
 

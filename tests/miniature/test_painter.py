@@ -69,7 +69,7 @@ def test_parse_returns_all_attributes_of_a_caption():
         ("a car on a beach in a desert", "two scenes"),
         ("a red blue car on a beach", "two colours"),
         ("on a red beach", "'red' belongs to no object"),
-        ("on the left a car on a beach", "'left' stands in front of any object"),
+        ("on the left a car on a beach", "'left' comes before any object"),
         ("", "no scene"),
     ],
 )
