@@ -51,7 +51,7 @@ _OWN, _PARTNER = 1, 2
 
 
 class Samples(Protocol):
-    """A data set, as training sees it. Must be picklable: loader processes get a copy."""
+    """A source of training samples. Must be picklable: reader processes get a copy."""
 
     @property
     def indices(self) -> NDArray[np.int64]:
@@ -67,20 +67,21 @@ class Samples(Protocol):
 
     @property
     def allowed(self) -> NDArray[np.bool_] | None:
-        """Bool (sources, C): which classes may be asked of a sample of that source. None: all of them."""
+        """Bool (sources, C): which classes a sample of that source may be queried for. None: all of them."""
 
     def labels(self) -> NDArray[np.uint16]:
-        """Ids of each sample's labels, (samples, most), 0 where it has fewer; in the order of ``indices``."""
+        """Return each sample's label ids, (samples, most), 0 where it has fewer, in the order of ``indices``."""
 
     def read(self, indices: NDArray[np.int64]) -> Read:
-        """Images and counterfactuals uint8 (H, W, 3), masks uint16 (H, W), in the order of ``indices``: one array
-        each with the samples first, or lists where sizes differ. No counterfactuals: None.
+        """Return images and counterfactuals, uint8 (H, W, 3), and masks, uint16 (H, W), in the order of ``indices``.
+
+        Each is one array with the samples first, or a list if sizes differ. Counterfactuals may be None.
         """
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Several data sets, and each one's share in what training sees. ``allowed``: as `Samples` has it."""
+    """Several sources with their relative weights. ``allowed``: as in `Samples`."""
 
     sources: tuple[Samples, ...]
     weights: tuple[float, ...]
@@ -88,14 +89,16 @@ class Mixture:
 
     @classmethod
     def of(cls, samples: "Samples | Mixture") -> "Mixture":
-        """One data set as a mixture of one."""
+        """Wrap a single source as a mixture."""
         return samples if isinstance(samples, Mixture) else cls((samples,), (1.0,))
 
 
 class Batch(NamedTuple):
-    """``images``, ``counterfactuals``: uint8 (B, 3, H, W), RGB. ``masks``: int32 (B, H, W), ids and IGNORE.
-    ``paired``: bool (B,), whether there is a counterfactual (else its pixels are the image's). ``sources``: int64
-    (B,), which of the mixed sources a sample is of; 0 where there is one.
+    """A batch of training samples.
+
+    ``images``, ``counterfactuals``: uint8 (B, 3, H, W), RGB. ``masks``: int32 (B, H, W), ids and IGNORE. ``paired``:
+    bool (B,), whether the sample has a counterfactual; otherwise the image takes its place. ``sources``: int64 (B,),
+    the index of the sample's source.
     """
 
     images: Tensor
@@ -106,7 +109,7 @@ class Batch(NamedTuple):
 
 
 def input_size(samples: Samples | Mixture, settings: DataSettings) -> int:
-    """Side of the images in a batch, pixels. Raises: ConfigError where they differ and no crop makes them alike."""
+    """Return the side of a batch's images in pixels. Raises ConfigError if sizes differ and there is no crop."""
     if settings.crop is not None:
         return settings.crop
     sizes = {source.image_size for source in Mixture.of(samples).sources}
@@ -120,7 +123,7 @@ def input_size(samples: Samples | Mixture, settings: DataSettings) -> int:
 
 
 def order_of(samples: Samples | Mixture, settings: DataSettings, *, seed: int) -> MixedOrder:
-    """Which sample comes when."""
+    """Return the sampling order."""
     mixture = Mixture.of(samples)
     orders = []
     for number, source in enumerate(mixture.sources):
@@ -218,7 +221,7 @@ class SampleDataset(Dataset[Batch]):
         _pad(mask if crop is None else cut_mask(mask, crop), into[2], IGNORE)
 
     def _coins(self, pick: Pick) -> NDArray[np.float64]:
-        """Two uniform numbers in [0, 1)."""
+        """Draw two uniform numbers in [0, 1)."""
         return self._sequence(pick).generate_state(2) / np.float64(2**32)
 
     def _sequence(self, pick: Pick, purpose: int = 0) -> np.random.SeedSequence:
@@ -227,7 +230,7 @@ class SampleDataset(Dataset[Batch]):
 
 
 def _pad(content: NDArray[Any], into: NDArray[Any], value: Any) -> None:
-    """``content`` in the upper left corner, ``value`` in the rest."""
+    """Put ``content`` in the upper left corner and ``value`` in the rest."""
     height, width = content.shape[:2]
     into[:height, :width] = content
     into[height:] = value
@@ -251,7 +254,7 @@ class _Reader:
             self._room = room if room >= min(window + 1, len(shards)) else 0
 
     def read(self, index: int) -> Sample:
-        """Image, counterfactual if there is one, and mask."""
+        """Return a sample's image, its counterfactual or None, and its mask."""
         if self._room:
             members, read = self._shard(index // self._samples.shard_size)
             place = int(np.searchsorted(members, index))

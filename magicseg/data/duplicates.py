@@ -21,9 +21,9 @@ class _Hashed(TypedDict, total=False):
 
 
 def near_duplicates(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.bool_]:
-    """Which of ``hashes`` (n,) differ in at most ``bits`` (0 to 7) from an earlier one that is no duplicate itself.
+    """Return which of ``hashes`` (n,) differ in at most ``bits`` (0 to 7) bits from an earlier one that was kept.
 
-    Hashes that near share a whole band of bits, of ``bits`` + 1 bands: only those are compared.
+    Two such hashes agree in one of ``bits`` + 1 bands of bits, so only hashes with an equal band are compared.
     """
     edges = np.linspace(0, HASH_BITS, bits + 2).astype(np.uint64)
     widths = np.diff(edges)
@@ -42,9 +42,9 @@ def near_duplicates(hashes: NDArray[np.uint64], bits: int) -> NDArray[np.bool_]:
 
 
 def image_hashes(run: Run, indices: NDArray[np.int64]) -> NDArray[np.uint64]:
-    """The hashes of samples' images, (n,), as the generate stage measured them.
+    """Return the hashes of samples' images, (n,), which the generate stage measured.
 
-    Args: indices: ascending. Raises: IncompleteError if images were made by a version that did not measure them.
+    Args: indices: ascending. Raises: IncompleteError if an earlier version generated images without hashes.
     """
     hashes: list[int] = []
     missing: list[int] = []

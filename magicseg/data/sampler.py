@@ -1,9 +1,9 @@
-"""Which sample comes when: endless epochs, mixed by weight, as pure functions of (seed, place).
+"""Sampling order: endless epochs, mixed by weight, as pure functions of (seed, position).
 
-Each source's order is an endless stream of epochs, each with every sample exactly once (or, balanced, as often as
-its repeat factor says). A mixture deals its places out to the sources in proportion to their weights. Step s takes
-the places s * batch_size and on, so every batch is full, nothing is dropped or repeated within an epoch, and a run
-resumes at any step, on any number of processes, without any state.
+The order of a source is an endless stream of epochs. An epoch has every sample exactly once, or with balancing as
+often as its repeat factor says. A mixture assigns positions to sources in proportion to their weights. Step s takes
+``batch_size`` positions from s * ``batch_size`` on. So every batch is full, no sample is dropped within an epoch, and
+a run resumes at any step, on any number of processes, without stored state.
 """
 
 from abc import ABC, abstractmethod
@@ -23,8 +23,10 @@ _REPEATS = 1  # the stream of random numbers that rounds repeat factors
 
 
 class Pick(NamedTuple):
-    """One sample at one place of the stream. ``partner``, the epoch's next of the same source, may lend it its
-    objects. ``copy`` counts from 0 how often the epoch had the sample before.
+    """The sample at one position of the stream.
+
+    ``partner``: the epoch's next sample of the same source, whose objects copy-paste may use. ``copy``: how often
+    the epoch had the sample before.
     """
 
     epoch: int
@@ -38,27 +40,27 @@ class Order(Protocol):
     """A stream of picks."""
 
     def pick(self, place: int) -> Pick:
-        """The pick at a place, from 0."""
+        """Return the sample at a position, counted from 0."""
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[Pick]:
-        """The samples of one step (from 0) for one of ``world`` processes, which share each batch out."""
+        """Return one rank's samples of a step, counted from 0. Each batch is sharded across ``world`` ranks."""
 
 
 class _Dealt(ABC):
-    """Batches of the places in turn."""
+    """Takes batches from consecutive positions."""
 
     @abstractmethod
     def pick(self, place: int) -> Pick: ...
 
     def batch(self, step: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[Pick]:
-        """The samples of one step (from 0) for one of ``world`` processes, which share each batch out."""
+        """Return one rank's samples of a step, counted from 0. Each batch is sharded across ``world`` ranks."""
         return [self.pick(place) for place in range(step * batch_size + rank, (step + 1) * batch_size, world)]
 
 
 class SampleOrder(_Dealt):
-    """Shards in random order, and their samples shuffled within windows of ``window`` shards.
+    """Orders shards at random, and shuffles their samples within windows of ``window`` shards.
 
-    A window is what a reader has to keep at hand; a window of all shards is a full shuffle.
+    A reader has to cache one window; a window of all shards is a full shuffle.
 
     Args:
         indices: the samples, ascending; sample i is in shard i // shard_size.
@@ -94,7 +96,7 @@ class SampleOrder(_Dealt):
         return self._epoch(epoch)[0]
 
     def pick(self, place: int) -> Pick:
-        """The pick at a place, from 0."""
+        """Return the sample at a position, counted from 0."""
         epoch, offset = self._found(place)
         samples, copies = self._epoch(epoch)
         partner = int(samples[(offset + 1) % len(samples)])
@@ -137,11 +139,11 @@ class SampleOrder(_Dealt):
 
 
 class MixedOrder(_Dealt):
-    """Several orders as one stream, in proportion to their weights at every prefix of it.
+    """Merges several orders into one stream, in proportion to their weights at every prefix.
 
-    Of the first p places a source of weight w (of 1 in all) has w * p, off by no more than half the number of
-    sources: the first source gets its share rounded, the next its share of the rest rounded, and so on. Which place
-    is whose is whole-number arithmetic, and needs no earlier place. Each source keeps its own epochs.
+    Of the first p positions, a source of relative weight w has w * p, with an error of at most half the number of
+    sources: the first source gets its share rounded, the next its share of the rest rounded, and so on. The source of
+    a position follows from integer arithmetic, without earlier positions. Each source keeps its own epochs.
     """
 
     def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[float]) -> None:
@@ -151,7 +153,7 @@ class MixedOrder(_Dealt):
         self._shares = [(share / rest).as_integer_ratio() for share, rest in zip(shares, rests, strict=True)]
 
     def counts(self, places: int) -> list[int]:
-        """How many of the first ``places`` places each source has."""
+        """Return how many of the first ``places`` positions each source has."""
         counts = []
         for share, whole in self._shares:
             own = (2 * places * share + whole) // (2 * whole)
@@ -160,14 +162,14 @@ class MixedOrder(_Dealt):
         return counts
 
     def pick(self, place: int) -> Pick:
-        """The pick at a place, from 0."""
+        """Return the sample at a position, counted from 0."""
         before, after = self.counts(place), self.counts(place + 1)
         source = next(number for number, (low, high) in enumerate(zip(before, after, strict=True)) if high > low)
         return self._orders[source].pick(before[source])
 
 
 class Steps:
-    """The batches of the steps from ``start`` up to, not including, ``stop``, for a DataLoader."""
+    """Yields the batches of steps ``start`` to ``stop`` - 1, for a DataLoader."""
 
     def __init__(
         self, order: Order, *, batch_size: int, start: int, stop: int, rank: int = 0, world: int = 1
@@ -184,7 +186,8 @@ class Steps:
 
 
 def repeat_factors(labels: NDArray[np.uint16], threshold: float) -> NDArray[np.float64]:
-    """Repeat factor sampling (Gupta et al. 2019, LVIS, arXiv 1908.03195): rare classes' samples come more often.
+    """Return repeat factors, which let samples of rare classes come more often (Gupta et al. 2019, LVIS, arXiv
+    1908.03195).
 
     r_i = max over the labels c of sample i of max(1, sqrt(threshold / f_c)), f_c being the share of samples with c.
 

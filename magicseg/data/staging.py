@@ -1,12 +1,12 @@
-"""A copy of a run's samples on the node's own disk, for training to read from.
+"""Copy a run's samples to the node's own disk, for training to read from.
 
     STAGE_TO/magicseg-KEY/              dataset.zarr's layout, with only the shards that hold kept samples
     STAGE_TO/magicseg-KEY/lock          held by the process that copies; the node's others wait for it
 
-Every process of a training calls `staged`. The first to get the lock copies what is missing, file by file, each
-whole or not at all; the others then find it done. A killed process frees its lock, and the next one goes on. On a
-disk without locks, several processes may copy the same file, each under a name of its own. What is
-there in the right size is not copied again, so a finished copy is used by later trainings too.
+Every process of a training calls `staged`. The first to get the lock copies missing files, each atomically; the
+others wait for it. A killed process frees its lock, and the next one continues. On a disk without locks, several
+processes may copy the same file, each under its own temporary name. Files of the right size are not copied again, so
+later trainings use a finished copy.
 """
 
 import fcntl
@@ -35,10 +35,10 @@ _UNSET = "free some space, choose another disk, or read from where the data are:
 
 
 def staged(samples: KeptSamples, stage_to: str, *, key: str) -> KeptSamples:
-    """The same samples, read from ``stage_to`` on this node.
+    """Copy the samples to ``stage_to`` on this node, and return them as read from there.
 
-    Args: stage_to: a folder, made if it is not there; $VARIABLES are expanded. key: tells data sets apart.
-    Raises: ConfigError for an unset variable; StoreError when there is not enough space, or it cannot be written.
+    Args: stage_to: a folder, created if needed; $VARIABLES are expanded. key: identifies the data set.
+    Raises: ConfigError for an unset variable; StoreError if there is not enough space, or a file cannot be written.
     """
     expanded = os.path.expandvars(os.path.expanduser(stage_to))
     if "$" in expanded:
@@ -83,8 +83,10 @@ def _needed(samples: KeptSamples) -> dict[str, int]:
 
 
 def _locked(lock: IO[str], folder: Path) -> bool:
-    """Wait for the lock and take it; False where the disk has no locks. Processes then may copy the same file, each
-    under a name of its own. Raises: StoreError if another process holds it for too long."""
+    """Wait for the lock and take it. Returns: False if the disk has no locks.
+
+    Raises StoreError if another process holds it for too long.
+    """
     until = time.monotonic() + _LOCK_SECONDS
     while True:
         try:
