@@ -12,11 +12,11 @@ import pytest
 
 from helpers.model_runs import Checkpoints
 from helpers.tiny_runs import CommandLine, do, make_run
-from magicseg.core.garbage_collection import relax
+from magicseg.core.garbage_collection import collect_less_often
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
 
-relax()  # with all libraries loaded, garbage collection takes a fortieth of the tests' time
+collect_less_often()  # with all libraries loaded, garbage collection takes a fortieth of the tests' time
 
 # No deadline: on a busy machine an example may take any time.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

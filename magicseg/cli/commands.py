@@ -29,7 +29,7 @@ from magicseg.cli import (
 from magicseg.cli.output import report_error
 from magicseg.cli.streams import Streams
 from magicseg.core.errors import DataError, MagicsegError, RunError, StoreError
-from magicseg.core.garbage_collection import relax
+from magicseg.core.garbage_collection import collect_less_often
 from magicseg.core.storage import complaint, remedy
 
 _CD = "the current directory was deleted: cd to another one"
@@ -96,7 +96,7 @@ def _options(
 
 def run() -> None:
     """Run the command line, and exit with its exit code."""
-    relax()
+    collect_less_often()
     streams = Streams()
     try:
         code = _exit_code()

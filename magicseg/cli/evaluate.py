@@ -51,7 +51,7 @@ def evaluate(
     Without --benchmark, the run's settings name the benchmarks. Finished benchmarks are not scored again.
     To shard images across ranks: torchrun --nproc-per-node=N -m magicseg evaluate ...
     """
-    from magicseg.core.distributed import EVALUATION, World, joined
+    from magicseg.core.distributed import EVALUATION, World, process_group
     from magicseg.core.errors import IncompleteError
     from magicseg.core.signals import STOP_SIGNALS, StopFlag, on_signals
     from magicseg.evaluate.model_under_test import Target
@@ -73,20 +73,20 @@ def evaluate(
     with on_signals(StopFlag(), STOP_SIGNALS, second_acts=not world.launched, then=forget_attempts) as stop:
         suite = Suite.of(opened, settings, device=_device(world))
         share = f", share 1 of {world.size}" if world.size > 1 else ""
-        with joined(world, patience=EVALUATION), _Bars(share) as bars:
+        with process_group(world, patience=EVALUATION), _Bars(share) as bars:
             found += suite.evaluate(
                 part=(world.rank, world.size),
-                report=lambda text: note(f"evaluate: {text}") if world.leads else None,
-                progress=bars.show if world.leads else _no_progress,
+                report=lambda text: note(f"evaluate: {text}") if world.is_rank_0 else None,
+                progress=bars.show if world.is_rank_0 else _no_progress,
                 stop=stop,
                 failed=failed.append,
             )
         # All ranks have finished their parts, so rank 0 can merge them, whichever rank was the last.
-        if world.leads and world.size > 1 and not failed:
+        if world.is_rank_0 and world.size > 1 and not failed:
             found = list(suite.merged())
         if stop() and len(found) < len(set(settings.benchmarks)):
             raise IncompleteError(f"{target}: evaluation was interrupted", hint="repeat the command to resume")
-    if world.leads:
+    if world.is_rank_0:
         if as_json:
             if found:
                 print_json(found[0] if len(settings.benchmarks) == 1 else found)

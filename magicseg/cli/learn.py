@@ -40,22 +40,22 @@ def train(run: RunArgument) -> None:
 
             def report(step: int, text: str) -> None:
                 nonlocal last, show
-                if not world.leads:
+                if not world.is_rank_0:
                     return
                 if show is None:  # the first report tells the step that training resumes from; speed and ETA need it
                     show, last = shown.enter_context(progress("train", steps, "steps", done=step - 1)), step - 1
                 show(step - last, text)
                 last = step
 
-            tell = note if world.leads else lambda text: None
+            tell = note if world.is_rank_0 else lambda text: None
             result = train_run(opened, world=world, progress=report, stop=stop, tell=tell)
     if result.status != "finished":
         message = f"{run}: training was interrupted after step {result.step} of {steps}"
         if not world.launched:
             raise IncompleteError(message, hint=command("magicseg", "train", run))
-        if world.leads:  # not an error: torchrun would restart the ranks at once
+        if world.is_rank_0:  # not an error: torchrun would restart the ranks at once
             note(f"train: {message}")
-    elif world.leads:
+    elif world.is_rank_0:
         note(f"train: step {result.step}, weights {str(result.weights_digest)[:12]} in {result.model_dir}")
 
 

@@ -1,7 +1,7 @@
 """The process group of distributed training under torchrun, and its collective operations.
 
     world = World.from_environment()     # one of many ranks under torchrun, else a single process
-    with joined(world):
+    with process_group(world):
         ...
 
 A single process is a world of size 1: it runs the same code without a process group or communication. torch is
@@ -47,7 +47,7 @@ class World:
         return cls(rank=rank, size=size, local_rank=local_rank, launched=True)
 
     @property
-    def leads(self) -> bool:
+    def is_rank_0(self) -> bool:
         """Whether this is rank 0, which logs, saves and prints."""
         return self.rank == 0
 
@@ -63,7 +63,7 @@ ALONE = World()
 
 
 @contextlib.contextmanager
-def joined(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
+def process_group(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
     """Join the process group for the block: NCCL for GPUs, Gloo for CPUs.
 
     After an error, an NCCL group is not destroyed, because that would wait for peers that wait for this process. The
@@ -106,7 +106,7 @@ def joined(world: World, *, patience: timedelta = TIMEOUT) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def from_first(world: World, value: float) -> float:
+def broadcast_from_rank_0(world: World, value: float) -> float:
     """Broadcast ``value`` from rank 0 and return it on all ranks. Integers below 2^53 are exact."""
     if world.size == 1:
         return value
@@ -118,7 +118,7 @@ def from_first(world: World, value: float) -> float:
     return float(shared)
 
 
-def added_up(world: World, values: "Tensor") -> "Tensor":
+def all_reduce_sum(world: World, values: "Tensor") -> "Tensor":
     """All-reduce (sum) ``values`` in place and return them. On a GPU this does not block the host.
 
     A value that is not finite on one rank is not finite in the sum, so all ranks notice it.

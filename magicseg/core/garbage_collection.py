@@ -6,7 +6,7 @@ import gc
 _NEW_OBJECTS = 10_000  # higher thresholds save no more time
 
 
-def relax() -> None:
+def collect_less_often() -> None:
     """Raise the collector's threshold. Call it at the start of a process, before heavy imports.
 
     Imports create several hundred thousand permanent objects. With Python's default threshold of 700 new objects,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from magicseg.core.errors import MagicsegError, RunError
-from magicseg.core.garbage_collection import relax
+from magicseg.core.garbage_collection import collect_less_often
 from magicseg.core.package import package_version
 from magicseg.core.ranges import format_ranges, parse_ranges
 from magicseg.core.text import command, indented
@@ -56,7 +56,7 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
         delay: seconds to wait first, so that many tasks do not load weights at the same time. shares: number of tasks
         that an evaluation is split into; ``shards`` is then the number of this task's part.
     """
-    relax()
+    collect_less_often()
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its last messages would hide this function's
     stop = _Signals()
     try:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import BackendError, IncompleteError, LimitReached, MagicsegError, PlanMismatch, StoreError
-from magicseg.core.garbage_collection import relax
+from magicseg.core.garbage_collection import collect_less_often
 from magicseg.core.signals import StopFlag, cannot_start, fork_server, start_process
 from magicseg.core.text import command
 from magicseg.run.claims import is_live
@@ -57,7 +57,7 @@ class _Job:
 
 def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None:
     """A worker process's whole life."""
-    relax()
+    collect_less_often()
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(flag, "signal", number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # ready for the pool's word

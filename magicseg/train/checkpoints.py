@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from magicseg.config.training import TrainSettings
-from magicseg.core.distributed import World, from_first
+from magicseg.core.distributed import World, broadcast_from_rank_0
 from magicseg.core.documents import open_regular, parse_json
 from magicseg.core.errors import DataError, PlanMismatch, StoreError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
@@ -129,7 +129,7 @@ def gather(stepper: Stepper, world: World) -> dict[str, Tensor]:
 
     def keep(key: str, value: Tensor, shape: torch.Size) -> None:
         tensor = whole(value.detach())
-        if world.leads:
+        if world.is_rank_0:
             gathered[key] = tensor.cpu().contiguous().reshape(shape)
 
     for name, value in stepper.model.state_dict().items():
@@ -200,9 +200,9 @@ def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
 
     Raises: StoreError as `newest_checkpoint` does, or if another rank cannot read it.
     """
-    found = newest_checkpoint(folder) if world.leads else None
-    step = int(from_first(world, found.step if found else _NONE))
-    if world.leads or step == _NONE:
+    found = newest_checkpoint(folder) if world.is_rank_0 else None
+    step = int(broadcast_from_rank_0(world, found.step if found else _NONE))
+    if world.is_rank_0 or step == _NONE:
         return found
     path = _path(folder, step)
     try:

@@ -29,7 +29,7 @@ import torch
 
 from magicseg.config.model import deciding_settings
 from magicseg.config.training import TrainSettings
-from magicseg.core.distributed import ALONE, World, from_first
+from magicseg.core.distributed import ALONE, World, broadcast_from_rank_0
 from magicseg.core.errors import ConfigError, RunError
 from magicseg.data.dataset import Mixture, Samples, input_size
 from magicseg.data.loader import ReadersLost, training_batches
@@ -143,7 +143,7 @@ def train(
         finished = training.done == settings.steps
         if finished:
             model = training.current_model()
-            if world.leads:
+            if world.is_rank_0:
                 digest = _save_once(model, model_dir, identity=training.identity, provenance=provenance)
     return TrainResult(
         status="finished" if finished else "interrupted",
@@ -209,7 +209,7 @@ class _Training:
             checkpoint.restore(self.stepper)
             self.done, self._sums, self._best = checkpoint.step, dict(checkpoint.sums), checkpoint.best
         self.losses: Mapping[str, float] = {}
-        self.log = Log(out_dir, settings, done=self.done, identity=self.identity) if world.leads else None
+        self.log = Log(out_dir, settings, done=self.done, identity=self.identity) if world.is_rank_0 else None
         self._clock, self._since = time.perf_counter(), 0
         self._batches = training_batches(
             samples,
@@ -283,7 +283,7 @@ class _Training:
         assert self._evaluate is not None
         with _own_random_numbers(self.device), torch.no_grad():
             results = dict(self._evaluate(self.current_model(), self.done))
-        value = from_first(self.world, next(iter(results.values()), math.nan))
+        value = broadcast_from_rank_0(self.world, next(iter(results.values()), math.nan))
         if not math.isnan(value) and (self._best is None or value > self._best[1]):
             self._best = self.done, value
         return results
@@ -324,7 +324,7 @@ class _Training:
 
     def _save(self) -> None:
         tensors = gather(self.stepper, self.world)
-        if self.world.leads:
+        if self.world.is_rank_0:
             write_checkpoint(
                 self._folder,
                 tensors,
@@ -360,10 +360,10 @@ def _claimed(folder: Path, world: World) -> Iterator[None]:
     """
     path = folder / "training.claim"
     claim = None
-    if world.leads:
+    if world.is_rank_0:
         folder.mkdir(parents=True, exist_ok=True)
         claim = try_claim(path)
-    if not from_first(world, float(claim is not None)):
+    if not broadcast_from_rank_0(world, float(claim is not None)):
         raise RunError(
             f"{folder.parent}: {holder(path)} is already training here",
             hint=f"wait for it or stop it; if its machine has failed, the claim expires {STALE_SECONDS:.0f} s later",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from magicseg.core.distributed import EVALUATION, TIMEOUT, World, joined
+from magicseg.core.distributed import EVALUATION, TIMEOUT, World, process_group
 from magicseg.core.errors import BackendError, ConfigError
 from magicseg.core.files import storage_errors
 from magicseg.core.text import command
@@ -47,7 +47,7 @@ def train_run(
         progress(state.step, f"loss {state.losses['loss']:.4f}")
 
     watcher = None
-    if run.config.train.evaluate_every and world.leads:
+    if run.config.train.evaluate_every and world.is_rank_0:
         from magicseg.train.validation import watch
 
         watcher = watch(run)
@@ -61,7 +61,7 @@ def train_run(
     # Before the ranks join: staging may take longer than the process group's timeout.
     sources = open_sources(run, tell=tell)
     with (
-        joined(world, patience=patience),
+        process_group(world, patience=patience),
         storage_errors(run.path, command("magicseg", "train", run.path)),
     ):
         return train(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from magicseg.config.training import TrainSettings
-from magicseg.core.distributed import World, added_up
+from magicseg.core.distributed import World, all_reduce_sum
 from magicseg.core.errors import BackendError
 from magicseg.data.dataset import Batch
 from magicseg.labels import Vocabulary
@@ -150,7 +150,9 @@ class Stepper:
             allowed=None if self._allowed is None else self._allowed[batch.sources],
         )
         parts = [*self._counts(targets, batch.paired), targets.unknown.sum()[None]]
-        *counts, unknown = torch.split(added_up(world, torch.cat(parts).double()), [len(each) for each in parts])
+        *counts, unknown = torch.split(
+            all_reduce_sum(world, torch.cat(parts).double()), [len(each) for each in parts]
+        )
         unknown = unknown.squeeze()
         self.optimizer.zero_grad(set_to_none=True)
         part = len(batch.images) // settings.accumulate
@@ -163,7 +165,7 @@ class Stepper:
                 self.scaler.scale(losses["loss"] * world.size).backward()  # type: ignore[no-untyped-call]
             totals = totals + torch.stack([value.detach().double() for value in losses.values()])
         names = tuple(losses)
-        summed = added_up(world, torch.cat([totals, totals.new_full((1,), float(stop))]))
+        summed = all_reduce_sum(world, torch.cat([totals, totals.new_full((1,), float(stop))]))
         totals, stops = summed[:-1], summed[-1]
         self.scaler.unscale_(self.optimizer)
         norm = self._clip()

@@ -5,9 +5,9 @@ import sys
 
 CODE = """
 import atexit, gc
-from magicseg.core.garbage_collection import relax
+from magicseg.core.garbage_collection import collect_less_often
 atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 0))  # at the very end
-relax()
+collect_less_often()
 """
 
 

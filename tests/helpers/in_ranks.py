@@ -17,9 +17,9 @@ from torch import distributed as dist
 from torch import nn
 
 from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
-from magicseg.core.distributed import World, joined
+from magicseg.core.distributed import World, process_group
 from magicseg.core.errors import IncompleteError, RunError
-from magicseg.core.garbage_collection import relax
+from magicseg.core.garbage_collection import collect_less_often
 from magicseg.data.dataset import SampleDataset
 from magicseg.labels import IGNORE
 from magicseg.model.batch_norm import BatchNorm2d
@@ -160,10 +160,10 @@ def lose_a_loss(out, world):
 
 if __name__ == "__main__":
     what, out = sys.argv[1], Path(sys.argv[2])
-    relax()  # like the command
+    collect_less_often()  # like the command
     torch.set_num_threads(1)
     here = World.from_environment()
-    with joined(here):
+    with process_group(here):
         if what == "train-until-killed":
             train_until_killed(out, json.loads(sys.argv[3]), here)
         else:  # all in one process, because starting takes longer than the checks
