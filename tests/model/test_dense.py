@@ -1,4 +1,4 @@
-"""The last layer of a CLIP made dense: against the formulas of the papers, written out."""
+"""The dense variants of CLIP's last layer against the papers' formulas, written out."""
 
 import pytest
 import torch

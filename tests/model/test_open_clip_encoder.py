@@ -1,4 +1,4 @@
-"""open_clip models as encoders: equal to open_clip's own, at any size; nothing that does not fit gets in."""
+"""open_clip models as encoders: equal to open_clip's own at any size; weights that do not fit are refused."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""A frozen open_clip model through the training loop, into a folder, out of it, over an image."""
+"""Train with a frozen open_clip model, save the model, load it and segment an image."""
 
 import numpy as np
 import pytest

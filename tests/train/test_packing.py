@@ -1,4 +1,4 @@
-"""A batch as one tensor and back."""
+"""Packing a batch into one tensor, and unpacking it."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Reading processes that die, are stuck, cannot deliver, or find no shared memory: training ends, and says why."""
+"""Reader processes that end, hang, cannot send or find no shared memory: training ends with the reason."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Augmentations: aligned, each sample's own, and what a slow reference says."""
+"""Augmentations: aligned over image, counterfactual and mask, drawn per sample, equal to a slow reference."""
 
 import colorsys
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where training's numbers go besides the JSON lines."""
+"""TensorBoard, Weights & Biases and the logged speed."""
 
 import json
 import sys

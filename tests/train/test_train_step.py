@@ -1,4 +1,4 @@
-"""One step: what it may not do, what it adds up to, what it leaves out."""
+"""One step: it never waits for the device, parts add up to the batch, failed steps change no weights."""
 
 import itertools
 import math
@@ -77,7 +77,7 @@ def weights(one):
 
 
 class NoWaiting(TorchDispatchMode):
-    """What would have the host wait for a device, were there one."""
+    """Fails on operations that would make the host wait for a GPU."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero")
 

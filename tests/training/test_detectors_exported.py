@@ -1,4 +1,4 @@
-"""The small detector and segmenter: what they learn from, and what the back ends load of them."""
+"""The small detector and segmenter: their training data, and their export as the back ends load it."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What the training exports, and the measures of it: loaded by the libraries' own loaders and by the back ends."""
+"""The exported models and their measures: loaded by the libraries' own loaders and by the back ends."""
 
 import dataclasses
 import json

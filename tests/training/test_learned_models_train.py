@@ -1,4 +1,4 @@
-"""The training of the learned miniature: repeated to the bit, cut anywhere, carried on."""
+"""The training of the learned miniature: repeatable to the bit, and resumed after a kill at any step."""
 
 import dataclasses
 import functools

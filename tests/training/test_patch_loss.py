@@ -1,4 +1,4 @@
-"""What captions say of patches, written out patch by patch."""
+"""The patch loss against its formula, written out patch by patch."""
 
 import math
 
