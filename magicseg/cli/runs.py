@@ -119,10 +119,10 @@ def reset(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask for confirmation")] = False,
 ) -> None:
     """Delete a stage's results and everything that depends on them, to redo them with the current settings."""
-    from magicseg.config.stage_declarations import STAGES
+    from magicseg.config.stage_declarations import JOBS
     from magicseg.run.directory import Run
 
-    known = ("plan", *STAGES, "train", "evaluate")
+    known = ("plan", *JOBS)
     if stage not in known:
         raise ConfigError(f"there is no stage {stage!r}", hint=f"stages: {', '.join(known)}")
     opened = Run.open(run)

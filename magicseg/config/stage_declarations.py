@@ -108,6 +108,7 @@ DECLARATIONS: Mapping[str, StageDeclaration] = {
     )
 }
 STAGES = tuple(DECLARATIONS)
+JOBS = (*STAGES, "train", "evaluate")  # everything that a run does, in order
 ARRAY_KINDS: Mapping[str, ArrayKind] = {
     path: kind for stage in DECLARATIONS.values() for path, kind in stage.store_arrays.items()
 }

@@ -9,11 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from magicseg.config.stage_declarations import STAGES
+from magicseg.config.stage_declarations import JOBS, STAGES
 from magicseg.core.text import command, size_text
 from magicseg.launch.grouping import median_seconds
 from magicseg.launch.jobs import Submission, submissions
-from magicseg.launch.profile import JOBS
 from magicseg.launch.task_usage import TaskUsage, task_usage
 from magicseg.run.directory import Run
 from magicseg.run.ledger import CommitRecord

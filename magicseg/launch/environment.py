@@ -5,6 +5,7 @@ import os
 import re
 
 from magicseg.config.run import Config
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import ConfigError
 from magicseg.core.secrets import assigned_secret
 from magicseg.launch.profile import Profile
@@ -56,7 +57,7 @@ def refuse_named_secrets(config: Config, profile: Profile) -> None:
     """
     named = {
         str(value): f"{stage}.options.{key}"
-        for stage in ("describe", "generate", "mask")
+        for stage in STAGES
         for key, value in getattr(config, stage).options.items()
         if key.endswith("_env") and value
     }

@@ -13,19 +13,25 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from magicseg.config.stage_declarations import JOBS
 from magicseg.core.documents import read_json
 from magicseg.core.errors import DamageError, RunError, StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.pydantic_faults import first_fault
 from magicseg.core.ranges import parse_ranges
 from magicseg.core.text import command
-from magicseg.launch.profile import Resources
+from magicseg.launch.profile import JobName, Resources
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
+
+if TYPE_CHECKING:
+    _SubmitName = str
+else:
+    _SubmitName = Literal[(*JOBS, "all")]
 
 _FILE = "submission.json"
 _MOST_SHARDS = 1_000_000  # accepted in one submission, even if the plan has fewer
@@ -144,7 +150,7 @@ class _Asked(BaseModel):
     """Request that a follow-up job submits again; empty in other records."""
 
     model_config = ConfigDict(extra="forbid")
-    stage: Literal["describe", "generate", "mask", "train", "evaluate", "all"] = "all"
+    stage: _SubmitName = "all"
     profile: str = ""
     shards_per_task: int | None = None
     overrides: list[str] = []
@@ -152,13 +158,13 @@ class _Asked(BaseModel):
     resubmit: int = 0
 
 
-class _Stored(BaseModel):
+class _SubmissionFile(BaseModel):
     """The content of ``submission.json``."""
 
     model_config = ConfigDict(extra="forbid")
     run: str
     number: int = Field(ge=1)
-    stage: Literal["describe", "generate", "mask", "train", "evaluate", "follow-up"]
+    stage: JobName
     created: str = Field(pattern="^[0-9]{4}(-[0-9]{2}){2}T[0-9]{2}(:[0-9]{2}){2}$")
     version: str
     tasks: list[_Ranges]
@@ -177,7 +183,7 @@ def read_submission(folder: Path, *, most_shards: int) -> Submission:
     Raises FileNotFoundError if the record is missing. Raises DamageError if it is not the record of a submission.
     """
     path = folder / _FILE
-    stored = read_json(path, _Stored, error=DamageError, hint=_way_out(folder))
+    stored = read_json(path, _SubmissionFile, error=DamageError, hint=_way_out(folder))
     tasks = len(stored.tasks)
     _refuse_ranges(folder, stored.tasks, most_shards, "shards")
     _refuse_ranges(folder, stored.ended.values(), tasks, "tasks that ended")

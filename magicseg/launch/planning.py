@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from magicseg.config.stage_declarations import STAGES
+from magicseg.config.stage_declarations import JOBS, STAGES
 from magicseg.core.errors import IncompleteError
 from magicseg.core.package import package_version
 from magicseg.core.ranges import format_ranges
@@ -18,7 +18,7 @@ from magicseg.launch.grouping import (
     split_arrays,
 )
 from magicseg.launch.jobs import ArrayJob, Submission, job_name, now
-from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
+from magicseg.launch.profile import FOLLOW_UP, Profile
 from magicseg.launch.queue_state import QueueState, Task, read_queue_state
 from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from magicseg.config.stage_declarations import STAGES
+from magicseg.config.stage_declarations import JOBS
 from magicseg.core.paths import absolute
 from magicseg.core.pydantic_faults import Fault, first_fault
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
@@ -35,8 +35,11 @@ from magicseg.launch.quoting import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-JOBS = (*STAGES, "train", "evaluate")  # in the order in which they are done
 FOLLOW_UP = "follow-up"
+if TYPE_CHECKING:
+    JobName = str
+else:
+    JobName = Literal[(*JOBS, FOLLOW_UP)]
 
 
 # sbatch options that magicseg sets. `extra` may not contain them; a profile has a separate key for some of them.
@@ -199,7 +202,7 @@ class ContainerSettings(Settings):
 class Profile(Resources):
     """A site's settings: resources for all stages, overrides by stage, and the layout of arrays."""
 
-    stages: dict[Literal["describe", "generate", "mask", "train", "evaluate", "follow-up"], dict[str, Any]] = Field(
+    stages: dict[JobName, dict[str, Any]] = Field(
         default_factory=dict, description="resources of single stages, overriding the common ones"
     )
     mail_user: Word | None = None
@@ -270,7 +273,7 @@ class Profile(Resources):
             small = {"gpus": 0, "gres": None, "cpus": 1, "memory": "1G", "time": "10:00", "exclusive": False}
             common |= small | {"nodes": 1, "processes": None, "memory_per_cpu": None, "memory_per_gpu": None}
             common["extra"] = {name: value for name, value in self.extra.items() if name not in GPU_OPTIONS}
-        specific = _spelled(self.stages.get(stage, {}))  # type: ignore[call-overload]
+        specific = _spelled(self.stages.get(stage, {}))
         # A stage's memory setting replaces the common one.
         if any(specific.get(name) is not None for name in _MEMORY):
             common |= dict.fromkeys(_MEMORY)

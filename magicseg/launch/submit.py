@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from magicseg.config.stage_declarations import STAGES
+from magicseg.config.stage_declarations import JOBS, STAGES
 from magicseg.core.errors import ConfigError, MagicsegError
 from magicseg.core.files import storage_errors
 from magicseg.core.text import command
@@ -35,7 +35,7 @@ from magicseg.launch.planning import (
     refuse_unfetched,
     stages_of,
 )
-from magicseg.launch.profile import FOLLOW_UP, JOBS, Profile
+from magicseg.launch.profile import FOLLOW_UP, Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training_script import follow_up_script, training_script

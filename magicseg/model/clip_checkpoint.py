@@ -125,7 +125,7 @@ class _Preprocessing(BaseModel):
     std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=3, max_length=3)] | None = None
 
 
-class _Stored(BaseModel):
+class _ConfigFile(BaseModel):
     """open_clip_config.json."""
 
     model_config = ConfigDict(protected_namespaces=(), allow_inf_nan=False)
@@ -134,8 +134,8 @@ class _Stored(BaseModel):
     preprocess_cfg: _Preprocessing = _Preprocessing()
 
 
-def _read_config(file: Path) -> _Stored:
-    stored = read_json(file, _Stored, error=BackendError, hint="fetch the checkpoint again")
+def _read_config(file: Path) -> _ConfigFile:
+    stored = read_json(file, _ConfigFile, error=BackendError, hint="fetch the checkpoint again")
     check_clip_config(stored.model_cfg, file)
     return stored
 

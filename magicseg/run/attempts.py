@@ -35,7 +35,7 @@ _TRIES = 100
 _OPEN: set[Path] = set()
 
 
-class _Stored(TypedDict):
+class _AttemptFile(TypedDict):
     """The fields of a record that are read. ``item``: the digest of the item's name and key."""
 
     item: str
@@ -56,7 +56,7 @@ class Attempts:
             names = []
         for path in [self._folder / name for name in names if name.endswith(".json")]:
             with contextlib.suppress(FileNotFoundError, DataError):
-                item = read_json(path, _Stored, limit=_BYTES)["item"]
+                item = read_json(path, _AttemptFile, limit=_BYTES)["item"]
                 if not is_live(path):
                     self._left[item] = path
 

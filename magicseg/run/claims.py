@@ -79,7 +79,7 @@ class Claim:
                 os.utime(self.path)
 
 
-class _Stored(TypedDict, total=False):
+class _ClaimFile(TypedDict, total=False):
     """A claim's content; missing keys are unknown."""
 
     token: str
@@ -91,15 +91,15 @@ class _Stored(TypedDict, total=False):
     restarts: int
 
 
-def _read(path: Path) -> _Stored | None:
+def _read(path: Path) -> _ClaimFile | None:
     """Return a claim's content, or None if it is missing or invalid."""
     try:
-        return read_json(path, _Stored, limit=_CLAIM_BYTES)
+        return read_json(path, _ClaimFile, limit=_CLAIM_BYTES)
     except FileNotFoundError:
         return None
     except DataError as error:
         # Another user's claim, which is not readable: it still counts.
-        return _Stored() if isinstance(error.__cause__, PermissionError) else None
+        return _ClaimFile() if isinstance(error.__cause__, PermissionError) else None
 
 
 def release(path: Path, token: str) -> None:

@@ -19,7 +19,7 @@ IMAGE_NAME = "image.json"
 VARIABLE = "MAGICSEG_IMAGE"
 
 
-class _Card(TypedDict):
+class _ImageFile(TypedDict):
     digest: str
     path: str
 
@@ -34,7 +34,7 @@ def recorded_image(run: Path) -> tuple[str, str] | None:
     remove = command("rm", run / IMAGE_NAME)
     try:
         card = read_json(
-            run / IMAGE_NAME, _Card, error=RunError, hint=f"{remove}   # the next submission writes it again"
+            run / IMAGE_NAME, _ImageFile, error=RunError, hint=f"{remove}   # the next submission writes it again"
         )
     except FileNotFoundError:
         return None

@@ -28,7 +28,7 @@ class _Provenance(TypedDict, total=False):
     near_duplicates: Annotated[int, Field(ge=0)] | None
 
 
-class _Card(TypedDict):
+class _ModelCard(TypedDict):
     provenance: _Provenance
 
 
@@ -176,7 +176,7 @@ def _train_status(run: Run, warnings: list[str]) -> dict[str, Any]:
         warnings.append(error.message)
     near = None
     try:
-        near = read_json(run.path / "model" / "model.json", _Card, nan=True)["provenance"].get("near_duplicates")
+        near = read_json(run.path / "model" / "model.json", _ModelCard, nan=True)["provenance"].get("near_duplicates")
     except FileNotFoundError:
         pass
     except DataError as error:

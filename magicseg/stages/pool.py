@@ -36,7 +36,7 @@ _RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, Backend
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StageOutcome:
     """How a stage ended: shards not committed of those asked for, and why, as far as it is known."""
 
     missing: tuple[int, ...]
@@ -49,7 +49,7 @@ class Outcome:
 
 
 @dataclass
-class _Job:
+class _WorkerJob:
     process: BaseProcess
     events: Connection
     shards: deque[int] = field(default_factory=deque)
@@ -89,7 +89,7 @@ def run_stage(
     shards_per_job: int | None = None,
     report: Callable[[ShardEvent], None] = lambda event: None,
     stop: StopFlag | None = None,
-) -> Outcome:
+) -> StageOutcome:
     """Do all of a stage's shards (or ``shards``) that are not committed; return when nothing more can be done.
 
     Args: workers: processes at a time. shards_per_job: shards in one process's life.
@@ -102,14 +102,14 @@ def run_stage(
     pending = [shard for shard in wanted if shard not in committed]
     if not pending:
         _compact(ledger, committed)
-        return Outcome((), {}, interrupted=False)
+        return StageOutcome((), {}, interrupted=False)
     size = shards_per_job or default_shards_per_job(len(pending), workers)
     queue = deque(pending[start : start + size] for start in range(0, len(pending), size))
     failures: dict[int, str] = {}
     deaths: dict[int, int] = {}
     busy: set[int] = set()
     context = fork_server(["magicseg.stages.worker"])
-    jobs: dict[int, _Job] = {}
+    jobs: dict[int, _WorkerJob] = {}
     fatal: MagicsegError | None = None
     stopping_since: float | None = None
 
@@ -123,9 +123,9 @@ def run_stage(
             process = context.Process(target=_work, args=(run.path, stage, todo, send), name=f"{stage}-worker")
             start_process(process, stop)
             send.close()
-            jobs[process.sentinel] = _Job(process, receive, deque(todo))
+            jobs[process.sentinel] = _WorkerJob(process, receive, deque(todo))
 
-    def drain(job: _Job) -> None:
+    def drain(job: _WorkerJob) -> None:
         nonlocal fatal
         with contextlib.suppress(EOFError, OSError):
             while job.events.poll():
@@ -194,7 +194,7 @@ def run_stage(
     if len(committed) == run.plan.shards:  # each worker counts its own shards only, and a small run has few
         refuse_one_reason(run, stage, Shares.of(committed.values()), is_all=True)
     missing = tuple(shard for shard in wanted if shard not in committed)
-    return Outcome(missing, {s: why for s, why in failures.items() if s in set(missing)}, interrupted=stop())
+    return StageOutcome(missing, {s: why for s, why in failures.items() if s in set(missing)}, interrupted=stop())
 
 
 def default_shards_per_job(pending: int, workers: int) -> int:
@@ -210,7 +210,7 @@ def _compact(ledger: Ledger, committed: Mapping[int, CommitRecord]) -> None:
 
 
 def _after_death(
-    job: _Job,
+    job: _WorkerJob,
     code: int,
     committed: Collection[int],
     queue: deque[list[int]],
@@ -241,7 +241,7 @@ def _wait_for_others(stop: StopFlag) -> None:
         time.sleep(0.1)
 
 
-def missing_message(run: Run, stage: str, outcome: Outcome) -> IncompleteError:
+def missing_message(run: Run, stage: str, outcome: StageOutcome) -> IncompleteError:
     """The error that says what a stage has left undone."""
     from magicseg.core.ranges import format_ranges
 

@@ -158,17 +158,17 @@ def read_plan(folder: Path) -> Plan:
     )
 
 
-class _Document(TypedDict):
+class _PlanFile(TypedDict):
     inputs: dict[str, Any]
     labels: dict[str, Any]
     classes_sha256: str
     checksum: str
 
 
-def _read_document(folder: Path) -> _Document:
+def _read_document(folder: Path) -> _PlanFile:
     """Raises: FileNotFoundError, DamageError."""
     path = folder / "plan.json"
-    document = read_json(path, _Document, error=DamageError, hint=_repair(folder))
+    document = read_json(path, _PlanFile, error=DamageError, hint=_repair(folder))
     content = {key: value for key, value in document.items() if key != "checksum"}
     if document["checksum"] != json_sha256(content):
         raise DamageError(f"{path}: checksum differs", hint=_repair(folder))

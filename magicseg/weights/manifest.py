@@ -44,7 +44,7 @@ class _Entry(BaseModel):
     others: list[_Name]
 
 
-class _Stored(BaseModel):
+class _ManifestFile(BaseModel):
     """weights.json."""
 
     names: dict[str, _Entry]
@@ -88,17 +88,17 @@ class Manifest:
         again = f"{command('rm', '-r', path)} && {command('magicseg', 'fetch', run)}"
         hint = f"{again}   # the same weights give the same file"
         try:
-            return cls.from_stored(read_json(path, _Stored, error=RunError, hint=hint))
+            return cls.from_stored(read_json(path, _ManifestFile, error=RunError, hint=hint))
         except FileNotFoundError:
             return cls()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Manifest":
         """Read the output of `to_dict`. Raises: ValueError for anything else."""
-        return cls.from_stored(_Stored.model_validate(data))
+        return cls.from_stored(_ManifestFile.model_validate(data))
 
     @classmethod
-    def from_stored(cls, stored: "_Stored") -> "Manifest":
+    def from_stored(cls, stored: "_ManifestFile") -> "Manifest":
         """Return the manifest from validated content."""
         names = {
             name: Fetched(

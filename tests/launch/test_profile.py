@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from magicseg.config.loading import load_config
+from magicseg.config.stage_declarations import JOBS
 from magicseg.core.errors import ConfigError
 from magicseg.launch.array import ArraySpec, array_script
 from magicseg.launch.jobs import ArrayJob, Submission
-from magicseg.launch.profile import JOBS
 from magicseg.launch.profile_files import load_profile, profile_names, validate_profile
 from magicseg.launch.quoting import bytes_of
 from magicseg.launch.training_script import follow_up_script, training_script

@@ -7,8 +7,10 @@ recipe number, a preset or an option, and say so in CHANGELOG.md.
 import pytest
 
 from magicseg.backends import BATCH_METHODS
+from magicseg.cli.cluster import JobStage, SubmitStage
 from magicseg.config.loading import load_config, preset_names
-from magicseg.config.stage_declarations import DECLARATIONS
+from magicseg.config.stage_declarations import DECLARATIONS, JOBS
+from magicseg.launch.profile import FOLLOW_UP
 from magicseg.run import Run
 from magicseg.stages.base import stage_code
 
@@ -67,3 +69,8 @@ def test_the_code_of_a_stage_is_where_its_declaration_says():
     for name, declaration in DECLARATIONS.items():
         assert stage_code(name).declaration is declaration
         assert declaration.backends in BATCH_METHODS
+
+
+def test_the_commands_that_submit_know_every_job():
+    assert tuple(SubmitStage) == (*JOBS, "all")
+    assert tuple(JobStage) == (*JOBS, FOLLOW_UP)
