@@ -1,4 +1,4 @@
-"""What a back end is: it takes a batch and returns a batch, and knows nothing of stores, ledgers or Slurm.
+"""Back ends: each takes a batch and returns a batch, without access to stores, ledgers or Slurm.
 
 A back end is a class named by an entry point (groups ``magicseg.captioners``, ``magicseg.generators``,
 ``magicseg.maskers``, and for what maskers are made of ``magicseg.detectors`` and ``magicseg.segmenters``), imported
@@ -188,18 +188,18 @@ class Segments:
 
 
 class Backend(Protocol):
-    """What all back ends share."""
+    """The members that all back ends have."""
 
     Options: ClassVar[type[Settings]]
     LIBRARIES: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def identity(cls, options: Any) -> Mapping[str, str | int]:
-        """What of the back end itself decides bytes; part of the stage's fingerprint."""
+        """Return the facts of the back end itself that decide bytes; part of the stage's fingerprint."""
 
     @classmethod
     def weights(cls, options: Any) -> Sequence[Weights]:
-        """The pretrained weights that it loads. A class without this method has none."""
+        """Return the pretrained weights that it loads. A class without this method has none."""
         return ()
 
 
@@ -249,6 +249,7 @@ class Segmenter(Protocol):
     def segment(self, requests: Sequence[SegmentRequest]) -> Sequence[Segments]: ...
 
 
+# Every kind of back end, and its batch method.
 BATCH_METHODS = {
     "captioners": "describe",
     "generators": "generate",
@@ -259,9 +260,9 @@ BATCH_METHODS = {
 
 
 def find_backend(kind: str, name: str) -> type[Backend]:
-    """The class of back end ``name`` of ``kind``: "captioners", "generators", "maskers", "detectors", "segmenters".
+    """Return the class of a back end. Args: kind: a key of `BATCH_METHODS`, such as "captioners".
 
-    Raises: BackendError when no such back end is installed, several are, it cannot be imported, or it is none.
+    Raises BackendError if no back end or several have this name, if its import fails, or if it lacks a member.
     """
     installed = _installed(f"magicseg.{kind}", tuple(sys.path))
     found = [entry for entry in installed if entry.name == name]
@@ -297,17 +298,20 @@ def find_backend(kind: str, name: str) -> type[Backend]:
 
 @functools.lru_cache
 def _installed(group: str, _path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """The entry points of what is installed on ``_path``. They are in a file of every package's: a run asks often."""
+    """Return the entry points of the packages installed on ``_path``.
+
+    Cached, because a run asks often and each package has its own file of entry points.
+    """
     return tuple(entry_points(group=group))
 
 
 def _package(entry: EntryPoint) -> str:
-    """The distribution that an entry point belongs to."""
+    """Return the name of the distribution that an entry point belongs to."""
     return entry.dist.name if entry.dist else entry.module
 
 
 def choose_backend(kind: str, name: str, options: Mapping[str, Any], where: str) -> tuple[type[Backend], Settings]:
-    """The class of a back end and its options, validated.
+    """Return the class of a back end and its validated options.
 
     Args: where: the settings that choose it, for messages: "mask", or "mask.options.detector".
     Raises: BackendError for an unknown back end, ConfigError for options it does not take.
@@ -329,7 +333,7 @@ def choose_backend(kind: str, name: str, options: Mapping[str, Any], where: str)
 
 
 class BackendChoice(Settings):
-    """A back end inside another one's options; its own are validated, with every default written out."""
+    """A back end inside the options of another. Its own options are validated, with every default written out."""
 
     KIND: ClassVar[str]  # "detectors"
 
@@ -346,11 +350,11 @@ class BackendChoice(Settings):
         return self if values == self.options else self.model_copy(update={"options": values})
 
     def chosen(self) -> tuple[type[Backend], Settings]:
-        """The back end's class and its options. Raises: BackendError, ConfigError."""
+        """Return the back end's class and its options. Raises BackendError, ConfigError."""
         return choose_backend(self.KIND, self.backend, self.options, self.KIND.removesuffix("s"))
 
     def made(self, settings: object) -> Any:
-        """The back end, loaded. Args: settings: what it needs of the stage's. Raises: BackendError."""
+        """Load the back end. Args: settings: the stage settings that it needs. Raises BackendError."""
         backend, options = self.chosen()
         constructor: Any = backend
         try:
@@ -365,13 +369,13 @@ class BackendChoice(Settings):
 
 
 class DetectorChoice(BackendChoice):
-    """Which detector."""
+    """The choice of a detector."""
 
     KIND: ClassVar[str] = "detectors"
 
 
 class SegmenterChoice(BackendChoice):
-    """Which segmenter."""
+    """The choice of a segmenter."""
 
     KIND: ClassVar[str] = "segmenters"
 

@@ -32,7 +32,7 @@ _CLAIM_BYTES = 1 << 16
 
 
 def job_label() -> str:
-    """The Slurm job that this process is part of, as Slurm's commands name it: ``123_4``, ``123``, or ""."""
+    """Return the Slurm job of this process, as Slurm's commands name it: ``123_4`` or ``123``; "" outside Slurm."""
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     if array:
         return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
@@ -40,13 +40,13 @@ def job_label() -> str:
 
 
 def _restarts() -> int:
-    """How often Slurm has put this job back into the queue."""
+    """Return how often Slurm has requeued this job."""
     text = os.environ.get("SLURM_RESTART_COUNT", "0")
     return int(text) if text.isdigit() else 0
 
 
 def _namespace() -> str:
-    """This machine's boot and process namespace: where a process number has a meaning."""
+    """Return this machine's boot and process namespace; a process number is valid only inside them."""
     parts = []
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip())
@@ -57,7 +57,7 @@ def _namespace() -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim that this process holds; a context manager that keeps it alive and gives it back."""
+    """A claim that this process holds. The context manager refreshes it, and removes it at the end."""
 
     path: Path
     token: str
@@ -80,7 +80,7 @@ class Claim:
 
 
 class _ClaimFile(TypedDict, total=False):
-    """A claim's content; missing keys are unknown."""
+    """A claim's content. Missing keys are unknown."""
 
     token: str
     pid: Annotated[int, Field(gt=0, lt=2**31)]
@@ -110,7 +110,7 @@ def release(path: Path, token: str) -> None:
 
 
 def owner() -> dict[str, Any]:
-    """Return this process as `is_live` finds it again: number, start, boot and namespace, host, Slurm job."""
+    """Return what identifies this process for `is_live`: number, start, boot and namespace, host, Slurm job."""
     process = psutil.Process()
     return {
         "pid": process.pid,
@@ -123,7 +123,7 @@ def owner() -> dict[str, Any]:
 
 
 def try_claim(path: Path) -> Claim | None:
-    """Claim a shard; None if somebody alive has it. A stale claim is taken over."""
+    """Claim a shard. Returns None if a live process holds it. A stale claim is replaced."""
     token = os.urandom(8).hex()
     content = to_json({"token": token, **owner()})
     if _create(path, content):
@@ -146,7 +146,7 @@ def try_claim(path: Path) -> Claim | None:
 
 
 def _create(path: Path, content: bytes) -> bool:
-    """Make a file; False if it is there already."""
+    """Create a file. Returns False if it exists."""
     try:
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
@@ -161,7 +161,7 @@ def _create(path: Path, content: bytes) -> bool:
 
 
 def is_live(path: Path) -> bool:
-    """Whether a claim's owner may still be at work."""
+    """Return whether a claim's owner may still be working."""
     data = _read(path)
     if data is not None and data.get("namespace") == _namespace():
         try:
@@ -177,13 +177,13 @@ def is_live(path: Path) -> bool:
 
 
 def claiming_job(path: Path) -> str:
-    """The Slurm job whose claim this is; "" if there is no claim, or it was made outside of Slurm."""
+    """Return the Slurm job that holds a claim; "" if there is no claim, or its owner runs outside of Slurm."""
     data = _read(path)
     return data.get("job", "") if data is not None else ""
 
 
 def holder(path: Path) -> str:
-    """Whose claim this is, in words; "nobody" if there is no claim that can be read."""
+    """Return a description of a claim's owner; "nobody" if no claim can be read."""
     data = _read(path)
     if data is None:
         return "nobody"
@@ -192,7 +192,7 @@ def holder(path: Path) -> str:
 
 
 def _is_recent(path: Path, seconds: float) -> bool:
-    """Whether a file was touched in the last ``seconds``, by the clock of the file system that holds it.
+    """Return whether a file was modified in the last ``seconds``, by the clock of its file system.
 
     A date as far in the future is no sign of life either: no owner touches with another clock than this.
     """

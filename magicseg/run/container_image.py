@@ -25,12 +25,12 @@ class _ImageFile(TypedDict):
 
 
 def present_image() -> str | None:
-    """The digest of the image that this process runs in; None outside of one."""
+    """Return the digest of the container image that this process runs in; None outside of a container."""
     return os.environ.get(VARIABLE) or None
 
 
 def recorded_image(run: Path) -> tuple[str, str] | None:
-    """The digest and path of the image that a run is done in; None if it has been submitted to none."""
+    """Return the digest and path of a run's image; None if the run was never submitted with an image."""
     remove = command("rm", run / IMAGE_NAME)
     try:
         card = read_json(
@@ -42,18 +42,18 @@ def recorded_image(run: Path) -> tuple[str, str] | None:
 
 
 def record_image(run: Path, digest: str, image: Path) -> None:
-    """From now on the run is done in this image."""
+    """Record the image that all later jobs of the run must use."""
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     write_atomic(run / IMAGE_NAME, to_json({"digest": digest, "path": str(image), "since": since}) + b"\n")
 
 
 def forget_image(run: Path) -> None:
-    """The run is in no image yet: nothing was submitted after all."""
+    """Remove the record of the image, because nothing was submitted."""
     (run / IMAGE_NAME).unlink(missing_ok=True)
 
 
 def refuse_other_image(run: Path, digest: str | None, hint: str) -> None:
-    """Raises: PlanMismatch if ``digest`` is an image's, and the run is done in another one."""
+    """Raise PlanMismatch if ``digest`` is that of an image, and the run's image is another."""
     known = recorded_image(run)
     if known is not None and digest is not None and digest != known[0]:
         raise PlanMismatch(

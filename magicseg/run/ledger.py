@@ -32,7 +32,7 @@ _RECORD_BYTES = 1 << 20  # of one record or note
 
 @dataclass(frozen=True, kw_only=True)
 class CommitRecord:
-    """What a committed shard is. ``files`` maps a path inside the store to its SHA-256 and size in bytes.
+    """The record of a committed shard. ``files`` maps a path inside the store to its SHA-256 and size in bytes.
 
     ``kept`` are offsets inside the shard, as ranges; ``dropped`` counts this stage's own drops by reason,
     ``fallbacks`` its kept samples that a fallback made, by reason.
@@ -57,7 +57,7 @@ class CommitRecord:
     fallbacks: dict[str, int] = field(default_factory=dict)
 
     def kept_offsets(self) -> list[int]:
-        """Offsets of the kept samples inside the shard."""
+        """Return the offsets of the kept samples inside the shard."""
         return parse_ranges(self.kept, count=self.samples)
 
     @property
@@ -107,7 +107,7 @@ class _FailureNote(TypedDict):
 
 
 def _record_bytes(record: CommitRecord) -> bytes:
-    """A record as one line of JSON that carries its own checksum."""
+    """Return a record as one line of JSON that contains its own checksum."""
     data = dict(vars(record))
     if not data["fallbacks"]:
         del data["fallbacks"]  # so that versions without fallbacks read it
@@ -128,7 +128,7 @@ class Ledger:
         return -(-self.samples // self.shard_size)
 
     def create(self) -> None:
-        """Make the folders."""
+        """Create the folders."""
         for name in ("commits", "failures", "claims", "inputs"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
 
@@ -138,19 +138,19 @@ class Ledger:
         return self.folder / "commits.jsonl"
 
     def record_path(self, shard: int) -> Path:
-        """A shard's own commit record."""
+        """Return the path of a shard's own commit record."""
         return self.folder / "commits" / f"{shard:08d}.json"
 
     def failure_path(self, shard: int) -> Path:
-        """A shard's failure note."""
+        """Return the path of a shard's failure note."""
         return self.folder / "failures" / f"{shard:08d}.json"
 
     def claim_path(self, shard: int) -> Path:
-        """A shard's claim."""
+        """Return the path of a shard's claim."""
         return self.folder / "claims" / f"{shard:08d}.json"
 
     def commit(self, record: CommitRecord, fingerprint: Fingerprint) -> bool:
-        """Publish a commit record. False if another process had committed the shard first: that one stands."""
+        """Publish a commit record. Returns False if another process committed the shard first; its record stays."""
         inputs = self.folder / "inputs" / f"{fingerprint.digest}.json"
         if not inputs.exists():
             write_atomic(inputs, to_json(fingerprint.inputs), exclusive=True)
@@ -161,11 +161,11 @@ class Ledger:
         return first
 
     def fail(self, shard: int, reason: str, detail: str) -> None:
-        """Note why an attempt at a shard failed."""
+        """Record why an attempt at a shard failed."""
         write_atomic(self.failure_path(shard), to_json({"shard": shard, "reason": reason, "detail": detail}))
 
     def commits(self) -> dict[int, CommitRecord]:
-        """All commit records by shard.
+        """Return all commit records by shard.
 
         Single records are listed before the compact file is read, so that a compaction at the same time cannot
         hide one.
@@ -182,7 +182,7 @@ class Ledger:
         return found
 
     def commits_except(self, unreadable: Collection[Path]) -> dict[int, CommitRecord]:
-        """All commit records but those in files known to be damaged."""
+        """Return all commit records except those in files that are known to be damaged."""
         singles = {}
         for shard, path in self._listed("commits"):
             if path not in unreadable:
@@ -191,7 +191,7 @@ class Ledger:
         return (self._sound_lines() if self.compact_path in unreadable else self._compacted()) | singles
 
     def committed(self, shard: int) -> CommitRecord | None:
-        """One shard's commit record, or None."""
+        """Return one shard's commit record, or None."""
         with contextlib.suppress(FileNotFoundError):
             return self._read_record(self.record_path(shard))
         # Of thousands of records one is wanted: only lines that may be it are parsed.
@@ -221,11 +221,11 @@ class Ledger:
         return [shard for shard in self.claimed() if is_live(self.claim_path(shard))]
 
     def claimed(self) -> list[int]:
-        """Shards with a claim, live or not."""
+        """Return the shards that have a claim, live or stale."""
         return [shard for shard, _ in self._listed("claims") if shard < self.shards]
 
     def fingerprints(self, commits: Mapping[int, CommitRecord]) -> dict[str, Mapping[str, Any]]:
-        """The inputs of every fingerprint that occurs among ``commits``."""
+        """Return the inputs of every fingerprint in ``commits``, by digest."""
         result: dict[str, Mapping[str, Any]] = {}
         for digest in {record.fingerprint for record in commits.values()}:
             path = self.folder / "inputs" / f"{digest}.json"
@@ -236,7 +236,7 @@ class Ledger:
         return result
 
     def compact(self, commits: Mapping[int, CommitRecord]) -> None:
-        """Move a whole stage's records into one file: thousands of small files become one."""
+        """Move a finished stage's records into one file, to save thousands of small files."""
         if len(commits) != self.shards:
             return
         singles = list(self._listed("commits"))
@@ -261,7 +261,7 @@ class Ledger:
             fsync_path(self.folder / "commits")  # files of a commit are removed only after the commit itself
 
     def unreadable(self) -> list[Path]:
-        """Record files that are damaged, and files that do not belong in the ledger.
+        """Return record files that are damaged, and files that do not belong in the ledger.
 
         Raises: DamageError for a file that the operating system does not let us read: it may be sound.
         """
@@ -287,12 +287,12 @@ class Ledger:
         return bad
 
     def leftovers(self) -> list[Path]:
-        """Temporary files of writers that were killed; none while anybody is at work on the stage."""
+        """Return temporary files of killed writers; an empty list while a process works on the stage."""
         found = sorted(path for path in self.folder.rglob(f"*{TEMPORARY}") if path.is_file())
         return [] if self.live_claims() else found  # checked last: a process that starts now writes new files
 
     def salvage(self) -> None:
-        """Write the compact file again without its damaged lines."""
+        """Rewrite the compact file without its damaged lines."""
         self._write_compact(self._sound_lines())
 
     def _sound_lines(self) -> dict[int, CommitRecord]:
@@ -317,7 +317,7 @@ class Ledger:
         return {record.shard: record for record in records}
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Number and content of the lines of the compact file; none if there is no such file."""
+        """Yield the number and content of each line of the compact file; nothing if the file is missing."""
         try:
             text = read_bytes(
                 self.compact_path, limit=self.shards * _RECORD_BYTES, error=DamageError, hint=self._repair()
@@ -327,7 +327,7 @@ class Ledger:
         yield from enumerate(text.splitlines(), 1)
 
     def _read_record(self, path: Path) -> CommitRecord:
-        """Raises: FileNotFoundError, DamageError."""
+        """Read a shard's own record. Raises FileNotFoundError, DamageError."""
         data = read_bytes(path, limit=_RECORD_BYTES, error=DamageError, hint=self._repair())
         return self._parse_record(data, path)
 

@@ -1,4 +1,4 @@
-"""How far a run is, from one listing of its ledgers."""
+"""The progress of a run, from one listing of its ledgers."""
 
 import datetime
 import math
@@ -17,7 +17,7 @@ from magicseg.run.directory import Run
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.shares import WARNING_SHARE, Shares
 
-_RATE_SECONDS = 900.0  # what was committed in the last quarter of an hour tells the rate
+_RATE_SECONDS = 900.0  # the rate is measured over the last quarter of an hour
 
 
 class _Weights(TypedDict):
@@ -42,22 +42,24 @@ class _Score(TypedDict):
 
 
 def all_commits(run: Run) -> dict[str, dict[int, CommitRecord]]:
-    """One listing of the ledgers: commits by stage and shard."""
+    """List the ledgers once: commits by stage and shard."""
     return {stage: run.ledger(stage).commits() for stage in STAGES}
 
 
 def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | None = None) -> dict[str, Any]:
-    """The state of every stage, as plain data: what ``magicseg status --json`` prints.
+    """Return the state of every stage as plain data, as ``magicseg status --json`` prints it.
 
-    ``shards.running`` counts live claims; ``failed`` those whose last attempt failed and that nobody is at.
-    ``samples.dropped`` counts this stage's own drops by reason; what an earlier stage dropped is not counted again.
-    ``samples.fallbacks`` counts kept samples that a fallback made, by reason;
+    ``shards.running`` counts live claims. ``shards.failed`` counts shards whose last attempt failed and that no
+    process works on.
+    ``samples.dropped`` counts the samples that this stage dropped, by reason, without the drops of earlier stages.
+    ``samples.fallbacks`` counts kept samples that come from a fallback, by reason.
     ``warnings`` names shares above a third.
-    ``train.near_duplicates`` is how many samples the finished training left out; None before, and for older models.
-    ``rate`` is samples a second while work was going on, in the last quarter of an hour, and ``eta_seconds`` what is
-    left at that rate; both are None where nothing was committed lately.
+    ``train.near_duplicates`` is the number of samples that the finished training left out; None before that, and for
+    models of older versions.
+    ``rate`` is in samples per second of working time in the last quarter of an hour. ``eta_seconds`` is the time
+    left at that rate. Both are None if nothing was committed recently.
 
-    Args: all_stages: the commits, if they are at hand.
+    Args: all_stages: the commits, if the caller has listed them.
     """
     all_stages = all_stages or all_commits(run)
     stages: dict[str, Any] = {}
@@ -140,12 +142,15 @@ def _rate(records: Collection[CommitRecord]) -> float | None:
 
 
 def trained(run: Run) -> bool:
-    """Whether training has left a finished model. Loads no torch."""
+    """Return whether the run has a finished model. Does not import torch."""
     return (run.path / "model" / "model.json").is_file()
 
 
 def evaluated(run: Run) -> bool:
-    """Whether the present model and the baselines have a score on all benchmarks of the settings. Loads no torch."""
+    """Return whether the current model and the baselines have scores on all configured benchmarks.
+
+    Does not import torch.
+    """
     wanted = run.config.evaluate.model_dump(mode="json")
     found: set[str] = set()
     for path in (run.path / "results").glob("*.json"):
@@ -159,7 +164,7 @@ def evaluated(run: Run) -> bool:
         used = facts.get("evaluate", {})
         if is_same and isinstance(used, dict) and all(wanted.get(key) == value for key, value in used.items()):
             found.add(results["benchmark"])
-    # What a protocol file calls its benchmark is not looked up: its results are one more.
+    # The benchmark's name inside a protocol file is not read; its results count as one more.
     named = {name for name in wanted["benchmarks"] if not name.endswith((".yaml", ".yml"))}
     return named <= found and len(found) >= len(set(wanted["benchmarks"]))
 

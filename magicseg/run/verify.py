@@ -1,4 +1,4 @@
-"""Checking a run's files against its ledger, and taking back what is damaged."""
+"""Check a run's files against its ledger, and invalidate commits of damaged files."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ _METADATA_BYTES = 1 << 20
 
 @dataclass
 class Findings:
-    """What `inspect` found. ``shards`` are damaged ones by stage; the sentences in ``damage`` name the files."""
+    """The findings of `inspect`. ``shards``: damaged shards by stage. ``damage``: sentences that name the files."""
 
     damage: list[str] = field(default_factory=list)
     shards: dict[str, set[int]] = field(default_factory=dict)
@@ -40,7 +40,7 @@ class Findings:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged. Leftovers of killed workers are no damage."""
+        """Whether nothing is damaged. Leftovers of killed workers do not count."""
         return not self.damage
 
 
@@ -229,7 +229,7 @@ def _find_foreign(run: Run, commits: dict[str, dict[int, CommitRecord]], finding
 
 
 def refuse_damage(run: Run, findings: Findings) -> None:
-    """Raises: DamageError that lists the damage, if there is any."""
+    """Raise DamageError, listing the damage, if there is any."""
     if findings.sound:
         return
     shown = findings.damage[:10]

@@ -1,4 +1,4 @@
-"""What ran: versions of the libraries that decide bytes, the image, and the machine."""
+"""The environment of a commit: versions of the libraries that decide bytes, the image, and the machine."""
 
 import functools
 import platform
@@ -29,7 +29,7 @@ _CPU = Path("/proc/cpuinfo")
 
 
 def library_versions() -> dict[str, str]:
-    """Python, kind of machine and CPU, the image, and every library of ours that is installed."""
+    """Return Python's version, the kind of machine and CPU, the image, and the versions of installed libraries."""
     return dict(_library_versions())
 
 
@@ -51,7 +51,7 @@ def _library_versions() -> dict[str, str]:
 
 
 def _cpu_model() -> str | None:
-    """The CPU's name: libraries choose their kernels, and so the last bits, by it. None where Linux tells none."""
+    """Return the CPU's name, which decides the libraries' kernels and so the last bits; None if it is unknown."""
     try:
         text = _CPU.read_text(errors="replace")
     except OSError:

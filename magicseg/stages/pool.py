@@ -1,8 +1,8 @@
 """A pool of worker processes on this machine: one process per job, as on a cluster.
 
 Workers are processes of their own, started by a fork server, so that the death of one (out of memory, kill -9)
-costs its open shard and nothing else: the job's remaining shards go to a new worker. What is done is read from the
-ledger, never from what a worker said.
+costs its open shard and nothing else: the job's remaining shards go to a new worker. Only the ledger says which
+shards are done; messages of workers do not count.
 """
 
 import contextlib
@@ -37,14 +37,14 @@ _RAISED = {error.__name__: error for error in (StoreError, PlanMismatch, Backend
 
 @dataclass(frozen=True)
 class StageOutcome:
-    """How a stage ended: shards not committed of those asked for, and why, as far as it is known."""
+    """The end of a stage: the requested shards that are not committed, and the known reasons."""
 
     missing: tuple[int, ...]
     failures: dict[int, str]
     interrupted: bool
 
     def missing_in(self, committed: Collection[int]) -> bool:
-        """Whether shards that are missing here are not among ``committed`` either."""
+        """Return whether some shards that are missing here are not in ``committed`` either."""
         return not set(self.missing) <= set(committed)
 
 
@@ -56,7 +56,7 @@ class _WorkerJob:
 
 
 def _work(path: Path, stage: str, shards: list[int], events: Connection) -> None:
-    """A worker process's whole life."""
+    """Run one worker process from start to end."""
     collect_less_often()
     flag = StopFlag()
     signal.signal(signal.SIGTERM, lambda number, _frame: setattr(flag, "signal", number))
@@ -90,7 +90,7 @@ def run_stage(
     report: Callable[[ShardEvent], None] = lambda event: None,
     stop: StopFlag | None = None,
 ) -> StageOutcome:
-    """Do all of a stage's shards (or ``shards``) that are not committed; return when nothing more can be done.
+    """Do all uncommitted shards of a stage (or of ``shards``). Return when no more can be done.
 
     Args: workers: processes at a time. shards_per_job: shards in one process's life.
     Raises: StoreError, PlanMismatch, BackendError, LimitReached: what stops the stage as a whole.
@@ -198,13 +198,12 @@ def run_stage(
 
 
 def default_shards_per_job(pending: int, workers: int) -> int:
-    """How many of ``pending`` shards one process does before the next is started, when the user does not say: its
-    whole part, since every process loads the models anew."""
+    """Return the default number of shards per process: all of its share, because each process loads the models."""
     return max(1, -(-pending // workers))
 
 
 def _compact(ledger: Ledger, committed: Mapping[int, CommitRecord]) -> None:
-    """Compact if the storage lets us: it saves files, and nothing depends on it."""
+    """Compact the ledger if the storage allows it. This saves files; nothing depends on it."""
     with contextlib.suppress(OSError):
         ledger.compact(committed)
 
@@ -218,7 +217,7 @@ def _after_death(
     failures: dict[int, str],
     ledger: Ledger,
 ) -> None:
-    """A worker died without a word: its first uncommitted shard is the one it died at."""
+    """Handle a worker that died without a report. It died at its first uncommitted shard."""
     left = [shard for shard in job.shards if shard not in committed]
     if not left:
         return
@@ -235,14 +234,14 @@ def _after_death(
 
 
 def _wait_for_others(stop: StopFlag) -> None:
-    """Some shards are being done by somebody else: look again in a moment."""
+    """Wait a moment, because other processes work on some shards."""
     until = time.monotonic() + _BUSY_POLL_SECONDS
     while time.monotonic() < until and not stop():
         time.sleep(0.1)
 
 
 def missing_message(run: Run, stage: str, outcome: StageOutcome) -> IncompleteError:
-    """The error that says what a stage has left undone."""
+    """Return the error that lists a stage's missing shards and their failures."""
     from magicseg.core.ranges import format_ranges
 
     lines = [f"{run.path}: {len(outcome.missing)} shards of {stage} are not done: {format_ranges(outcome.missing)}"]
@@ -256,5 +255,5 @@ def missing_message(run: Run, stage: str, outcome: StageOutcome) -> IncompleteEr
 
 
 def default_workers() -> int:
-    """As many workers as this process may use CPUs."""
+    """Return the number of CPUs that this process may use."""
     return len(os.sched_getaffinity(0))

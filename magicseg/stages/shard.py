@@ -33,13 +33,13 @@ class Stopped(Exception):  # not an error: somebody asked
 
 
 class ShardFailed(MagicsegError):
-    """A shard as a whole could not be done; the others go on."""
+    """A whole shard failed. Other shards continue."""
 
     exit_code = 1
 
 
 def load_backend(run: Run, stage: str) -> Any:
-    """Make a stage's back end, as configured: weights are loaded here, once per job. Raises: BackendError."""
+    """Load a stage's configured back end and its weights, once per job. Raises BackendError."""
     declaration = DECLARATIONS[stage]
     settings = declaration.settings(run.config)
     backend, options = declaration.backend(run.config)
@@ -69,10 +69,10 @@ def execute_shard(
 ) -> CommitRecord:
     """Do and commit one shard.
 
-    Args: check: called with the number of kept samples, the drops and the fallbacks by reason, before anything is
-    written; raises to prevent the commit.
-    Raises: Stopped when asked to; ShardFailed if every sample of it failed; StoreError if storage refuses;
-    IncompleteError if the stage before has not done this shard.
+    Args: check: called before anything is written, with the number of kept samples, and the drops and fallbacks by
+    reason; it raises to prevent the commit.
+    Raises Stopped if a stop was requested, ShardFailed if all samples failed, StoreError if storage fails,
+    IncompleteError if the stage above has not done this shard.
     """
     began = time.monotonic()
     code = stage_code(stage)
@@ -130,7 +130,7 @@ def execute_shard(
 
 
 def _gpu_name() -> dict[str, str]:
-    """The GPU that this process computes on, if it does: another kind gives other bits."""
+    """Return the name of the GPU in use, if any, because another kind computes other bits."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return {}
@@ -138,7 +138,7 @@ def _gpu_name() -> dict[str, str]:
 
 
 def _peak_gpu_memory() -> int:
-    """Most bytes that this process ever held on its GPU; 0 if it has none. Loads no library for it."""
+    """Return the peak GPU memory of this process in bytes; 0 without a GPU. Does not import torch."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return 0

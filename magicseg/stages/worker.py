@@ -1,6 +1,6 @@
 """A job: a list of shards done one after another in this process, with one load of the back end.
 
-This is what a local worker process and a task of a Slurm array both run.
+A local worker process and a task of a Slurm array both run it.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -25,8 +25,8 @@ from magicseg.stages.shard import Stopped, execute_shard, load_backend
 
 @dataclass(frozen=True)
 class ShardEvent:
-    """What became of a shard: ``started``, and then ``committed``, ``busy`` (somebody else has it), ``blocked`` (the
-    stage before has not done it), ``failed`` or ``abandoned``."""
+    """An event of a shard. ``outcome`` is ``started``, then ``committed``, ``failed`` or ``abandoned``; or ``busy``
+    if another process holds the shard, or ``blocked`` if the stage above has not done it."""
 
     shard: int
     outcome: str
@@ -43,7 +43,7 @@ class _Tally:
         self._shares, self._left = Shares.of(commits.values()), run.plan.shards - len(commits)
 
     def check(self, kept: int, dropped: Mapping[str, int], fallbacks: Mapping[str, int]) -> None:
-        """Count one more shard. Raises: LimitReached."""
+        """Count one more shard. Raises LimitReached."""
         self._shares.add(kept, dropped, fallbacks)
         self._left -= 1
         refuse_one_reason(self._run, self._stage, self._shares, is_all=self._left <= 0)
@@ -61,12 +61,11 @@ def run_shards(
     report: Callable[[ShardEvent], None],
     should_stop: Callable[[], bool] = _never,
 ) -> None:
-    """Do those of ``shards`` that are not committed; report each.
+    """Do the uncommitted ``shards`` one after another, and report each.
 
-    A shard that fails is noted in the ledger and does not stop the others. Storage that refuses, settings that
-    do not fit, a back end that can do no more (a dead endpoint), and one reason for nearly all samples
-    (`magicseg.run.shares`) stop the job.
-    Raises: StoreError, PlanMismatch, BackendError, LimitReached.
+    A failed shard is recorded in the ledger and does not stop the others. Storage errors, stale settings, a broken
+    back end (such as a dead endpoint), and one drop reason for nearly all samples (`magicseg.run.shares`) stop the
+    job. Raises StoreError, PlanMismatch, BackendError, LimitReached.
     """
     ledger = run.ledger(stage)
     with storage_errors(run.path, command("magicseg", stage, run.path)):

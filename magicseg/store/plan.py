@@ -1,4 +1,4 @@
-"""The plan: the frozen list of samples and how they are cut into shards.
+"""The plan: the frozen list of samples, and their division into shards.
 
 A plan is ``plan/plan.json`` (settings, labels, checksum) and ``plan/classes.npy`` (uint16, samples x max_labels:
 label ids, 0 where a sample has fewer). Which labels a sample has depends on the run's seed and its index alone.
@@ -30,7 +30,7 @@ _STREAM = "plan"
 
 
 def plan_inputs(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
-    """The settings that decide a plan, by their dotted key."""
+    """Return the settings that decide a plan, by dotted key."""
     return {
         "plan.recipe": RECIPE,
         "seed": config.seed,
@@ -40,7 +40,9 @@ def plan_inputs(config: Config, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def draw_classes(config: Config, classes: int, start: int, stop: int) -> NDArray[np.uint16]:
-    """Label ids of the samples ``start`` to ``stop - 1``: uint16 (samples, max_labels), 0 for "no further label".
+    """Return the label ids of the samples ``start`` to ``stop - 1``: uint16 (samples, max_labels).
+
+    0 stands for "no further label".
 
     The number of labels is uniform in min_labels..max_labels; the labels are different and uniform (a partial
     Fisher-Yates shuffle, driven by the sample's own random words).
@@ -81,12 +83,12 @@ class Plan:
         return -(-self.samples // self.shard_size)
 
     def shard_range(self, shard: int) -> range:
-        """Sample indices of a shard; the last one may be shorter."""
+        """Return the sample indices of a shard. The last shard may be shorter."""
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, self.samples))
 
     def label_ids(self, index: int) -> tuple[int, ...]:
-        """Ids of a sample's labels, in the order of the draw."""
+        """Return the ids of a sample's labels, in the order in which they were drawn."""
         ids = tuple(int(id_) for id_ in self.classes[index] if id_)
         if max(ids, default=0) > len(self.vocabulary):
             raise DamageError(
@@ -96,7 +98,7 @@ class Plan:
 
 
 def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
-    """Draw and freeze the plan. Raises: RunError if the vocabulary is too small."""
+    """Draw and freeze the plan. Raises RunError if the vocabulary is too small."""
     if config.plan.max_labels > len(vocabulary):
         raise RunError(
             f"plan.max_labels is {config.plan.max_labels}, but {vocabulary.name} has {len(vocabulary)} labels",
@@ -130,7 +132,7 @@ def write_plan(folder: Path, config: Config, vocabulary: Vocabulary) -> None:
 
 
 def read_plan(folder: Path) -> Plan:
-    """Open a frozen plan. Raises: RunError when there is none, DamageError when it is damaged."""
+    """Open a frozen plan. Raises RunError if it is missing, DamageError if it is damaged."""
     try:
         document = _read_document(folder)
         inputs = document["inputs"]
@@ -166,7 +168,7 @@ class _PlanFile(TypedDict):
 
 
 def _read_document(folder: Path) -> _PlanFile:
-    """Raises: FileNotFoundError, DamageError."""
+    """Read and check the plan's document. Raises FileNotFoundError, DamageError."""
     path = folder / "plan.json"
     document = read_json(path, _PlanFile, error=DamageError, hint=_repair(folder))
     content = {key: value for key, value in document.items() if key != "checksum"}
@@ -176,7 +178,7 @@ def _read_document(folder: Path) -> _PlanFile:
 
 
 def _read_classes(path: Path, shape: tuple[int, int]) -> NDArray[np.uint16]:
-    """The class table, memory-mapped. Raises: FileNotFoundError, DamageError, ValueError."""
+    """Return the class table, memory-mapped. Raises FileNotFoundError, DamageError, ValueError."""
     with open_regular(path, error=DamageError, hint=_repair(path.parent)) as file:
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError(f"{path.name} is not of the version that is written")
@@ -193,7 +195,7 @@ def _repair(folder: Path) -> str:
 
 
 def plan_damage(folder: Path) -> list[str]:
-    """What is wrong with the plan's files, one sentence each; empty if nothing is."""
+    """Return a sentence for each fault of the plan's files."""
     try:
         plan = read_plan(folder)
         expected = _read_document(folder)["classes_sha256"]

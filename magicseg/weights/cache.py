@@ -1,4 +1,4 @@
-"""Where weights lie on this machine: at their path, or in the hub's cache."""
+"""The location of weights on this machine: their path, or the hub's cache."""
 
 import os
 from pathlib import Path
@@ -28,18 +28,18 @@ def location(weights: Weights) -> Path:
 
 
 def snapshot(weights: Weights) -> Path:
-    """The folder of the hub's cache that weights by name have, or will have."""
+    """Return the folder of weights in the hub's cache, which may not exist yet."""
     return hub_cache() / f"models--{weights.model.replace('/', '--')}" / "snapshots" / str(weights.revision)
 
 
 def hub_cache() -> Path:
-    """The hub's cache, as its own library sees it: HF_HUB_CACHE, or a folder of HF_HOME."""
+    """Return the hub's cache, as huggingface_hub sees it: HF_HUB_CACHE, or a folder of HF_HOME."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
 def seen_cache() -> str:
-    """What of the environment says where the hub's cache is, for messages."""
+    """Return the hub's cache and the variable that sets it, for messages."""
     told = next((name for name in ("HF_HUB_CACHE", "HF_HOME") if os.environ.get(name)), None)
     return f"{told} is {os.environ[told]}" if told else f"HF_HOME is not set: it is {hub_cache()}"

@@ -1,4 +1,4 @@
-"""What weights on this machine are: one digest, whether they have a path or a name on the hub."""
+"""One digest for the content of weights on this machine, given by path or by name on the hub."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from magicseg.weights.pinned import Weights
 
 
 def content_identity(weights: Weights, where: str) -> str:
-    """``sha256:...`` of the files that are read, as `path_identity` has it: the same wherever they lie.
+    """Return ``sha256:...`` of the files that are read, as `path_identity` does. It does not depend on the location.
 
     Args: where: the setting, for messages. Raises: BackendError if they are not there.
     """

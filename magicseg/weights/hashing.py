@@ -16,17 +16,15 @@ from magicseg.core.errors import BackendError, DataError
 from magicseg.core.files import to_json, write_atomic
 from magicseg.weights.pinned import ELSE_READ, READ, Weights
 
-_BLOCK = 1 << 22
 _Memory = dict[str, tuple[tuple[int, int], Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]]
 
 
 def path_identity(weights: Weights, where: str) -> str:
-    """``sha256:...`` of the files of weights that have a path: of the one file's content, or of a folder's names and
-    contents.
+    """Return ``sha256:...`` of weights with a path: of one file's content, or of a folder's names and contents.
 
-    Files are hashed once: digests are remembered in the user's cache by path, size and time of change, so that a task
-    costs a few calls of stat. Args: where: the setting, for messages.
-    Raises: BackendError if there is nothing, or it cannot be read.
+    Each file is hashed once. The user's cache keeps digests by path, size and modification time, so that a task costs
+    a few calls of stat. Args: where: the setting, for messages.
+    Raises BackendError if the weights are missing or cannot be read.
     """
     place = weights.path
     try:
@@ -42,7 +40,7 @@ def path_identity(weights: Weights, where: str) -> str:
 
 
 def folder_files(weights: Weights, where: str) -> list[str]:
-    """The names of the files of a folder that are read. Raises: BackendError if there are none."""
+    """Return the names of the files of a folder that are read. Raises BackendError if there are none."""
     folder = weights.path
     if not folder.is_dir():
         raise BackendError(f"{where}: {folder}: there is no such folder or file", hint="mend the path")
@@ -61,12 +59,12 @@ def folder_files(weights: Weights, where: str) -> list[str]:
 
 
 def files_digest(digests: Mapping[str, str]) -> str:
-    """SHA-256 over names and SHA-256 of files."""
+    """Return the SHA-256 over the names and digests of files."""
     return json_sha256(digests)
 
 
 def _listing(folder: Path, depth: int) -> list[str]:
-    """A folder's files, down to so many levels of folders."""
+    """Return a folder's files, ``depth`` levels deep, by relative path."""
     names: list[str] = []
     for entry in sorted(folder.iterdir()):
         if entry.is_file():
@@ -77,7 +75,7 @@ def _listing(folder: Path, depth: int) -> list[str]:
 
 
 def _digests(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 by name."""
+    """Return the SHA-256 of files by name. Digests of unchanged files come from a cache."""
     stamps = {name: _stamp(folder / name) for name in names}
     remembered = _remembered(folder)
     digests = {name: remembered[name][1] for name in names if remembered.get(name, (None,))[0] == stamps[name]}

@@ -1,4 +1,4 @@
-"""What is asked of the hub: a repository's files at a commit, with their digests; and the files themselves."""
+"""Requests to the hub: list a repository's files at a commit, with digests, and download them."""
 
 import contextlib
 import errno
@@ -33,14 +33,14 @@ class HubFile:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    """Return whether HF_HUB_OFFLINE forbids requests to the hub."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def listing(weights: Weights) -> dict[str, HubFile]:
-    """A repository's files. Raises: what `hub_errors` explains."""
+    """Return a repository's files by name. Raises errors that `hub_errors` explains."""
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
@@ -68,7 +68,7 @@ def _plainly_named(weights: Weights, files: dict[str, HubFile]) -> dict[str, Hub
 
 
 def cached_listing(weights: Weights) -> tuple[dict[str, HubFile], bool]:
-    """As `listing`, from the cache: the listing that a download left, else what is there, named by its digest.
+    """Return a repository's files from the cache: the listing of a former download, or else the existing files.
 
     Returns: the files, and whether these are all that the repository has.
     """
@@ -91,7 +91,7 @@ def cached_listing(weights: Weights) -> tuple[dict[str, HubFile], bool]:
 
 
 def download(weights: Weights, names: Sequence[str]) -> None:
-    """Get files into the hub's cache, unless they are there. Raises: what `hub_errors` explains."""
+    """Download missing files into the hub's cache. Raises errors that `hub_errors` explains."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -103,7 +103,7 @@ def download(weights: Weights, names: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def hub_errors(weights: Weights, where: str, run: Path) -> Iterator[None]:
-    """Turn what the hub's library raises into one of our errors: what is wrong, and what to do.
+    """Convert errors of huggingface_hub into a `MagicsegError` with a remedy.
 
     No text of the library is quoted, since it may hold a signed address. Args: where: the setting, for messages.
     """
@@ -118,7 +118,7 @@ def hub_errors(weights: Weights, where: str, run: Path) -> Iterator[None]:
 
 
 def _quieten() -> None:
-    """The library's warnings quote addresses, which may be signed ones."""
+    """Silence the library's warnings, because they quote addresses that may be signed."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
@@ -127,7 +127,7 @@ def _hub_file(entry: "RepoFile") -> HubFile:
 
 
 def _link_digest(path: Path) -> str | None:
-    """The cache keeps contents under their digests, and files as links to them."""
+    """Return the digest of a cached file. The cache stores contents by digest, and files as links to them."""
     name = Path(os.readlink(path)).name if path.is_symlink() else ""
     return name if len(name) in {40, 64} and set(name) <= set("0123456789abcdef") else None
 

@@ -45,7 +45,7 @@ class _Entry(BaseModel):
 
 
 class _ManifestFile(BaseModel):
-    """weights.json."""
+    """The content of weights.json."""
 
     names: dict[str, _Entry]
     paths: dict[str, str]
@@ -67,7 +67,7 @@ class Fetched:
     others: tuple[str, ...] = ()
 
     def files_of(self, weights: Weights) -> dict[str, FetchedFile] | None:
-        """The files of these weights; None if not all of them were fetched."""
+        """Return the files of these weights; None if some were not fetched."""
         chosen = weights.chosen([*self.files, *self.others])
         if not chosen or not set(chosen) <= self.files.keys() or weights.lacking(chosen):
             return None
@@ -83,7 +83,7 @@ class Manifest:
 
     @classmethod
     def read(cls, run: Path) -> "Manifest":
-        """A run's manifest, an empty one if nothing was fetched. Raises: RunError if it is damaged."""
+        """Read a run's manifest. It is empty if nothing was fetched. Raises RunError if it is damaged."""
         path = run / MANIFEST
         again = f"{command('rm', '-r', path)} && {command('magicseg', 'fetch', run)}"
         hint = f"{again}   # the same weights give the same file"
@@ -109,7 +109,7 @@ class Manifest:
         return cls(names, dict(stored.paths))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, as in the file."""
+        """Return plain data, as in the file."""
         names = {
             name: {
                 "files": {
@@ -122,22 +122,22 @@ class Manifest:
         return {"names": names, "paths": dict(sorted(self.paths.items()))}
 
     def write(self, run: Path) -> None:
-        """Write the whole file, or nothing. Raises: StoreError."""
+        """Write the file atomically. Raises StoreError."""
         with storage_errors(run / MANIFEST, command("magicseg", "fetch", run)):
             write_atomic(run / MANIFEST, json.dumps(self.to_dict(), indent=1, ensure_ascii=False).encode())
 
     def files_of(self, weights: Weights) -> dict[str, FetchedFile] | None:
-        """The files of weights by name; None if they, or some of them, were not fetched."""
+        """Return the files of weights named on the hub; None if some were not fetched."""
         entry = self.names.get(weights.name)
         return entry.files_of(weights) if entry else None
 
     def digest_of(self, weights: Weights) -> str | None:
-        """SHA-256 over names and digests of the files of weights by name; None if they were not fetched."""
+        """Return the SHA-256 over names and digests of the files of weights on the hub; None if not fetched."""
         files = self.files_of(weights)
         return None if files is None else files_digest({name: file.sha256 for name, file in files.items()})
 
     def refuse_unfetched(self, weights: Weights, where: str, run: Path) -> None:
-        """See that weights by name were fetched and are whole in this machine's cache, as far as sizes tell.
+        """Check that weights on the hub were fetched, and that their files in the cache have the right sizes.
 
         Args: where: the setting, for messages. Raises: BackendError.
         """
@@ -157,13 +157,13 @@ class Manifest:
 
 
 def not_in_cache(weights: Weights, files: Mapping[str, FetchedFile]) -> list[str]:
-    """Those of the files of weights by name that this machine's cache does not hold in their size."""
+    """Return the files that this machine's cache lacks, or holds with another size."""
     folder = snapshot(weights)
     return [name for name, file in files.items() if not _has_size(folder / name, file.size)]
 
 
 def some(names: list[str]) -> str:
-    """The first of some files, and how many more there are, with the verb."""
+    """Return the first of some files and the number of further files, with the verb."""
     return f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more are"
 
 

@@ -1,4 +1,4 @@
-"""How weights are named, such that they cannot change unseen, and which of the files at hand are theirs."""
+"""Names of weights that pin their content, and the choice of the files that belong to them."""
 
 import os
 import re
@@ -21,7 +21,7 @@ READ = tuple(f"*.{suffix}" for suffix in ("json", "safetensors", "model", "txt",
 ELSE_READ = tuple(f"*.{suffix}" for suffix in ("bin", "pth", "pt", "gguf"))
 
 SHIPPED = "shipped:"
-"""In front of the name of weights that magicseg has with it: ``shipped:clip``."""
+"""The prefix of the names of weights inside the package: ``shipped:clip``."""
 
 _NAME = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -34,13 +34,13 @@ class Weights:
     """Pretrained weights that a back end needs.
 
     ``setting``: the option that names them, such as ``model`` or ``detector.options.model``; ``revision`` is beside
-    it. Neither is in the fingerprint, since weights may move: their identity is.
-    ``model``: a name on the hub, the absolute path of a folder or of one file, or a name behind `SHIPPED`.
-    ``revision``: of a name: the commit, 40 hexadecimal digits.
-    ``files``: names or glob patterns of what is read; ``*`` stops at a slash, and a name has to be there. Empty: what
-    model libraries read of a folder itself.
-    ``variant``: of the safetensors in a folder those with this infix (``model.fp16.safetensors``) are read, where
-    there are some, and without it those that have none.
+    it. The fingerprint has the identity of the weights instead of both, because weights may move.
+    ``model``: a name on the hub, the absolute path of a folder or of one file, or `SHIPPED` and a name.
+    ``revision``: for a name on the hub: the commit, 40 hexadecimal digits.
+    ``files``: names or glob patterns of the files that are read. ``*`` stops at a slash; named files are required.
+    If empty, the files that model libraries read from a folder.
+    ``variant``: an infix of safetensors (``model.fp16.safetensors``). Files with it are read if a folder has some.
+    Without a variant, files without an infix are read.
     """
 
     setting: str
@@ -51,12 +51,12 @@ class Weights:
 
     @property
     def by_name(self) -> bool:
-        """Whether they are named on the hub, and not by a path."""
+        """Whether they are named on the hub, not by a path."""
         return self.revision is not None
 
     @property
     def path(self) -> Path:
-        """Where weights are that are not `by_name`."""
+        """The folder or file of weights that are not `by_name`."""
         return place_of(self.model)
 
     @property
@@ -66,11 +66,11 @@ class Weights:
 
     @property
     def depth(self) -> int:
-        """How many folders deep the files lie at most; 1 is the folder itself."""
+        """The greatest depth of the files in folders; 1 is the folder itself."""
         return max((pattern.count("/") + 1 for pattern in self.files), default=1)
 
     def chosen(self, names: Collection[str]) -> list[str]:
-        """Those of a folder's or repository's files that are read, sorted. Args: names: relative, with slashes."""
+        """Return the files that are read, sorted. Args: names: relative paths of all files in the folder."""
         if self.files:
             found = _matching(names, self.files)
         else:
@@ -80,7 +80,7 @@ class Weights:
         return sorted(found - self._of_other_variants(found))
 
     def lacking(self, names: Collection[str]) -> list[str]:
-        """Files that have to be there and are not among ``names``."""
+        """Return required files that are missing from ``names``."""
         return [file for file in self.files if not has_magic(file) and file not in names]
 
     def _of_other_variants(self, names: set[str]) -> set[str]:
@@ -100,7 +100,7 @@ class Weights:
 
 
 class PinnedSettings(Settings):
-    """Options of a back end with weights of its own."""
+    """Options of a back end that loads weights."""
 
     model: str = Field(description="a name on the hub, the path of a folder or a file, or shipped:NAME")
     revision: str | None = Field(None, description="of a name: the commit, 40 hexadecimal digits")
@@ -114,7 +114,7 @@ class PinnedSettings(Settings):
 
 
 def pinned(model: str, revision: object) -> str:
-    """Check how weights are named, for settings: a path, a name on the hub with a commit, or a shipped name.
+    """Check the name of weights in settings: a path, a name on the hub with a commit, or a shipped name.
 
     Returns: the name, or the absolute path (jobs start elsewhere).
     Raises: ValueError.
@@ -142,13 +142,13 @@ def pinned(model: str, revision: object) -> str:
 
 
 def shipped_names() -> list[str]:
-    """The weights that magicseg has with it."""
+    """Return the names of the weights inside the package."""
     folder = _shipped_folder()
     return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
 
 
 def place_of(model: str) -> Path:
-    """The folder or file of weights that are named by a path or a shipped name."""
+    """Return the folder or file of weights that are named by a path or a shipped name."""
     return _shipped_folder() / model.removeprefix(SHIPPED) if model.startswith(SHIPPED) else Path(model)
 
 
