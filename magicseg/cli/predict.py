@@ -44,13 +44,13 @@ def predict(
     from magicseg.images.reading import MAX_PIXELS
     from magicseg.labels import parse_labels
     from magicseg.run.attempts import forget_attempts
-    from magicseg.stages.mask.labelling import LabelledPicture, next_step
+    from magicseg.stages.mask.image_labelling import LabelledImage, next_step
 
     vocabulary = parse_labels(labels)
     images = pictures_of(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)
     with on_signals(StopFlag(), then=forget_attempts) as stop, progress("predict", len(images), "images") as show:
 
-        def report(done: LabelledPicture) -> None:
+        def report(done: LabelledImage) -> None:
             show(1, "")
             if done.remark:
                 note(f"{done.name}: {done.remark}")

@@ -149,18 +149,18 @@ def _mask_images(
     from magicseg.images.listing import images_in
     from magicseg.images.reading import MAX_PIXELS
     from magicseg.run.attempts import forget_attempts
-    from magicseg.stages.mask.image_folder import mask_photographs
-    from magicseg.stages.mask.labelling import LabelledPicture, next_step
+    from magicseg.stages.mask.image_folder import mask_folder
+    from magicseg.stages.mask.image_labelling import LabelledImage, next_step
 
     total = len(images_in(images, out, tell=note))
     with on_signals(StopFlag(), then=forget_attempts) as stop, progress("mask", total, "images") as show:
 
-        def report(done: LabelledPicture) -> None:
+        def report(done: LabelledImage) -> None:
             show(1, "")
             if done.remark:
                 note(f"{done.name}: {done.remark}")
 
-        found = mask_photographs(
+        found = mask_folder(
             images, labels, settings, out, max_pixels=max_pixels or MAX_PIXELS, report=report, should_stop=stop
         )
     masked = sum(one.labelled for one in found)

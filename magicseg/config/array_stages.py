@@ -16,7 +16,7 @@ class ImageQualitySettings(Settings):
 
 
 class ValiditySettings(FindOptions):
-    """A detector must find every label in the image, and none in the counterfactual; else the pair is made again."""
+    """A detector must find all labels in the image, and none in the counterfactual; else the pair is regenerated."""
 
     batch_size: int = Field(16, ge=1, description="images in one call of the detector")
     retries: int = Field(2, ge=0, le=20, description="new tries, each with a new seed, before the sample is dropped")

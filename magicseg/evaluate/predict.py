@@ -1,4 +1,4 @@
-"""``magicseg predict``: segment images with a trained model. Output files: see `magicseg.stages.mask.labelling`.
+"""``magicseg predict``: segment images with a trained model. Files: see `magicseg.stages.mask.image_labelling`.
 
 The record is OUT/predictions.jsonl; a picture's line has its size and, by label, how many pixels it covers, which
 share of the picture that is, and the mean score there.
@@ -19,7 +19,7 @@ from magicseg.images.listing import ENDINGS, images_in, is_system_name
 from magicseg.images.reading import MAX_PIXELS
 from magicseg.labels import Vocabulary
 from magicseg.model.card import read_card
-from magicseg.stages.mask.labelling import LabelledPicture, Labeller, label_pictures
+from magicseg.stages.mask.image_labelling import LabelledImage, Labeller, label_images
 
 RECORD = "predictions.jsonl"
 RECIPE = 3  # version: increased when the same image gives a model other pixels
@@ -88,9 +88,9 @@ def predict_pictures(
     threshold: float,
     window: int | None,
     max_pixels: int = MAX_PIXELS,
-    report: Callable[[LabelledPicture], None] = lambda done: None,
+    report: Callable[[LabelledImage], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[LabelledPicture]:
+) -> list[LabelledImage]:
     """Label every picture with a trained model.
 
     Args: model_path: a model's folder, or a run with a trained model. threshold: pixels whose best label scores less
@@ -121,7 +121,7 @@ def predict_pictures(
 
         return label
 
-    return label_pictures(
+    return label_images(
         pictures,
         out,
         RECORD,

@@ -1,16 +1,16 @@
-"""Batches whose make-up changes results by rounding at most: rows of one shape together, the last batch padded."""
+"""Batches of rows of one shape, the last one padded. A row's neighbours change its result by rounding at most."""
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 Row = TypeVar("Row")
-BOXES_PER_CALL = 4  # of an image, in one call of a segmenter's decoder
+BOXES_PER_CALL = 4  # boxes of one image in one call of a segmenter's decoder
 
 
 @dataclass(frozen=True)
 class HasBatch:
-    """What a detector or segmenter gets for a stage's settings: images in one call, and which setting says so."""
+    """What a detector or segmenter gets as settings: images per call, and the setting's key for messages."""
 
     batch_size: int
     setting: str = "mask.batch_size"
@@ -19,11 +19,11 @@ class HasBatch:
 def fixed_batches(
     rows: Sequence[Row], size: int, shape: Callable[[Row], Hashable]
 ) -> Iterator[tuple[list[int], list[Row]]]:
-    """Yield places and rows, always ``size`` rows of one ``shape``, those left over padded with their last.
+    """Yield positions and rows: always ``size`` rows of one ``shape``, an incomplete batch padded with its last row.
 
-    The places are those of the rows that count: what the padding gives is to be dropped. With the same number of rows
-    of the same shape in every call, a row's result does not depend on its neighbours, but for rounding: a CPU rounds
-    some functions of a tensor's last elements otherwise, and GroundingDINO subtracts a batch's maximum.
+    The positions are those of the real rows; drop the results of the padding. With the same number of rows of one
+    shape in every call, a row's result depends on its neighbours by rounding only: a CPU rounds some functions of a
+    tensor's last elements differently, and GroundingDINO subtracts a batch's maximum.
     """
     groups: dict[Hashable, list[int]] = {}
     for place, row in enumerate(rows):

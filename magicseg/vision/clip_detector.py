@@ -1,4 +1,4 @@
-"""Zero-shot CLIP as a detector of whole images: is this label what the picture shows? Imports torch."""
+"""Zero-shot CLIP as a detector of whole images: how well does a label describe the image? Imports torch."""
 
 from collections.abc import Sequence
 
@@ -15,16 +15,18 @@ from magicseg.model.open_clip_encoder import OpenClipEncoder, open_clip_encoder
 from magicseg.model.prompts import encode_with_prompts
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.loading import run_batch, to_device
-from magicseg.vision.options import ClipOptions
+from magicseg.vision.model_options import ClipOptions
 
 
-class ClipJudge:
-    """A label's score is its share in the softmax (at CLIP's own temperature) over itself and what it competes with:
-    ``options.against``, less the labels of the request. Its box is the whole image.
+class ClipScorer:
+    """A loaded CLIP. A label's box is the whole image.
+
+    Its score is its share in the softmax, at CLIP's own temperature, over itself and ``options.against`` without the
+    labels of the request.
     """
 
     def __init__(self, options: ClipOptions, batch: HasBatch) -> None:
-        """Raises: BackendError for weights that cannot be loaded."""
+        """Load the model. Raises BackendError if its weights cannot be loaded."""
         prepare_device(options.device, options.cpu_threads, "detector.options.device")
         encoder = options.settings.encoder
         assert isinstance(encoder, OpenClipSettings)
@@ -36,19 +38,19 @@ class ClipJudge:
         self._texts: dict[str, torch.Tensor] = {}
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if CLIP cannot tell two texts of labels and rivals apart."""
+        """Raise BackendError if CLIP cannot distinguish two texts of labels and ``against``."""
         texts = list(dict.fromkeys([*(label.text for label in labels), *self._options.against]))
         template = self._templates[0]
         tokens = self._encoder.text_tokens([template.replace("{}", text) for text in texts])
         refuse_alike(texts, tokens, "detector clip")
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
-        """One box per label. Raises: BackendError: out of memory."""
+        """Return one box per label. Raises BackendError if memory does not suffice."""
         found: dict[int, torch.Tensor] = {}
         for chosen, rows in fixed_batches(requests, self._batch.batch_size, lambda row: row.image.shape):
             embedded = run_batch(self._embedded, rows, self._options, self._batch)
-            found |= dict(zip(chosen, embedded, strict=False))  # what is left over is padding
-        return [self._judged(request, found[place]) for place, request in enumerate(requests)]
+            found |= dict(zip(chosen, embedded, strict=False))  # the rest is padding
+        return [self._scored(request, found[place]) for place, request in enumerate(requests)]
 
     def _embedded(self, requests: Sequence[DetectRequest]) -> list[torch.Tensor]:
         pixels = torch.from_numpy(np.stack([request.image for request in requests])).permute(0, 3, 1, 2)
@@ -59,7 +61,7 @@ class ClipJudge:
         tokens = encode_with_prompts(self._encoder, pixels.to(self._options.device), None)
         return list(F.normalize(tokens[:, 0].float(), dim=-1).cpu())
 
-    def _judged(self, request: DetectRequest, image: torch.Tensor) -> Detections:
+    def _scored(self, request: DetectRequest, image: torch.Tensor) -> Detections:
         height, width = request.image.shape[:2]
         names = [label.text for label in request.labels]
         rivals = [text for text in self._options.against if text not in names]
@@ -75,7 +77,7 @@ class ClipJudge:
 
     @torch.inference_mode()
     def _text(self, name: str) -> torch.Tensor:
-        """The unit embedding of a name: the mean over the templates of ``options.class_prompt``."""
+        """Return the unit embedding of a name: the mean over the templates of ``options.class_prompt``."""
         if name not in self._texts:
             texts = self._encoder.encode_text([template.replace("{}", name) for template in self._templates])
             self._texts[name] = F.normalize(F.normalize(texts.float(), dim=-1).mean(0), dim=-1).cpu()

@@ -1,7 +1,7 @@
-"""Captions for grounded detectors, and which of their tokens belong to which label.
+"""Captions for grounded detectors, and the tokens of each label in them.
 
-Scores are read from the tokens inside a label's own span of characters. Phrases that a library decodes from tokens
-are joined word pieces, and cannot be told apart again.
+Scores are read from the tokens inside a label's span of characters. Phrases that a library decodes from tokens are
+joined word pieces, and may belong to several labels.
 """
 
 import re
@@ -15,7 +15,7 @@ _SEPARATORS = re.compile(r"[.?]+")  # grounded detectors end a phrase at these
 
 @dataclass(frozen=True)
 class GroundedCaption:
-    """``text`` names the labels at ``places`` of a request; ``spans``: each name's first character and last + 1."""
+    """``text`` names the labels at ``places`` of a request. ``spans``: each name's first character and last + 1."""
 
     text: str
     places: tuple[int, ...]
@@ -23,17 +23,17 @@ class GroundedCaption:
 
 
 def detection_names(labels: Sequence[Label]) -> list[str]:
-    """What a detector is asked for: the labels' texts in lower case, whole names where two texts are the same."""
+    """Return the names to query: the labels' texts in lower case, or whole names if two texts are the same."""
     texts = [label.text for label in labels]
     names = [label.name if texts.count(label.text) > 1 else label.text for label in labels]
     return [" ".join(_SEPARATORS.sub(" ", name).casefold().split()) for name in names]
 
 
 def grounded_captions(names: Sequence[str], fits: Callable[[str], bool]) -> list[GroundedCaption]:
-    """Captions "cat. dog." that hold all names, as few as fit.
+    """Return as few captions like "cat. dog." as hold all names.
 
     Args: fits: whether a text is short enough for the text encoder.
-    Raises: ValueError naming the name that alone is too long, or that holds no letter.
+    Raises ValueError if a name alone is too long, or holds no letter or digit.
     """
     captions: list[GroundedCaption] = []
     places: list[int] = []
@@ -62,9 +62,9 @@ def _caption(names: Sequence[str], places: Sequence[int]) -> GroundedCaption:
 
 
 def tokens_of_spans(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[list[int]]:
-    """For every span the numbers of the tokens that lie in it.
+    """Return the positions of the tokens inside every span.
 
-    Args: offsets: first and last character + 1 of every token; (0, 0) for those that are not of the text.
+    Args: offsets: first and last character + 1 of every token; (0, 0) for special tokens.
     """
     return [
         [number for number, (first, last) in enumerate(offsets) if start <= first < last <= end]

@@ -17,7 +17,7 @@ from magicseg.core.devices import (
 )
 from magicseg.core.errors import BackendError
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.options import ModelOptions
+from magicseg.vision.model_options import ModelOptions
 from magicseg.weights.pretrained import from_pretrained
 
 Row = TypeVar("Row")
@@ -25,10 +25,10 @@ Result = TypeVar("Result")
 
 
 def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) -> Any:
-    """A model, ready on its device, or a processor, by one of transformers' Auto classes.
+    """Load a model to its device, or a processor, by one of transformers' Auto classes.
 
-    Only safetensors are read, and no code that comes with a checkpoint is run.
-    Raises: BackendError: missing, damaged, of another architecture, with weights lacking.
+    Only safetensors are read, and a checkpoint's code is not run. Raises BackendError if files are missing, damaged,
+    or do not fit the architecture.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -59,7 +59,7 @@ def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) 
 
 
 def to_device(model: torch.nn.Module, options: ModelOptions, where: str) -> torch.nn.Module:
-    """The model for inference where the options say. Raises: OutOfMemory."""
+    """Prepare a model for inference on the options' device. Raises OutOfMemory."""
     try:
         return model.to(options.device).eval().requires_grad_(False)
     except RuntimeError as error:
@@ -72,7 +72,7 @@ def to_device(model: torch.nn.Module, options: ModelOptions, where: str) -> torc
 
 
 def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
-    """The tensors of a ``.pth`` file; no other object in it is made. Raises: BackendError."""
+    """Return the tensors of a ``.pth`` file. Raises BackendError if it holds other objects or is damaged."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -80,7 +80,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     except Exception as error:  # pickles and archives fail in many ways
         raise BackendError(
             f"{where} cannot be read: {type(error).__name__}: {first_line(error)}",
-            hint="fetch the checkpoint anew; it must hold nothing but tensors",
+            hint="fetch the checkpoint again; it must hold nothing but tensors",
         ) from error
     if not isinstance(content, dict):
         raise BackendError(f"{where} holds {type(content).__name__}, not tensors by name", hint="choose another file")
@@ -90,7 +90,7 @@ def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
 def refuse_unknown_class(
     auto_config: Any, options: ModelOptions, folder: Path, where: str, known: Sequence[str]
 ) -> str:
-    """The class that a checkpoint's config.json names. Raises: BackendError if it is not among ``known``."""
+    """Return the class that a checkpoint's config.json names. Raises BackendError if it is not among ``known``."""
     config = load_pretrained(auto_config, options, folder, where)
     kind = str((config.architectures or ["?"])[0])
     if kind not in known:
@@ -102,16 +102,16 @@ def refuse_unknown_class(
 
 def _remedy(options: ModelOptions) -> str:
     if options.revision is None:
-        return "the folder needs what save_pretrained writes, in safetensors; fetch the checkpoint anew"
+        return "the folder needs what save_pretrained writes, in safetensors; fetch the checkpoint again"
     return "where there is a network: magicseg fetch RUN --verify"
 
 
 def run_batch(
     call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], options: ModelOptions, batch: HasBatch
 ) -> list[Result]:
-    """``call`` of rows without gradients, on the options' device.
+    """Return ``call(rows)``, computed without gradients.
 
-    Raises: OutOfMemory, saying which batch would fit; BackendError if the device itself fails.
+    Raises OutOfMemory that names the batch size that fits; BackendError if the device fails.
     """
     use_threads(options.device, options.cpu_threads)
     with torch.inference_mode():
@@ -124,7 +124,7 @@ def run_batch(
             message = first_line(error)
         fitting = largest_fitting(len(rows), lambda count: call(rows[:count]))
     if fitting:
-        hint = f"{fitting} fits: set {batch.setting} to {fitting} (its shards are then made anew)"
+        hint = f"{fitting} fits: set {batch.setting} to {fitting} (its shards are then regenerated)"
     else:
         hint = "not even 1 fits: choose a smaller dtype or model"
     raise OutOfMemory(

@@ -16,11 +16,11 @@ import magicseg.vision.private_yapf  # noqa: F401
 
 # isort: split
 import groundingdino.datasets.transforms as transforms
+import PIL.Image
 import torch
 from groundingdino.models.GroundingDINO import groundingdino as library
 from groundingdino.util.misc import clean_state_dict
 from groundingdino.util.slconfig import SLConfig
-from PIL import Image as Pictures
 from transformers import AutoTokenizer, BertConfig, BertModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
@@ -31,17 +31,24 @@ from magicseg.labels import Label
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import detection_names
 from magicseg.vision.loading import read_checkpoint, run_batch, to_device
-from magicseg.vision.options import OriginalDetectorOptions
-from magicseg.vision.transformers_detector import Found, Row, captions_of, grounded, merged, refuse_alike_names
+from magicseg.vision.model_options import OriginalDetectorOptions
+from magicseg.vision.transformers_detector import (
+    Candidates,
+    ImageQuery,
+    captions_of,
+    grounded,
+    merged,
+    refuse_alike_names,
+)
 from magicseg.weights.pretrained import from_pretrained
 
 _SHIPPED = {"swin-t": "GroundingDINO_SwinT_OGC.py", "swin-b": "GroundingDINO_SwinB_cfg.py"}
-# Of the library's own preprocessing, ImageNet's statistics.
+# The library's preprocessing: ImageNet's statistics.
 _MEAN, _STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 class _Bert(torch.nn.Module):
-    """BERT's parts, called with a mask of which token sees which: (B, tokens, tokens), true where it does."""
+    """BERT's parts, called with an attention mask (B, tokens, tokens), true where a token sees another."""
 
     def __init__(self, bert_model: Any) -> None:
         super().__init__()
@@ -63,7 +70,7 @@ class _Bert(torch.nn.Module):
 
 
 class _PaddedTokenizer:
-    """A tokenizer that pads to a fixed length, whatever it is asked for: results must not hang on the neighbours."""
+    """A tokenizer that always pads to one length, so that results do not depend on the neighbours."""
 
     def __init__(self, tokenizer: Any, length: int) -> None:
         self._tokenizer, self._length = tokenizer, length
@@ -79,7 +86,7 @@ class _PaddedTokenizer:
 
 
 class OriginalGroundingDino:
-    """A loaded model: images and labels to candidates, always ``batch_size`` images in a call."""
+    """A loaded model: images and labels to candidates, always ``batch_size`` rows per call."""
 
     def __init__(self, options: OriginalDetectorOptions, model: Any, tokenizer: Any, batch: HasBatch) -> None:
         self._options, self._model, self._tokenizer, self._batch = options, model, tokenizer, batch
@@ -93,21 +100,24 @@ class OriginalGroundingDino:
         )
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
-        """All candidates of every image. Raises: BackendError: out of memory, or a label that is too long."""
+        """Return all candidates of every image.
+
+        Raises BackendError if memory does not suffice, or a label is too long.
+        """
         rows = [
-            Row(place, request.image, caption.places, caption)
+            ImageQuery(place, request.image, caption.places, caption)
             for place, request in enumerate(requests)
             for caption in captions_of(request.labels, self._fits)
         ]
-        found: dict[int, list[tuple[Row, Found]]] = {place: [] for place in range(len(requests))}
+        found: dict[int, list[tuple[ImageQuery, Candidates]]] = {place: [] for place in range(len(requests))}
         for chosen, batch in fixed_batches(rows, self._batch.batch_size, lambda row: row.image.shape):
             results = run_batch(self._call, batch, self._options, self._batch)
-            for place, result in zip(chosen, results, strict=False):  # what is left over is padding
+            for place, result in zip(chosen, results, strict=False):  # the rest is padding
                 found[rows[place].request].append((rows[place], result))
         return [merged(request, found[place]) for place, request in enumerate(requests)]
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if one of these cannot be looked for."""
+        """Raise BackendError if the model cannot query one of these labels."""
         for label in labels:
             captions_of((label,), self._fits)
         refuse_alike_names(detection_names(labels), self._tokenizer)
@@ -115,8 +125,8 @@ class OriginalGroundingDino:
     def _fits(self, text: str) -> bool:
         return len(self._tokenizer(text)["input_ids"]) <= self._options.text_length
 
-    def _call(self, rows: Sequence[Row]) -> list[Found]:
-        pixels = torch.stack([self._prepare(Pictures.fromarray(row.image), None)[0] for row in rows])
+    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
+        pixels = torch.stack([self._prepare(PIL.Image.fromarray(row.image), None)[0] for row in rows])
         captions = [row.text.text for row in rows]
         output = self._model(pixels.to(self._options.device), captions=captions)
         offsets = self._tokenizer(captions, return_offsets_mapping=True)["offset_mapping"]
@@ -131,7 +141,11 @@ class OriginalGroundingDino:
 def load_original_detector(
     options: OriginalDetectorOptions, checkpoint: Path, text_encoder: Path, batch: HasBatch
 ) -> OriginalGroundingDino:
-    """Args: text_encoder: a folder with BERT's tokenizer and config.json. Raises: BackendError."""
+    """Load a detector from a ``.pth``.
+
+    Args: text_encoder: a folder with BERT's tokenizer and config.json.
+    Raises BackendError that says what does not fit.
+    """
     prepare_device(options.device, options.cpu_threads, "detector.options.device")
     training_only = {"use_checkpoint": False, "use_transformer_ckpt": False}
     settings = SLConfig(read_settings(options.config) | training_only | {"device": options.device})
@@ -163,7 +177,7 @@ def load_original_detector(
 
 
 def read_into(model: torch.nn.Module, weights: Any, where: str) -> None:
-    """Load a state dict; what the model has no place for is left. Raises: BackendError if any of it is lacking."""
+    """Load a state dict. Extra tensors are ignored. Raises BackendError if a tensor of the model is missing."""
     try:
         lacking = model.load_state_dict(weights, strict=False).missing_keys
     except (RuntimeError, AttributeError, TypeError) as error:
@@ -179,9 +193,9 @@ def read_into(model: torch.nn.Module, weights: Any, where: str) -> None:
 
 
 def read_settings(config: str) -> dict[str, Any]:
-    """The library's settings: a file of Python assignments, of which only literals are read; nothing is run.
+    """Read the library's settings from a file of Python assignments. Only literal values are read; no code is run.
 
-    Raises: BackendError.
+    Raises BackendError if the file cannot be read, or holds other values.
     """
     if config in _SHIPPED:
         text = files("groundingdino.config").joinpath(_SHIPPED[config]).read_text(encoding="utf-8")
@@ -209,7 +223,7 @@ def read_settings(config: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _with_bert(tokenizer: Any, bert: Any) -> Iterator[None]:
-    """Let the library take ``bert`` where it would download one."""
+    """Make the library use ``bert`` instead of downloading one."""
     loader = library.get_tokenlizer
     before = (library.BertModelWarper, loader.get_tokenlizer, loader.get_pretrained_language_model)
     library.BertModelWarper = _Bert

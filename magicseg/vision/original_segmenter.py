@@ -14,19 +14,19 @@ from magicseg.core.devices import prepare_device
 from magicseg.core.errors import BackendError
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
 from magicseg.vision.loading import read_checkpoint, run_batch, to_device
-from magicseg.vision.options import OriginalSegmenterOptions
+from magicseg.vision.model_options import OriginalSegmenterOptions
 from magicseg.vision.original_detector import read_into
 
 
 class OriginalSegmentAnything:
-    """A loaded model: images are embedded in batches, the boxes of one decoded some at a time."""
+    """A loaded model: images are embedded in batches, the boxes of an image are decoded some at a time."""
 
     def __init__(self, options: OriginalSegmenterOptions, model: Any, batch: HasBatch) -> None:
         self._options, self._model, self._batch = options, model, batch
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
-        """One outline per box; images without boxes are not looked at. Raises: OutOfMemory."""
+        """Return one outline per box; images without boxes are not embedded. Raises OutOfMemory."""
         answers = [
             Segments(logits=np.zeros((0, *request.image.shape[:2]), np.float32), quality=np.zeros(0, np.float32))
             for request in requests
@@ -49,7 +49,7 @@ class OriginalSegmentAnything:
         return answers
 
     def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
-        """Yield the outlines of one image some boxes at a time: those of `segment`, with less memory."""
+        """Yield the outlines of one image, some boxes at a time: the same as `segment`, with less memory."""
         if not len(request.boxes):
             return
         ((_, batch),) = fixed_batches([request.image], self._batch.batch_size, lambda image: image.shape)
@@ -85,7 +85,7 @@ class OriginalSegmentAnything:
 def load_original_segmenter(
     options: OriginalSegmenterOptions, checkpoint: Path, batch: HasBatch
 ) -> OriginalSegmentAnything:
-    """Raises: BackendError."""
+    """Load a segmenter from a ``.pth``. Raises BackendError that says what does not fit."""
     prepare_device(options.device, options.cpu_threads, "segmenter.options.device")
     if options.architecture not in sam_model_registry:
         raise BackendError(

@@ -1,4 +1,4 @@
-"""The shipped detectors and segmenters. Their model libraries are imported when one is made."""
+"""The shipped detectors and segmenters. Their model libraries are imported by the constructors."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from magicseg.core.documents import read_bytes
 from magicseg.core.errors import BackendError
 from magicseg.labels import Label
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.options import (
+from magicseg.vision.model_options import (
     ClipOptions,
     DetectorOptions,
     OriginalDetectorOptions,
@@ -21,9 +21,9 @@ from magicseg.vision.options import (
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
 
-_BERT = ("config.json", "tokenizer*.json", "vocab*.txt")  # its weights are in the checkpoint
+_BERT = ("config.json", "tokenizer*.json", "vocab*.txt")  # the weights are in the checkpoint
 
-RECIPE = 1  # goes up whenever the same images, options and weights give other results
+RECIPE = 1  # raise it when the same images, options and weights give other results
 
 
 class TransformersDetector:
@@ -34,12 +34,12 @@ class TransformersDetector:
 
     @classmethod
     def identity(cls, options: DetectorOptions) -> Mapping[str, str | int]:
-        """The recipe's number."""
+        """Return the recipe's number."""
         return {"transformers": RECIPE}
 
     @classmethod
     def weights(cls, options: DetectorOptions) -> list[Weights]:
-        """All files that transformers reads of a folder."""
+        """Return all files that transformers reads from a folder."""
         return [Weights(setting="model", model=options.model, revision=options.revision)]
 
     def __init__(self, batch: HasBatch, options: DetectorOptions) -> None:
@@ -49,42 +49,42 @@ class TransformersDetector:
         self._model = load_detector(options, location(self.weights(options)[0]), batch)
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if one of these cannot be looked for."""
+        """Raise BackendError if the model cannot query one of these labels."""
         self._model.check_labels(labels)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
-        """All candidates of every image."""
+        """Return all candidates of every image."""
         return self._model.detect(requests)
 
 
 class ClipDetector:
-    """CLIP says whether a whole image shows a label: for ``generate.validity``, since it knows no boxes."""
+    """CLIP scores labels for whole images, without boxes: for ``generate.validity``."""
 
     Options = ClipOptions
     LIBRARIES = ("torch", "open_clip")
 
     @classmethod
     def identity(cls, options: ClipOptions) -> Mapping[str, str | int]:
-        """The recipe's number."""
+        """Return the recipe's number."""
         return {"clip": RECIPE}
 
     @classmethod
     def weights(cls, options: ClipOptions) -> list[Weights]:
-        """The weights, open_clip's configuration, and the tokenizer."""
+        """Return the weights, open_clip's configuration, and the tokenizer."""
         return [replace(each, setting="model") for each in encoder_weights(options.settings)]
 
     def __init__(self, batch: HasBatch, options: ClipOptions) -> None:
         """Load the model. Raises: BackendError."""
-        from magicseg.vision.clip_detector import ClipJudge
+        from magicseg.vision.clip_detector import ClipScorer
 
-        self._model = ClipJudge(options, batch)
+        self._model = ClipScorer(options, batch)
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if two texts are the same to CLIP."""
+        """Raise BackendError if CLIP cannot distinguish two texts."""
         self._model.check_labels(labels)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
-        """The whole image for every label, with its score."""
+        """Return the whole image as every label's box, with its score."""
         return self._model.detect(requests)
 
 
@@ -96,12 +96,12 @@ class TransformersSegmenter:
 
     @classmethod
     def identity(cls, options: SegmenterOptions) -> Mapping[str, str | int]:
-        """The recipe's number."""
+        """Return the recipe's number."""
         return {"transformers": RECIPE}
 
     @classmethod
     def weights(cls, options: SegmenterOptions) -> list[Weights]:
-        """All files that transformers reads of a folder."""
+        """Return all files that transformers reads from a folder."""
         return [Weights(setting="model", model=options.model, revision=options.revision)]
 
     def __init__(self, batch: HasBatch, options: SegmenterOptions) -> None:
@@ -111,11 +111,11 @@ class TransformersSegmenter:
         self._model = load_segmenter(options, location(self.weights(options)[0]), batch)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
-        """One outline per box."""
+        """Return one outline per box."""
         return self._model.segment(requests)
 
     def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
-        """The outlines of one image, some boxes at a time."""
+        """Yield the outlines of one image, some boxes at a time."""
         return self._model.segment_parts(request)
 
 
@@ -127,12 +127,12 @@ class OriginalDetector:
 
     @classmethod
     def identity(cls, options: OriginalDetectorOptions) -> Mapping[str, str | int]:
-        """The recipe's number and the configuration."""
+        """Return the recipe's number and the configuration."""
         return {"original": RECIPE, "config": _config_identity(options.config)}
 
     @classmethod
     def weights(cls, options: OriginalDetectorOptions) -> list[Weights]:
-        """The checkpoint; of the text encoder the tokenizer and the configuration."""
+        """Return the checkpoint, and the text encoder's tokenizer and configuration."""
         bert = options.text_encoder
         return [
             Weights(setting="model", model=options.model, revision=options.revision, files=(options.file,)),
@@ -148,11 +148,11 @@ class OriginalDetector:
         self._model = load_original_detector(options, checkpoint / options.file, bert, batch)
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if one of these cannot be looked for."""
+        """Raise BackendError if the model cannot query one of these labels."""
         self._model.check_labels(labels)
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
-        """All candidates of every image."""
+        """Return all candidates of every image."""
         return self._model.detect(requests)
 
 
@@ -164,12 +164,12 @@ class OriginalSegmenter:
 
     @classmethod
     def identity(cls, options: OriginalSegmenterOptions) -> Mapping[str, str | int]:
-        """The recipe's number."""
+        """Return the recipe's number."""
         return {"original": RECIPE}
 
     @classmethod
     def weights(cls, options: OriginalSegmenterOptions) -> list[Weights]:
-        """The checkpoint."""
+        """Return the checkpoint."""
         return [Weights(setting="model", model=options.model, revision=options.revision, files=(options.file,))]
 
     def __init__(self, batch: HasBatch, options: OriginalSegmenterOptions) -> None:
@@ -181,17 +181,17 @@ class OriginalSegmenter:
         self._model = load_original_segmenter(options, folder / options.file, batch)
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
-        """One outline per box."""
+        """Return one outline per box."""
         return self._model.segment(requests)
 
     def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
-        """The outlines of one image, some boxes at a time."""
+        """Yield the outlines of one image, some boxes at a time."""
         return self._model.segment_parts(request)
 
 
 @contextlib.contextmanager
 def _authors_packages() -> Iterator[None]:
-    """Raise BackendError that names the extra if the authors' packages cannot be imported."""
+    """Raise BackendError that names the extra to install if the authors' packages cannot be imported."""
     try:
         yield
     except ImportError as error:

@@ -18,16 +18,16 @@ from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
 from magicseg.vision.loading import load_pretrained, refuse_unknown_class, run_batch
-from magicseg.vision.options import DetectorOptions
+from magicseg.vision.model_options import DetectorOptions
 
 _GROUNDED = ("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")
 _QUERIED = ("Owlv2ForObjectDetection", "OwlViTForObjectDetection")
-_QUERIES = 8  # labels in one call of a detector that takes them one by one
+_QUERIES = 8  # labels per image in one call of an OWL model
 
 
 @dataclass(frozen=True)
-class Row:
-    """An image and some of the labels that are looked for in it. ``places``: theirs among the request's."""
+class ImageQuery:
+    """One row of a batch: an image and some of its request's labels, at ``places`` among them."""
 
     request: int
     image: Image
@@ -36,8 +36,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a row gave: boxes (B, 4) in pixels, confidence (B,), scores (B, labels of the row)."""
+class Candidates:
+    """The model's answer to a row: boxes (B, 4) in pixels, confidence (B,), scores (B, labels of the row)."""
 
     boxes: torch.Tensor
     confidence: torch.Tensor
@@ -45,41 +45,44 @@ class Found:
 
 
 class ZeroShotDetector(ABC):
-    """A loaded detector: images and labels to candidates, always ``batch_size`` images in a call."""
+    """A loaded detector: images and labels to candidates, always ``batch_size`` rows per call."""
 
     def __init__(self, options: DetectorOptions, model: Any, processor: Any, batch: HasBatch) -> None:
         self._options, self._model, self._processor, self._batch = options, model, processor, batch
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
-        """All candidates of every image. Raises: BackendError: out of memory, or a label that is too long."""
+        """Return all candidates of every image.
+
+        Raises BackendError if memory does not suffice, or a label is too long.
+        """
         rows = [row for place, request in enumerate(requests) for row in self._rows(place, request)]
-        found: dict[int, list[tuple[Row, Found]]] = {place: [] for place in range(len(requests))}
+        found: dict[int, list[tuple[ImageQuery, Candidates]]] = {place: [] for place in range(len(requests))}
         for chosen, batch in fixed_batches(rows, self._batch.batch_size, lambda row: row.image.shape):
             results = run_batch(self._call, batch, self._options, self._batch)
-            for place, result in zip(chosen, results, strict=False):  # what is left over is padding
+            for place, result in zip(chosen, results, strict=False):  # the rest is padding
                 found[rows[place].request].append((rows[place], result))
         return [merged(request, found[place]) for place, request in enumerate(requests)]
 
     @abstractmethod
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if one of these cannot be looked for."""
+        """Raise BackendError if the model cannot query one of these labels."""
 
     @abstractmethod
-    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
-        """The calls' rows that a request needs."""
+    def _rows(self, place: int, request: DetectRequest) -> list[ImageQuery]:
+        """Return the rows that a request needs: its labels may take several."""
 
     @abstractmethod
-    def _call(self, rows: Sequence[Row]) -> list[Found]:
-        """One call of the model."""
+    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
+        """Call the model once, with ``batch_size`` rows."""
 
-    def _pixels(self, rows: Sequence[Row]) -> Any:
+    def _pixels(self, rows: Sequence[ImageQuery]) -> Any:
         return self._processor.image_processor(images=[row.image for row in rows], return_tensors="pt").to(
             self._options.device, getattr(torch, self._options.dtype)
         )
 
 
 def refuse_alike_names(names: Sequence[str], tokenizer: Any) -> None:
-    """Raise BackendError if the tokenizer knows no word of a name, or gives two names the same tokens."""
+    """Raise BackendError if a name has only unknown tokens, or two names have the same tokens."""
     unknown = tokenizer.unk_token_id if tokenizer.unk_token_id != tokenizer.eos_token_id else None
     special = set(tokenizer.all_special_ids) - {unknown}
     meanings = [known_tokens(tokenizer(name)["input_ids"], unknown=unknown, special=tuple(special)) for name in names]
@@ -87,8 +90,8 @@ def refuse_alike_names(names: Sequence[str], tokenizer: Any) -> None:
     refuse_alike(names, meanings, "the detector")
 
 
-def merged(request: DetectRequest, found: Sequence[tuple[Row, Found]]) -> Detections:
-    """The candidates of all rows of a request, clipped to its image; labels that a row lacks score 0."""
+def merged(request: DetectRequest, found: Sequence[tuple[ImageQuery, Candidates]]) -> Detections:
+    """Return the candidates of all rows of a request, clipped to its image. Labels that a row lacks score 0."""
     height, width = request.image.shape[:2]
     boxes, confidence, scores = [], [], []
     for row, result in found:
@@ -116,11 +119,11 @@ class GroundedDetector(ZeroShotDetector):
     def _fits(self, text: str) -> bool:
         return len(self._processor.tokenizer(text)["input_ids"]) <= self._options.text_length
 
-    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+    def _rows(self, place: int, request: DetectRequest) -> list[ImageQuery]:
         captions = captions_of(request.labels, self._fits)
-        return [Row(place, request.image, caption.places, caption) for caption in captions]
+        return [ImageQuery(place, request.image, caption.places, caption) for caption in captions]
 
-    def _call(self, rows: Sequence[Row]) -> list[Found]:
+    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
         tokens = self._processor.tokenizer(
             [row.text.text for row in rows],
             padding="max_length",
@@ -140,7 +143,7 @@ class GroundedDetector(ZeroShotDetector):
 
 
 def captions_of(labels: Sequence[Label], fits: Callable[[str], bool]) -> list[GroundedCaption]:
-    """Labels as captions. Raises: BackendError for a label that cannot be looked for."""
+    """Return captions that name all labels. Raises BackendError for a label that does not fit one."""
     try:
         return grounded_captions(detection_names(labels), fits)
     except ValueError as error:
@@ -155,10 +158,10 @@ def grounded(
     caption: GroundedCaption,
     offsets: Sequence[tuple[int, int]],
     image: Image,
-) -> Found:
-    """A label's score is the greatest of its tokens', a box's confidence the greatest of all tokens'.
+) -> Candidates:
+    """Read scores from tokens: a label's is the greatest of its tokens, a box's confidence the greatest of all.
 
-    Args: probabilities: (boxes, tokens), 0 to 1. boxes: (boxes, 4), centre and size in shares of the image.
+    Args: probabilities: (boxes, tokens), 0 to 1. boxes: (boxes, 4), centre and size as shares of the image.
     """
     scores = torch.stack(
         [
@@ -168,18 +171,18 @@ def grounded(
         dim=1,
     )
     height, width = image.shape[:2]
-    return Found(corners(boxes, width, height), probabilities.amax(dim=1), scores)
+    return Candidates(corners(boxes, width, height), probabilities.amax(dim=1), scores)
 
 
 def corners(boxes: torch.Tensor, width: float, height: float) -> torch.Tensor:
-    """Boxes (B, 4) from centre and size, in shares, to left, top, right, bottom in pixels."""
+    """Convert boxes (B, 4) from centre and size, as shares, to left, top, right, bottom in pixels."""
     x, y, w, h = boxes.unbind(-1)
     scale = boxes.new_tensor([width, height, width, height])
     return torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1) * scale
 
 
 class QueriedDetector(ZeroShotDetector):
-    """OWL-ViT and OWLv2: every label is a query of its own, "a photo of a cat"."""
+    """OWL-ViT and OWLv2: every label is a separate query, "a photo of a cat"."""
 
     def check_labels(self, labels: Sequence[Label]) -> None:
         limit = int(self._model.config.text_config.max_position_embeddings)
@@ -191,15 +194,16 @@ class QueriedDetector(ZeroShotDetector):
                 )
         refuse_alike_names(detection_names(labels), self._processor.tokenizer)
 
-    def _rows(self, place: int, request: DetectRequest) -> list[Row]:
+    def _rows(self, place: int, request: DetectRequest) -> list[ImageQuery]:
         self.check_labels(request.labels)
         names = detection_names(request.labels)
         chunks = [range(start, min(start + _QUERIES, len(names))) for start in range(0, len(names), _QUERIES)]
         return [
-            Row(place, request.image, tuple(chunk), [_query(names[place]) for place in chunk]) for chunk in chunks
+            ImageQuery(place, request.image, tuple(chunk), [_query(names[place]) for place in chunk])
+            for chunk in chunks
         ]
 
-    def _call(self, rows: Sequence[Row]) -> list[Found]:
+    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
         tokenizer = self._processor.tokenizer
         limit = int(self._model.config.text_config.max_position_embeddings)
         queries = [query for row in rows for query in [*row.text, *[""] * (_QUERIES - len(row.text))]]
@@ -209,9 +213,9 @@ class QueriedDetector(ZeroShotDetector):
         for row, logits, boxes in zip(rows, output.logits.float(), output.pred_boxes.float(), strict=True):
             scores = logits[:, : len(row.text)].sigmoid()
             height, width = row.image.shape[:2]
-            if type(self._model).__name__.startswith("Owlv2"):  # it sees the image at the corner of a square
+            if type(self._model).__name__.startswith("Owlv2"):  # its input is a square with the image in a corner
                 height = width = max(height, width)
-            found.append(Found(corners(boxes, width, height), scores.amax(dim=1), scores))
+            found.append(Candidates(corners(boxes, width, height), scores.amax(dim=1), scores))
         return found
 
 
@@ -220,7 +224,10 @@ def _query(name: str) -> str:
 
 
 def load_detector(options: DetectorOptions, folder: Path, batch: HasBatch) -> ZeroShotDetector:
-    """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
+    """Load a detector.
+
+    Args: folder: holds the weights. Raises BackendError that says what does not fit.
+    """
     prepare_device(options.device, options.cpu_threads, "detector.options.device")
     where = f"detector.options.model: {options.model}"
     kind = refuse_unknown_class(AutoConfig, options, folder, where, (*_GROUNDED, *_QUERIED))

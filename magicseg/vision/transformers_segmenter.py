@@ -13,14 +13,14 @@ from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.core.devices import prepare_device
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
 from magicseg.vision.loading import load_pretrained, refuse_unknown_class, run_batch
-from magicseg.vision.options import SegmenterOptions
+from magicseg.vision.model_options import SegmenterOptions
 
 _KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
 
 
 @dataclass(frozen=True)
 class _Embedded:
-    """An image's embedding, and how it was resized: heights and widths in pixels."""
+    """An image's embedding, and its (height, width) in pixels before and after resizing."""
 
     maps: tuple[torch.Tensor, ...]
     size: tuple[int, int]
@@ -29,7 +29,7 @@ class _Embedded:
 
 @dataclass(frozen=True)
 class _Prompt:
-    """Up to `BOXES_PER_CALL` boxes (n, 4) of an image, in its pixels."""
+    """Up to `BOXES_PER_CALL` boxes (n, 4) of one image, in its pixels."""
 
     request: int
     embedded: _Embedded
@@ -44,7 +44,7 @@ class PromptableSegmenter:
         self._kind = type(model).__name__
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
-        """One outline per box; images without boxes are not looked at. Raises: OutOfMemory."""
+        """Return one outline per box; images without boxes are not embedded. Raises OutOfMemory."""
         wanted = [place for place, request in enumerate(requests) if len(request.boxes)]
         prompts: list[_Prompt] = []
         images = [requests[place].image for place in wanted]
@@ -63,7 +63,7 @@ class PromptableSegmenter:
         return [_joined(request.image, parts.get(place, [])) for place, request in enumerate(requests)]
 
     def segment_parts(self, request: SegmentRequest) -> Iterator[Segments]:
-        """Yield the outlines of one image some boxes at a time: those of `segment`, with less memory."""
+        """Yield the outlines of one image, some boxes at a time: the same as `segment`, with less memory."""
         if not len(request.boxes):
             return
         ((_, batch),) = fixed_batches([request.image], self._batch.batch_size, lambda image: image.shape)
@@ -94,7 +94,7 @@ class PromptableSegmenter:
         ]
 
     def _decode(self, prompts: Sequence[_Prompt]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Logits (n, height, width) and qualities (n,) of every prompt, in float32 on the CPU."""
+        """Return logits (n, height, width) and qualities (n,) of every prompt, float32 on the CPU."""
         maps = [torch.stack(values) for values in zip(*(prompt.embedded.maps for prompt in prompts), strict=True)]
         boxes = torch.stack([_model_boxes(prompt) for prompt in prompts]).to(self._options.device)
         more: dict[str, Any] = {}
@@ -120,7 +120,7 @@ class PromptableSegmenter:
 
 
 def _model_boxes(prompt: _Prompt) -> torch.Tensor:
-    """(`BOXES_PER_CALL`, 4) in pixels of the resized image, the last one repeated."""
+    """Return boxes (`BOXES_PER_CALL`, 4) in pixels of the resized image, padded with the last box."""
     (height, width), (new_height, new_width) = prompt.embedded.size, prompt.embedded.resized
     scale = torch.tensor([new_width / width, new_height / height] * 2)
     boxes = prompt.boxes * scale
@@ -137,7 +137,10 @@ def _joined(image: Image, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) ->
 
 
 def load_segmenter(options: SegmenterOptions, folder: Path, batch: HasBatch) -> PromptableSegmenter:
-    """Args: folder: where the weights lie. Raises: BackendError saying what does not fit."""
+    """Load a segmenter.
+
+    Args: folder: holds the weights. Raises BackendError that says what does not fit.
+    """
     prepare_device(options.device, options.cpu_threads, "segmenter.options.device")
     where = f"segmenter.options.model: {options.model}"
     refuse_unknown_class(AutoConfig, options, folder, where, _KNOWN)

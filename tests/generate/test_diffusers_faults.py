@@ -159,7 +159,7 @@ def test_a_batch_that_does_not_fit_names_the_setting_and_a_size_that_does(genera
     backend = generator("sd2", batch_size=8)
     requests = [request(index) for index in range(8)]
     hook = limit_memory(backend, rows=4 * 3)  # three pairs, each with and without guidance
-    for call in (lambda: backend.generate(requests), lambda: backend.pipeline.rehearse(8)):
+    for call in (lambda: backend.generate(requests), lambda: backend.pipeline.warm_up(8)):
         with pytest.raises(BackendError, match=r"generate\.batch_size is 8 pairs of 32 px in float32") as caught:
             call()
         assert "Tried to allocate 2.00 GiB." in caught.value.message

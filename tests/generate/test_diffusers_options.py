@@ -14,9 +14,9 @@ from magicseg.config.loading import load_config, preset_names
 from magicseg.core.errors import BackendError, ConfigError
 from magicseg.run import Run
 from magicseg.run.fingerprint import stage_fingerprints
+from magicseg.stages.generate.diffusers_options import DiffusersOptions, SchedulerName
 from magicseg.stages.generate.diffusion import DiffusersGenerator
 from magicseg.stages.generate.families import SCHEDULERS
-from magicseg.stages.generate.options import DiffusersOptions, SchedulerName
 from magicseg.weights import Weights
 from magicseg.weights.hashing import path_identity
 from magicseg.weights.manifest import Manifest

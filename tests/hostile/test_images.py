@@ -16,7 +16,7 @@ from magicseg.images.codecs import check_jpeg, decode_jpeg, encode_jpeg
 from magicseg.images.index_maps import read_index_map
 from magicseg.images.reading import read_image
 from magicseg.labels import load_vocabulary
-from magicseg.stages.mask.labelling import label_pictures
+from magicseg.stages.mask.image_labelling import label_images
 
 
 def encoded(format, size=(40, 30), mode="RGB", **save):
@@ -92,7 +92,7 @@ def test_a_hostile_image_is_recorded_as_failed_and_the_others_are_processed(tmp_
 
     files = {each: tmp_path / each for each in ("a.jpg", "b.png")}
     tracemalloc.start()
-    done = label_pictures(files, tmp_path / "out", "record", {}, lambda: labeller, classes=1, relief="")
+    done = label_images(files, tmp_path / "out", "record", {}, lambda: labeller, classes=1, relief="")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert [each.labelled for each in done] == [False, True]

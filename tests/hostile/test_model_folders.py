@@ -27,7 +27,7 @@ from magicseg.model.saved_model import save_segmenter
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.text_cache import cached_texts
 from magicseg.stages.describe.local_model import TransformersCaptioner
-from magicseg.stages.generate.options import DiffusersOptions
+from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.pipeline import load_pipeline
 from magicseg.stages.generate.pipeline_folder import read_index
 from magicseg.train.checkpoints import newest_checkpoint

@@ -15,14 +15,14 @@ import pytest
 from PIL import Image
 
 from magicseg.run.attempts import Attempts
-from magicseg.stages.mask.labelling import label_pictures
+from magicseg.stages.mask.image_labelling import label_images
 
 CODE = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
 from magicseg.core.signals import StopFlag, on_signals
-from magicseg.stages.mask.labelling import label_pictures
+from magicseg.stages.mask.image_labelling import label_images
 from magicseg.run.attempts import forget_attempts
 
 folder, out, *numbers = sys.argv[1:]
@@ -35,7 +35,7 @@ def label(image):
 
 files = {path.name: path for path in sorted(Path(folder).iterdir())}
 with on_signals(StopFlag(), then=forget_attempts) as stop:
-    label_pictures(
+    label_images(
         files, Path(out), "record.jsonl", {}, lambda: label, classes=1, relief="give less", should_stop=stop
     )
 """
@@ -63,7 +63,7 @@ def labelled(folder, out):
         return np.zeros(image.shape[:2], np.uint16), {}
 
     files = {path.name: path for path in sorted(Path(folder).iterdir())}
-    done = label_pictures(files, out, "record.jsonl", {}, lambda: label, classes=1, relief="give less")
+    done = label_images(files, out, "record.jsonl", {}, lambda: label, classes=1, relief="give less")
     return {one.name: one.entry for one in done}, seen
 
 

@@ -10,7 +10,7 @@ from helpers import tiny_training
 from helpers.tiny_training import PLAN
 from magicseg.backends import DetectRequest, SegmentRequest
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.options import DetectorOptions, SegmenterOptions
+from magicseg.vision.model_options import DetectorOptions, SegmenterOptions
 from magicseg.vision.transformers_detector import load_detector
 from magicseg.vision.transformers_segmenter import load_segmenter
 from training import detector, painted, scenes, segmenter

@@ -12,7 +12,7 @@ from magicseg.data.labelled_folders import voc_samples
 from magicseg.data.protocol import load_protocol
 from magicseg.images.reading import decode_image, read_image, read_size, rgb_pixels
 from magicseg.labels import Label, Vocabulary
-from magicseg.stages.mask.labelling import label_pictures
+from magicseg.stages.mask.image_labelling import label_images
 
 RAMP = np.linspace(1000, 5000, 24).round().reshape(4, 6)
 CLEAR = np.dstack([np.full((4, 6, 3), 10, np.uint8), np.array([[0, 0, 0, 255, 255, 255]] * 4, np.uint8)])
@@ -69,7 +69,7 @@ def test_a_file_gives_the_same_pixels_in_every_command(tmp_path, kind):
         seen["predict and mask"] = image
         return np.zeros(image.shape[:2], np.uint16), {}
 
-    label_pictures({"a": path}, tmp_path / "out", "record", {}, lambda: labeller, classes=1, relief="")
+    label_images({"a": path}, tmp_path / "out", "record", {}, lambda: labeller, classes=1, relief="")
     vocabulary = Vocabulary(name="mine", labels=(Label(id=1, name="cat"),))
     seen["training"] = voc_samples(tmp_path, "val", vocabulary).read(np.array([0]))[0][0]
     seen["evaluation"] = open_data_set(load_protocol(str(tmp_path / "mine.yaml")), tmp_path).image("a")
@@ -128,7 +128,7 @@ def test_pages_behind_the_first_are_counted(tmp_path, format):
     def labeller(image):
         return np.zeros(image.shape[:2], np.uint16), {}
 
-    (done,) = label_pictures(
+    (done,) = label_images(
         {"a": tmp_path / "a"}, tmp_path / "out", "record", {}, lambda: labeller, classes=1, relief=""
     )
     assert done.entry["skipped_pages"] == 2
@@ -143,7 +143,7 @@ def test_an_image_above_the_limit_is_named_and_the_limit_can_be_raised(tmp_path)
 
     def labelled(limit):
         files = {"a": tmp_path / "a.png"}
-        return label_pictures(
+        return label_images(
             files, tmp_path / "out", "r", {}, lambda: labeller, classes=1, relief="", max_pixels=limit
         )[0]
 

@@ -13,7 +13,7 @@ REPLACEMENT = "nothing"
 def counterfactual_caption(
     request: GenerateRequest, method: Literal["replace", "rewrite", "inpaint"]
 ) -> str | Rejection:
-    """The text of the image without the objects, by ``method``; a rejection if it would not be one."""
+    """Return the counterfactual's caption, by ``method``; a rejection if it names a label or equals the caption."""
     if method == "replace":
         return _replaced(request)
     text = request.counterfactual
@@ -27,7 +27,7 @@ def counterfactual_caption(
 
 def _replaced(request: GenerateRequest) -> str | Rejection:
     missing = [label.name for label in request.labels if not names(request.caption, label)]
-    if missing:  # replacing the others would leave half of a pair that shows something else
+    if missing:  # the counterfactual would still show that label
         return Rejection(reason="label-not-in-caption", detail=f"{missing[0]!r} in {request.caption!r}")
     text = replace_labels(request.caption, request.labels)
     if text == request.caption:
@@ -36,7 +36,7 @@ def _replaced(request: GenerateRequest) -> str | Rejection:
 
 
 def replace_labels(text: str, labels: Iterable[Label]) -> str:
-    """``text`` with every name, synonym and plural of ``labels`` replaced by "nothing".
+    """Replace every name, synonym and plural of ``labels`` in ``text`` by "nothing".
 
     Longer names first: of the labels "dog" and "hot dog", "a hot dog" becomes "a nothing". A qualifier in parentheses
     goes with its name: "a bow (weapon)" becomes "a nothing".

@@ -18,16 +18,16 @@ from magicseg.core.randomness import sample_seed
 from magicseg.labels import Label
 from magicseg.stages.batches import answered_in_batches
 from magicseg.stages.generate.counterfactual import counterfactual_caption
-from magicseg.stages.generate.options import DiffusersOptions
+from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.pipeline_folder import SD3_PARTS, parts_of, read_files, read_index
 from magicseg.weights import Weights, place_of
 from magicseg.weights.cache import location
 
 if TYPE_CHECKING:
     from magicseg.stages.generate.inpainting import ObjectRemover, Where
-    from magicseg.stages.generate.pipeline import Painted, TextToImage
+    from magicseg.stages.generate.pipeline import PaintedImages, TextToImage
 
-RECIPE = 1  # goes up whenever the same request, options and weights give other pixels
+RECIPE = 1  # raise it when the same request, options and weights give other pixels
 
 FAULTS = ("black-image", "flat-image", "unsafe-image")
 REMOVAL_FAULTS = ("object-missing", "object-too-large")
@@ -76,7 +76,7 @@ class DiffusersGenerator:
 
     @classmethod
     def identity(cls, options: DiffusersOptions) -> Mapping[str, str | int]:
-        """The recipe's number, and for inpainting that of finding objects."""
+        """Return the recipe's number, and for inpainting the recipe of finding objects."""
         found: dict[str, str | int] = {"diffusers": RECIPE}
         if options.inpaint:
             found["finding"] = finding.RECIPE
@@ -86,7 +86,7 @@ class DiffusersGenerator:
 
     @classmethod
     def weights(cls, options: DiffusersOptions) -> list[Weights]:
-        """The pipeline. Raises: BackendError if a path holds none of a known family."""
+        """Return the pipeline. Raises BackendError if a path holds no pipeline of a known family."""
         by_path = options.revision is None
         if by_path:
             parts = parts_of(read_index(place_of(options.model), drop_t5=options.drop_t5))
@@ -114,11 +114,11 @@ class DiffusersGenerator:
         self._batch_size = settings.batch_size
         self._options = options
         self.pipeline = TextToImage(options, location(self.weights(options)[0]), settings.size)
-        self.pipeline.rehearse(settings.batch_size)
+        self.pipeline.warm_up(settings.batch_size)
         self._remover = _remover(self.pipeline, options, settings.batch_size)
 
     def check_labels(self, labels: Sequence[Label]) -> None:
-        """Raise BackendError if objects of one of these could not be looked for."""
+        """Raise BackendError if the detector of inpainting cannot query one of these labels."""
         if self._remover is not None:
             self._remover.check_labels(labels)
 
@@ -163,15 +163,18 @@ class DiffusersGenerator:
             [*captions, *texts], [*(image for image, _ in seeds), *(other for _, other in seeds)]
         )
         count = self._batch_size
-        return [(self._judged(painted, row), self._judged(painted, count + row)) for row in range(len(batch))]
+        return [
+            (self._image_or_fault(painted, row), self._image_or_fault(painted, count + row))
+            for row in range(len(batch))
+        ]
 
     def _paint_and_remove(
         self, batch: Sequence[_PairRequest], captions: Sequence[str], seeds: Sequence[int]
     ) -> list[tuple[Image | str, Image | str]]:
-        """The images first; then, of those that show their objects, the counterfactuals by filling."""
+        """Paint the images, then fill the objects of those that show all of them: the counterfactuals."""
         assert self._remover is not None
         painted = self.pipeline.paint(captions, seeds)
-        images = [self._judged(painted, row) for row in range(len(batch))]
+        images = [self._image_or_fault(painted, row) for row in range(len(batch))]
         good = [(row, image) for row, image in enumerate(images) if not isinstance(image, str)]
         holes = self._remover.holes([image for _, image in good], [batch[row].request for row, _ in good])
         others: dict[int, Image | str] = {}
@@ -189,11 +192,11 @@ class DiffusersGenerator:
                 [image for _, image, _ in padded],
                 [hole for _, _, hole in padded],
             )
-            others = {row: self._judged(filled, place) for place, (row, _, _) in enumerate(to_fill)}
+            others = {row: self._image_or_fault(filled, place) for place, (row, _, _) in enumerate(to_fill)}
         return [(image, others.get(row, "")) for row, image in enumerate(images)]
 
-    def _judged(self, painted: "Painted", row: int) -> Image | str:
-        """An image, or what is wrong with it."""
+    def _image_or_fault(self, painted: "PaintedImages", row: int) -> Image | str:
+        """Return an image, or its fault."""
         if painted.unsafe[row]:
             return "unsafe-image"
         if painted.undefined[row]:
@@ -225,12 +228,12 @@ def _remover(pipeline: "TextToImage", options: DiffusersOptions, batch_size: int
     from magicseg.stages.generate.inpainting import ObjectRemover
 
     remover = ObjectRemover(pipeline, options.inpaint)
-    remover.rehearse(batch_size)
+    remover.warm_up(batch_size)
     return remover
 
 
 def image_fault(image: Image, min_contrast: float) -> str | None:
-    """ "black-image", "flat-image" (standard deviation below ``min_contrast``, in 0 to 255), or None."""
+    """Return "black-image", "flat-image" (standard deviation below ``min_contrast``, in 0 to 255), or None."""
     if not image.any():
         return "black-image"
     return "flat-image" if float(np.std(image, dtype=np.float64)) < min_contrast else None

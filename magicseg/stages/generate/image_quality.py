@@ -1,19 +1,19 @@
-"""What can be told of an image by itself: its hash, sharpness and contrast."""
+"""Measures of a single image: its hash, sharpness and contrast."""
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 
 from magicseg.backends import Image
 
 
 def grey(image: Image) -> NDArray[np.float32]:
-    """Luminance (height, width), 0 to 255."""
-    return np.asarray(Pictures.fromarray(image).convert("L"), dtype=np.float32)
+    """Return the luminance (height, width), 0 to 255."""
+    return np.asarray(PIL.Image.fromarray(image).convert("L"), dtype=np.float32)
 
 
 def sharpness(image: Image) -> float:
-    """Variance of the Laplacian of the grey image: low where it is blurred (Pech-Pacheco et al., ICPR 2000)."""
+    """Return the variance of the Laplacian of the grey image: low if it is blurred (Pech-Pacheco et al. 2000)."""
     values = grey(image)
     inner = values[1:-1, 1:-1]
     around = values[:-2, 1:-1] + values[2:, 1:-1] + values[1:-1, :-2] + values[1:-1, 2:]
@@ -21,15 +21,15 @@ def sharpness(image: Image) -> float:
 
 
 def contrast(image: Image) -> float:
-    """Standard deviation of the grey image; 0 for a black one."""
+    """Return the standard deviation of the grey image, 0 for a black image."""
     return float(grey(image).std())
 
 
 def difference_hash(image: Image) -> str:
-    """64 bits as 16 hexadecimal digits: which of neighbouring cells of a 9 x 8 thumbnail is darker.
+    """Return 64 bits as 16 hexadecimal digits: the signs of horizontal differences in a 9 x 8 thumbnail.
 
     Near duplicates differ in few bits. The library ImageHash does the same, and brings SciPy and PyWavelets with it.
     """
-    small = np.asarray(Pictures.fromarray(image).convert("L").resize((9, 8), Pictures.Resampling.LANCZOS))
+    small = np.asarray(PIL.Image.fromarray(image).convert("L").resize((9, 8), PIL.Image.Resampling.LANCZOS))
     bits = small[:, 1:] > small[:, :-1]
     return np.packbits(bits).tobytes().hex()

@@ -1,4 +1,4 @@
-"""Counterfactuals by removal: the objects' pixels of an image filled, all others kept. Imports torch."""
+"""Counterfactuals by inpainting: the objects' pixels are filled, all others are kept. Imports torch."""
 
 import warnings
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from typing import Any
 
 import diffusers
 import numpy as np
+import PIL.Image
 import torch
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 from PIL import ImageFilter
 
 from magicseg.backends import DetectRequest, GenerateRequest, Image
@@ -21,8 +21,8 @@ from magicseg.core.devices import (
 )
 from magicseg.core.errors import BackendError
 from magicseg.labels import Label
-from magicseg.stages.generate.options import InpaintOptions
-from magicseg.stages.generate.pipeline import Painted, TextToImage, to_painted
+from magicseg.stages.generate.diffusers_options import InpaintOptions
+from magicseg.stages.generate.pipeline import PaintedImages, TextToImage, to_painted
 from magicseg.vision.batches import HasBatch
 from magicseg.vision.finder import Finder
 
@@ -37,7 +37,7 @@ class ObjectRemover:
         self._painter, self._options = painter, options
         try:
             with warnings.catch_warnings():
-                # One of the modules that diffusers imports to know all pipelines uses it.
+                # diffusers imports all pipelines here, and one of them uses it.
                 warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
                 self._pipe: Any = diffusers.AutoPipelineForInpainting.from_pipe(painter.pipe)
         except ValueError as error:
@@ -72,8 +72,8 @@ class ObjectRemover:
 
     def fill(
         self, texts: Sequence[str], seeds: Sequence[int], images: Sequence[Image], holes: Sequence[Where]
-    ) -> Painted:
-        """The images with their holes filled; every pixel outside is the image's own. Raises: OutOfMemory."""
+    ) -> PaintedImages:
+        """Return the images with their holes filled; pixels outside do not change. Raises OutOfMemory."""
         try:
             result = self._call(texts, seeds, images, holes)
         except (RuntimeError, MemoryError) as error:
@@ -88,7 +88,7 @@ class ObjectRemover:
         )
         raise OutOfMemory(
             f"generate.batch_size is {len(texts)}: no memory to fill so many images: {message}",
-            hint=f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then made anew)"
+            hint=f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then regenerated)"
             if fitting
             else "not even 1 fits: try generate.options.vae_slicing, attention_slicing or a smaller dtype",
         )
@@ -99,21 +99,21 @@ class ObjectRemover:
         painter = self._painter
         painter.use_threads()
         arguments = painter.arguments(texts, seeds, painter.steps) | {
-            "image": [Pictures.fromarray(image) for image in images],
-            "mask_image": [Pictures.fromarray(hole.astype(np.uint8) * 255) for hole in holes],
+            "image": [PIL.Image.fromarray(image) for image in images],
+            "mask_image": [PIL.Image.fromarray(hole.astype(np.uint8) * 255) for hole in holes],
             "strength": self._options.strength,
         }
         return self._pipe(**arguments)
 
-    def _overlaid(self, result: Any, images: Sequence[Image], holes: Sequence[Where]) -> Painted:
+    def _overlaid(self, result: Any, images: Sequence[Image], holes: Sequence[Where]) -> PaintedImages:
         filled = to_painted(result.images, getattr(result, "nsfw_content_detected", None))
         kept = ~np.stack(holes)[..., None]
-        return Painted(
+        return PaintedImages(
             images=np.where(kept, np.stack(images), filled.images), undefined=filled.undefined, unsafe=filled.unsafe
         )
 
-    def rehearse(self, count: int) -> None:
-        """One call, so that what does not fit shows before the first shard. Raises: BackendError, OutOfMemory."""
+    def warm_up(self, count: int) -> None:
+        """Make one call, so that errors show before the first shard. Raises BackendError, OutOfMemory."""
         size = self._painter.size
         image = np.full((size, size, 3), 128, np.uint8)
         hole = np.zeros((size, size), bool)
@@ -131,9 +131,9 @@ class ObjectRemover:
 
 
 def grown(inside: Where, share: float) -> Where:
-    """``inside`` with a margin of ``share`` of the image's side."""
+    """Return ``inside`` with a margin of ``share`` of the image's longer side."""
     radius = round(share * max(inside.shape))
     if not radius:
         return inside
-    picture = Pictures.fromarray(inside.astype(np.uint8) * 255)
-    return np.asarray(picture.filter(ImageFilter.MaxFilter(2 * radius + 1))) > 0
+    area = PIL.Image.fromarray(inside.astype(np.uint8) * 255)
+    return np.asarray(area.filter(ImageFilter.MaxFilter(2 * radius + 1))) > 0

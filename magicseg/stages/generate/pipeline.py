@@ -1,4 +1,4 @@
-"""A diffusion pipeline with everything about it fixed: text and seeds to pixels, always at one batch size.
+"""A diffusion pipeline with fixed settings: texts and seeds to pixels, always at one batch size.
 
 This module imports torch and diffusers; `magicseg.stages.generate.diffusion` imports it when a pipeline is needed.
 """
@@ -29,8 +29,8 @@ from magicseg.core.devices import (
 )
 from magicseg.core.errors import BackendError
 from magicseg.core.text import printable
+from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.families import FAMILIES, SCHEDULERS, Family
-from magicseg.stages.generate.options import DiffusersOptions
 from magicseg.stages.generate.pipeline_folder import T5_PARTS, parts_of, read_index
 from magicseg.weights import only_variant
 
@@ -45,8 +45,8 @@ _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 @dataclass(frozen=True)
-class Painted:
-    """A batch's images: uint8 (images, size, size, 3); which hold undefined values; which were flagged as unsafe."""
+class PaintedImages:
+    """A batch of images, uint8 (images, size, size, 3), with flags (images,): undefined values, unsafe content."""
 
     images: NDArray[np.uint8]
     undefined: NDArray[np.bool_]
@@ -57,9 +57,9 @@ class TextToImage:
     """A loaded pipeline."""
 
     def __init__(self, options: DiffusersOptions, folder: Path, size: int) -> None:
-        """Load the weights that lie in ``folder``. Args: size: height and width in pixels.
+        """Load the weights in ``folder``.
 
-        Raises: BackendError saying what does not fit.
+        Args: size: height and width in pixels. Raises BackendError that says what does not fit.
         """
         self._options = options
         self.size = size
@@ -74,24 +74,23 @@ class TextToImage:
 
     @property
     def device(self) -> str:
-        """Where it computes."""
+        """The device that computes: "cuda" or "cpu"."""
         return self._options.device
 
     def use_threads(self) -> None:
-        """On the CPU, have the next calls use as many threads as the options say."""
+        """On the CPU, use the options' number of threads in the next calls."""
         use_threads(self._options.device, self._options.cpu_threads)
 
     @property
     def steps(self) -> int:
-        """Of the sampler, for every image."""
+        """Sampler steps per image."""
         return self._options.steps
 
-    def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> Painted:
-        """One image per text; if steps are shared, the second half are the counterfactuals of the first.
+    def paint(self, texts: Sequence[str], seeds: Sequence[int]) -> PaintedImages:
+        """Paint one image per text. If steps are shared, the second half are the counterfactuals of the first half.
 
-        Args: seeds: of each image's initial noise, and of the noise of its steps if the scheduler adds any. It is
-        drawn on the CPU, image by image.
-        Raises: OutOfMemory.
+        Args: seeds: one per image, for its initial noise and for the noise of its steps if the scheduler adds any.
+        Noise is drawn on the CPU, image by image. Raises OutOfMemory.
         """
         self.use_threads()
         try:
@@ -104,10 +103,10 @@ class TextToImage:
             message = first_line(error)
         raise self._explained_shortage(len(texts) // self._images_per_pair, message)
 
-    def rehearse(self, pairs: int) -> None:
-        """One short call with a batch of ``pairs``: what does not fit shows before the first shard.
+    def warm_up(self, pairs: int) -> None:
+        """Make one short call with a batch of ``pairs``, so that errors show before the first shard.
 
-        Raises: OutOfMemory; BackendError if the checkpoint's parts or the options do not fit each other.
+        Raises OutOfMemory, or BackendError if the checkpoint's parts or the options do not fit each other.
         """
         try:
             self._try(pairs)
@@ -123,7 +122,7 @@ class TextToImage:
         raise self._explained_shortage(pairs, message)
 
     def arguments(self, texts: Sequence[str], seeds: Sequence[int], steps: int) -> dict[str, Any]:
-        """What the pipeline is called with."""
+        """Return the arguments of a call of the pipeline."""
         options, family = self._options, self.family
         arguments: dict[str, Any] = {
             "prompt": list(texts),
@@ -151,7 +150,7 @@ class TextToImage:
         return arguments
 
     def lost_tokens(self, text: str) -> int:
-        """How many tokens at the end of ``text`` none of the text encoders sees."""
+        """Return how many tokens at the end of ``text`` no text encoder sees."""
         losses = []
         for name in _TOKENIZERS:
             tokenizer = getattr(self.pipe, name, None)
@@ -184,10 +183,10 @@ class TextToImage:
             )
 
     def _explained_shortage(self, pairs: int, message: str) -> OutOfMemory:
-        """The error for a batch that does not fit, with the largest half, quarter... of it that does."""
+        """Return the error for a batch that does not fit. It names the largest half, quarter... of it that fits."""
         fitting = largest_fitting(pairs, self._try)
         if fitting:
-            hint = f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then made anew)"
+            hint = f"{fitting} fits: set generate.batch_size to {fitting} (its shards are then regenerated)"
         else:
             hint = "not even 1 fits: try generate.options.vae_slicing, attention_slicing, offload or a smaller dtype"
         return OutOfMemory(
@@ -197,16 +196,16 @@ class TextToImage:
         )
 
     def _try(self, pairs: int) -> None:
-        """A batch in few steps: each step takes the same memory. Not in one: to some pipelines that is special."""
+        """Paint a batch in two or more steps: all take the same memory, but one step is special in some pipelines."""
         steps = min(self._options.steps, max(2, self._options.shared_steps + 1))
         images = pairs * self._images_per_pair
         self.pipe(**self.arguments(["a photo"] * images, [0] * images, steps))
 
 
 def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
-    """The pipeline on the CPU. Raises: BackendError: missing, damaged, of another architecture, with weights lacking.
+    """Load the pipeline on the CPU. Only safetensors are read, and a checkpoint's code is not run.
 
-    Only safetensors are read, and no code that comes with a checkpoint is run.
+    Raises BackendError if files are missing or damaged, or do not fit the architecture.
     """
     index = read_index(folder, drop_t5=options.drop_t5)
     extra: dict[str, Any] = dict.fromkeys(T5_PARTS) if options.drop_t5 else {}
@@ -261,7 +260,7 @@ def _refuse_unnamed_variant(options: DiffusersOptions, folder: Path, parts: Sequ
 
 
 def _knows_words(tokenizer: Any) -> bool:
-    """Whether a tokenizer has a vocabulary: without its files the library makes an empty one."""
+    """Return whether a tokenizer has a vocabulary: without its files the library makes an empty one."""
     tokens = tokenizer("a photo of a cat", add_special_tokens=False)["input_ids"]
     return any(token != tokenizer.unk_token_id for token in tokens)
 
@@ -272,13 +271,13 @@ def _where(options: DiffusersOptions) -> str:
 
 def _remedy(options: DiffusersOptions) -> str:
     if options.revision is None:
-        return "fetch the checkpoint anew, in safetensors; compare the files' sizes with their source"
+        return "fetch the checkpoint again, in safetensors; compare the files' sizes with their source"
     return "its files must be safetensors; whether they are sound: magicseg fetch RUN --verify"
 
 
 @contextlib.contextmanager
 def _library_warnings() -> Iterator[list[str]]:
-    """Collect what the libraries warn of, instead of printing it."""
+    """Collect the libraries' warnings instead of printing them."""
     texts: list[str] = []
 
     class Collector(logging.Handler):
@@ -300,7 +299,7 @@ def _library_warnings() -> Iterator[list[str]]:
 
 
 def _prepare_device(options: DiffusersOptions) -> None:
-    """What makes equal calls give equal bits, for the whole process."""
+    """Make equal calls give equal bits, for the whole process."""
     diffusers.utils.logging.set_verbosity_error()  # truncation is counted, not printed
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -324,7 +323,7 @@ def _set_scheduler(pipe: Any, options: DiffusersOptions) -> None:
 
 
 def _place(pipe: Any, options: DiffusersOptions) -> None:
-    """Put the weights where the options say, compiled if they say so."""
+    """Move the weights to the options' device, with offloading and compilation if set."""
     if options.attention_slicing:
         pipe.enable_attention_slicing()
     if options.vae_slicing:
@@ -350,19 +349,19 @@ def _place(pipe: Any, options: DiffusersOptions) -> None:
 
 
 def _share(steps: int, step: int, latents: torch.Tensor) -> torch.Tensor:
-    """Latents after ``step``, the second half like the first while ``step`` is among the first ``steps``."""
+    """Return the latents after ``step``; in the first ``steps`` the second half becomes a copy of the first."""
     if step >= steps:
         return latents
     positives = latents[: len(latents) // 2]
     return torch.cat([positives, positives])
 
 
-def to_painted(images_NCHW: torch.Tensor, flags: Sequence[bool] | None) -> Painted:
-    """Args: images_NCHW: float, 0 to 1, on the device."""
+def to_painted(images_NCHW: torch.Tensor, flags: Sequence[bool] | None) -> PaintedImages:
+    """Return a batch as uint8 images on the CPU. Args: images_NCHW: float, 0 to 1, on the device."""
     images = images_NCHW.float()
     undefined = ~torch.isfinite(images).flatten(1).all(dim=1)
     pixels = images.nan_to_num(0.0).mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-    return Painted(
+    return PaintedImages(
         images=np.ascontiguousarray(pixels.cpu().numpy()),
         undefined=undefined.cpu().numpy(),
         unsafe=np.array(flags if flags is not None else [False] * len(images), dtype=bool),

@@ -14,7 +14,7 @@ Where = NDArray[np.bool_]  # (height, width)
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """An object's pixels, those of which it is unsure, its label's id and its score."""
+    """An object's pixels, its uncertain pixels, its label's id and its score."""
 
     inside: Where
     unsure: Where
@@ -25,8 +25,8 @@ class Outline:
 def outline(logits: NDArray[np.float32], *, label_id: int, score: float, min_island: float, margin: float) -> Outline:
     """Threshold an object's logits.
 
-    Args: logits: (height, width), above 0 inside. min_island: parts below this share of the image are dropped, but
-    for the greatest. margin: logits nearer to 0 are unsure.
+    Args: logits: (height, width), above 0 inside. min_island: parts below this share of the image are dropped, except
+    the largest. margin: pixels with logits nearer to 0 are uncertain.
     """
     inside = without_islands(logits > 0, min_island)
     unsure = (np.abs(logits) < margin) & (inside | (logits <= 0))
@@ -34,7 +34,7 @@ def outline(logits: NDArray[np.float32], *, label_id: int, score: float, min_isl
 
 
 def without_islands(inside: Where, min_share: float) -> Where:
-    """Drop the connected parts (8 neighbours) below a share of the image; the greatest part always stays."""
+    """Drop the connected parts (8 neighbours) below a share of the image; the largest part always stays."""
     from scipy.ndimage import label
 
     if min_share <= 0 or not inside.any():
@@ -50,10 +50,10 @@ def without_islands(inside: Where, min_share: float) -> Where:
 
 
 def class_map(outlines: Iterable[Outline], shape: tuple[int, ...]) -> ClassMap:
-    """Where objects overlap, the better score wins, and of equal ones the smaller object: it lies in front.
+    """Compose a class map. Where objects overlap, the better score wins, and of equal scores the smaller object.
 
-    An object's unsure pixels become IGNORE, unless a better one is sure of them. The outlines are taken one by one,
-    and none is kept.
+    An object's uncertain pixels become IGNORE, unless an object with a better score covers them. The outlines are
+    consumed one by one and not kept.
     """
     result = np.full(shape, BACKGROUND, dtype=np.uint16)
     front = np.zeros(shape, np.int32)  # number of the object in front, from 1
@@ -70,7 +70,7 @@ def class_map(outlines: Iterable[Outline], shape: tuple[int, ...]) -> ClassMap:
 
 
 def box_agreement(inside: Where, box: NDArray[np.float32]) -> float:
-    """IoU of an outline's bounding box and the box that it was drawn for; 0 for an empty outline."""
+    """Return the IoU of an outline's bounding box and the detector's box; 0 for an empty outline."""
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if not rows.size:
         return 0.0
@@ -82,6 +82,6 @@ def box_agreement(inside: Where, box: NDArray[np.float32]) -> float:
 
 
 def agreement(one: Where, other: Where) -> float:
-    """IoU of two areas; 1 if both are empty."""
+    """Return the IoU of two areas; 1 if both are empty."""
     union = int((one | other).sum())
     return int((one & other).sum()) / union if union else 1.0

@@ -1,4 +1,4 @@
-"""``magicseg mask --images``: mask a folder of images. Output files: see `magicseg.stages.mask.labelling`."""
+"""``magicseg mask --images``: mask a folder of images. Output files: see `magicseg.stages.mask.image_labelling`."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,19 +20,19 @@ from magicseg.core.settings import Settings
 from magicseg.images.listing import images_in
 from magicseg.images.reading import MAX_PIXELS
 from magicseg.labels import Vocabulary
-from magicseg.stages.mask.labelling import LabelledPicture, Labeller, label_pictures
+from magicseg.stages.mask.image_labelling import LabelledImage, Labeller, label_images
 from magicseg.weights import Weights
 from magicseg.weights.cache import seen_cache, snapshot
 from magicseg.weights.hashing import path_identity
 
 RECORD = "masks.jsonl"
-RECIPE = 2  # goes up whenever the same photograph gives a masker other pixels
+RECIPE = 2  # raise it when a masker gets other pixels for the same image file
 
 
 def refuse_uncached(settings: MaskSettings, hint: str) -> None:
-    """See that weights by name are in this machine's cache, where no run says which files they have.
+    """Raise BackendError if weights by name are not whole in this machine's cache.
 
-    Args: hint: how to get them. Raises: BackendError, ConfigError.
+    Args: hint: how to get them. Raises ConfigError for options that the back end does not take.
     """
     backend, options, _ = _chosen(settings)
     for weights in (weights for each in with_nested(backend, options) for weights in each.weights()):
@@ -50,10 +50,10 @@ def _is_cached(weights: Weights) -> bool:
     return bool(weights.chosen(names)) and not weights.lacking(names)
 
 
-def photograph_masker(settings: MaskSettings) -> Masker:
-    """The masker of these settings for single photographs: one at a time, which need not show every label.
+def single_image_masker(settings: MaskSettings) -> Masker:
+    """Load the masker of these settings for single images, which need not show every label.
 
-    Raises: BackendError, ConfigError.
+    Raises BackendError, ConfigError.
     """
     backend, options, effective = _chosen(settings)
     constructor: Any = backend
@@ -70,7 +70,7 @@ def photograph_masker(settings: MaskSettings) -> Masker:
 
 
 def _chosen(settings: MaskSettings) -> tuple[type[Backend], Settings, MaskSettings]:
-    """The back end, its options and the stage's settings, as they are for photographs."""
+    """Return the back end, its options and the stage's settings, as they are for single images."""
     backend, options = choose_backend("maskers", settings.backend, settings.options, "mask")
     if "missing_labels" in type(options).model_fields:
         options = options.model_copy(update={"missing_labels": "keep"})
@@ -79,7 +79,7 @@ def _chosen(settings: MaskSettings) -> tuple[type[Backend], Settings, MaskSettin
 
 
 def _deciding(vocabulary: Vocabulary, settings: MaskSettings) -> dict[str, Any]:
-    """All that decides a photograph's mask, as plain data. Raises: BackendError if weights by path cannot be read."""
+    """Return everything that affects a mask, as plain data. Raises BackendError if weights by path cannot be read."""
     backend, options, effective = _chosen(settings)
     recipes: dict[str, str | int] = {"photographs": RECIPE}
     weights: dict[str, str] = {}
@@ -96,23 +96,23 @@ def _deciding(vocabulary: Vocabulary, settings: MaskSettings) -> dict[str, Any]:
     }
 
 
-def mask_photographs(
+def mask_folder(
     folder: Path,
     vocabulary: Vocabulary,
     settings: MaskSettings,
     out: Path,
     *,
     max_pixels: int = MAX_PIXELS,
-    report: Callable[[LabelledPicture], None] = lambda done: None,
+    report: Callable[[LabelledImage], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[LabelledPicture]:
-    """Mask every photograph in a folder, as `label_pictures` does.
+) -> list[LabelledImage]:
+    """Mask every image in a folder, as `label_images` does.
 
-    Raises: DataError if OUT holds masks of other labels, settings or weights; StoreError; BackendError.
+    Raises DataError if OUT holds masks of other labels, settings or weights; StoreError; BackendError.
     """
 
     def make_labeller() -> Labeller:
-        masker = photograph_masker(settings)
+        masker = single_image_masker(settings)
         check_labels = getattr(masker, "check_labels", None)
         if check_labels is not None:
             check_labels(vocabulary.labels)
@@ -126,7 +126,7 @@ def mask_photographs(
 
         return label
 
-    return label_pictures(
+    return label_images(
         {name: folder / name for name in images_in(folder, out)},
         out,
         RECORD,

@@ -1,11 +1,11 @@
-"""The masker that needs no detector: the object is where an image and its counterfactual differ."""
+"""The masker ``pair-difference``: the object is where an image and its counterfactual differ. Needs no detector."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import PIL.Image
 from numpy.typing import NDArray
-from PIL import Image as Pictures
 from PIL import ImageFilter
 from pydantic import Field
 
@@ -14,7 +14,7 @@ from magicseg.core.settings import Settings
 from magicseg.labels import BACKGROUND
 from magicseg.stages.mask.class_map import without_islands
 
-RECIPE = 1  # goes up whenever the same pair and options give another mask
+RECIPE = 1  # raise it when the same pair and options give another mask
 
 _DEEPEST_SHADOW = 0.6  # a shadow leaves at least this share of the light
 
@@ -33,30 +33,30 @@ class PairDifferenceMasker:
             6,
             ge=0,
             lt=255,
-            description="what is the counterfactual, only darker, up to this difference is a shadow; 0 = off",
+            description="a darker counterfactual within this difference is a shadow; 0 = off",
         )
         min_island: float = Field(
             0.0,
             ge=0,
             lt=1,
-            description="share of the image; smaller parts are dropped, but for the greatest; 0 = off",
+            description="share of the image; smaller parts are dropped, except the largest; 0 = off",
         )
-        fill_holes: bool = Field(False, description="what the object encloses is the object")
+        fill_holes: bool = Field(False, description="enclosed pixels belong to the object")
         close_gaps: int = Field(0, ge=0, le=50, description="pixels; narrower gaps and notches are closed")
         min_area: float = Field(0.005, ge=0, lt=1, description="share of the image")
         max_area: float = Field(0.7, gt=0, le=1, description="share of the image")
 
     @classmethod
     def identity(cls, options: "PairDifferenceMasker.Options") -> Mapping[str, str | int]:
-        """The recipe's number: masks change only with it."""
+        """Return the recipe's number: masks change only with it."""
         return {"pair-difference": RECIPE}
 
     def __init__(self, settings: object, options: "PairDifferenceMasker.Options") -> None:
-        """Needs nothing of the stage's settings."""
+        """Keep the options. The stage's settings are not needed."""
         self._options = options
 
     def mask(self, requests: Sequence[MaskRequest]) -> list[Masked | Rejection]:
-        """One class map per pair. Several labels are refused: one difference cannot tell them apart."""
+        """Return one class map per pair. Pairs of several labels are rejected: a difference cannot separate them."""
         return [self._one(request) for request in requests]
 
     def _one(self, request: MaskRequest) -> Masked | Rejection:
@@ -65,7 +65,7 @@ class PairDifferenceMasker:
             names = ", ".join(label.name for label in request.labels) or "none"
             return Rejection(reason="ambiguous-labels", detail=f"needs exactly one label, got {names}")
         if request.counterfactual is None:
-            return Rejection(reason="no-counterfactual", detail="a photograph has none to compare it with")
+            return Rejection(reason="no-counterfactual", detail="a single image has none to compare it with")
         if request.image.shape != request.counterfactual.shape:
             shapes = f"{request.image.shape} and {request.counterfactual.shape}"
             return Rejection(reason="not-aligned", detail=shapes)
@@ -91,14 +91,14 @@ class PairDifferenceMasker:
 
 
 def difference_mask(image: Image, counterfactual: Image, options: PairDifferenceMasker.Options) -> Where:
-    """Where two images of equal size differ, but for shadows and specks, cleaned as the options say."""
+    """Return where two images of equal size differ, without shadows and specks, cleaned by the options."""
     return _differing(image, counterfactual, options)[0]
 
 
 def _differing(
     image: Image, counterfactual: Image, options: PairDifferenceMasker.Options
 ) -> tuple[Where, NDArray[np.float32]]:
-    """Where they do, and by how much: (height, width), the greatest of the channels."""
+    """Return where they differ, and by how much: (height, width), the greatest over the channels."""
     one, other = _blurred(image, options), _blurred(counterfactual, options)
     difference = np.abs(one - other).max(axis=2)
     found = difference > options.threshold
@@ -108,12 +108,12 @@ def _differing(
 
 
 def _cleaned(found: Where, options: PairDifferenceMasker.Options) -> Where:
-    """Gaps closed, holes filled, islands dropped, as the options say."""
+    """Close gaps, fill holes and drop islands, as the options say."""
     from scipy import ndimage
 
     if options.close_gaps:
         reach = (options.close_gaps + 1) // 2
-        padded = np.pad(found, reach)  # so that the image's border is no gap
+        padded = np.pad(found, reach)  # so that the image's border does not count as a gap
         disc = np.hypot(*np.ogrid[-reach : reach + 1, -reach : reach + 1]) <= reach
         found = ndimage.binary_closing(padded, structure=disc)[reach:-reach, reach:-reach]
     if options.fill_holes:
@@ -122,15 +122,15 @@ def _cleaned(found: Where, options: PairDifferenceMasker.Options) -> Where:
 
 
 def _blurred(image: Image, options: PairDifferenceMasker.Options) -> NDArray[np.float32]:
-    """(height, width, 3), 0 to 255."""
+    """Return the image as float (height, width, 3), 0 to 255, blurred if ``smoothing`` is set."""
     if options.smoothing == 0:
         return image.astype(np.float32)
-    smooth = Pictures.fromarray(image).filter(ImageFilter.GaussianBlur(options.smoothing))
+    smooth = PIL.Image.fromarray(image).filter(ImageFilter.GaussianBlur(options.smoothing))
     return np.asarray(smooth, dtype=np.float32)
 
 
 def _shadow(image: NDArray[np.float32], other: NDArray[np.float32], tolerance: float) -> Where:
-    """Where one factor on all three channels explains the image from the other, and it is a shadow's."""
+    """Return where the image is the other one times a shadow's factor, equal in all three channels."""
     factor = (image * other).sum(axis=2) / np.maximum((other * other).sum(axis=2), 1)
     unexplained = np.abs(image - factor[..., None] * other).max(axis=2)
     shadow: Where = (factor > _DEEPEST_SHADOW) & (factor < 1) & (unexplained < tolerance)
@@ -138,6 +138,6 @@ def _shadow(image: NDArray[np.float32], other: NDArray[np.float32], tolerance: f
 
 
 def _without_specks(found: Where) -> Where:
-    """The majority in each 3 x 3 neighbourhood: no specks, no pinholes."""
-    voted = Pictures.fromarray(found.astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(3))
+    """Return the majority in each 3 x 3 neighbourhood, which removes specks and pinholes."""
+    voted = PIL.Image.fromarray(found.astype(np.uint8) * 255).filter(ImageFilter.MedianFilter(3))
     return np.asarray(voted) > 127

@@ -1,10 +1,10 @@
-"""Picture after picture gets a class map, whoever makes it; what is done is written down, and not done again.
+"""Label image files one after the other and record the results, so that a second call does only what is missing.
 
 OUT/FILE.png            class ids per pixel, with a palette (more than 254 classes: 16 bits); the ignore index is 255
-OUT/overlays/FILE.jpg   the class map over the picture
-OUT/RECORD.jsonl        first all that decides a class map; then one line per picture: its SHA-256, and what was
-                        found, or why nothing
-OUT/attempts/           the pictures that are being worked on, see `magicseg.run.attempts`
+OUT/overlays/FILE.jpg   the class map over the image
+OUT/RECORD.jsonl        first everything that affects a class map; then one line per image: its SHA-256, and what was
+                        found, or why it has no class map
+OUT/attempts/           the images in progress, see `magicseg.run.attempts`
 """
 
 import contextlib
@@ -29,18 +29,18 @@ from magicseg.run.attempts import Attempts, told
 from magicseg.run.fingerprint import changed_keys
 
 Labeller = Callable[[Image], tuple[ClassMap, Mapping[str, Any]] | Rejection]
-"""A picture, uint8 (H, W, 3), to its class map and what there is to tell of it; or why it has none."""
+"""Takes an image, uint8 (H, W, 3); returns its class map and notes on it, or a rejection."""
 
 Made = tuple[tuple[bytes | None, bytes | None], dict[str, Any]]
-"""A picture's class map and overlay as files, and its entry in the record."""
+"""An image's class map and overlay as files, and its entry in the record."""
 
 _NO_FILES = (None, None)
 _RECORD_BYTES = 1 << 30  # some million images
 
 
 @dataclass(frozen=True)
-class LabelledPicture:
-    """What became of a picture: its name, whether it has a class map now, and what was told of it."""
+class LabelledImage:
+    """The result for one image file: its name, whether it has a class map now, and its entry in the record."""
 
     name: str
     labelled: bool
@@ -55,8 +55,8 @@ class LabelledPicture:
         return f"only its first page was read; {skipped} more were skipped" if skipped else None
 
 
-def label_pictures(
-    pictures: Mapping[str, Path],
+def label_images(
+    images: Mapping[str, Path],
     out: Path,
     record: str,
     head: Mapping[str, Any],
@@ -65,27 +65,27 @@ def label_pictures(
     classes: int,
     relief: str,
     max_pixels: int = MAX_PIXELS,
-    report: Callable[[LabelledPicture], None] = lambda done: None,
+    report: Callable[[LabelledImage], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[LabelledPicture]:
-    """Label every picture whose content OUT has no line for; a line is written after its files.
+) -> list[LabelledImage]:
+    """Label every image whose content has no line in the record; a line is written after its files.
 
-    A picture on which an earlier process died is not tried again, but recorded as failed.
+    An image on which an earlier process died is not tried again, but recorded as failed.
 
-    Args: pictures: files by their names in OUT. record: the name of the record. head: all that decides a class map,
-    as plain data. make_labeller: called once, if anything is to be done. classes: the greatest id. relief: what
-    makes a picture need less memory, in the imperative. max_pixels: larger pictures are not decoded.
-    Returns: what became of all of them, now or in earlier calls, as far as it got.
-    Raises: DataError if OUT holds class maps of another head; StoreError; what a labeller raises of its own.
+    Args: images: files by their names in OUT. record: the name of the record. head: everything that affects a class
+    map, as plain data. make_labeller: called once, if anything is left to do. classes: the greatest id. relief: how
+    to need less memory for an image, in the imperative. max_pixels: larger images are not decoded.
+    Returns the results of this call and of earlier ones, up to a stop.
+    Raises DataError if OUT holds class maps of another head; StoreError; a labeller's own MagicsegError.
     """
-    found: list[LabelledPicture] = []
+    found: list[LabelledImage] = []
     with (
         storage_errors(out, "run the same command again, or choose another folder: --out FOLDER"),
         Attempts(out) as attempts,
     ):
         before = _read_record(out / record, head)
         labeller = None
-        for name, path in pictures.items():
+        for name, path in images.items():
             if should_stop():
                 break
             content, digest = _content(path)
@@ -101,20 +101,20 @@ def label_pictures(
             files, entry = made
             for target, file in zip((out / f"{name}.png", out / "overlays" / f"{name}.jpg"), files, strict=True):
                 if file is None:
-                    target.unlink(missing_ok=True)  # of a picture that was replaced
+                    target.unlink(missing_ok=True)  # of an image file that was replaced
                 else:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     write_atomic(target, file)
-            done = LabelledPicture(name, entry["status"] == "kept", {**entry, "sha256": digest})
-            # Names that are no text, too: ASCII with escapes gives them back.
+            done = LabelledImage(name, entry["status"] == "kept", {**entry, "sha256": digest})
+            # ASCII with escapes also represents names that are not valid UTF-8.
             _append(out / record, json.dumps({"image": name, **done.entry}).encode())
             found.append(done)
             report(done)
     return found
 
 
-def next_step(done: Sequence[LabelledPicture], out: Path) -> str:
-    """Return the hint of a command that left pictures unlabelled."""
+def next_step(done: Sequence[LabelledImage], out: Path) -> str:
+    """Return the hint of a command that left images unlabelled."""
     if any(one.entry.get("reason") == "killed" for one in done):
         again = command("rm", "-r", out / "attempts")
         return f"to retry images on which an earlier process died: {again}; then the same command"
@@ -122,7 +122,7 @@ def next_step(done: Sequence[LabelledPicture], out: Path) -> str:
 
 
 def _content(path: Path) -> tuple[bytes | UnreadableImage, str | None]:
-    """A file's content, or why there is none, and its SHA-256."""
+    """Return a file's content, or why it cannot be read, and its SHA-256."""
     try:
         content = image_bytes(path)
     except UnreadableImage as error:
@@ -131,7 +131,7 @@ def _content(path: Path) -> tuple[bytes | UnreadableImage, str | None]:
 
 
 def _one(content: bytes | UnreadableImage, labeller: Labeller, classes: int, relief: str, max_pixels: int) -> Made:
-    """A picture's class map and overlay as files, if it gets them; and what to write down of it."""
+    """Label one image. Returns its files, if it gets a class map, and its entry in the record."""
     try:
         if isinstance(content, UnreadableImage):
             raise content
@@ -149,7 +149,7 @@ def _one(content: bytes | UnreadableImage, labeller: Labeller, classes: int, rel
             return _NO_FILES, {"status": "dropped", "reason": answer.reason, "detail": answer.detail}
         mask, told = answer
         files = class_png(mask, classes), overlay_jpeg(image, mask)
-    except Exception as error:  # foreign code: what it raises of one picture is written down
+    except Exception as error:  # foreign code: its error concerns this image only
         if _lacks_memory(error):
             size = f"{image.shape[1]} x {image.shape[0]} pixels"
             detail = f"{size} with {classes} labels do not fit into memory: {relief} ({_told(error)})"
@@ -170,7 +170,7 @@ def _told(error: Exception) -> str:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether a picture was too large. Such errors of models are known where torch is: it is not imported here."""
+    """Return whether an error says that memory does not suffice. Does not import torch: models have done that."""
     if isinstance(error, MemoryError) or "torch" not in sys.modules:
         return isinstance(error, MemoryError)
     from magicseg.core.devices import OutOfMemory, is_out_of_memory
@@ -178,8 +178,8 @@ def _lacks_memory(error: Exception) -> bool:
     return isinstance(error, OutOfMemory) if isinstance(error, MagicsegError) else is_out_of_memory(error)
 
 
-def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledPicture]:
-    """What earlier calls have done; a first line is written if there were none."""
+def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledImage]:
+    """Return the results of earlier calls. Writes the first line of a new record."""
     lines = list(_lines(path))
     if not lines:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,14 +192,14 @@ def _read_record(path: Path, head: Mapping[str, Any]) -> dict[str, LabelledPictu
             hint="choose another folder: --out FOLDER",
         )
     if not _ends_in_newline(path):
-        _append(path, b"")  # what comes next must not join a line that was cut off
-    found: dict[str, LabelledPicture] = {}
+        _append(path, b"")  # the next line must not join one that was cut off
+    found: dict[str, LabelledImage] = {}
     for line in lines[1:]:
         name, status = str(line.pop("image", "")), line.get("status")
         if status == "failed":
             found.pop(name, None)
         else:
-            found[name] = LabelledPicture(name, status == "kept", line)
+            found[name] = LabelledImage(name, status == "kept", line)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The settings of the back end ``diffusers``; all of them decide bytes, but for where the weights lie."""
+"""The settings of the back end ``diffusers``. All of them affect pixels, except the path of the weights."""
 
 from typing import ClassVar, Literal, Self
 
@@ -34,7 +34,7 @@ class InpaintOptions(OutlineOptions):
 
 
 class DiffusersOptions(PinnedSettings):
-    """Which weights, how they are sampled, what makes a counterfactual, and how memory is saved."""
+    """The weights, sampling, counterfactuals, and memory savings."""
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset({"drop_t5"})  # see `identity`
 

@@ -13,7 +13,7 @@ _FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.pth", re.ASCII)
 
 
 class ModelOptions(PinnedSettings):
-    """Which weights, and where they compute."""
+    """The weights, and the device that computes."""
 
     device: Literal["cuda", "cpu"] = "cuda"
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -35,7 +35,7 @@ class DetectorOptions(ModelOptions):
 
 
 class ClipOptions(ModelOptions):
-    """An open_clip model, which judges whole images. See `magicseg.config.model.OpenClipSettings`."""
+    """An open_clip model, which scores whole images. See `magicseg.config.model.OpenClipSettings`."""
 
     file: str = Field("open_clip_model.safetensors", description="of a folder or a repository: the weights' file")
     architecture: str | None = Field(
@@ -54,7 +54,7 @@ class ClipOptions(ModelOptions):
 
     @property
     def settings(self) -> ModelSettings:
-        """The same as training has it."""
+        """The model, with the settings of training."""
         weights = ClipWeights(model=self.model, revision=self.revision, file=self.file)
         encoder = OpenClipSettings(name="open-clip", architecture=self.architecture, weights=weights)
         return ModelSettings(encoder=encoder, class_prompt=self.class_prompt)
@@ -74,7 +74,7 @@ class SegmenterOptions(ModelOptions):
 
 
 class OriginalDetectorOptions(DetectorOptions):
-    """groundingdino-py: its checkpoint, its configuration, and the folder of its BERT."""
+    """groundingdino-py: its checkpoint, its configuration, and the folder of its text encoder."""
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset({"config"})  # see `identity`
 
@@ -99,7 +99,7 @@ class OriginalDetectorOptions(DetectorOptions):
 
 
 class OriginalSegmenterOptions(ModelOptions):
-    """segment-anything: its checkpoint and what it is of."""
+    """segment-anything: its checkpoint and the checkpoint's architecture."""
 
     file: str = Field("sam_vit_h_4b8939.pth", description="the checkpoint's name inside the folder or the hub")
     architecture: str = Field("vit_h", pattern=r"^\w+$", description="vit_h, vit_l or vit_b")
@@ -112,7 +112,7 @@ class OriginalSegmenterOptions(ModelOptions):
 
 
 def checkpoint_name(value: str) -> str:
-    """Check that a checkpoint is named inside its folder. Raises: ValueError."""
+    """Return ``value`` if it is a file name inside the model's folder, or raise ValueError."""
     if not _FILE.fullmatch(value) or ".." in value.split("/"):
         raise ValueError(f"is the name of a .pth file inside the model's folder, not {value!r}")
     return value

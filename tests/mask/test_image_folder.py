@@ -18,7 +18,7 @@ from magicseg.core.errors import BackendError, DataError
 from magicseg.images.listing import images_in
 from magicseg.images.overlays import class_png
 from magicseg.labels import IGNORE, parse_labels
-from magicseg.stages.mask.image_folder import mask_photographs
+from magicseg.stages.mask.image_folder import mask_folder
 from magicseg.weights import Weights
 
 pytestmark = pytest.mark.usefixtures("faulty")
@@ -47,7 +47,7 @@ def photograph(path, *ids, height=40, width=60, **save):
 def masked(tmp_path, *overrides, out="out"):
     """Of the photographs in "mine", what became of each, in this process."""
     settings = load_config(preset="painted", overrides=[*MASKER[3::2], *overrides]).mask
-    done = mask_photographs(tmp_path / "mine", parse_labels("cat, dog, bird"), settings, tmp_path / out)
+    done = mask_folder(tmp_path / "mine", parse_labels("cat, dog, bird"), settings, tmp_path / out)
     return {one.name: one.entry for one in done}
 
 
