@@ -1,19 +1,19 @@
 """Back ends: each takes a batch and returns a batch, without access to stores, ledgers or Slurm.
 
-A back end is a class named by an entry point (groups ``magicseg.captioners``, ``magicseg.generators``,
-``magicseg.maskers``, and for what maskers are made of ``magicseg.detectors`` and ``magicseg.segmenters``), imported
-only when a run names it. It has
+A back end is a class named by an entry point. The groups are ``magicseg.captioners``, ``magicseg.generators``,
+``magicseg.maskers``, ``magicseg.detectors`` and ``magicseg.segmenters``. The class is imported only when a run names
+it. It has
 
-- ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config); all of them are in
-  the fingerprint but for those in ``Options.NEUTRAL``, and those that name weights,
-- ``identity(options)``: what of the back end itself decides bytes, such as a recipe's number; cheap,
-- ``weights(options)``, where it needs pretrained weights: which. Their identity is part of the fingerprint,
-  ``magicseg fetch`` gets those that are named on the hub, and the constructor finds them by
+- ``Options``: a `Settings` class with its own settings (the stage's ``options`` in the config). All of them are in
+  the fingerprint, except those in ``Options.NEUTRAL`` and those that name weights,
+- ``identity(options)``: facts of the back end itself that affect bytes, such as a recipe's number; must be fast,
+- ``weights(options)``, optional: the pretrained weights that it needs. Their identity is part of the fingerprint,
+  ``magicseg fetch`` downloads those that are named on the hub, and the constructor finds them by
   `magicseg.weights.cache.location`, without a network,
-- ``LIBRARIES``, where it needs any: names of the modules that it imports when it starts, for ``magicseg doctor``,
+- ``LIBRARIES``, optional: names of the modules that it imports when it starts, for ``magicseg doctor``,
 - a constructor ``(stage settings, options)`` which loads what it needs,
-- ``check_labels(labels)``, where there are labels that it cannot do with: raises BackendError for the first such
-  label of a run, before the first shard,
+- ``check_labels(labels)``, optional: raises BackendError for the first of a run's labels that it cannot handle,
+  before the first shard,
 - one batch method (see the protocols below) that returns one answer per request, in order.
 
 All randomness comes from each request's ``seed``; the answer for a request must not depend on the others.

@@ -1,6 +1,7 @@
 """Counterfactuals by removal: the object's pixels are filled, all others are the image's own."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 
 from helpers.pair_requests import request
 from helpers.tiny_runs import change, do, make_run
-from magicseg.backends import ImagePair, Rejection
+from magicseg.backends import ImagePair, Rejection, SegmentRequest
 from magicseg.core.errors import BackendError, PlanMismatch
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
@@ -69,6 +70,27 @@ def test_an_image_without_its_object_is_painted_again_and_then_given_up(generato
     assert answer == Rejection(
         reason="object-missing", detail="2 attempts: image object-missing, image object-missing"
     )
+
+
+def test_a_detector_that_gives_masks_removes_objects_without_a_segmenter(generator, monkeypatch):
+    from patch_backends import CornerDetector, PatchSegmenter
+
+    two_steps = generator("sd2", batch_size=2, **removing()).generate(requests(2))
+    detect = CornerDetector.detect
+
+    def with_masks(self, asked):
+        found = detect(self, asked)
+        segmented = [
+            SegmentRequest(image=one.image, boxes=each.boxes) for one, each in zip(asked, found, strict=True)
+        ]
+        outlines = PatchSegmenter.segment(self, segmented)
+        return [replace(each, masks=drawn.logits) for each, drawn in zip(found, outlines, strict=True)]
+
+    monkeypatch.setattr(CornerDetector, "GIVES_MASKS", True, raising=False)
+    monkeypatch.setattr(CornerDetector, "detect", with_masks)
+    one_step = generator("sd2", batch_size=2, **removing(segmenter=None)).generate(requests(2))
+    for one, other in zip(one_step, two_steps, strict=True):
+        assert np.array_equal(one.counterfactual, other.counterfactual)
 
 
 def test_a_batch_that_cannot_be_filled_names_one_that_can(generator):

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What a pipeline's class takes. ``text_length`` is in tokens of its T5 encoder, None if it has none."""
+    """The arguments that a pipeline's class takes. ``text_length``: tokens of its T5 encoder; None without one."""
 
     title: str
     negative_prompt: bool = True

@@ -1,4 +1,4 @@
-"""What a checkpoint on disk is: its pipeline's class and its parts, without any model library."""
+"""Read a checkpoint's pipeline class and its parts from disk, without any model library."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ _READ = ("json", "safetensors", "txt", "model")  # what a pipeline reads of its 
 
 
 def read_files(parts: Sequence[str] = ("*",)) -> tuple[str, ...]:
-    """Patterns of the files that a pipeline with these parts reads."""
+    """Return patterns of the files that a pipeline with these parts reads."""
     return (INDEX, *(f"{part}/*.{suffix}" for part in parts for suffix in _READ))
 
 
@@ -68,7 +68,7 @@ def read_index(folder: Path, *, drop_t5: bool = False) -> Mapping[str, Any]:
 
 
 def parts_of(index: Mapping[str, Any]) -> list[str]:
-    """The parts of a pipeline that have a folder each."""
+    """Return the parts of a pipeline that have a folder each."""
     return sorted(name for name, source in index.items() if isinstance(source, list) and source[0] is not None)
 
 
@@ -91,7 +91,7 @@ def _refuse_foreign_part(file: Path, name: str, source: Sequence[Any]) -> None:
 
 
 def refuse_unknown_family(name: str, where: str) -> None:
-    """Raises: BackendError if ``name`` is not the class of a pipeline that we drive."""
+    """Raise BackendError if ``name`` is not the class of a supported pipeline."""
     if name not in FAMILIES:
         raise BackendError(
             f"{where} is a {name}, which this back end does not drive",

@@ -1,6 +1,5 @@
 """The mask stage: a sample's images to its class map."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,8 @@ import numpy as np
 from magicseg.backends import Masked, MaskRequest, PairInstances
 from magicseg.config.finding import FindOptions
 from magicseg.config.stage_declarations import DECLARATIONS
+from magicseg.core.documents import parse_json
+from magicseg.core.errors import DamageError
 from magicseg.core.randomness import sample_seed
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.run.directory import Run
@@ -50,7 +51,7 @@ class MaskStage(Stage):
             return {}
         texts = run.store.read("generate/quality", samples[0], samples[-1] + 1)
         found = {
-            index: read_instances(json.loads(texts[index - samples[0]]), len(run.plan.label_ids(index)))
+            index: read_instances(_record(texts[index - samples[0]], index), len(run.plan.label_ids(index)))
             for index in samples
         }
         return {index: one for index, one in found.items() if one is not None}
@@ -75,3 +76,10 @@ class MaskStage(Stage):
         for index, answer in packed.items():
             masks[index - samples.start] = answer.mask
         return {"mask/mask": masks}
+
+
+def _record(text: object, index: int) -> dict[str, Any]:
+    """Return a sample's quality record. Raises DamageError if it is not a JSON object."""
+    return parse_json(
+        str(text), dict[str, Any], source=f"generate/quality of sample {index}", error=DamageError, nan=True
+    )
