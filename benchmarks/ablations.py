@@ -41,7 +41,7 @@ from magicseg.config.stage_declarations import STAGES
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.evaluate.heads.memory_bank import MemoryBankHead, build_bank
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
-from magicseg.evaluate.painted import evaluate_heldout, predict, score_heldout
+from magicseg.evaluate.painted_benchmark import evaluate_heldout, predict, score_heldout
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.saved_model import load_segmenter

@@ -23,7 +23,7 @@ from magicseg.data.dataset import Batch
 from magicseg.labels import Label, Vocabulary
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
-from magicseg.train.optim import build_optimizer, trained_parameters
+from magicseg.train.optimizer import build_optimizer, trained_parameters
 from magicseg.train.step import ModelWithLosses
 
 

@@ -27,7 +27,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from magicseg.backends import GenerateRequest, ImagePair
 from magicseg.labels import Label
-from magicseg.stages.generate.counterfactual import counterfactual_caption
+from magicseg.stages.generate.counterfactual_caption import counterfactual_caption
 from magicseg.stages.generate.diffusion import DiffusersGenerator
 
 CAT = Label(id=1, name="cat")

@@ -35,7 +35,7 @@ from magicseg.backends import Detections, DetectRequest, Instances, Masked, Mask
 from magicseg.labels import Label
 from magicseg.stages.mask import detect_segment
 from magicseg.stages.mask.detect_segment import DetectSegmentMasker
-from magicseg.vision.kept_instances import kept_instances, read_instances
+from magicseg.vision.recorded_instances import kept_instances, read_instances
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 

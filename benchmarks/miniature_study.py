@@ -45,7 +45,7 @@ from ablations import BASE, print_table
 from magicseg.config.loading import load_config
 from magicseg.config.stage_declarations import STAGES
 from magicseg.data.kept_samples import KeptSamples
-from magicseg.evaluate.painted import evaluate_heldout
+from magicseg.evaluate.painted_benchmark import evaluate_heldout
 from magicseg.model.saved_model import load_segmenter
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import stage_weights

@@ -29,7 +29,7 @@ from magicseg.data.loader import training_batches
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.train.loop import TrainProgress, train
-from magicseg.train.optim import build_optimizer
+from magicseg.train.optimizer import build_optimizer
 from magicseg.train.step import ModelWithLosses
 
 Clocks = tuple[float, float]  # seconds of wall time, of CPU time

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
 from magicseg.core.errors import BackendError, ConfigError, MagicsegError
-from magicseg.core.pydantic_faults import faults
+from magicseg.core.setting_errors import faults
 from magicseg.core.settings import Settings
 from magicseg.labels import Label
 from magicseg.weights import Weights

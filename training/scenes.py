@@ -20,7 +20,7 @@ from magicseg.labels import Vocabulary, load_vocabulary
 from magicseg.miniature.caption import SceneSpec, parse
 from magicseg.miniature.painter import NOISE, paint
 from magicseg.stages.describe.grammar import GrammarCaptioner
-from magicseg.stages.generate.counterfactual import replace_labels
+from magicseg.stages.generate.counterfactual_caption import replace_labels
 
 SIZE = 64
 OBJECTS = (0.2, 0.65, 0.15)  # fractions of scenes with 0, 1 and 2 objects

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import CLIPTokenizer
 
 from magicseg.stages.describe.words import COLOURS, FILLERS, LIGHTS, OPENINGS, PLACES, SCENES, SIZES
-from magicseg.stages.generate.counterfactual import REPLACEMENT
+from magicseg.stages.generate.counterfactual_caption import REPLACEMENT
 from training.scenes import nouns
 
 LENGTH = 32  # enough for captions with one or two objects

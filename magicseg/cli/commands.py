@@ -30,7 +30,7 @@ from magicseg.cli.output import report_error
 from magicseg.cli.streams import Streams
 from magicseg.core.errors import DataError, MagicsegError, RunError, StoreError
 from magicseg.core.garbage_collection import collect_less_often
-from magicseg.core.storage import complaint, remedy
+from magicseg.core.storage_errors import complaint, remedy
 
 _CD = "the current directory was deleted: cd to another one"
 # Errors that a mistyped path on the command line can cause.

@@ -108,7 +108,7 @@ def _settings(target: "Target", given: Mapping[str, Any]) -> "EvaluateSettings":
 
     from magicseg.config.evaluation import EvaluateSettings
     from magicseg.core.errors import ConfigError
-    from magicseg.core.pydantic_faults import first_fault
+    from magicseg.core.setting_errors import first_fault
     from magicseg.data.protocol import protocol_names
 
     base = target.run.config.evaluate.model_dump() if target.run else {}

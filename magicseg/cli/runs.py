@@ -45,7 +45,7 @@ def fetch(
 ) -> None:
     """Download the pretrained weights that the run's settings name on the hub, and verify them."""
     from magicseg.run.directory import Run
-    from magicseg.run.fetch import fetch as fetch_weights
+    from magicseg.run.fetch_weights import fetch as fetch_weights
 
     fetch_weights(Run.open(run), verify=verify, report=note)
 
@@ -75,7 +75,7 @@ def demo(
     """
     from magicseg.config.loading import load_config
     from magicseg.miniature.comparison_runs import create_comparison_runs, running
-    from magicseg.miniature.short import SHORT
+    from magicseg.miniature.short_demo import SHORT
     from magicseg.run.directory import Run
 
     made = Run.create(run, load_config(preset="miniature", overrides=[*(SHORT if short else ()), *(set_ or ())]))

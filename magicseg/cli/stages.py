@@ -19,7 +19,7 @@ from magicseg.core.errors import ConfigError
 from magicseg.core.text import command
 
 if TYPE_CHECKING:
-    from magicseg.config.array_stages import MaskSettings
+    from magicseg.config.stage_settings import MaskSettings
     from magicseg.labels import Vocabulary
 
 PerJobOption = Annotated[
@@ -175,7 +175,7 @@ def run_one(
     path: RunArgument, stage: str, workers: int | None, shards_per_job: int | None, shards: str | None
 ) -> None:
     """Run one array stage on this machine. Raises IncompleteError if shards are missing at the end."""
-    from magicseg.core.ranges import parse_ranges
+    from magicseg.core.shard_ranges import parse_ranges
     from magicseg.core.signals import StopFlag, on_signals
     from magicseg.run.directory import Run
     from magicseg.stages.pool import default_workers, missing_message, run_stage

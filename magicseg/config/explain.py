@@ -7,7 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from magicseg.config.run import Config
 from magicseg.core.errors import ConfigError
-from magicseg.core.pydantic_faults import first_fault, nearest
+from magicseg.core.setting_errors import first_fault, nearest
 from magicseg.core.text import printable
 
 _NUMBER = "write a number, without quotes: 16, 0.5 or 1e-5"

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from magicseg.config.explain import explained
 from magicseg.config.run import Config
 from magicseg.core.documents import parse_yaml, read_text
+from magicseg.core.dotted_keys import assignments
 from magicseg.core.errors import ConfigError
-from magicseg.core.nested import assignments
 from magicseg.core.overrides import NotAGroup, lay_over, lay_over_options
 from magicseg.core.text import printable
 

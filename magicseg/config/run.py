@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from magicseg.config.array_stages import DescribeSettings, GenerateSettings, MaskSettings
 from magicseg.config.evaluation import EvaluateSettings
+from magicseg.config.stage_settings import DescribeSettings, GenerateSettings, MaskSettings
 from magicseg.config.training import TrainSettings
 from magicseg.core.documents import to_yaml
 from magicseg.core.settings import Settings

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from magicseg.backends import Backend, choose_backend
 from magicseg.config import finding
-from magicseg.config.array_stages import StageSettings
+from magicseg.config.stage_settings import StageSettings
 from magicseg.core.settings import Settings
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from magicseg.core.errors import ConfigError, DataError, MagicsegError
-from magicseg.core.pydantic_faults import first_fault
-from magicseg.core.storage import reason, remedy
+from magicseg.core.setting_errors import first_fault
+from magicseg.core.storage_errors import reason, remedy
 from magicseg.core.text import printable
 
 DOCUMENT_BYTES = 64 << 20

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from magicseg.core.errors import MagicsegError, StoreError
-from magicseg.core.storage import UNSUPPORTED, complaint, remedy
+from magicseg.core.storage_errors import UNSUPPORTED, complaint, remedy
 
 TEMPORARY = ".partial"
 _RESERVED_SECONDS = 10.0  # after so long, the process that reserved a name has been killed

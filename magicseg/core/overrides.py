@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from magicseg.core.documents import parse_yaml
+from magicseg.core.dotted_keys import Assignment, assignments
 from magicseg.core.errors import ConfigError
-from magicseg.core.nested import Assignment, assignments
 from magicseg.core.text import printable
 
 _DROPPED = {"backend": "options", "model": "revision"}  # key of a choice -> dependent key in the same group

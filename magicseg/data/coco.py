@@ -20,7 +20,7 @@ from typing_extensions import TypedDict  # pydantic does not take that of typing
 
 from magicseg.core.documents import read_bytes
 from magicseg.core.errors import BackendError, DataError
-from magicseg.core.pydantic_faults import first_fault
+from magicseg.core.setting_errors import first_fault
 from magicseg.core.text import first_control_character, printable
 from magicseg.images.reading import MAX_PIXELS, read_size
 from magicseg.labels.vocabulary_files import MAX_NAME

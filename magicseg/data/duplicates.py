@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from magicseg.core.documents import parse_json
 from magicseg.core.errors import DamageError, IncompleteError
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.run.directory import Run
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from magicseg.config.training_data import DataSettings
 from magicseg.core.errors import IncompleteError
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.data.duplicates import image_hashes, near_duplicates
 from magicseg.run.directory import Run

@@ -18,7 +18,7 @@ from magicseg.config.evaluation import is_protocol_file
 from magicseg.core.digests import json_sha256
 from magicseg.core.documents import parse_yaml, read_text
 from magicseg.core.errors import ConfigError, LabelError
-from magicseg.core.pydantic_faults import first_fault
+from magicseg.core.setting_errors import first_fault
 from magicseg.core.settings import Settings
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary, load_vocabulary
 

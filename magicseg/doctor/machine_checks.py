@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from magicseg.core.checks import Check, Status, ask, attempt
 from magicseg.core.files import lacking
 from magicseg.core.signals import SOCKET_FOLDER
-from magicseg.core.storage import complaint, remedy
+from magicseg.core.storage_errors import complaint, remedy
 from magicseg.core.text import size_text
 from magicseg.data.shared_memory import check_shared_memory, default_need
 from magicseg.launch.slurm import SlurmError, call, installed, partitions, release

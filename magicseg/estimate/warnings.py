@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from magicseg.core.text import size_text
+from magicseg.launch.job_script import interpreter, resource_options
 from magicseg.launch.profile import Profile
-from magicseg.launch.script import interpreter, resource_options
 from magicseg.run.directory import Run
 
 

@@ -26,10 +26,10 @@ from magicseg.core.text import command
 from magicseg.data.ground_truth import DataSet
 from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import Protocol
+from magicseg.evaluate.committed_parts import Part, cut, evenly, join, part_path, part_size, read_part, write_part
 from magicseg.evaluate.decoding import WINDOWS_AT_ONCE, ImageFailed, threshold_of
 from magicseg.evaluate.metrics.counts import CONVENTIONS, COUNTS_RECIPE, image_scores, scored
 from magicseg.evaluate.metrics.counts import RECIPE as SCORES_RECIPE
-from magicseg.evaluate.parts import Part, cut, evenly, join, part_path, part_size, read_part, write_part
 from magicseg.evaluate.runner import READERS, CountedImages, Progress, Runner
 from magicseg.evaluate.threshold import Threshold
 from magicseg.run.attempts import Attempts, told

@@ -81,7 +81,7 @@ def _difference(first: _Found | None, second: _Found | None, measure: str) -> di
 
 def _by_image(found: _Found) -> "tuple[tuple[tuple[str, str], ...], ImageCounts] | None":
     """Return each image's name and content digest, and the counts by image; None if parts are missing."""
-    from magicseg.evaluate.parts import join, read_part
+    from magicseg.evaluate.committed_parts import join, read_part
 
     identity = found.scores.get("provenance", {}).get("identity")
     if not isinstance(identity, str):

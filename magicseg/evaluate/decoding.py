@@ -71,7 +71,7 @@ def image_logits(
     Yields: the rows, and their logits, float32 (Q, rows, W).
     Raises: DataError, naming the image, if its scores are not finite.
     """
-    from magicseg.model.finite import NotFiniteError
+    from magicseg.model.finite_check import NotFiniteError
 
     try:
         yield from logit_stripes(

@@ -47,7 +47,7 @@ class OpenBenchmark:
 
     def is_swept(self, head: str) -> bool:
         """Return whether a head's threshold is swept. On painted scenes, models trained on such scenes keep 0.5."""
-        from magicseg.evaluate.painted import UNTUNED
+        from magicseg.evaluate.painted_benchmark import UNTUNED
 
         return not isinstance(self.data, PaintedScenes) or head not in UNTUNED
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from magicseg.data.labelled_images import LabelledImages
+from magicseg.evaluate.committed_parts import cut, evenly
 from magicseg.evaluate.decoding import ImageFailed, label_batch, threshold_of
 from magicseg.evaluate.metrics.confusion import Confusion
 from magicseg.evaluate.metrics.counts import ImageResult, count_image, tabulate
 from magicseg.evaluate.metrics.intervals import ImageCounts
-from magicseg.evaluate.parts import cut, evenly
 from magicseg.evaluate.threshold import Threshold
 
 if TYPE_CHECKING:

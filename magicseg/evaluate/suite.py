@@ -23,11 +23,11 @@ from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.text import command
 from magicseg.data.ground_truth import DataSet
 from magicseg.evaluate.benchmark import Scoring, results_folder
+from magicseg.evaluate.committed_parts import join
 from magicseg.evaluate.decoding import ImageFailed
 from magicseg.evaluate.metrics.counts import RECIPE
 from magicseg.evaluate.model_under_test import Target
 from magicseg.evaluate.open_benchmark import OpenBenchmark, open_benchmarks
-from magicseg.evaluate.parts import join
 from magicseg.evaluate.sweep import RECIPE as SWEEP_RECIPE
 from magicseg.evaluate.sweep import sweep_threshold
 from magicseg.evaluate.threshold import Threshold
@@ -152,7 +152,7 @@ class Suite:
         return self._joined(benchmark, results) if results and len(results) == len(begun) else None
 
     def _merge_scenes(self, scenes: PaintedScenes, scorings: Sequence[Scoring]) -> dict[str, Any] | None:
-        from magicseg.evaluate.painted import painted_file, painted_results
+        from magicseg.evaluate.painted_benchmark import painted_file, painted_results
 
         parts = {scoring.head.name: scoring.committed() for scoring in scorings}
         if any(len(parts[scoring.head.name]) < len(scoring.parts) for scoring in scorings):
@@ -194,7 +194,7 @@ class Suite:
             return self._heads
         assert self.target.run is not None
         model, (head, *baselines) = self._model_and_heads
-        from magicseg.evaluate.painted import painted_heads
+        from magicseg.evaluate.painted_benchmark import painted_heads
 
         return painted_heads(head, model, baselines, seed=self.target.run.config.seed)
 

@@ -17,9 +17,9 @@ from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import DataSet, open_data_set
 from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import Protocol
+from magicseg.evaluate.committed_parts import cut, evenly
 from magicseg.evaluate.decoding import batch_logits, memory_errors
 from magicseg.evaluate.metrics.formulas import intersection_over_union, mean_of_known
-from magicseg.evaluate.parts import cut, evenly
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import BACKGROUND
 

@@ -25,17 +25,17 @@ from magicseg.config.stage_declarations import ARRAY_KINDS, DECLARATIONS, STAGES
 from magicseg.core.documents import parse_json, parse_yaml
 from magicseg.core.errors import ConfigError, DataError, IncompleteError, LabelError, MagicsegError, RunError
 from magicseg.core.files import fsync_path, publish, storage_errors, temporary_beside
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.core.text import command, first_control_character, printable
 from magicseg.exchange.hdf5_checks import ExportedFile
 from magicseg.images.codecs import check_jpeg
 from magicseg.labels import IGNORE, Vocabulary
 from magicseg.run.digest import logical_digest
 from magicseg.run.directory import Run, remove
+from magicseg.run.drop_rates import fallback_in
 from magicseg.run.ledger import CommitRecord
-from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
-from magicseg.store.bounds import TEXT_BYTES
+from magicseg.store.size_limits import TEXT_BYTES
 from magicseg.weights.manifest import Manifest
 
 FORMAT = 1

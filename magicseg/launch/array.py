@@ -4,7 +4,7 @@ submitit only writes the script and starts the pickled calls. Its other function
 
 - Submitting: submitit accepts any output of ``sbatch``, such as a site's banner.
 - Waiting and results: no process stays alive after a submission, and the ledger records completion.
-- Requeueing: the job script requeues itself (`magicseg.launch.script`).
+- Requeueing: the job script requeues itself (`magicseg.launch.job_script`).
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmExecutor
 
 from magicseg.core.package import package_version
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.launch.job_image import container_lines
+from magicseg.launch.job_script import interpreter, sbatch_options, setup_lines, task_teardown
 from magicseg.launch.profile import Profile
-from magicseg.launch.script import interpreter, sbatch_options, setup_lines, task_teardown
 from magicseg.launch.slurm import SlurmError, cancel, submit_script
 from magicseg.launch.task import run_task
 from magicseg.run.directory import Run

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import IncompleteError, PlanMismatch, RunError
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.jobs import Submission, submissions

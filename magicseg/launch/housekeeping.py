@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from magicseg.config.stage_declarations import STAGES
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.launch.planning import State
 from magicseg.run.claims import claiming_job
 

@@ -21,8 +21,8 @@ from magicseg.config.stage_declarations import JOBS
 from magicseg.core.documents import read_json
 from magicseg.core.errors import DamageError, RunError, StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
-from magicseg.core.pydantic_faults import first_fault
-from magicseg.core.ranges import parse_ranges
+from magicseg.core.setting_errors import first_fault
+from magicseg.core.shard_ranges import parse_ranges
 from magicseg.core.text import command
 from magicseg.launch.profile import JobName, Resources
 from magicseg.run.claims import try_claim

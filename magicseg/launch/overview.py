@@ -3,7 +3,7 @@
 from typing import Any
 
 from magicseg.config.stage_declarations import STAGES
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.launch.queue_state import Task, job_summaries, read_queue_state
 from magicseg.run.directory import Run
 from magicseg.run.progress import all_commits, run_status

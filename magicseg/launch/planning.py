@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from magicseg.config.stage_declarations import JOBS, STAGES
 from magicseg.core.errors import IncompleteError
 from magicseg.core.package import package_version
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.launch.grouping import (
     contiguous_groups,

@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from magicseg.config.stage_declarations import JOBS
 from magicseg.core.paths import absolute
-from magicseg.core.pydantic_faults import Fault, first_fault
 from magicseg.core.secrets import assigned_secret, secret_name, secret_value
+from magicseg.core.setting_errors import Fault, first_fault
 from magicseg.core.settings import Settings
 from magicseg.core.text import printable
 from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from magicseg.core.documents import parse_yaml, read_bytes
 from magicseg.core.errors import ConfigError
 from magicseg.core.overrides import lay_over_options
-from magicseg.core.pydantic_faults import first_fault, nearest
+from magicseg.core.setting_errors import first_fault, nearest
 from magicseg.launch.profile import ContainerSettings, Profile, shown_input
 
 _OVERRIDE = "slurm."

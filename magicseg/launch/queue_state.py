@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from magicseg.config.stage_declarations import STAGES
-from magicseg.core.ranges import parse_ranges
+from magicseg.core.shard_ranges import parse_ranges
 from magicseg.launch.jobs import ArrayJob, Submission, submissions
 from magicseg.launch.slurm import SlurmError, TaskState, accounting, installed, kind_of, queue
 from magicseg.run.directory import Run

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from magicseg.core.errors import MagicsegError, RunError
-from magicseg.core.ranges import parse_ranges
+from magicseg.core.shard_ranges import parse_ranges
 from magicseg.core.text import printable
 
 _TIMEOUT_SECONDS = 120

@@ -19,7 +19,7 @@ from pathlib import Path
 from magicseg.core.errors import MagicsegError, RunError
 from magicseg.core.garbage_collection import collect_less_often
 from magicseg.core.package import package_version
-from magicseg.core.ranges import format_ranges, parse_ranges
+from magicseg.core.shard_ranges import format_ranges, parse_ranges
 from magicseg.core.text import command, indented
 from magicseg.run.claims import STALE_SECONDS, is_live
 from magicseg.run.container_image import present_image, refuse_other_image

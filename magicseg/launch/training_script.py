@@ -6,9 +6,9 @@ from importlib.resources import files
 
 from magicseg.core.package import package_version
 from magicseg.launch.job_image import REFUSED, container_lines
+from magicseg.launch.job_script import directives, interpreter, sbatch_options, setup_lines
 from magicseg.launch.jobs import Submission
 from magicseg.launch.profile import FOLLOW_UP, Profile
-from magicseg.launch.script import directives, interpreter, sbatch_options, setup_lines
 from magicseg.run.directory import Run
 
 

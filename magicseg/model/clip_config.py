@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from magicseg.core.errors import ConfigError
-from magicseg.core.pydantic_faults import first_fault
+from magicseg.core.setting_errors import first_fault
 from magicseg.core.text import printable
 
 _DRIVEN = (

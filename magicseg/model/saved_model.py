@@ -26,7 +26,7 @@ from magicseg.core.errors import DataError
 from magicseg.core.files import write_atomic
 from magicseg.model.card import FORMAT, model_card, read_card
 from magicseg.model.encoder import MiniatureEncoder, open_clip_encoders
-from magicseg.model.finite import refuse_weights_not_finite
+from magicseg.model.finite_check import refuse_weights_not_finite
 from magicseg.model.segmenter import Segmenter
 from magicseg.weights.foreign import refuse_foreign_code
 

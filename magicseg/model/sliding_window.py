@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from magicseg.model.finite import refuse_scores_not_finite
+from magicseg.model.finite_check import refuse_scores_not_finite
 
 LONG_SIDE = 2048
 

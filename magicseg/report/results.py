@@ -12,8 +12,8 @@ from typing import Any
 from PIL import Image as PILImage
 
 from magicseg.core.documents import read_bytes, read_json
+from magicseg.core.dotted_keys import flattened
 from magicseg.core.errors import DataError
-from magicseg.core.nested import flattened
 from magicseg.core.text import size_text
 from magicseg.evaluate.threshold import Threshold
 

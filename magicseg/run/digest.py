@@ -8,7 +8,7 @@ import numpy as np
 from magicseg.config.stage_declarations import STAGES
 from magicseg.core.errors import IncompleteError
 from magicseg.core.files import to_json
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.run.directory import Run
 

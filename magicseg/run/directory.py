@@ -22,9 +22,9 @@ from magicseg.config.evaluation import is_protocol_file
 from magicseg.config.loading import read_config
 from magicseg.config.run import Config
 from magicseg.config.stage_declarations import STAGES, stage_above
+from magicseg.core.dotted_keys import flattened
 from magicseg.core.errors import PlanMismatch, RunError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
-from magicseg.core.nested import flattened
 from magicseg.core.paths import absolute
 from magicseg.core.text import command
 from magicseg.labels import Vocabulary, is_label_file, load_vocabulary

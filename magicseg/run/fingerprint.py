@@ -9,7 +9,7 @@ from magicseg.config.model import encoder_weights
 from magicseg.config.run import Config
 from magicseg.config.stage_declarations import DECLARATIONS, STAGES, StageDeclaration
 from magicseg.core.digests import json_sha256
-from magicseg.core.nested import flattened
+from magicseg.core.dotted_keys import flattened
 from magicseg.core.settings import Settings
 from magicseg.weights import Weights
 from magicseg.weights.hashing import path_identity

@@ -22,7 +22,7 @@ from magicseg.core.digests import json_sha256
 from magicseg.core.documents import parse_json, read_bytes, read_json
 from magicseg.core.errors import DamageError, DataError
 from magicseg.core.files import TEMPORARY, fsync_path, to_json, write_atomic
-from magicseg.core.ranges import count_ranges, parse_ranges
+from magicseg.core.shard_ranges import count_ranges, parse_ranges
 from magicseg.core.text import command
 from magicseg.run.claims import is_live
 from magicseg.run.fingerprint import Fingerprint

@@ -14,8 +14,8 @@ from magicseg.core.errors import DataError
 from magicseg.core.text import command
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
+from magicseg.run.drop_rates import WARNING_SHARE, Shares
 from magicseg.run.ledger import CommitRecord
-from magicseg.run.shares import WARNING_SHARE, Shares
 
 _RATE_SECONDS = 900.0  # the rate is measured over the last quarter of an hour
 

@@ -24,8 +24,8 @@ from magicseg.core.signals import StopFlag, cannot_start, fork_server, start_pro
 from magicseg.core.text import command
 from magicseg.run.claims import is_live
 from magicseg.run.directory import Run
+from magicseg.run.drop_rates import Shares, refuse_one_reason
 from magicseg.run.ledger import CommitRecord, Ledger
-from magicseg.run.shares import Shares, refuse_one_reason
 from magicseg.stages.worker import ShardEvent, run_shards
 
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
@@ -242,7 +242,7 @@ def _wait_for_others(stop: StopFlag) -> None:
 
 def missing_message(run: Run, stage: str, outcome: StageOutcome) -> IncompleteError:
     """Return the error that lists a stage's missing shards and their failures."""
-    from magicseg.core.ranges import format_ranges
+    from magicseg.core.shard_ranges import format_ranges
 
     lines = [f"{run.path}: {len(outcome.missing)} shards of {stage} are not done: {format_ranges(outcome.missing)}"]
     if outcome.interrupted:

@@ -17,15 +17,15 @@ from magicseg.backends import Quality, Rejection, Retry
 from magicseg.config.stage_declarations import DECLARATIONS, stage_above
 from magicseg.core.errors import BackendError, IncompleteError, MagicsegError
 from magicseg.core.files import storage_errors, to_json
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.core.text import command
 from magicseg.run.claims import job_label
 from magicseg.run.directory import CONFIG_NAME, Run
+from magicseg.run.drop_rates import fallback_in
 from magicseg.run.ledger import CommitRecord
-from magicseg.run.shares import fallback_in
 from magicseg.run.versions import library_versions
 from magicseg.stages.base import Stage, stage_code
-from magicseg.stages.batches import answered_in_batches
+from magicseg.stages.retries import answered_in_batches
 
 
 class Stopped(Exception):  # not an error: somebody asked

@@ -19,7 +19,7 @@ from magicseg.core.files import storage_errors
 from magicseg.core.text import command
 from magicseg.run.claims import try_claim
 from magicseg.run.directory import Run
-from magicseg.run.shares import Shares, refuse_one_reason
+from magicseg.run.drop_rates import Shares, refuse_one_reason
 from magicseg.stages.shard import Stopped, execute_shard, load_backend
 
 
@@ -63,9 +63,9 @@ def run_shards(
 ) -> None:
     """Do the uncommitted ``shards`` one after another, and report each.
 
-    A failed shard is recorded in the ledger and does not stop the others. Storage errors, stale settings, a broken
-    back end (such as a dead endpoint), and one drop reason for nearly all samples (`magicseg.run.shares`) stop the
-    job. Raises StoreError, PlanMismatch, BackendError, LimitReached.
+    A failed shard is recorded in the ledger and does not stop the others. The job stops on storage errors, stale
+    settings, a broken back end (such as a dead endpoint), and one drop reason for nearly all samples
+    (`magicseg.run.drop_rates`). Raises StoreError, PlanMismatch, BackendError, LimitReached.
     """
     ledger = run.ledger(stage)
     with storage_errors(run.path, command("magicseg", stage, run.path)):

@@ -20,7 +20,7 @@ from magicseg.core.documents import open_regular
 from magicseg.core.errors import DamageError
 from magicseg.core.text import command
 from magicseg.images.codecs import decode_jpeg
-from magicseg.store.bounds import zstd_size
+from magicseg.store.size_limits import zstd_size
 from magicseg.store.zarr_store import Dataset
 
 _CHECKSUM = 4

@@ -41,8 +41,8 @@ from magicseg.core.files import TEMPORARY, fsync_path, storage_errors, write_ato
 from magicseg.core.text import command
 from magicseg.images.codecs import decode_jpeg, encode_jpeg
 from magicseg.labels import IGNORE
-from magicseg.store.bounds import check_shard_file
 from magicseg.store.plan import Plan
+from magicseg.store.size_limits import check_shard_file
 
 _METADATA_BYTES = 1 << 20
 _ORPHAN_SECONDS = 600.0  # a temporary file without a write for so long has no living writer

@@ -25,11 +25,11 @@ from typing_extensions import TypedDict
 from magicseg.config.training import TrainSettings
 from magicseg.core.distributed import World, broadcast_from_rank_0
 from magicseg.core.documents import open_regular, parse_json
+from magicseg.core.dotted_keys import flattened
 from magicseg.core.errors import DataError, PlanMismatch, StoreError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
-from magicseg.core.nested import flattened
 from magicseg.core.text import command
-from magicseg.train.optim import trained_parameters
+from magicseg.train.optimizer import trained_parameters
 from magicseg.train.sharding import like, whole
 from magicseg.train.step import Stepper
 

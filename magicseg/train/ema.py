@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from magicseg.train.optim import trained_parameters
+from magicseg.train.optimizer import trained_parameters
 
 
 class Ema:

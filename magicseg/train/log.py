@@ -16,9 +16,9 @@ from typing_extensions import TypedDict
 
 from magicseg.config.training import TrainSettings
 from magicseg.core.documents import parse_json, read_bytes, without_nan
+from magicseg.core.dotted_keys import flattened
 from magicseg.core.errors import BackendError, DataError
 from magicseg.core.files import to_json, write_atomic
-from magicseg.core.nested import flattened
 from magicseg.core.text import command
 
 _LOG_BYTES = 1 << 30

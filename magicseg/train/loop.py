@@ -41,7 +41,7 @@ from magicseg.run.claims import STALE_SECONDS, holder, try_claim
 from magicseg.train.checkpoints import check_identity, gather, shared_checkpoint, write_checkpoint
 from magicseg.train.deferred_metrics import Late, Outcome
 from magicseg.train.log import Log
-from magicseg.train.optim import learning_rate, set_learning_rate
+from magicseg.train.optimizer import learning_rate, set_learning_rate
 from magicseg.train.sharding import is_sharded, whole
 from magicseg.train.step import Stepper
 

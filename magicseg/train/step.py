@@ -24,7 +24,7 @@ from magicseg.model.segmenter import Segmenter
 from magicseg.model.targets import Targets, sample_targets
 from magicseg.train.deferred_metrics import StepReport
 from magicseg.train.ema import Ema
-from magicseg.train.optim import build_optimizer
+from magicseg.train.optimizer import build_optimizer
 from magicseg.train.sharding import is_sharded, replicate, shard, whole
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import magicseg.vision.private_yapf  # noqa: F401
+import magicseg.vision.yapf_shim  # noqa: F401
 
 # isort: split
 import groundingdino.datasets.transforms as transforms

@@ -6,7 +6,7 @@ import pytest
 
 from helpers.tiny_runs import change
 from magicseg.cli import learn, runs
-from magicseg.miniature.short import SHORT
+from magicseg.miniature.short_demo import SHORT
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
 

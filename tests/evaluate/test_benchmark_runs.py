@@ -19,8 +19,8 @@ from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.benchmark import read_results, results_folder
+from magicseg.evaluate.committed_parts import PART, evenly, read_part
 from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
-from magicseg.evaluate.parts import PART, evenly, read_part
 from magicseg.evaluate.threshold import Threshold
 from magicseg.model.sliding_window import slide
 

@@ -9,7 +9,7 @@ from magicseg.config.model import ModelSettings
 from magicseg.core.errors import ConfigError
 from magicseg.evaluate.heads.dense_clip import DenseClipHead, bank_features
 from magicseg.model.decoder import upsample_logits
-from magicseg.model.dense import DENSE_VARIANTS, dense_last_block
+from magicseg.model.dense_features import DENSE_VARIANTS, dense_last_block
 from magicseg.model.segmenter import build_segmenter
 
 IMAGES = torch.randint(0, 256, (2, 3, 24, 40), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

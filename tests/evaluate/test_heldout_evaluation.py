@@ -11,9 +11,9 @@ import torch
 from helpers.tiny_models import tiny_settings
 from magicseg.config.evaluation import EvaluateSettings
 from magicseg.evaluate.benchmark import Scoring
+from magicseg.evaluate.committed_parts import join
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
-from magicseg.evaluate.painted import evaluate_heldout, painted_results, predict, score_heldout
-from magicseg.evaluate.parts import join
+from magicseg.evaluate.painted_benchmark import evaluate_heldout, painted_results, predict, score_heldout
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.held_out_scenes import OTHER_SCENES, PaintedScenes, heldout_scene

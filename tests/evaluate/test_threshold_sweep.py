@@ -16,7 +16,7 @@ from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
-from magicseg.evaluate.painted import score_heldout
+from magicseg.evaluate.painted_benchmark import score_heldout
 from magicseg.evaluate.sweep import Counts, Sweep, sweep_threshold, tuning_set, tuning_set_or_reason
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary

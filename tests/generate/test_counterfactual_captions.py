@@ -9,7 +9,7 @@ from magicseg.labels import Label, load_vocabulary
 from magicseg.labels.inflect import plural
 from magicseg.labels.mentions import names
 from magicseg.labels.vocabulary import split_qualifier
-from magicseg.stages.generate.counterfactual import counterfactual_caption, replace_labels
+from magicseg.stages.generate.counterfactual_caption import counterfactual_caption, replace_labels
 
 
 def label(name, *synonyms, id=1):

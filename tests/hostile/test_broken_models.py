@@ -31,7 +31,7 @@ from magicseg.model.segmenter import Segmenter, build_segmenter
 from magicseg.run.progress import run_status
 from magicseg.train.loop import train
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.shipped import ClipDetector
+from magicseg.vision.shipped_models import ClipDetector
 from magicseg.vision.transformers_detector import refuse_alike_names
 
 SETTINGS = tiny_settings(image_size=16, stride=4, embed_dim=8, decoder_width=8)

@@ -20,12 +20,12 @@ from magicseg.launch.efficiency import efficiency
 from magicseg.launch.environment import refuse_named_secrets, site_overrides
 from magicseg.launch.follow_up import follow_up
 from magicseg.launch.gpus import gpus_in_count, gpus_in_list
+from magicseg.launch.job_script import interpreter, sbatch_options
 from magicseg.launch.jobs import next_number, submissions
 from magicseg.launch.logs import find_tasks, follow, last_lines
 from magicseg.launch.overview import cluster_status
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.queue_state import read_queue_state
-from magicseg.launch.script import interpreter, sbatch_options
 from magicseg.launch.slurm import SlurmError, job_numbers_in, queue
 from magicseg.run import Run
 

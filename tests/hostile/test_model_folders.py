@@ -32,8 +32,8 @@ from magicseg.stages.generate.pipeline import load_pipeline
 from magicseg.stages.generate.pipeline_folder import read_index
 from magicseg.train.checkpoints import newest_checkpoint
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.shipped import ClipDetector, OriginalDetector, OriginalSegmenter, TransformersDetector
-from magicseg.vision.shipped import TransformersSegmenter as Segmenter
+from magicseg.vision.shipped_models import ClipDetector, OriginalDetector, OriginalSegmenter, TransformersDetector
+from magicseg.vision.shipped_models import TransformersSegmenter as Segmenter
 from magicseg.weights import Weights
 from magicseg.weights.cache import location
 

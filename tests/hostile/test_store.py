@@ -20,8 +20,8 @@ from magicseg.run import Run
 from magicseg.run.claims import try_claim
 from magicseg.run.digest import logical_digest
 from magicseg.run.verify import inspect, repair
-from magicseg.store.bounds import zstd_size
 from magicseg.store.sample_reader import SampleFiles
+from magicseg.store.size_limits import zstd_size
 
 pytestmark = pytest.mark.usefixtures("bounded")
 

@@ -13,10 +13,10 @@ from helpers.stand_ins import queued
 from magicseg.container.image import VERSION_LABEL, identify
 from magicseg.core.errors import ConfigError, ContainerError, PlanMismatch, RunError
 from magicseg.launch.job_image import container_lines
+from magicseg.launch.job_script import interpreter
 from magicseg.launch.jobs import submissions
 from magicseg.launch.planning import Request
 from magicseg.launch.profile_files import load_profile
-from magicseg.launch.script import interpreter
 from magicseg.launch.slurm import SlurmError
 from magicseg.launch.submit import dry_run, submit
 from magicseg.run.container_image import IMAGE_NAME, recorded_image

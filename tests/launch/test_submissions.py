@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers.stand_ins import accounted, claim, queued, record
 from helpers.tiny_runs import do
 from magicseg.core.errors import ConfigError, DamageError, RunError, StoreError
-from magicseg.core.ranges import format_ranges
+from magicseg.core.shard_ranges import format_ranges
 from magicseg.launch.follow_up import follow_up, missing_work
 from magicseg.launch.jobs import ArrayJob, Submission, job_name, next_number, submissions, submitting
 from magicseg.launch.planning import Request

@@ -10,10 +10,15 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
 
-import magicseg.vision.private_yapf  # noqa: F401  # before a test imports groundingdino
+import magicseg.vision.yapf_shim  # noqa: F401  # before a test imports groundingdino
 from magicseg.core.devices import use_threads
 from magicseg.vision.batches import HasBatch
-from magicseg.vision.shipped import OriginalDetector, OriginalSegmenter, TransformersDetector, TransformersSegmenter
+from magicseg.vision.shipped_models import (
+    OriginalDetector,
+    OriginalSegmenter,
+    TransformersDetector,
+    TransformersSegmenter,
+)
 
 CPU = {"device": "cpu", "dtype": "float32"}
 

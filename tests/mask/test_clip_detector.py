@@ -18,7 +18,7 @@ from magicseg.core.errors import BackendError, ConfigError
 from magicseg.labels import Label
 from magicseg.vision.batches import HasBatch
 from magicseg.vision.finder import Finder
-from magicseg.vision.shipped import ClipDetector
+from magicseg.vision.shipped_models import ClipDetector
 
 CAT, DOG = Label(id=1, name="cat"), Label(id=2, name="dog")
 AGAINST = ["dog", "cat", "empty scene"]

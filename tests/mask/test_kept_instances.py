@@ -13,7 +13,7 @@ from magicseg.backends import Instances
 from magicseg.exchange.hdf5 import export_hdf5, import_hdf5
 from magicseg.run.digest import logical_digest
 from magicseg.run.verify import inspect
-from magicseg.vision.kept_instances import kept_instances, read_instances
+from magicseg.vision.recorded_instances import kept_instances, read_instances
 
 pytestmark = pytest.mark.usefixtures("faulty")
 
@@ -116,7 +116,7 @@ def test_masks_are_equal_with_and_without_the_kept_instances(tmp_path, looked, m
     assert sum(looked) == 2 * attempts, "the mask stage looked again"
     assert all(entry["status"] == "kept" for entry in qualities(kept, "mask"))
 
-    monkeypatch.setattr("magicseg.stages.generate.checked.kept_instances", lambda *_: {})
+    monkeypatch.setattr("magicseg.stages.generate.validity.kept_instances", lambda *_: {})
     plain = run_of(tmp_path / "plain", codec=codec)
     do(plain)
     assert "found_boxes" not in qualities(plain, "generate")[0]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from helpers.mask_requests import labels, picture
 from magicseg.backends import DetectRequest, SegmentRequest, choose_backend
 from magicseg.core.errors import BackendError, ConfigError
-from magicseg.vision.shipped import OriginalDetector, TransformersDetector
+from magicseg.vision.shipped_models import OriginalDetector, TransformersDetector
 from magicseg.weights.hashing import path_identity
 
 GROUNDED = ("grounding_dino", "original_grounding_dino")
@@ -290,7 +290,7 @@ def test_a_checkpoint_s_own_code_is_not_run_even_if_somebody_says_yes(tmp_path):
     (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
     code = (
         "from magicseg.vision.batches import HasBatch\n"
-        "from magicseg.vision.shipped import TransformersDetector as Detector\n"
+        "from magicseg.vision.shipped_models import TransformersDetector as Detector\n"
         f"Detector(HasBatch(1), Detector.Options(model={str(tmp_path)!r}, device='cpu'))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], input="y\n" * 9, capture_output=True, text=True, check=False)
@@ -456,5 +456,5 @@ def test_a_half_written_cache_of_yapf_does_not_matter(tmp_path):
     for grammar in grammars:
         os.truncate(grammar, 0)
     assert "EOFError" in run("import yapf").stderr
-    after = run("import os, magicseg.vision.private_yapf; print(os.environ['XDG_CACHE_HOME'])")
+    after = run("import os, magicseg.vision.yapf_shim; print(os.environ['XDG_CACHE_HOME'])")
     assert (after.returncode, after.stdout.strip()) == (0, str(tmp_path))

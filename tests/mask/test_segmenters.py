@@ -170,6 +170,6 @@ def test_bfloat16_is_near_float32(family, segmenter):
 
 @pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", "float32")])
 def test_the_dtype_that_is_not_chosen_fits_the_device(device, dtype, checkpoint):
-    from magicseg.vision.shipped import TransformersSegmenter
+    from magicseg.vision.shipped_models import TransformersSegmenter
 
     assert TransformersSegmenter.Options(model=str(checkpoint("sam")), device=device).dtype == dtype

@@ -8,7 +8,7 @@ import pytest
 from helpers.tiny_runs import do, make_run
 from magicseg.backends import Masked, MaskRequest, Rejection
 from magicseg.labels import load_vocabulary
-from magicseg.miniature.exact import PainterMasker
+from magicseg.miniature.exact_masker import PainterMasker
 from magicseg.miniature.painter import paint
 
 CAR = load_vocabulary("miniature").by_name("car")

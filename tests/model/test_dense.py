@@ -4,7 +4,7 @@ import pytest
 import torch
 from open_clip.transformer import ResidualAttentionBlock
 
-from magicseg.model.dense import DENSE_VARIANTS, dense_last_block
+from magicseg.model.dense_features import DENSE_VARIANTS, dense_last_block
 
 WIDTH, HEADS = 8, 2
 

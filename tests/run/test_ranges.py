@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from magicseg.core.errors import RunError
-from magicseg.core.ranges import format_ranges, parse_ranges
+from magicseg.core.shard_ranges import format_ranges, parse_ranges
 
 
 @given(st.sets(st.integers(0, 10_000)))

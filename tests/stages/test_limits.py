@@ -5,8 +5,8 @@ import pytest
 from helpers.tiny_runs import LIMITED, change, do, make_run
 from magicseg.core.errors import LimitReached
 from magicseg.run import Run
+from magicseg.run.drop_rates import Shares
 from magicseg.run.progress import run_status
-from magicseg.run.shares import Shares
 
 pytestmark = pytest.mark.usefixtures("faulty")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from magicseg.model.segmenter import build_segmenter
-from magicseg.train.optim import build_optimizer, learning_rate, set_learning_rate
+from magicseg.train.optimizer import build_optimizer, learning_rate, set_learning_rate
 
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay(settings):

@@ -14,7 +14,7 @@ from magicseg.core.errors import BackendError, ConfigError
 from magicseg.doctor.run_checks import run_checks
 from magicseg.launch.planning import ALL, Request, State, refuse_unfetched
 from magicseg.run import Run
-from magicseg.run.fetch import fetch
+from magicseg.run.fetch_weights import fetch
 from magicseg.run.fingerprint import stage_weights
 from magicseg.train.run_training import train_run
 

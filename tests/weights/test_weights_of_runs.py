@@ -16,7 +16,7 @@ from magicseg.core.settings import Settings
 from magicseg.exchange.hdf5 import export_hdf5, import_hdf5
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
-from magicseg.run.fetch import fetch
+from magicseg.run.fetch_weights import fetch
 from magicseg.stages.mask.pair_difference import PairDifferenceMasker
 from magicseg.weights import Weights
 from magicseg.weights.cache import location

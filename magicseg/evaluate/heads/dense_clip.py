@@ -1,7 +1,7 @@
 """Dense zero-shot CLIP: the baselines that need no training, and features for a memory bank.
 
-A pixel gets the class whose text its patch is most like. The last layer of the image tower is one of
-`magicseg.model.dense`; prompts and decoder are left out, so that this is the frozen CLIP that training began with.
+A pixel gets the class whose text embedding is most similar to its patch. `magicseg.model.dense_features` replaces the
+image tower's last layer. Prompts and decoder are left out: this is the frozen CLIP that training started from.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +15,7 @@ from torch import Tensor
 from magicseg.core.errors import ConfigError
 from magicseg.evaluate.heads.base import ScoreKind
 from magicseg.evaluate.heads.segmenter_head import TextHead, at_class
-from magicseg.model.dense import DenseVariant, dense_last_block
+from magicseg.model.dense_features import DenseVariant, dense_last_block
 from magicseg.model.open_clip_encoder import OpenClipEncoder
 from magicseg.model.segmenter import Segmenter
 

@@ -16,10 +16,10 @@ from magicseg.config import finding
 from magicseg.core.errors import BackendError
 from magicseg.core.randomness import sample_seed
 from magicseg.labels import Label
-from magicseg.stages.batches import answered_in_batches
-from magicseg.stages.generate.counterfactual import counterfactual_caption
+from magicseg.stages.generate.counterfactual_caption import counterfactual_caption
 from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.pipeline_folder import SD3_PARTS, parts_of, read_files, read_index
+from magicseg.stages.retries import answered_in_batches
 from magicseg.weights import Weights, place_of
 from magicseg.weights.cache import location
 

@@ -12,7 +12,7 @@ from magicseg.core.randomness import sample_seed
 from magicseg.core.settings import Settings
 from magicseg.run.directory import Run
 from magicseg.stages.base import Stage
-from magicseg.stages.generate.checked import CheckedGenerator, attempted
+from magicseg.stages.generate.validity import CheckedGenerator, attempted
 
 Encoded: TypeAlias = tuple[Image | bytes, Image | bytes]
 

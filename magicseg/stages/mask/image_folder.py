@@ -14,7 +14,7 @@ from magicseg.backends import (
     choose_backend,
     with_nested,
 )
-from magicseg.config.array_stages import MaskSettings
+from magicseg.config.stage_settings import MaskSettings
 from magicseg.core.errors import BackendError, MagicsegError
 from magicseg.core.settings import Settings
 from magicseg.images.listing import images_in

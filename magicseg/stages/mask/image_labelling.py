@@ -19,9 +19,9 @@ from typing import Any
 
 from magicseg.backends import ClassMap, Image, Rejection
 from magicseg.core.documents import read_bytes
+from magicseg.core.dotted_keys import flattened
 from magicseg.core.errors import DataError, MagicsegError
 from magicseg.core.files import storage_errors, write_atomic
-from magicseg.core.nested import flattened
 from magicseg.core.text import command
 from magicseg.images.overlays import class_png, overlay_jpeg
 from magicseg.images.reading import MAX_PIXELS, ImageTooLarge, UnreadableImage, decode_image, image_bytes

@@ -14,7 +14,7 @@ from magicseg.core.randomness import sample_seed
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.run.directory import Run
 from magicseg.stages.base import Stage
-from magicseg.vision.kept_instances import read_instances
+from magicseg.vision.recorded_instances import read_instances
 
 
 class MaskStage(Stage):

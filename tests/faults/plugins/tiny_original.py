@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from magicseg.vision.shipped import OriginalSegmenter
+from magicseg.vision.shipped_models import OriginalSegmenter
 
 
 class TinyOriginalSegmenter(OriginalSegmenter):

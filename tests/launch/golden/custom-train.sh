@@ -66,7 +66,7 @@ python=(apptainer exec --nv --bind /RUN --bind /big/caches --bind /data --bind /
 processes=1
 restarts=3
 requeues=10
-"${python[@]}" -m magicseg.launch.limits "$run" 0.1.0 || exit 2
+"${python[@]}" -m magicseg.launch.limits "$run" 0.2.0 || exit 2
 head=$SLURMD_NODENAME # this script runs on the first node
 port=$((10000 + SLURM_JOB_ID % 20000)) # torchrun's default port 29500 is often in use
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((SRUN_CPUS_PER_TASK > processes ? SRUN_CPUS_PER_TASK / processes : 1))}"

@@ -7,15 +7,15 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from magicseg.backends import DetectRequest, GenerateRequest, Generator, Image, ImagePair, Instances, Rejection, Retry
-from magicseg.config.array_stages import GenerateSettings
 from magicseg.config.run import StoreSettings
+from magicseg.config.stage_settings import GenerateSettings
 from magicseg.core.randomness import sample_seed
 from magicseg.images.codecs import decode_jpeg, encode_jpeg
 from magicseg.labels import Label
 from magicseg.stages.generate.image_quality import contrast, difference_hash, sharpness
 from magicseg.vision.batches import HasBatch
 from magicseg.vision.finder import Finder, missing_label, remaining_label
-from magicseg.vision.kept_instances import kept_instances
+from magicseg.vision.recorded_instances import kept_instances
 
 
 @dataclass(frozen=True, kw_only=True)
