@@ -40,14 +40,14 @@ def predict(
     """
     from magicseg.core.errors import IncompleteError
     from magicseg.core.signals import StopFlag, on_signals
-    from magicseg.evaluate.predict import RECORD, pictures_of, predict_pictures
+    from magicseg.evaluate.predict import RECORD, find_images, predict_images
     from magicseg.images.reading import MAX_PIXELS
     from magicseg.labels import parse_labels
     from magicseg.run.attempts import forget_attempts
     from magicseg.stages.mask.image_labelling import LabelledImage, next_step
 
     vocabulary = parse_labels(labels)
-    images = pictures_of(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)
+    images = find_images(paths, out, lines=sys.stdin if "-" in paths else (), tell=note)
     with on_signals(StopFlag(), then=forget_attempts) as stop, progress("predict", len(images), "images") as show:
 
         def report(done: LabelledImage) -> None:
@@ -55,7 +55,7 @@ def predict(
             if done.remark:
                 note(f"{done.name}: {done.remark}")
 
-        found = predict_pictures(
+        found = predict_images(
             images,
             model,
             vocabulary,

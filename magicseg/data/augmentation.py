@@ -1,8 +1,8 @@
-"""Augmentations of one sample, after the paper's: a crop at a random scale, and colours distorted.
+"""Augment one sample as the paper does: a crop at a random scale, and distorted colours.
 
-All draws come from a generator that the caller gives. Arrays are uint8 (height, width, 3), RGB, and masks uint16
-(height, width). OpenCV resizes and converts colours: it is what mmsegmentation's pipeline uses, and on the CPU
-took a sixth of Pillow's time for the one and a thirteenth for the other.
+The caller gives the random generator. Images are uint8 (height, width, 3), RGB; masks are uint16 (height, width).
+OpenCV resizes and converts colours, as in mmsegmentation's pipeline. On the CPU it took a sixth of Pillow's time to
+resize, and a thirteenth to convert.
 """
 
 from typing import NamedTuple
@@ -29,7 +29,7 @@ Mask = NDArray[np.uint16]
 
 
 class Crop(NamedTuple):
-    """A rectangle of the image as stored, and the size that it is resized to, in pixels."""
+    """A rectangle of the stored image, and the size to which it is resized, in pixels."""
 
     top: int
     left: int
@@ -43,12 +43,12 @@ def choose_crop(mask: Mask, settings: DataSettings, generator: np.random.Generat
     """Draw a scale and a rectangle, as mmsegmentation's RandomResize and RandomCrop do.
 
     The image would be resized, keeping its aspect, to fit (resize_long, resize_short) times a ratio uniform in
-    scale_low to scale_high, then cut to ``crop`` x ``crop``. Only the rectangle is looked at: it is drawn in whole
-    pixels of the stored image, crop / scale of them a side (rounded), and resized alone. A side that would be
-    shorter than the crop is taken whole, and padded later.
+    scale_low to scale_high, then cut to ``crop`` x ``crop``. Only the rectangle is computed: it is drawn in whole
+    pixels of the stored image, crop / scale of them a side (rounded), and resized alone. A side shorter than the
+    crop is used whole, and padded later.
 
-    A rectangle is drawn anew, up to `TRIES` times in all, while one class has more than ``one_class_at_most`` of
-    its pixels that are not IGNORE; background is a class here. The last is taken as it is.
+    The rectangle is redrawn, up to `TRIES` times in all, while one class has more than ``one_class_at_most`` of the
+    pixels that are not IGNORE. Background is a class here. The last rectangle is used in any case.
     """
     assert settings.crop is not None
     height, width = mask.shape
@@ -64,7 +64,7 @@ def choose_crop(mask: Mask, settings: DataSettings, generator: np.random.Generat
 
 
 def _extent(side: int, scale: float, crop: int) -> tuple[int, int]:
-    """Of a side: how many pixels of it are taken, and how many they become."""
+    """Return the length of one side of the crop in the stored image, and after resizing, in pixels."""
     scaled = max(1, int(side * scale + 0.5))
     if scaled <= crop:
         return side, scaled
@@ -74,7 +74,7 @@ def _extent(side: int, scale: float, crop: int) -> tuple[int, int]:
 def _first_varied(
     mask: Mask, tops: NDArray[np.int64], lefts: NDArray[np.int64], size: tuple[int, int], most: float
 ) -> int:
-    """The first of the rectangles in which no class has more than its share, else the last."""
+    """Return the first rectangle in which no class exceeds its share, else the last."""
     ids = np.flatnonzero(np.bincount(mask.ravel()))
     ids = ids[ids != IGNORE]
     if len(ids) < 2:
@@ -89,20 +89,20 @@ def _first_varied(
 
 
 def cut_image(image: Pixels, crop: Crop) -> Pixels:
-    """The rectangle, bilinearly resized: uint8 (to_height, to_width, 3)."""
+    """Return the rectangle, bilinearly resized: uint8 (to_height, to_width, 3)."""
     region = image[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
     return np.asarray(cv2.resize(region, (crop.to_width, crop.to_height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def cut_mask(mask: Mask, crop: Crop) -> Mask:
-    """The rectangle, resized to the nearest pixel's id: uint16 (to_height, to_width)."""
+    """Return the rectangle, resized by nearest neighbour: uint16 (to_height, to_width)."""
     region = mask[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]
-    nearest = cv2.INTER_NEAREST_EXACT  # the other one looks half a pixel beside the bilinear one
+    nearest = cv2.INTER_NEAREST_EXACT  # INTER_NEAREST is half a pixel off INTER_LINEAR
     return np.asarray(cv2.resize(region, (crop.to_width, crop.to_height), interpolation=nearest), np.uint16)
 
 
 class Distortion(NamedTuple):
-    """What becomes of colours: a table before, tables of hue and saturation, a table after; None: nothing."""
+    """Lookup tables for colours: one before, those of hue and saturation, one after. None: no change."""
 
     before: Pixels | None
     hue_saturation: Pixels | None
@@ -112,8 +112,8 @@ class Distortion(NamedTuple):
 def draw_distortion(generator: np.random.Generator) -> Distortion:
     """Draw a photometric distortion (Liu et al. 2016, SSD, arXiv 1512.02325, as mmsegmentation has it).
 
-    Each with probability 1/2: brightness (something is added), contrast (a factor, before or after what follows,
-    each with probability 1/2), saturation (a factor), hue (a rotation).
+    Each with probability 1/2: brightness (an offset), contrast (a factor, before or after the next two, each with
+    probability 1/2), saturation (a factor), hue (a rotation).
     """
     brighter, contrasted, first, saturated, turned = (generator.random(5) < 0.5).tolist()
     delta = generator.uniform(-BRIGHTNESS, BRIGHTNESS)
@@ -140,20 +140,20 @@ def draw_distortion(generator: np.random.Generator) -> Distortion:
 
 
 def distort(image: Pixels, distortion: Distortion) -> Pixels:
-    """The image with its colours distorted, uint8 of the same shape."""
+    """Return the image with distorted colours, uint8 of the same shape."""
     if distortion.before is not None:
         image = np.asarray(cv2.LUT(image, distortion.before), np.uint8)
     if distortion.hue_saturation is not None:
         colours = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
         cv2.LUT(colours, distortion.hue_saturation, dst=colours)
         image = np.asarray(cv2.cvtColor(colours, cv2.COLOR_HSV2RGB), np.uint8)
-        if distortion.after is not None:  # there is one only behind a change of colour, so the array is our own
+        if distortion.after is not None:  # only after a change of colour, so the array is a copy
             cv2.LUT(image, distortion.after, dst=image)
     return image
 
 
 def mirror(array: NDArray[np.integer]) -> NDArray[np.integer]:
-    """Left and right exchanged."""
+    """Flip left and right."""
     return np.asarray(cv2.flip(array, 1))
 
 

@@ -61,7 +61,7 @@ class KeptSamples:
         )
         if indices.size == 0:
             raise IncompleteError(f"{run.path}: no sample was kept", hint=command("magicseg", "status", run.path))
-        _opened.cache_clear()  # it may have been laid out anew since
+        _opened.cache_clear()  # its layout may have changed since
         _sample_files.cache_clear()
         bits, before = (settings or run.config.train).duplicate_bits, len(indices)
         if bits is not None:

@@ -59,7 +59,7 @@ class Labels(Settings):
     class_values: Values | None = Field(
         None, description="the classes' numbers in the files, in the vocabulary's order; none: 1, 2, 3, ..."
     )
-    background_values: Values = Field((0,), description="numbers of what is none of the vocabulary's labels")
+    background_values: Values = Field((0,), description="values of pixels that belong to no label of the vocabulary")
     ignored_values: Values = Field((255,), description="numbers of pixels that do not count")
     other_values: Literal["error", "background"] = Field("error", description="what all other numbers are")
 
@@ -266,7 +266,7 @@ def _check(protocol: Protocol, labels: Vocabulary, where: str) -> None:
         raise ConfigError(
             f"{where}: background.rule must be {wanted}: the vocabulary has "
             + ("a background" if protocol.counts_background else "no background"),
-            hint="docs/benchmarks.md: a folder of one's own",
+            hint="docs/benchmarks.md: a custom folder",
         )
     if protocol.ignore_value <= len(labels):
         raise ConfigError(f"{where}: ignore_value {protocol.ignore_value} is the number of a class")

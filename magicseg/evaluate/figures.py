@@ -1,4 +1,4 @@
-"""Figures of a benchmark's results, as PNG files: confusion matrix, classes with intervals, best and worst images."""
+"""Draw a benchmark's results as PNG files: confusion matrix, IoU by class, best and worst images."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 EXAMPLES = 4
 _BARS = 60  # classes in a column
-_NAMED = 8  # classes in a picture's legend
+_NAMED = 8  # classes in an image's legend
 _DPI = 110
-_EXAMPLE_SIDE = 1024  # pixels of an example image that are shown at least, of a large one
-_TITLE_CHARACTERS = 11  # of a title in an inch of width
+_EXAMPLE_SIDE = 1024  # least side in pixels to which a large image is subsampled
+_TITLE_CHARACTERS = 11  # per inch of width
 
 
 def write_charts(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """``confusion.png`` and ``classes.png`` of the content of a ``results.json``. No model is needed.
+    """Write ``confusion.png`` and ``classes.png`` from the content of a ``results.json``. No model is needed.
 
     Raises: BackendError without matplotlib, StoreError.
     """
@@ -44,7 +44,7 @@ def write_charts(results: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def chart_title(results: Mapping[str, Any]) -> str:
-    """Return what both charts are of."""
+    """Return the title that both charts share."""
     return f"{results['head']} on {results['benchmark']}, {results['images']} images"
 
 
@@ -80,7 +80,7 @@ def write_examples(
 def _example(
     head: "Head", data: DataSet, name: str, threshold: Threshold | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]:
-    """Image, ground truth and prediction, ignored pixels as IGNORE in both; of large images every n-th pixel."""
+    """Return image, ground truth and prediction. Ignored pixels are IGNORE in both; large images are subsampled."""
     image, truth = data.pair(name)
     numbers = label_image(head, image, data.protocol, threshold, name)
     step = max(1, max(truth.shape) // _EXAMPLE_SIDE)
@@ -94,7 +94,7 @@ def _example(
 
 
 def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str) -> "Figure":
-    """Rows are shares of a class's ground truth, so that rare classes show as well as common ones."""
+    """Draw the confusion matrix. Rows sum to 1, so that rare classes are as visible as common ones."""
     count = len(names)
     side = max(5.0, 2.5 + 0.13 * count)
     figure = _figure(side + 1.2, side)
@@ -112,7 +112,7 @@ def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str) -> "
 
 
 def _classes(results: Mapping[str, Any], title: str) -> "Figure":
-    """IoU by class, best first, with intervals; classes without pixels are named, not drawn as 0."""
+    """Draw IoU by class, best first, with intervals. Classes without pixels are listed, not drawn as 0."""
     iou, spread = results["iou"], results["iou_interval"]
     known = sorted((name for name in iou if iou[name] is not None), key=lambda name: (-iou[name], name))
     columns = [known[start : start + _BARS] for start in range(0, len(known), _BARS)] or [[]]
@@ -145,7 +145,7 @@ def _pictures(
     from matplotlib.patches import Patch
 
     figure = _figure(13.5, 0.6 + 3.3 * len(rows))
-    # Nobody would see the ticks, and they take long to make.
+    # Ticks of so many classes would be illegible, and they are slow.
     grid = figure.subplots(len(rows), 3, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     names = {label.id: protocol.spelling.get(label.name, label.name) for label in protocol.labels.labels}
     for axes, (item, image, truth, predicted) in zip(grid, rows, strict=True):
@@ -169,7 +169,7 @@ def _pictures(
 
 
 def _title(figure: "Figure", text: str) -> None:
-    """Put a title above a figure, in lines that are no wider than it."""
+    """Write a title above a figure, wrapped to its width."""
     width = max(20, int(figure.get_figwidth() * _TITLE_CHARACTERS))
     lines = [line for paragraph in text.splitlines() for line in textwrap.wrap(paragraph, width)]
     figure.suptitle("\n".join(lines), fontsize=11)
@@ -183,12 +183,12 @@ def _figure(width: float, height: float) -> "Figure":
         raise BackendError(
             f"figures need matplotlib: {error}", hint="install the model libraries: pip install 'magicseg[models]'"
         ) from error
-    rcParams["text.parse_math"] = False  # names of classes and images are no formulas
+    rcParams["text.parse_math"] = False  # a $ in a name is not a formula
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: "Figure", path: Path) -> Path:
-    """PNG without date or versions in it: the same results give the same bytes."""
+    """Write a PNG without date and versions: the same results give the same bytes."""
     with storage_errors(path, "evaluate again"):
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=_DPI, format="png", metadata={"Software": None})

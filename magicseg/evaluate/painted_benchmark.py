@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 UNTUNED = frozenset({"model", "untrained", "background"})
-"""Names of heads whose threshold is that of the settings; other heads have theirs swept."""
+"""Names of heads whose threshold is in the settings. The thresholds of other heads are swept."""
 
 
 class BackgroundHead:

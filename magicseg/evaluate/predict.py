@@ -1,7 +1,7 @@
 """``magicseg predict``: segment images with a trained model. Files: see `magicseg.stages.mask.image_labelling`.
 
-The record is OUT/predictions.jsonl; a picture's line has its size and, by label, how many pixels it covers, which
-share of the picture that is, and the mean score there.
+OUT/predictions.jsonl has one line per image: its size and, by label, the number of pixels, their share of the image
+and their mean score.
 """
 
 import glob
@@ -22,21 +22,21 @@ from magicseg.model.card import read_card
 from magicseg.stages.mask.image_labelling import LabelledImage, Labeller, label_images
 
 RECORD = "predictions.jsonl"
-RECIPE = 3  # version: increased when the same image gives a model other pixels
+RECIPE = 3  # raise it when the same image gives a model other pixels
 
 
-def pictures_of(
+def find_images(
     paths: Sequence[str],
     out: Path,
     *,
     lines: Iterable[str] = (),
     tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Path]:
-    """The pictures that are meant, by the names that their results get in OUT.
+    """Return the paths of the images, by the names of their results in OUT.
 
-    Args: paths: files; folders, whose pictures at any depth keep their relative names; patterns such as
+    Args: paths: files; folders, whose images at any depth keep their relative names; patterns such as
     ``"photos/*.jpg"``; or ``-`` for one path a line in ``lines``. tell: called with what is skipped in folders.
-    Raises: DataError for what is not there, or two pictures of one name.
+    Raises DataError if a path does not exist or two images have the same name.
     """
     found: dict[str, Path] = {}
 
@@ -51,9 +51,7 @@ def pictures_of(
         if text == "-":
             asked = [line.rstrip("\n") for line in lines if line.strip()]
             if not asked:
-                raise DataError(
-                    "standard input names no pictures", hint="one path a line: find . -name '*.jpg' | ..."
-                )
+                raise DataError("standard input names no images", hint="one path a line: find . -name '*.jpg' | ...")
         else:
             asked = [text]
         for one in asked:
@@ -65,10 +63,10 @@ def pictures_of(
                 add(path.name, path)
             else:
                 matches = sorted(Path(match) for match in glob.glob(one, recursive=True))
-                pictures = [match for match in matches if _is_image(match, Path(one))]
-                if not pictures:
-                    raise DataError(f"{one}: there is no such picture or folder, and no pictures match it")
-                for match in pictures:
+                images = [match for match in matches if _is_image(match, Path(one))]
+                if not images:
+                    raise DataError(f"{one}: there is no such image or folder, and no images match it")
+                for match in images:
                     add(match.name, match)
     return found
 
@@ -79,8 +77,8 @@ def _is_image(match: Path, pattern: Path) -> bool:
     return match.suffix.lower() in ENDINGS and not any(map(is_system_name, found)) and match.is_file()
 
 
-def predict_pictures(
-    pictures: Mapping[str, Path],
+def predict_images(
+    images: Mapping[str, Path],
     model_path: Path,
     vocabulary: Vocabulary,
     out: Path,
@@ -91,11 +89,11 @@ def predict_pictures(
     report: Callable[[LabelledImage], None] = lambda done: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[LabelledImage]:
-    """Label every picture with a trained model.
+    """Label every image with a trained model.
 
     Args: model_path: a model's folder, or a run with a trained model. threshold: pixels whose best label scores less
-    are background. window: side of the sliding window, pixels; None: the whole picture at once.
-    Raises: DataError if OUT holds predictions of another model, other labels or settings; StoreError; BackendError
+    are background. window: side of the sliding window, pixels; None: the whole image at once.
+    Raises DataError if OUT holds predictions of another model, other labels or settings; StoreError; BackendError
     without torch.
     """
     try:
@@ -122,7 +120,7 @@ def predict_pictures(
         return label
 
     return label_images(
-        pictures,
+        images,
         out,
         RECORD,
         {

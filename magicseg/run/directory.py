@@ -200,7 +200,7 @@ class Run:
             above = stage_above(stage)
             if above is not None:
                 self.refuse_stale(above, self.ledger(above).commits())
-            differing = ["the stage before it was done anew"]
+            differing = ["the stage before it was done again"]
         lost = [key for key in before if key.startswith(f"{stage}.weights.") and key not in present.inputs]
         way_back = command("magicseg", "fetch", self.path) if lost else f"set it back in {self.path / CONFIG_NAME}"
         raise PlanMismatch(

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from helpers.tiny_models import tiny_settings
 from magicseg.cli import app
 from magicseg.core.errors import DataError, MagicsegError
-from magicseg.evaluate.predict import pictures_of
+from magicseg.evaluate.predict import find_images
 from magicseg.model.open_vocabulary import load_model
 from magicseg.model.saved_model import save_segmenter
 from magicseg.model.segmenter import build_segmenter
@@ -115,11 +115,11 @@ def test_a_damaged_picture_is_told_and_does_not_end_the_others(photos, model, tm
 
 def test_pictures_come_from_folders_files_patterns_and_standard_input(photos, model, tmp_path):
     out = tmp_path / "out"
-    named = {name: path.relative_to(photos).as_posix() for name, path in pictures_of([str(photos)], out).items()}
+    named = {name: path.relative_to(photos).as_posix() for name, path in find_images([str(photos)], out).items()}
     assert named == {"a.png": "a.png", "below/b.jpg": "below/b.jpg"}
-    assert pictures_of([f"{photos}/**/*.jpg"], out).keys() == {"b.jpg"}
+    assert find_images([f"{photos}/**/*.jpg"], out).keys() == {"b.jpg"}
     lines = [f"{photos}/a.png\n", "\n", f"{photos}/below\n"]
-    assert pictures_of(["-"], out, lines=lines).keys() == {"a.png", "b.jpg"}
+    assert find_images(["-"], out, lines=lines).keys() == {"a.png", "b.jpg"}
     code, _ = run("-", "--model", model, "--labels", "cat", "--out", out, text="".join(lines))
     assert code == 0
     assert (out / "b.jpg.png").exists()
@@ -128,8 +128,8 @@ def test_pictures_come_from_folders_files_patterns_and_standard_input(photos, mo
 @pytest.mark.parametrize(
     ("paths", "told"),
     [
-        (["nowhere.png"], "there is no such picture"),
-        (["-"], "standard input names no pictures"),
+        (["nowhere.png"], "there is no such image"),
+        (["-"], "standard input names no images"),
         (["photos/a.png", "other/a.png"], "would have the same name"),
         (["empty"], "holds no images"),
     ],
@@ -140,7 +140,7 @@ def test_pictures_that_cannot_be_meant_are_refused(paths, told, photos, tmp_path
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "a.png").write_bytes((photos / "a.png").read_bytes())
     with pytest.raises(DataError, match=told):
-        pictures_of(paths, tmp_path / "out")
+        find_images(paths, tmp_path / "out")
 
 
 def test_without_a_trained_model_the_error_says_so(photos, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from magicseg.core.errors import DataError
-from magicseg.evaluate.predict import pictures_of
+from magicseg.evaluate.predict import find_images
 from magicseg.images.listing import files_below, images_in
 
 SYSTEM = [
@@ -31,7 +31,7 @@ def touch(folder, *names):
 def test_what_systems_leave_is_no_image(tmp_path, name):
     touch(tmp_path / "mine", "a.jpg", name)
     assert images_in(tmp_path / "mine", tmp_path / "out") == ["a.jpg"]
-    assert list(pictures_of([f"{tmp_path}/mine/**/*.jpg"], tmp_path / "out")) == ["a.jpg"]
+    assert list(find_images([f"{tmp_path}/mine/**/*.jpg"], tmp_path / "out")) == ["a.jpg"]
 
 
 @pytest.mark.parametrize("name", ["A.JPG", "b.TIF", "c.tiff", "d.webp", "e.avif", "f.jp2", "g.bmp", "h.gif", "i.Png"])
@@ -80,4 +80,4 @@ def test_a_pipe_is_no_image(tmp_path):
 def test_upper_case_images_are_labelled(tmp_path):
     (tmp_path / "mine").mkdir()
     Image.new("RGB", (4, 4)).save(tmp_path / "mine/A.JPG", "JPEG")
-    assert list(pictures_of([str(tmp_path / "mine")], tmp_path / "out")) == ["A.JPG"]
+    assert list(find_images([str(tmp_path / "mine")], tmp_path / "out")) == ["A.JPG"]

@@ -1,6 +1,6 @@
-"""The heads that are scored: the target's model, and the baselines beside it, on one device.
+"""The heads to score: the model, and the baselines beside it, on one device.
 
-open_clip takes longer to import than a small evaluation takes: only a baseline that reads a CLIP imports it.
+Only baselines that read a CLIP import open_clip, because the import takes longer than a small evaluation.
 """
 
 import json
@@ -25,9 +25,9 @@ from magicseg.run.directory import Run
 
 
 def heads_of(target: Target, settings: EvaluateSettings, *, device: str) -> tuple[Segmenter, list[Head]]:
-    """The model, and what is scored: the model first, then the baselines in the order of the settings.
+    """Return the model, and the heads: the model first, then the baselines in the order of the settings.
 
-    Raises: ConfigError for a baseline that this model or target cannot have; DataError if the model is damaged.
+    Raises ConfigError if this model cannot have a baseline, DataError if the model is damaged.
     """
     model = load_segmenter(target.folder).to(device)
     heads: list[Head] = [SegmenterHead(model, target.weights_digest)]
@@ -49,7 +49,7 @@ def _baseline(name: Baseline, model: Segmenter, target: Target, settings: Evalua
 
 
 def _memory_bank(model: Segmenter, target: Target, run: Run, settings: EvaluateSettings) -> MemoryBankHead:
-    """Made anew unless RUN/results/memory-bank.safetensors is of the same samples, weights and settings."""
+    """Return the memory bank. RUN/results/memory-bank.safetensors is reused if samples, weights, settings match."""
     from magicseg.evaluate.heads.dense_clip import bank_features
 
     features, how = bank_features(model)
@@ -81,7 +81,7 @@ def _memory_bank(model: Segmenter, target: Target, run: Run, settings: EvaluateS
 
 def _read(path: Path, run: Run, digest: str) -> MemoryBank | None:
     try:
-        open_regular(path).close()  # safetensors would wait for the writer of a pipe
+        open_regular(path).close()  # a pipe would block safetensors
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["magicseg"])
             if header["digest"] != digest:
@@ -93,4 +93,4 @@ def _read(path: Path, run: Run, digest: str) -> MemoryBank | None:
                 samples=int(header["samples"]),
             )
     except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return None  # missing or damaged: it is made again
+        return None  # missing or damaged: the bank is rebuilt

@@ -1,12 +1,12 @@
-"""A memory bank: what the classes of a generated data set look like to an encoder, and no training.
+"""A memory bank: prototypes of the classes of a generated data set in an encoder's features, without training.
 
     bank = build_bank(samples, vocabulary, features, stride=16, limit=1024, prototypes=4)
     head = MemoryBankHead(bank, features, stride=16, identity={...})
 
 Every kept image gives one vector per class that it shows, the mean of its patch features under the mask, and one for
-its background. A class's vectors are summed up by a few prototypes (k-means). A pixel belongs to the class of the
-nearest prototype, or to the background where that is nearer. The idea is that of prototype networks (Snell et al.
-2017, arXiv 1703.05175) with masked pooling (Wang et al., PANet, ICCV 2019, arXiv 1908.06391).
+its background. K-means reduces a class's vectors to a few prototypes. A pixel belongs to the class of the nearest
+prototype, or to the background if that is nearer. See prototype networks (Snell et al. 2017, arXiv 1703.05175) with
+masked pooling (Wang et al., PANet, ICCV 2019, arXiv 1908.06391).
 """
 
 import warnings
@@ -28,9 +28,9 @@ from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.labels.distinct import refuse_alike
 from magicseg.labels.vocabulary import name_key
 
-RECIPE = 1  # goes up whenever the same samples give another bank
-_SCALE = 100.0  # as CLIP's own temperature, the inverse of which it is
-_LEAST_PATCHES = 0.5  # of a class in an image: less is too little to tell what it looks like
+RECIPE = 1  # raise it when the same samples give another bank
+_SCALE = 100.0  # CLIP's logit scale, the inverse of its temperature
+_LEAST_PATCHES = 0.5  # a class with fewer patches in an image gives no vector
 _BATCH = 16
 _ABSENT = -1e4
 
@@ -40,8 +40,8 @@ Features = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryBank:
-    """``prototypes``: float32 (P, D), unit vectors. ``classes``: int64 (P,), whose each is: BACKGROUND, or a label's
-    id. ``samples``: how many images it was made of.
+    """``prototypes``: float32 (P, D), unit vectors. ``classes``: int64 (P,), the class of each: BACKGROUND or a
+    label's id. ``samples``: the number of images that it was made from.
     """
 
     vocabulary: Vocabulary
@@ -53,10 +53,10 @@ class MemoryBank:
 def build_bank(
     samples: Samples, vocabulary: Vocabulary, features: Features, *, stride: int, limit: int, prototypes: int
 ) -> MemoryBank:
-    """Look at up to ``limit`` kept samples, evenly spread.
+    """Build a bank from up to ``limit`` kept samples, evenly spread.
 
-    Args: stride: pixels per patch and side. prototypes: at most so many of each class, and of the background.
-    Raises: DataError if no sample shows a class.
+    Args: stride: pixels per patch and side. prototypes: the most per class, and for the background.
+    Raises DataError if no sample shows a class.
     """
     indices = samples.indices
     if len(indices) > limit:
@@ -65,7 +65,7 @@ def build_bank(
     for start in range(0, len(indices), _BATCH):
         images, _, masks = samples.read(indices[start : start + _BATCH])
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)  # a run's single samples come as a list
+            pixels = torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2)  # may be a list
             patches = features(pixels).float().cpu()
         for row, mask in zip(patches, masks, strict=True):
             for value, vector in _means(row, mask, stride).items():
@@ -87,7 +87,7 @@ def build_bank(
 
 
 def _means(patches: Tensor, mask: NDArray[np.uint16], stride: int) -> dict[int, NDArray[np.float32]]:
-    """The unit mean feature of each class of an image, a patch counting by its share of the class."""
+    """Return the unit mean feature of each class of an image. A patch is weighted by its share of the class."""
     height, width = (side // stride for side in mask.shape)
     blocks = mask[: height * stride, : width * stride].reshape(height, stride, width, stride)
     means: dict[int, NDArray[np.float32]] = {}
@@ -101,7 +101,7 @@ def _means(patches: Tensor, mask: NDArray[np.uint16], stride: int) -> dict[int, 
 
 
 def _clustered(vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """Up to ``count`` centres of unit vectors, the same whenever the vectors are."""
+    """Return up to ``count`` k-means centres of unit vectors, deterministically."""
     vectors = np.unique(vectors, axis=0)
     if len(vectors) <= count:
         return vectors
@@ -114,9 +114,9 @@ def _clustered(vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 class MemoryBankHead:
-    """How much nearer a class's nearest prototype is than the background's; a `magicseg.evaluate.heads.base.Head`.
+    """Score a class by its nearest prototype minus the background's; a `magicseg.evaluate.heads.base.Head`.
 
-    ``lacking``: the classes asked for that the bank knows by none of their names; no pixel is given to them.
+    ``lacking``: the queried classes that the bank lacks; no pixel gets them.
     """
 
     name = "memory-bank"
@@ -174,5 +174,5 @@ class MemoryBankHead:
 
 
 def _nearest(patches: Tensor, prototypes: Tensor) -> Tensor:
-    """The greatest cosine to any prototype: (B, N, D) and (P, D) -> (B, N)."""
+    """Return the greatest cosine to any prototype: (B, N, D) and (P, D) -> (B, N)."""
     return (patches @ prototypes.T.to(patches)).amax(-1)
