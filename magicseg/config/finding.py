@@ -4,8 +4,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from magicseg.backends import DetectorChoice, SegmenterChoice
 from magicseg.core.settings import Settings
+from magicseg.installed_backends import DetectorChoice, SegmenterChoice
 
 RECIPE = 1  # raise it when the same candidates give other objects, or the same labels other captions
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from magicseg.backends import Backend, choose_backend
+from magicseg.backends import Backend
 from magicseg.config import finding
 from magicseg.config.stage_settings import StageSettings
 from magicseg.core.settings import Settings
+from magicseg.installed_backends import choose_backend
 
 if TYPE_CHECKING:
     from magicseg.config.run import Config

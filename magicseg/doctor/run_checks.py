@@ -7,11 +7,11 @@ from dataclasses import replace
 from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 
-from magicseg.backends import with_nested
 from magicseg.config.stage_declarations import DECLARATIONS, STAGES
 from magicseg.core.checks import Check, Status, ask, attempt
 from magicseg.core.text import size_text
 from magicseg.data.shared_memory import check_shared_memory, needed_bytes
+from magicseg.installed_backends import with_nested
 from magicseg.launch.profile_files import load_profile
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import stage_weights

@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from magicseg.backends import NestedBackend, backends_in, with_nested
 from magicseg.config.model import encoder_weights
 from magicseg.config.run import Config
 from magicseg.config.stage_declarations import DECLARATIONS, STAGES, StageDeclaration
 from magicseg.core.digests import json_sha256
 from magicseg.core.dotted_keys import flattened
 from magicseg.core.settings import Settings
+from magicseg.installed_backends import NestedBackend, backends_in, with_nested
 from magicseg.weights import Weights
 from magicseg.weights.hashing import path_identity
 from magicseg.weights.manifest import Manifest

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from helpers.chat_server import GOOD, BadServer, Reply, completion
-from magicseg.backends import DescribeRequest, Description, find_backend
+from magicseg.backends import DescribeRequest, Description
 from magicseg.core.errors import BackendError
+from magicseg.installed_backends import find_backend
 from magicseg.labels import Label
 from magicseg.stages.describe.endpoint import OpenAICaptioner
 

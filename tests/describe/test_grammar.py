@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from magicseg.backends import DescribeRequest, Description, Rejection, find_backend
+from magicseg.backends import DescribeRequest, Description, Rejection
+from magicseg.installed_backends import find_backend
 from magicseg.labels import Label, load_vocabulary, vocabulary_names
 from magicseg.labels.mentions import names
 from magicseg.miniature.caption import NOUNS, parse

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from magicseg.backends import find_backend
+from magicseg.installed_backends import find_backend
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "describe.md").read_text(encoding="utf-8")

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from helpers.tiny_language_model import make_tiny_model
-from magicseg.backends import DescribeRequest, find_backend
+from magicseg.backends import DescribeRequest
 from magicseg.core.errors import BackendError
+from magicseg.installed_backends import find_backend
 from magicseg.labels import Label
 from magicseg.stages.describe.local_model import TransformersCaptioner
 from magicseg.stages.describe.sampling import SeededSampling, choose

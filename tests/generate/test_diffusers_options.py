@@ -193,7 +193,7 @@ def test_a_preset_whose_back_ends_are_not_installed_says_which(tmp_path, monkeyp
             entry for entry in entry_points(group=group) if entry.name in {"grammar", "painter", "pair-difference"}
         ]
 
-    monkeypatch.setattr("magicseg.backends._installed", only)
+    monkeypatch.setattr("magicseg.installed_backends._installed", only)
     with pytest.raises(BackendError, match=r"describe\.backend: there is no back end 'transformers'") as caught:
         Run.create(tmp_path / "run", load_config(preset="paper"))
     assert caught.value.hint == "installed: grammar; another one: --set describe.backend=NAME"

@@ -277,7 +277,7 @@ def test_without_the_libraries_the_error_says_how_to_install_them(checkpoint):
 import sys
 sys.modules["diffusers"] = None
 from types import SimpleNamespace
-from magicseg.backends import find_backend
+from magicseg.installed_backends import find_backend
 from magicseg.core.errors import BackendError
 kind = find_backend("generators", "diffusers")
 try:

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from helpers.mask_requests import labels, picture
-from magicseg.backends import DetectRequest, SegmentRequest, choose_backend
+from magicseg.backends import DetectRequest, SegmentRequest
 from magicseg.core.errors import BackendError, ConfigError
+from magicseg.installed_backends import choose_backend
 from magicseg.vision.shipped_models import OriginalDetector, TransformersDetector
 from magicseg.weights.hashing import path_identity
 

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from magicseg.backends import DescribeRequest, GenerateRequest, Masked, MaskRequest, Rejection, find_backend
+from magicseg.backends import DescribeRequest, GenerateRequest, Masked, MaskRequest, Rejection
+from magicseg.installed_backends import find_backend
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.painter import Painter, paint
 from magicseg.stages.describe.grammar import GrammarCaptioner

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from magicseg.backends import GenerateRequest, ImagePair, Rejection, find_backend
+from magicseg.backends import GenerateRequest, ImagePair, Rejection
 from magicseg.core.errors import LabelError
+from magicseg.installed_backends import find_backend
 from magicseg.labels import Label, load_vocabulary
 from magicseg.miniature.caption import NOUNS, ObjectSpec, SceneSpec, UnreadableCaption, parse
 from magicseg.miniature.painter import Painter, paint

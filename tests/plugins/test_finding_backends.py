@@ -3,8 +3,8 @@
 import pytest
 
 from helpers.tiny_runs import make_run
-from magicseg.backends import find_backend
 from magicseg.core.errors import BackendError
+from magicseg.installed_backends import find_backend
 
 GOOD = """
 from magicseg.core.settings import Settings

@@ -4,21 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from magicseg.backends import (
-    Backend,
-    ClassMap,
-    Image,
-    Masker,
-    MaskRequest,
-    Rejection,
-    choose_backend,
-    with_nested,
-)
+from magicseg.backends import Backend, ClassMap, Image, Masker, MaskRequest, Rejection
 from magicseg.config.stage_settings import MaskSettings
 from magicseg.core.errors import BackendError, MagicsegError
 from magicseg.core.settings import Settings
 from magicseg.images.listing import images_in
 from magicseg.images.reading import MAX_PIXELS
+from magicseg.installed_backends import choose_backend, with_nested
 from magicseg.labels import Vocabulary
 from magicseg.stages.mask.image_labelling import LabelledImage, Labeller, label_images
 from magicseg.weights import Weights
