@@ -151,6 +151,7 @@ def test_a_damaged_configuration_exits_with_2_without_a_traceback(magicseg, fres
     assert magicseg("status", fresh.path).code == 2
 
 
+@pytest.mark.slow
 def test_damage_exits_with_1_and_working_hints(magicseg, finished, expected_digest):
     file = finished.store.path / "generate/image/2.0.0.0"
     content = bytearray(file.read_bytes())
@@ -165,6 +166,7 @@ def test_damage_exits_with_1_and_working_hints(magicseg, finished, expected_dige
     assert magicseg("verify", finished.path).code == 0
 
 
+@pytest.mark.slow
 def test_every_command_reports_a_damaged_record_with_a_remedy(magicseg, finished, expected_digest):
     file = finished.ledger("generate").record_path(3)
     file.write_bytes(file.read_bytes()[:-20])

@@ -96,7 +96,7 @@ def test_commands_run_in_the_image_with_their_own_exit_codes(magicseg, image):
 
 
 def test_an_image_of_another_version_fails_its_test(image, tmp_path, monkeypatch):
-    monkeypatch.setattr(package, "__version__", "9.9")
+    monkeypatch.setattr(trial, "package_version", lambda: "9.9")
     runtime = find_runtime()
     check = trial.versions(trial.Trial(runtime, image, tuple(start_flags(runtime)), tmp_path))
     assert check.status is Status.FAILED

@@ -86,6 +86,7 @@ def interrupted_and_resumed(run):
     return again
 
 
+@pytest.mark.slow
 def test_two_runs_have_the_same_digest_even_if_interrupted_and_resumed(described):
     first, second = described(), described()
     do(first)
@@ -141,6 +142,7 @@ def test_moved_weights_keep_shards_valid_and_changed_weights_do_not(tmp_path, mo
     assert Run.open(run.path).fingerprints["describe"] != before
 
 
+@pytest.mark.slow
 def test_a_dead_endpoint_stops_the_stage_and_the_stage_resumes_without_loss(tmp_path):
     dead = []
 

@@ -254,6 +254,7 @@ def test_a_model_that_is_not_in_the_cache_is_an_error_with_the_command_to_type(t
     assert "magicseg fetch RUN" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_pinned_model_is_loaded_from_the_hubs_cache_without_a_network(tmp_path, babbler):
     shutil.copytree(babbler, tmp_path / "models--owner--name" / "snapshots" / COMMIT)
     code = (
@@ -316,6 +317,7 @@ def test_mps_on_a_machine_without_it_is_refused(babbler):
     assert "describe.options.device to cpu" in error.hint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json"])
 def test_code_of_a_checkpoint_is_never_run_even_if_the_user_consents(tmp_path, babbler, file):
     folder = shutil.copytree(babbler, tmp_path / "model")

@@ -34,6 +34,7 @@ def test_the_entry_point_returns_this_back_end():
     assert find_backend("captioners", "template") is TemplateCaptioner
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", vocabulary_names())
 def test_every_shipped_label_gets_a_caption_and_a_counterfactual_of_the_same_scene(name):
     labels = load_vocabulary(name).labels

@@ -3,11 +3,14 @@
 import json
 import math
 
+import pytest
+
 from helpers.tiny_runs import change, make_run
 from magicseg.run import STAGES
 from magicseg.stages.pool import default_shards_per_job, default_workers
 
 
+@pytest.mark.slow
 def test_without_finished_shards_it_suggests_a_pilot_and_that_command_works(magicseg, fresh):
     nothing = magicseg("estimate", fresh.path)
     assert nothing.code == 1
@@ -44,6 +47,7 @@ def test_the_profile_comes_from_the_option_the_run_or_the_environment(magicseg, 
     assert parallel("--profile", "option.yaml", "--parallel", 3) == 3
 
 
+@pytest.mark.slow
 def test_in_a_job_measurements_from_other_hardware_do_not_count(magicseg, fresh):
     """For example, the first pilot ran on a login node and the second pilot runs on a node with a GPU."""
 

@@ -76,6 +76,7 @@ def test_a_pilot_is_refused_if_committed_shards_have_other_settings(fresh):
         run_pilot(Run.open(fresh.path), 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"starts": {"generate": {}}}', '{"starts": {"mask": {"seconds": "x"}}}']
 )
@@ -117,6 +118,7 @@ def test_a_pilot_takes_the_first_shards_whose_input_exists(finished_run, wanted,
     assert len(chosen) == min(max(wanted - len(commits), 0), len(free))
 
 
+@pytest.mark.slow
 def test_the_estimate_file_holds_plain_values(fresh):
     run_pilot(fresh, 1)
     starts = json.loads((fresh.path / "estimate.json").read_bytes())["starts"]

@@ -203,6 +203,7 @@ def test_instances_are_drawn_in_order_and_crowds_count(tmp_path):
     assert not data.truth("b").any()
 
 
+@pytest.mark.slow
 def test_coco_object_takes_label_maps_rather_than_instances_and_results_say_which(tmp_path):
     protocol = load_protocol("coco-object")
     make_instances(tmp_path, {"a": [(1, SQUARE, 0)], "b": []}, categories=CATEGORIES)

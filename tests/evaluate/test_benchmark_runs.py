@@ -233,6 +233,7 @@ def test_images_without_memory_are_named_and_the_other_parts_done(voc, tmp_path,
     )
 
 
+@pytest.mark.slow
 def test_an_image_that_killed_an_evaluation_is_skipped_by_name_until_its_attempt_is_removed(voc, tmp_path):
     protocol = small("voc21")
     data = open_data_set(protocol, voc)
@@ -413,6 +414,7 @@ def test_protocols_and_scoring_need_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_an_evaluation_without_a_clip_does_not_wait_for_open_clip():
     code = "import magicseg.evaluate.heads.baselines, sys; assert 'open_clip' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

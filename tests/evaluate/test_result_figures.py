@@ -19,6 +19,7 @@ def scored(request, tmp_path):
     return head, protocol, tmp_path / "data", evaluate(head, protocol, tmp_path / "data", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_charts_have_room_for_the_name_of_every_class(scored, tmp_path):
     _, protocol, _, outcome = scored
     written = write_charts(outcome.results, tmp_path / "figures")

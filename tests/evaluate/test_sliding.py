@@ -283,6 +283,7 @@ def test_rows_are_interpolated_as_torch_does(size, new_size, rows, classes):
         torch.testing.assert_close(ours, expected[:, top:bottom], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_labels_and_window_and_not_with_the_image():
     """150 labels at 900 x 600 pixels are 309 MiB of logits: at full size they would be there twice at least."""
     code = """

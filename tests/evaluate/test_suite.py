@@ -116,6 +116,7 @@ def test_all_benchmarks_and_baselines_in_one_command(small, model, data, tmp_pat
     assert ade["threshold"] is None
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(small, model, data, tmp_path, monkeypatch):
     asked = ("evaluate", model, "--benchmark", small["voc21"], "--data", data, "--out", tmp_path, "--json")
     _, first, _ = run(*asked)
@@ -200,6 +201,7 @@ def test_an_image_of_the_sweep_without_memory_is_named_and_the_other_heads_are_s
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.slow
 def test_the_last_process_joins_whichever_heads_the_others_finish_late(small, model, data, tmp_path):
     settings = EvaluateSettings(benchmarks=(small["voc21"],), data=str(data), baselines=("maskclip",), sweep_images=0)
     target = Target.of(model, out=tmp_path)
@@ -247,6 +249,7 @@ def test_what_cannot_be_evaluated_is_refused_before_a_model_is_loaded(
         assert told in f"{error.message} {error.hint}"
 
 
+@pytest.mark.slow
 def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data, tmp_path):
     for name, more in (("a", ()), ("b", ("--background", "prompts"))):
         asked = ("--benchmark", small["voc21"], "--data", data, *more)
@@ -264,6 +267,7 @@ def test_results_stand_side_by_side_and_what_differs_is_said(small, model, data,
     assert "holds no results" in error.message
 
 
+@pytest.mark.slow
 def test_the_difference_over_the_same_images_has_a_paired_interval(small, model, data, tmp_path):
     for name in ("a", "b"):
         asked = ("--benchmark", small["voc21"], "--data", data, "--baseline", "maskclip")

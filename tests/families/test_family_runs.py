@@ -23,6 +23,7 @@ def stopped_within(run, stage, batches):
     run_shards(run, stage, range(run.plan.shards), report=lambda event: None, should_stop=lambda: next(asked))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_run_stopped_in_every_stage_has_the_digest_of_an_undisturbed_run(family, checkpoint, tmp_path):
     undisturbed, run = (make_model_run(tmp_path / name, family, checkpoint) for name in ("one", "two"))

@@ -36,6 +36,7 @@ def at_work(run, stage):
     return lambda: any(is_live(ledger.claim_path(shard)) for shard in ledger.claimed())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_kills_at_random_moments_change_nothing(slow, expected_digest, seed):
     rng = random.Random(seed)
@@ -46,6 +47,7 @@ def test_kills_at_random_moments_change_nothing(slow, expected_digest, seed):
     check(slow, expected_digest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("whole_group", [True, False])
 def test_a_stop_signal_ends_cleanly_and_the_same_command_resumes(
@@ -95,6 +97,7 @@ def test_workers_whose_command_was_killed_stop_by_themselves(magicseg, slow):
     assert alive == []
 
 
+@pytest.mark.slow
 def test_a_killed_command_does_not_block_the_next_command(magicseg, slow):
     process = magicseg.start("describe", slow.path, "--workers", 2)
     wait_for(at_work(slow, "describe"))

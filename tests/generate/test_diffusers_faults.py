@@ -191,6 +191,7 @@ for revision in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_name_is_loaded_from_the_hubs_cache_offline_or_refused_with_the_command_to_type(checkpoint, tmp_path):
     revision = "0123456789abcdef0123456789abcdef01234567"
     snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / revision

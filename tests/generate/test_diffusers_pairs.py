@@ -21,6 +21,7 @@ def equal(one, other):
     return np.array_equal(one.image, other.image) and np.array_equal(one.counterfactual, other.counterfactual)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_makes_pairs_and_repeats_them_to_the_bit(family, generator):
     backend = generator(family)
@@ -37,6 +38,7 @@ def test_every_family_makes_pairs_and_repeats_them_to_the_bit(family, generator)
     assert not any(np.array_equal(one.image, other.image) for one, other in pairwise(pairs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "dtype"), [*((family, "float32") for family in FAMILIES), ("sd15", "bfloat16"), ("flux", "bfloat16")]
 )
@@ -289,6 +291,7 @@ except BackendError as error:
     assert "magicseg[models]" in done.stdout
 
 
+@pytest.mark.slow
 def test_regenerated_pairs_share_batches_and_have_the_pixels_that_they_have_alone(generator):
     asked = [request(index) for index in range(8)]
     limit = sorted(float(np.std(pair.image)) for pair in generator("sd15", batch_size=4).generate(asked))[3]

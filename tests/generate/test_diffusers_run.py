@@ -32,6 +32,7 @@ def quality(run, shard=0):
     return run.store.read("generate/quality", samples.start, samples.stop)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd2", "flux"])
 def test_a_run_done_twice_has_one_digest(family, options, tmp_path):
     runs = [make_run(tmp_path / name, *options(family)) for name in ("one", "two")]
@@ -43,6 +44,7 @@ def test_a_run_done_twice_has_one_digest(family, options, tmp_path):
     assert all('"attempts":1' in text for text in quality(runs[0]))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_within_a_shard_resumes_to_the_same_digest(options, tmp_path):
     undisturbed = make_run(tmp_path / "one", *options())
     do(undisturbed)

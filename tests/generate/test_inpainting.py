@@ -139,6 +139,7 @@ def test_a_margin_is_added_around_the_object():
     assert grown(inside, 0.1).sum() == 6 * 8
 
 
+@pytest.mark.slow
 def test_a_run_with_removal_repeats_and_is_fingerprinted(checkpoint, tmp_path):
     model = checkpoint("sd2")
     overrides = [

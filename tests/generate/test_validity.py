@@ -101,6 +101,7 @@ def test_a_stop_is_noticed_before_pairs_are_regenerated(tmp_path):
     assert len(asked) == 4
 
 
+@pytest.mark.slow
 def test_the_same_bytes_whatever_the_batches_and_the_order(tmp_path):
     one, two = run_of(tmp_path / "one", "forget: 2", 3), run_of(tmp_path / "two", "forget: 2", 3)
     do(one)

@@ -56,6 +56,7 @@ def test_non_finite_weights_are_refused_when_a_model_is_loaded(tmp_path, value, 
     assert key in caught.value.message
 
 
+@pytest.mark.slow
 def test_predict_with_non_finite_weights_ends_with_an_error(magicseg, tmp_path):
     model = build_segmenter(SETTINGS, seed=0)
     with torch.no_grad():

@@ -65,6 +65,7 @@ def test_a_folder_that_pythonpath_names_explicitly_is_still_importable(tmp_path)
     assert in_folder(tmp_path, sys.executable, "-c", code, PYTHONPATH=":").returncode == 1
 
 
+@pytest.mark.slow
 def test_readers_and_torchrun_import_nothing_from_the_current_directory(planted, finished_run, tmp_path):
     folder, said = planted
     run = tmp_path / "run"

@@ -223,6 +223,7 @@ def rendering():
     return render
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("template", LOOPS)
 def test_a_chat_template_without_end_is_stopped(rendering, template, monkeypatch):
     monkeypatch.setattr(chat, "DEADLINE", 2.0)

@@ -582,6 +582,7 @@ def test_a_valid_folder_with_planted_files_loads_without_running_them(made):
         LOADERS[kind](made(kind))
 
 
+@pytest.mark.slow
 def test_predict_never_runs_code_of_a_saved_model_even_if_the_user_consents(made, marker, tmp_path):
     folder = made("saved")
     card = json.loads((folder / "model.json").read_text())

@@ -249,6 +249,7 @@ def test_a_task_in_another_image_than_the_run_s_refuses_to_work(fresh, site, slu
     assert "but this node or image has" in fits("", "9.9").stdout
 
 
+@pytest.mark.slow
 def test_commit_records_name_the_image_and_status_warns_about_mixed_images(fresh, magicseg):
     for digest, shards in (("sha256:" + "1" * 64, "0-2"), ("sha256:" + "2" * 64, "3-5")):
         magicseg.environment["MAGICSEG_IMAGE"] = digest

@@ -21,6 +21,7 @@ def estimate_of(result):
     ]
 
 
+@pytest.mark.slow
 def test_submit_shows_the_estimate_of_the_missing_work(on_cluster, slurm, estimated):
     result = on_cluster("submit", "all", estimated.path, "--profile", "cpu")
     assert result.code == 0, result.err
@@ -32,6 +33,7 @@ def test_submit_shows_the_estimate_of_the_missing_work(on_cluster, slurm, estima
     assert len(slurm.calls("scontrol")) == 1, "the site is not asked once more for it"
 
 
+@pytest.mark.slow
 def test_the_estimate_s_tasks_equal_the_submitted_tasks(on_cluster, slurm, estimated):
     report = json.loads(on_cluster("estimate", estimated.path, "--profile", "cpu", "--json").out)
     assert on_cluster("submit", "all", estimated.path, "--profile", "cpu").code == 0

@@ -159,6 +159,7 @@ def test_a_signal_during_work_leaves_complete_shards_and_no_claim(slow, task, nu
     assert (inspect(slow).damage, inspect(slow).leftovers) == ([], [])
 
 
+@pytest.mark.slow
 def test_a_task_that_runs_again_after_a_warning_gives_the_same_data(tmp_path, faulty, task, expected_digest):
     slow = make_run(tmp_path / "slow", "describe.backend=faulty", "describe.options={seconds: 0.05}")
     process = task(slow, "describe", "0-5")
@@ -233,6 +234,7 @@ def test_a_shard_that_another_process_releases_is_completed(fresh, task):
     assert set(fresh.ledger("describe").commits()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_evaluation_without_a_model_ends_with_1_and_a_hint(fresh, task):
     code, text = ended(task(fresh, "evaluate", ""))
     assert code == 1

@@ -148,6 +148,7 @@ def test_queried_answers_at_one_place_have_the_same_bits_in_any_company(detector
     assert not same_bits(first[0], second[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", GROUNDED)
 def test_grounded_answers_depend_on_neighbours_by_rounding_alone(model, detector):
     backend = detector(model, batch_size=2)

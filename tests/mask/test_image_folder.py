@@ -56,6 +56,7 @@ def record(out):
     return head, {line["image"]: line for line in lines}
 
 
+@pytest.mark.slow
 def test_photographs_of_any_size_get_their_masks(tmp_path, magicseg):
     photograph(tmp_path / "mine" / "a.png", 1)
     photograph(tmp_path / "mine" / "a.bmp", 2, 3, height=33, width=71)
@@ -81,6 +82,7 @@ def test_photographs_of_any_size_get_their_masks(tmp_path, magicseg):
     assert not (out / "deeper").exists()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_what_is_missing(tmp_path, magicseg):
     photograph(tmp_path / "mine" / "a.png", 1)
     (tmp_path / "mine" / "b.png").write_bytes(b"not yet copied")
@@ -99,6 +101,7 @@ def test_the_same_command_again_does_what_is_missing(tmp_path, magicseg):
     assert "other labels or settings" in other.err
 
 
+@pytest.mark.slow
 def test_the_settings_and_labels_may_be_a_runs(tmp_path, magicseg):
     make_run(
         tmp_path / "run",
@@ -112,6 +115,7 @@ def test_the_settings_and_labels_may_be_a_runs(tmp_path, magicseg):
     assert entries["a.png"]["scores"][1] == pytest.approx(0.9)
 
 
+@pytest.mark.slow
 def test_a_turned_photograph_is_masked_as_it_is_seen(tmp_path, magicseg):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
@@ -155,6 +159,7 @@ def test_class_maps_as_pictures():
     assert np.asarray(large).tolist() == [[0, 1203], [IGNORE, 7]]
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_are_masked_told_and_found_again(tmp_path, magicseg):
     folder = tmp_path / "mine"
     photograph(folder / "a.png", 1)

@@ -283,6 +283,7 @@ def test_labels_are_checked_before_anything_is_looked_for(model, detector):
         backend.check_labels(labels("cat", "very " * 70 + "long cat"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_s_own_code_is_not_run_even_if_somebody_says_yes(tmp_path):
     marker = tmp_path / "marker"
     (tmp_path / "config.json").write_text(

@@ -298,6 +298,7 @@ def converted_dino(checkpoint, tmp_path_factory):
 SIZES = [(64, 96), (64, 80), (96, 64), (48, 64), (200, 150), (30, 90)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_both_forms_of_grounding_dino_find_the_same(size, converted_dino, detector):
     one = request(picture(3, *size), "wombat", "dining table", "hot dog")

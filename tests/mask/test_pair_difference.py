@@ -34,6 +34,7 @@ def test_the_entry_point_returns_this_back_end():
     assert find_backend("maskers", "pair-difference") is PairDifferenceMasker
 
 
+@pytest.mark.slow
 def test_masks_of_painted_pairs_agree_with_the_exact_ones(capsys):
     labels = [LABELS[index % 10] for index in range(300)]
     described = GrammarCaptioner(None, GrammarCaptioner.Options()).describe(

@@ -79,6 +79,7 @@ def test_a_caption_that_cannot_be_read_is_refused_with_the_reason(caption, reaso
         parse(caption)
 
 
+@pytest.mark.slow
 def test_the_mask_is_at_the_captions_place_for_all_labels_colours_and_scenes():
     for label in LABELS:
         for number, colour in enumerate(COLOURS):

@@ -203,6 +203,7 @@ def test_fresh_weights_depend_on_the_seed_alone():
     assert digests[0] == digests[1] != digests[2]
 
 
+@pytest.mark.slow
 def test_text_embeddings_are_the_same_in_another_process():
     here = ngram_buckets("a Kite", buckets=1024, sizes=(2, 3, 4))
     code = (

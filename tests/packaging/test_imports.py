@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import magicseg
 
 PACKAGE = Path(magicseg.__file__).parent
@@ -24,6 +26,7 @@ sys.exit(len(failed) > 0)
 """
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_first():
     """Each module is imported in a separate process with loaded libraries but without modules of the package."""
     files = [path.relative_to(PACKAGE.parent).with_suffix("") for path in PACKAGE.rglob("*.py")]

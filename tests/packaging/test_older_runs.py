@@ -32,6 +32,7 @@ def test_the_data_set_opens_under_the_same_fingerprints_with_the_same_digest(old
     assert (found.damage, found.records, found.leftovers) == ([], [], [])
 
 
+@pytest.mark.slow
 def test_commands_find_nothing_left_to_do(older, magicseg):
     for stage in (*STAGES, "train", "evaluate"):
         done = magicseg(stage, older)
@@ -39,6 +40,7 @@ def test_commands_find_nothing_left_to_do(older, magicseg):
     assert magicseg("report", older).code == 0
 
 
+@pytest.mark.slow
 def test_training_resumes_from_the_checkpoint(older, magicseg):
     before = load_file(older / "model" / "model.safetensors")
     loss = json.loads((older / "train.jsonl").read_text())["loss"]

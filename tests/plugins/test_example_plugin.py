@@ -16,6 +16,7 @@ from setuptools import find_namespace_packages
 from helpers.tiny_runs import CommandLine
 from magicseg import backends
 from magicseg.core.errors import PlanMismatch
+from magicseg.installed_backends import find_backend
 from magicseg.run import Run
 from magicseg.stages.mask.class_map import agreement
 
@@ -154,7 +155,11 @@ def holds(text, excerpt):
 
 
 def test_the_code_in_the_guide_equals_the_examples_code():
-    files = [*EXAMPLE.glob("*.*"), *(EXAMPLE / "src").rglob("*.py"), ROOT / "magicseg" / "vision" / "shipped.py"]
+    files = [
+        *EXAMPLE.glob("*.*"),
+        *(EXAMPLE / "src").rglob("*.py"),
+        ROOT / "magicseg" / "vision" / "shipped_models.py",
+    ]
     texts = [path.read_text(encoding="utf-8") for path in files]
     blocks = re.findall(r"^```\w+\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)
     assert len(blocks) >= 5
@@ -170,7 +175,7 @@ def test_the_guide_lists_all_entry_point_groups():
     assert {f"magicseg.{kind}" for kind, *_ in rows} == set(shipped)
     for kind, method, request, answers in rows:
         name = next(iter(shipped[f"magicseg.{kind}"]))
-        assert callable(getattr(backends.find_backend(kind, name), method))
+        assert callable(getattr(find_backend(kind, name), method))
         for value in (request, *re.findall(r"`(\w+)`", answers)):
             assert hasattr(backends, value), value
 

@@ -31,6 +31,7 @@ def test_pieces_in_any_order_make_the_whole(magicseg, fresh, expected_digest):
     assert logical_digest(Run.open(fresh.path)) == expected_digest
 
 
+@pytest.mark.slow
 def test_two_commands_at_once_share_the_work_and_both_succeed(magicseg, finished, expected_digest):
     finished.reset("generate")
     first, second = (magicseg.start("generate", finished.path, "--workers", 2, "--shards-per-job", 1) for _ in "ab")
@@ -42,6 +43,7 @@ def test_two_commands_at_once_share_the_work_and_both_succeed(magicseg, finished
     assert logical_digest(Run.open(finished.path)) == expected_digest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "cause"), [("kill", "SIGKILL"), ("exit", "exit code 3")])
 def test_a_shard_at_which_workers_die_is_failed_and_the_others_are_done(magicseg, tmp_path, fault, cause):
     run = tmp_path / "run"

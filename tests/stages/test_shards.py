@@ -173,6 +173,7 @@ def _write_again_and_again(path, stage, shard, start):
         execute_shard(run, stage, shard, backend, lambda: False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["describe", "generate", "mask"])
 def test_two_writers_of_one_shard_without_any_claim_lose_nothing(finished, expected_digest, stage):
     before = finished.ledger(stage).commits()

@@ -12,6 +12,7 @@ from magicseg.run import STAGES
 from magicseg.run.digest import logical_digest
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(shard_size=st.integers(1, 120))
 def test_the_digest_does_not_depend_on_shard_size(tmp_path_factory, expected_digest, shard_size):

@@ -170,6 +170,7 @@ def two_ranks(torchrun, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(two_ranks):
     assert all((two_ranks / f"batch-norms-agree-{number}").exists() for number in (0, 1))
 
@@ -252,6 +253,7 @@ def test_killed_at_random_steps_in_any_number_of_processes_every_epoch_has_every
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 17))
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_evenly_is_refused(torchrun, run, tmp_path):
     change(run, "train.batch_size", 9)
     options = ("--standalone", "--nproc-per-node=2", "--redirects=3", f"--log-dir={tmp_path / 'logs'}")

@@ -76,6 +76,7 @@ def batches(samples, **options):
     return load_batches(dataset, Steps(order, batch_size=4, start=0, stop=6), **{"workers": 1, **options})
 
 
+@pytest.mark.slow
 def test_a_killed_reader_ends_training_with_its_number_and_its_signal():
     with pytest.raises(ReadersLost, match=r"reader process \d+ was killed by SIGKILL") as caught:
         list(batches(Killed(np.arange(16), last=5), workers=2))
@@ -83,6 +84,7 @@ def test_a_killed_reader_ends_training_with_its_number_and_its_signal():
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_a_reader_that_cannot_send_ends_training_instead_of_losing_the_batch():
     with pytest.raises(ReadersLost, match="could not hand over its batch"):
         list(batches(Mute(np.arange(16))))
@@ -100,12 +102,14 @@ def test_a_stop_is_heard_while_a_batch_is_waited_for(monkeypatch):
         list(batches(Stuck(np.arange(16)), should_stop=lambda: True))
 
 
+@pytest.mark.slow
 def test_an_error_of_the_operating_system_in_a_reader_is_raised_as_it_is():
     with pytest.raises(OSError, match="Too many open files") as caught:
         list(batches(NoFiles(np.arange(16))))
     assert caught.value.errno == 24
 
 
+@pytest.mark.slow
 def test_training_that_loses_a_reader_keeps_the_steps_it_has_done(tmp_path):
     order = SampleOrder(np.arange(24), shard_size=4, window=2, seed=0)
     first = {pick.sample for step in range(2) for pick in order.batch(step, 5)}
@@ -149,6 +153,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_batches_that_do_not_fit_into_shared_memory_go_through_pipes(tmp_path, monkeypatch):
     """A batch has 2 MB, and /dev/shm 3 MB: some fit, others do not."""
     small = "mount -t tmpfs -o size=3m tmpfs /dev/shm && exec "

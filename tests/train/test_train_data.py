@@ -209,6 +209,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_fault_ends_the_process_and_its_readers(tmp_path, monkeypatch):
     """The traceback of an uncaught error keeps the batches until the interpreter ends; its output ends with the last
     of the readers, which inherit it."""

@@ -211,6 +211,7 @@ def test_images_that_do_not_fit_the_encoder_are_refused(go, squares, tmp_path):
         go(tmp_path, samples=squares(np.arange(8), image_size=18))
 
 
+@pytest.mark.slow
 def test_training_learns_a_tiny_data_set(go, tmp_path):
     losses = []
     go(

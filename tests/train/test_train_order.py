@@ -35,6 +35,7 @@ def mixtures(draw):
     return orders, MixedOrder(orders, [draw(weights) for _ in range(count)])
 
 
+@pytest.mark.slow
 @given(mixture=mixtures(), batch_size=st.integers(1, 9), world=st.integers(1, 4), start=st.integers(0, 15))
 def test_no_sample_is_lost_or_repeated_on_any_number_of_ranks(mixture, batch_size, world, start):
     orders, mixed = mixture

@@ -406,6 +406,7 @@ def test_files_that_cannot_be_used_are_errors_that_name_them(voc, coco):
     assert caught.value.hint == "splits here: val2017"
 
 
+@pytest.mark.slow
 def test_a_damaged_photograph_stops_training_with_its_name(finished_run, voc):
     run = with_sources(
         finished_run, {"voc": str(voc), "split": "val", "labels": "voc20"}, loader_workers=1, batch_size=6, steps=2
@@ -537,6 +538,7 @@ def test_without_a_crop_images_of_different_sizes_are_refused(finished_run, voc)
         SampleDataset(open_sources(run).samples, run.config.train, seed=0)
 
 
+@pytest.mark.slow
 def test_a_run_that_trains_on_others_alone_makes_no_data_set(finished_run, magicseg, tmp_path):
     sets = [
         *("plan.samples=16", f"train.sources=[{{run: {json.dumps(str(finished_run.path))}}}]", "evaluate.scenes=2"),

@@ -61,6 +61,7 @@ def test_scenes_without_objects_have_the_texts_of_both_kinds_of_counterfactual()
     assert all(("empty" in caption) != ("nothing" in caption) for caption in captions)
 
 
+@pytest.mark.slow
 def test_the_pipeline_loads_offline_in_a_new_process(trained):
     script = (
         "import sys, torch; from diffusers import AutoPipelineForText2Image as Auto\n"

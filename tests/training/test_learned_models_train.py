@@ -39,6 +39,7 @@ def same_bits(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(kind, tmp_path, monkeypatch):
     whole = tiny_training.fit(kind, tmp_path / "whole")
