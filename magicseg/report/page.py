@@ -16,7 +16,7 @@ from magicseg.core.errors import DamageError, DataError
 from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command, printable, size_text
 from magicseg.report.charts import line_chart, short_number
-from magicseg.report.results import MANY_CLASSES, MEASURES, ComparedRun, Scores, flat, read_results
+from magicseg.report.results import MANY_CLASSES, MEASURES, ComparedRun, ShownScores, flat, read_results
 from magicseg.report.sample_gallery import (
     Commits,
     ShownSample,
@@ -219,7 +219,7 @@ def _read_card(run: Run) -> tuple[dict[str, Any], list[str]]:
         return {}, [error.message]
 
 
-def _other_weights(scores: Sequence[Scores], card: Mapping[str, Any]) -> list[str]:
+def _other_weights(scores: Sequence[ShownScores], card: Mapping[str, Any]) -> list[str]:
     """Return a warning for every score of other weights than the current model's."""
     present = str(card.get("weights_digest"))
     return [

@@ -98,7 +98,7 @@ class Figure:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class ShownScores:
     """The content of one file of ``RUN/results`` for the page.
 
     ``coverage``: which part of the benchmark was scored, as text; None if the file does not say. ``whole``: False if
@@ -152,13 +152,13 @@ class ComparedRun:
     results: Path
 
 
-def read_results(folder: Path, *, beside: Sequence[ComparedRun] = ()) -> tuple[list[Scores], list[str]]:
+def read_results(folder: Path, *, beside: Sequence[ComparedRun] = ()) -> tuple[list[ShownScores], list[str]]:
     """Return all results in a folder, ordered by file name, and messages about unreadable files.
 
     Args: folder: ``RUN/results``, as `magicseg.evaluate.suite` writes it; files of earlier versions, which lack
         intervals, are read too. beside: other runs, whose results of the same name are listed after the baselines.
     """
-    found: list[Scores] = []
+    found: list[ShownScores] = []
     faults: list[str] = []
     left = _MOST_CHARACTERS
     for path in sorted(folder.glob("*.json")):
@@ -198,7 +198,7 @@ def _scores(
     figures: Sequence[Figure],
     left_out: Sequence[str],
     others: Sequence[HeadScores],
-) -> Scores:
+) -> ShownScores:
     if missing := sorted({"miou", "iou"} - data.keys()):
         raise ValueError(f"it lacks {' and '.join(missing)}")
     model = _head("this model", "", data)
@@ -215,7 +215,7 @@ def _scores(
     too_large = len(names) > MANY_CLASSES
     boundary = data.get("boundary_iou") or {}
     spread, boundary_spread = data.get("iou_interval") or {}, data.get("boundary_iou_interval") or {}
-    return Scores(
+    return ShownScores(
         benchmark=str(data.get("benchmark", stem)),
         images=_count(data.get("images")),
         whole=data.get("complete") is not False,

@@ -14,7 +14,7 @@ from magicseg.labels.distinct import refuse_alike
 from magicseg.model.open_clip_encoder import OpenClipEncoder, open_clip_encoder
 from magicseg.model.prompts import encode_with_prompts
 from magicseg.vision.batches import HasBatch, fixed_batches
-from magicseg.vision.loading import run_batch, to_device
+from magicseg.vision.inference import run_batch, to_device
 from magicseg.vision.model_options import ClipOptions
 
 

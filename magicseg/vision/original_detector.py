@@ -30,7 +30,7 @@ from magicseg.core.errors import BackendError
 from magicseg.labels import Label
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import detection_names
-from magicseg.vision.loading import read_checkpoint, run_batch, to_device
+from magicseg.vision.inference import read_checkpoint, run_batch, to_device
 from magicseg.vision.model_options import OriginalDetectorOptions
 from magicseg.vision.transformers_detector import (
     Candidates,

@@ -13,7 +13,7 @@ from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.core.devices import prepare_device
 from magicseg.core.errors import BackendError
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
-from magicseg.vision.loading import read_checkpoint, run_batch, to_device
+from magicseg.vision.inference import read_checkpoint, run_batch, to_device
 from magicseg.vision.model_options import OriginalSegmenterOptions
 from magicseg.vision.original_detector import read_into
 

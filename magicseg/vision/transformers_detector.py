@@ -17,7 +17,7 @@ from magicseg.labels import Label
 from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
-from magicseg.vision.loading import load_pretrained, refuse_unknown_class, run_batch
+from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch
 from magicseg.vision.model_options import DetectorOptions
 
 _GROUNDED = ("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.core.devices import prepare_device
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
-from magicseg.vision.loading import load_pretrained, refuse_unknown_class, run_batch
+from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch
 from magicseg.vision.model_options import SegmenterOptions
 
 _KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
