@@ -116,6 +116,6 @@ ARRAY_KINDS: Mapping[str, ArrayKind] = {
 
 
 def stage_above(name: str) -> str | None:
-    """Return the stage whose data a stage rests on; None for the first stage."""
+    """Return the stage that runs before ``name`` and whose data it reads, or None for the first stage."""
     position = STAGES.index(name)
     return STAGES[position - 1] if position else None

@@ -82,7 +82,7 @@ class LabelledSamples:
         return padded(rows)
 
     def check_labels(self) -> None:
-        """Decode all label files. Raises DataError, naming the file, if one holds an id that is no label."""
+        """Decode all label files. Raises DataError with the file's name if an id has no label."""
         with ThreadPoolExecutor(_READERS) as pool:
             deque(pool.map(self.data.truth, self.data.names), maxlen=0)
 

@@ -38,7 +38,7 @@ class OpenBenchmark:
 
     @cached_property
     def tuning(self) -> LabelledImages | str:
-        """Images to sweep thresholds on, or the reason why there are none."""
+        """Return the images for the threshold sweep, or the reason why the benchmark has no such images."""
         if isinstance(self.data, PaintedScenes):
             return self.data.others()
         if not self.settings.sweep_images:

@@ -155,7 +155,7 @@ def _nothing_before(run: Run, stage: str, before: str) -> IncompleteError:
 
 
 def dependency_of(state: State, new: Mapping[str, Submission], stage: str) -> str | None:
-    """Return the dependency on the queued or just submitted jobs of earlier stages; None if there are none."""
+    """Return the dependency on queued or just submitted jobs of earlier stages, or None without such jobs."""
     jobs: list[str] = []
     for before in JOBS[: JOBS.index(stage)]:
         if before not in new and state.complete(before):
@@ -187,7 +187,7 @@ def _still_to_come(queue: QueueState, stage: str) -> list[str]:
 
 
 def job_numbers(made: Collection[Submission]) -> list[str]:
-    """Return the job ids. In a dry run there are none; then return the jobs' names."""
+    """Return the job ids, or in a dry run the jobs' names."""
     return [array.job or array.name for one in made for array in one.arrays]
 
 

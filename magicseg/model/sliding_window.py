@@ -39,31 +39,6 @@ grid, which is brought to (h, w) by bilinear interpolation.
 """
 
 
-def slide(
-    head_logits: HeadLogits,
-    image: NDArray[np.uint8],
-    *,
-    short_side: int | None,
-    window: int | None,
-    stride_px: int,
-    batch_size: int,
-    multiple: int,
-    long_side: int = LONG_SIDE,
-) -> Tensor:
-    """Return the logits of every pixel of an image, float32 (K, H, W): the stripes of `logit_stripes`, joined."""
-    stripes = logit_stripes(
-        head_logits,
-        image,
-        short_side=short_side,
-        window=window,
-        stride_px=stride_px,
-        batch_size=batch_size,
-        multiple=multiple,
-        long_side=long_side,
-    )
-    return torch.cat([logits for _, logits in stripes], dim=1)
-
-
 def logit_stripes(
     head_logits: HeadLogits,
     image: NDArray[np.uint8],

@@ -43,7 +43,7 @@ def text_key(
 
 
 def cached_texts(key: Mapping[str, Any], compute: Callable[[], Tensor], *, folder: Path | None = None) -> Tensor:
-    """Return the tensor stored under ``key``; if there is none, compute it and store it.
+    """Return the tensor stored under ``key``; compute and store it first if the key is missing.
 
     Args: folder: replaces the user's cache. Returns: float32 (K, D), on the CPU.
     """

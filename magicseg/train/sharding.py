@@ -41,7 +41,7 @@ def replicate(module: nn.Module) -> DistributedDataParallel:
     """Wrap ``module`` in DDP: gradients are averaged over ranks, in the same order of addition in every step.
 
     By default DDP rebuilds its buckets after the first step, also after a resume, whose curve would then differ in
-    the last bits. Looking for unused parameters, although there are none, turns that off.
+    the last bits. ``find_unused_parameters=True`` turns that off.
     """
     return DistributedDataParallel(module, find_unused_parameters=True)
 

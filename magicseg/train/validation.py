@@ -42,7 +42,7 @@ def watch(run: Run) -> Watch | None:
 
 
 def validation_images(run: Run) -> LabelledImages | None:
-    """Open the images that `watch` scores, or return None if there are none."""
+    """Open the images that `watch` scores, or return None without such images."""
     settings = run.config.evaluate
     if MINIATURE in settings.benchmarks and not undrawn(run.vocabulary):
         scenes = PaintedScenes.of(run.vocabulary, settings, seed=run.config.seed, size=run.config.generate.size)

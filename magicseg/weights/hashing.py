@@ -40,7 +40,7 @@ def path_identity(weights: Weights, where: str) -> str:
 
 
 def folder_files(weights: Weights, where: str) -> list[str]:
-    """Return the names of the files of a folder that are read. Raises BackendError if there are none."""
+    """Return the names of the files of a folder that are read. Raises BackendError if the folder has no such file."""
     folder = weights.path
     if not folder.is_dir():
         raise BackendError(f"{where}: {folder}: there is no such folder or file", hint="mend the path")

@@ -15,6 +15,7 @@ from PIL import Image
 
 from helpers.benchmark_data import ColourHead, evaluate, make, save_png
 from helpers.tiny_models import tiny_settings
+from helpers.whole_logits import slide
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.protocol import load_protocol
@@ -22,7 +23,6 @@ from magicseg.evaluate.benchmark import read_results, results_folder
 from magicseg.evaluate.committed_parts import PART, evenly, read_part
 from magicseg.evaluate.metrics.confusion import Scores, confusion_matrix
 from magicseg.evaluate.threshold import Threshold
-from magicseg.model.sliding_window import slide
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "ade20k", "cityscapes")
 GIVEN = Threshold(value=0.6, origin="given")

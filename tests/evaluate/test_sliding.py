@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.tiny_models import tiny_settings
+from helpers.whole_logits import slide
 from magicseg.model import sliding_window
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.sliding_window import (
@@ -18,7 +19,6 @@ from magicseg.model.sliding_window import (
     logit_stripes,
     padded_size,
     resized_size,
-    slide,
     window_places,
 )
 

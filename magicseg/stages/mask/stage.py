@@ -57,7 +57,7 @@ class MaskStage(Stage):
         return {index: one for index, one in found.items() if one is not None}
 
     def check(self, run: Run, answer: Masked) -> None:
-        """Raise ValueError if a mask is not uint16 (size, size), or holds an id that is no class."""
+        """Raise ValueError if a mask is not uint16 (size, size), or holds an unknown class id."""
         size = run.config.generate.size
         if answer.mask.shape != (size, size) or answer.mask.dtype != np.uint16:
             raise ValueError(f"mask is {answer.mask.dtype} {answer.mask.shape}, not uint16 {(size, size)}")
