@@ -21,7 +21,7 @@ from measure import print_table
 from torch import Tensor
 
 from magicseg.labels import IGNORE
-from magicseg.model.losses import dice_loss, focal_loss
+from magicseg.model.losses.masks import dice_loss, focal_loss
 from magicseg.model.targets import Targets, sample_targets
 
 _ALPHA, _GAMMA = 0.25, 2.0

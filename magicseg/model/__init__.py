@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from magicseg.model.decoder import MaskDecoder, upsample_logits
     from magicseg.model.encoder import Encoder, build_encoder
-    from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss
+    from magicseg.model.losses.masks import dice_loss, focal_loss
+    from magicseg.model.losses.pairs import counterfactual_loss
     from magicseg.model.open_vocabulary import OpenVocabularyModel, Segmentation, load_model
     from magicseg.model.prompts import DeepPrompts, encode_with_prompts
     from magicseg.model.saved_model import load_segmenter, save_segmenter
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 _MODULES = {
     "decoder": ("MaskDecoder", "upsample_logits"),
     "encoder": ("Encoder", "build_encoder"),
-    "losses": ("counterfactual_loss", "dice_loss", "focal_loss"),
+    "losses.masks": ("dice_loss", "focal_loss"),
+    "losses.pairs": ("counterfactual_loss",),
     "open_vocabulary": ("OpenVocabularyModel", "Segmentation", "load_model"),
     "prompts": ("DeepPrompts", "encode_with_prompts"),
     "saved_model": ("load_segmenter", "save_segmenter"),

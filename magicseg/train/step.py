@@ -19,7 +19,8 @@ from magicseg.core.distributed import World, all_reduce_sum
 from magicseg.core.errors import BackendError
 from magicseg.data.dataset import Batch
 from magicseg.labels import Vocabulary
-from magicseg.model.losses import ForwardPass, ImageTokens, loss_terms, weighted_sum
+from magicseg.model.losses import loss_terms
+from magicseg.model.losses.term import ForwardPass, ImageTokens, weighted_sum
 from magicseg.model.segmenter import Segmenter
 from magicseg.model.targets import Targets, sample_targets
 from magicseg.train.deferred_metrics import StepReport

@@ -10,7 +10,9 @@ from helpers.reference_losses import slow_counterfactual, slow_dice, slow_focal,
 from magicseg import model
 from magicseg.config.training import TrainSettings
 from magicseg.labels import BACKGROUND, IGNORE
-from magicseg.model.losses import counterfactual_loss, dice_loss, focal_loss, loss_terms, true_pairs
+from magicseg.model.losses import loss_terms
+from magicseg.model.losses.masks import dice_loss, focal_loss
+from magicseg.model.losses.pairs import counterfactual_loss, true_pairs
 from magicseg.model.targets import sample_targets
 
 

@@ -12,7 +12,7 @@ from helpers.tiny_models import tiny_settings
 from magicseg.config.model import EncoderSettings, ModelSettings
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.model.encoder import Encoder, MiniatureEncoder, TextEncoder, ngram_buckets
-from magicseg.model.losses import focal_loss
+from magicseg.model.losses.masks import focal_loss
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.saved_model import load_segmenter, save_segmenter, weights_digest
 from magicseg.model.segmenter import build_segmenter

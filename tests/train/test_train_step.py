@@ -15,7 +15,8 @@ from magicseg.core.distributed import ALONE
 from magicseg.core.errors import BackendError, DataError, IncompleteError
 from magicseg.data.dataset import Batch
 from magicseg.labels import IGNORE
-from magicseg.model.losses import LossTerm, loss_terms
+from magicseg.model.losses import loss_terms
+from magicseg.model.losses.term import LossTerm
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
 from magicseg.train.deferred_metrics import Late

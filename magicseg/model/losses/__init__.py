@@ -1,0 +1,35 @@
+"""The losses: their formulas as plain functions, and the list of terms that training adds up (`loss_terms`).
+
+With z the logit of a class at a pixel, t in {0, 1} the truth, p = sigmoid(z), and V the pixels that are not IGNORE
+(background pixels are in V, as negatives of every class):
+
+    focal             mean over images, queried classes and V of  -a_t (1 - p_t)^gamma log p_t
+                      p_t = p where t = 1, else 1 - p;  a_t = alpha where t = 1, else 1 - alpha
+    dice              mean over the classes present in an image of
+                      1 - (2 sum_V p t + 1) / (sum_V p + sum_V t + 1)
+    counterfactual    mean over pairs of max(0, cos(cls, cls of the counterfactual image))
+    deep_supervision  the weighted sum of focal and dice, summed over the decoder's earlier layers
+
+A batch may be sharded across ranks and micro-batches. A mean over the whole batch is the sum of the parts' losses if
+each part divides by the count of the whole batch. So every loss takes a ``count``, and `LossTerm.count` gives the
+count of a part.
+
+To add a loss, write its function and its `LossTerm` in `masks` or `pairs`, add the term to `loss_terms`, and give its
+weight a setting in `magicseg.config.training.TrainSettings`. The log and the checkpoints use the term's name.
+
+Shapes: B images, K classes queried per image, D the joint image-text space. logits float (B, K, H, W); masks bool
+(B, K, H, W); valid bool (B, 1, H, W); present, asked bool (B, K); count: a tensor () of any type, or None for the
+count of the given tensors. A mean over nothing is 0.
+"""
+
+from magicseg.config.training import TrainSettings
+from magicseg.model.losses.masks import deep_supervision_term, dice_term, focal_term
+from magicseg.model.losses.pairs import counterfactual_term
+from magicseg.model.losses.term import LossTerm
+
+
+def loss_terms(settings: TrainSettings) -> tuple[LossTerm, ...]:
+    """Return the terms of the loss in the log's order: the mask losses, and the others whose weight is above 0."""
+    masks = (focal_term(settings), dice_term(settings))
+    others = (counterfactual_term(settings), deep_supervision_term(settings, masks))
+    return *masks, *(term for term in others if term.weight > 0)

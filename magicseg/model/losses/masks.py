@@ -1,0 +1,111 @@
+"""The losses on mask logits: focal, dice, and both on the decoder's earlier layers.
+
+Shapes: as in `magicseg.model.losses`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magicseg.config.training import TrainSettings
+from magicseg.model.losses.term import ForwardPass, LossTerm, mean_over, weighted_sum
+from magicseg.model.targets import Targets
+
+
+def focal_loss(
+    logits: Tensor,
+    masks: Tensor,
+    valid: Tensor,
+    *,
+    alpha: float,
+    gamma: float,
+    asked: Tensor | None = None,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Return the sigmoid focal loss (Lin et al. 2017, arXiv 1708.02002), a scalar.
+
+    1 - p_t = sigmoid(u) and -log p_t = softplus(u) with u = z where t = 0 and -z where t = 1.
+
+    Args: asked: the classes that count in each image; None: all K.
+    """
+    wrong = torch.where(masks, -logits, logits)
+    weight = torch.where(masks, alpha, 1 - alpha) * valid
+    if asked is not None:
+        weight = weight * asked[:, :, None, None]
+    losses = weight * torch.sigmoid(wrong) ** gamma * F.softplus(wrong)
+    return mean_over(losses.sum(), _asked_pixels(valid, asked, logits.shape[1]) if count is None else count)
+
+
+def dice_loss(
+    logits: Tensor, masks: Tensor, valid: Tensor, present: Tensor, *, count: Tensor | None = None
+) -> Tensor:
+    """Return the dice loss over the present classes, a scalar.
+
+    Milletari et al. 2016 (arXiv 1606.04797), with p and t in place of their squares, smoothed by 1 pixel.
+    """
+    chance = torch.sigmoid(logits) * valid
+    truth = masks & valid
+    overlap = (chance * truth).sum((2, 3))
+    total = chance.sum((2, 3)) + truth.sum((2, 3))
+    losses = 1 - (2 * overlap + 1) / (total + 1)
+    return mean_over((losses * present).sum(), present.sum() if count is None else count)
+
+
+def focal_term(settings: TrainSettings) -> LossTerm:
+    def count(targets: Targets, _paired: Tensor) -> Tensor:
+        return _asked_pixels(targets.valid, targets.asked, targets.classes.shape[1])[None]
+
+    def compute(found: ForwardPass, count: Tensor) -> Tensor:
+        return focal_loss(
+            found.logits,
+            found.masks,
+            found.targets.valid,
+            alpha=settings.focal_alpha,
+            gamma=settings.focal_gamma,
+            asked=found.targets.asked,
+            count=count[0],
+        )
+
+    return LossTerm(name="focal", weight=settings.focal_weight, count=count, compute=compute)
+
+
+def dice_term(settings: TrainSettings) -> LossTerm:
+    def count(targets: Targets, _paired: Tensor) -> Tensor:
+        return targets.present.sum()[None]
+
+    def compute(found: ForwardPass, count: Tensor) -> Tensor:
+        targets = found.targets
+        return dice_loss(found.logits, found.masks, targets.valid, targets.present, count=count[0])
+
+    return LossTerm(name="dice", weight=settings.dice_weight, count=count, compute=compute)
+
+
+def deep_supervision_term(settings: TrainSettings, mask_terms: Sequence[LossTerm]) -> LossTerm:
+    """Return the term that applies ``mask_terms`` to the decoder's earlier layers. With one layer it is absent."""
+
+    def count(targets: Targets, paired: Tensor) -> Tensor:
+        return torch.cat([term.count(targets, paired) for term in mask_terms])
+
+    def compute(found: ForwardPass, count: Tensor) -> Tensor:
+        layers = []
+        for logits in found.earlier_logits:
+            layer = found._replace(logits=logits)
+            values = [term.compute(layer, each) for term, each in zip(mask_terms, torch.split(count, 1), strict=True)]
+            layers.append(weighted_sum(mask_terms, values))
+        return torch.stack(layers).sum()
+
+    return LossTerm(
+        name="deep_supervision",
+        weight=settings.deep_supervision_weight if settings.decoder_layers > 1 else 0.0,
+        count=count,
+        compute=compute,
+        reads_earlier_layers=True,
+    )
+
+
+def _asked_pixels(valid: Tensor, asked: Tensor | None, classes: int) -> Tensor:
+    if asked is None:
+        return valid.sum() * classes
+    return (valid.sum((1, 2, 3)) * asked.sum(1)).sum()

@@ -1,0 +1,71 @@
+"""The interface of a loss: what it reads (`ForwardPass`), and the term that training adds up (`LossTerm`).
+
+Shapes: as in `magicseg.model.losses`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from magicseg.model.targets import Targets
+
+
+class ImageTokens(NamedTuple):
+    """``cls``: float (B, D). ``patches``: float (B, h * w, D). Both L2-normalised, in autocast's type."""
+
+    cls: Tensor
+    patches: Tensor
+
+
+class ForwardPass(NamedTuple):
+    """Everything that a loss may read: a part of a batch and the model's outputs for it.
+
+    ``masks``: `Targets.masks`, made once. ``paired``: bool (B,), whether an image has a counterfactual. ``text``:
+    float (B, K, D), the queried classes' embeddings. ``images``, ``counterfactuals``: their tokens; the latter None
+    unless a term has ``reads_counterfactuals``. ``logits``: float32 (B, K, H, W). ``earlier_logits``: those of the
+    decoder's earlier layers in their order; empty unless a term has ``reads_earlier_layers``.
+    """
+
+    targets: Targets
+    masks: Tensor
+    paired: Tensor
+    text: Tensor
+    images: ImageTokens
+    counterfactuals: ImageTokens | None
+    logits: Tensor
+    earlier_logits: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm:
+    """One term of the loss.
+
+    ``name``: its key in the log. ``weight``: its factor in the sum.
+    ``count``: from the targets of some images and ``paired`` (bool (B,)), the number of values in the term's mean,
+    int64 (n,). The counts of a batch's parts add up. A term with several means has n of them.
+    ``compute``: from a part's forward pass and the count of the whole batch, the part's share of the term: a scalar,
+    before its weight.
+    ``reads_counterfactuals``: encode the counterfactual images too. ``reads_earlier_layers``: decode every layer.
+    """
+
+    name: str
+    weight: float
+    count: Callable[[Targets, Tensor], Tensor]
+    compute: Callable[[ForwardPass, Tensor], Tensor]
+    reads_counterfactuals: bool = False
+    reads_earlier_layers: bool = False
+
+
+def weighted_sum(terms: Sequence[LossTerm], values: Sequence[Tensor]) -> Tensor:
+    """Return the sum of the terms' values times their weights, added in the terms' order."""
+    first, *rest = (term.weight * value for term, value in zip(terms, values, strict=True))
+    for value in rest:
+        first = first + value
+    return first
+
+
+def mean_over(total: Tensor, count: Tensor) -> Tensor:
+    """Return ``total / count``; 0 over nothing."""
+    return total / count.clamp(min=1).to(total.dtype)
