@@ -59,7 +59,7 @@ def _steps(images: int, size: int, classes: int, threads: int, checkpoint_activa
         began = time.process_time(), time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         targets = sample_targets(batch.masks, draws, sampled_classes=settings.sampled_classes)
-        loss = module(batch, targets, module.counts(targets, batch.paired))["loss"]
+        loss = module(batch, targets, module.counts(batch, targets))["loss"]
         loss.backward()
         optimizer.step()
         assert loss.isfinite()

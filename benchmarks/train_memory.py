@@ -38,6 +38,7 @@ class _Noise:
     shard_size: int = 16
     image_size: int = _SIDE
     allowed: None = None
+    validated: bool = False
 
     def read(self, indices: NDArray[np.int64]) -> Read:
         generator = np.random.default_rng(int(indices[0]))

@@ -54,7 +54,7 @@ class Bare:
         (self._batch,) = training_batches(samples, alone, batch_size=settings.batch_size, start=0, stop=1, seed=0)
         draws = torch.rand(settings.batch_size, len(module.names))
         self._targets = sample_targets(self._batch.masks, draws, sampled_classes=settings.sampled_classes)
-        self._counts = module.counts(self._targets, self._batch.paired)
+        self._counts = module.counts(self._batch, self._targets)
         self._module, self._optimizer = module, build_optimizer(module.model, settings)
 
     def step(self) -> Clocks:

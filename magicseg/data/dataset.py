@@ -69,6 +69,10 @@ class Samples(Protocol):
     def allowed(self) -> NDArray[np.bool_] | None:
         """Bool (sources, C): which classes a sample of that source may be queried for. None: all of them."""
 
+    @property
+    def validated(self) -> bool:
+        """Whether a detector checked that each counterfactual lacks its image's classes."""
+
     def labels(self) -> NDArray[np.uint16]:
         """Return each sample's label ids, (samples, most), 0 where it has fewer, in the order of ``indices``."""
 
@@ -91,6 +95,11 @@ class Mixture:
     def of(cls, samples: "Samples | Mixture") -> "Mixture":
         """Wrap a single source as a mixture."""
         return samples if isinstance(samples, Mixture) else cls((samples,), (1.0,))
+
+    @property
+    def validated(self) -> NDArray[np.bool_]:
+        """Bool (sources,), each source's."""
+        return np.array([source.validated for source in self.sources], bool)
 
 
 class Batch(NamedTuple):

@@ -26,7 +26,7 @@ class KeptSamples:
     """The samples that passed every stage. Picklable: loader workers open the store themselves.
 
     ``indices`` are ascending and have gaps where samples were dropped. ``near_duplicates``: how many were left out as
-    such.
+    such. ``validated``: whether the run checked its pairs (``generate.validity``).
     """
 
     path: Path
@@ -35,6 +35,7 @@ class KeptSamples:
     image_size: int
     near_duplicates: int = 0
     planned: NDArray[np.uint16] | None = field(default=None, repr=False)
+    validated: bool = False
     allowed: ClassVar[None] = None
 
     @classmethod
@@ -73,6 +74,7 @@ class KeptSamples:
             run.config.generate.size,
             before - len(indices),
             np.asarray(run.plan.classes[indices]),
+            run.config.generate.validity is not None,
         )
 
     def labels(self) -> NDArray[np.uint16]:

@@ -48,6 +48,7 @@ class LabelledSamples:
 
     shard_size: ClassVar[int] = 1
     allowed: ClassVar[None] = None
+    validated: ClassVar[bool] = False  # no pairs
 
     @property
     def indices(self) -> NDArray[np.int64]:

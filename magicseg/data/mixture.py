@@ -69,6 +69,11 @@ class Renamed:
         return self.source.image_size
 
     @property
+    def validated(self) -> bool:
+        """The source's."""
+        return self.source.validated
+
+    @property
     def allowed(self) -> None:
         """None: which classes a source lacks is known to the mixture only."""
         return

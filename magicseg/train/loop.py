@@ -200,6 +200,7 @@ class _Training:
             device=device,
             world=world,
             allowed=samples.allowed,
+            validated=Mixture.of(samples).validated,
         )
         self.done, self._sums = 0, dict[str, float]()
         self._best: tuple[int, float] | None = None

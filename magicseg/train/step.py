@@ -20,7 +20,7 @@ from magicseg.core.errors import BackendError
 from magicseg.data.dataset import Batch
 from magicseg.labels import Vocabulary
 from magicseg.model.losses import loss_terms
-from magicseg.model.losses.term import ForwardPass, ImageTokens, weighted_sum
+from magicseg.model.losses.term import ForwardPass, ImageTokens, PairedImages, weighted_sum
 from magicseg.model.segmenter import Segmenter
 from magicseg.model.targets import Targets, sample_targets
 from magicseg.train.deferred_metrics import StepReport
@@ -33,18 +33,25 @@ _LEAST_SCALE = 2.0**-24  # for fp16: gradients that overflow even at this scale 
 
 
 class ModelWithLosses(nn.Module):
-    """The model and its losses as one module: one forward call computes all, and DDP or FSDP can wrap it."""
+    """The model and its losses as one module: one forward call computes all, and DDP or FSDP can wrap it.
 
-    def __init__(self, model: Segmenter, vocabulary: Vocabulary, settings: TrainSettings) -> None:
+    ``validated``: bool (sources,), as in `magicseg.data.dataset.Mixture`; None: no source's pairs are.
+    """
+
+    def __init__(
+        self, model: Segmenter, vocabulary: Vocabulary, settings: TrainSettings, *, validated: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.names = vocabulary.names
         self.settings = settings
         self.terms = loss_terms(settings)
+        self._validated = validated
 
-    def counts(self, targets: Targets, paired: Tensor) -> list[Tensor]:
-        """Return every term's `LossTerm.count`. Args: paired: bool (B,), whether an image has a counterfactual."""
-        return [term.count(targets, paired) for term in self.terms]
+    def counts(self, batch: Batch, targets: Targets) -> list[Tensor]:
+        """Return every term's `LossTerm.count`."""
+        pairs = self._pairs(batch)
+        return [term.count(targets, pairs) for term in self.terms]
 
     def forward(self, batch: Batch, targets: Targets, counts: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return scalars: ``loss``, the weighted sum, and the terms by name, before their weights.
@@ -58,27 +65,35 @@ class ModelWithLosses(nn.Module):
         names = [term.name for term in self.terms]
         return {"loss": weighted_sum(self.terms, values), **dict(zip(names, values, strict=True))}
 
+    def _pairs(self, batch: Batch) -> PairedImages:
+        validated = torch.zeros_like(batch.paired) if self._validated is None else self._validated[batch.sources]
+        return PairedImages(batch.images, batch.counterfactuals, batch.paired, validated)
+
     def _forward_pass(self, batch: Batch, targets: Targets) -> ForwardPass:
         precision, count = self.settings.precision, len(batch.images)
-        with_counterfactuals = any(term.reads_counterfactuals for term in self.terms)
+        with_other_logits = any(term.reads_counterfactual_logits for term in self.terms)
+        with_counterfactuals = with_other_logits or any(term.reads_counterfactuals for term in self.terms)
         images = torch.cat([batch.images, batch.counterfactuals]) if with_counterfactuals else batch.images
         height, width = batch.images.shape[-2:]
         with torch.autocast(images.device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"):
             cls, patches = self.model.encode_images(images)
             text = _class_texts(self.model, self.names)[targets.classes]
-            tokens = ImageTokens(cls[:count], patches[:count])
+            tokens, others = ImageTokens(cls[:count], patches[:count]), ImageTokens(cls[count:], patches[count:])
             if any(term.reads_earlier_layers for term in self.terms):
                 *earlier, logits = self.model.decode(*tokens, text, (height, width), every_layer=True)
             else:
                 earlier, logits = [], self.model.decode(*tokens, text, (height, width))
+            # In a call of its own, so that the images' logits are the same bits with and without it.
+            other_logits = self.model.decode(*others, text, (height, width)) if with_other_logits else None
         return ForwardPass(
             targets=targets,
             masks=targets.masks,
-            paired=batch.paired,
+            pairs=self._pairs(batch),
             text=text,
             images=tokens,
-            counterfactuals=ImageTokens(cls[count:], patches[count:]) if with_counterfactuals else None,
+            counterfactuals=others if with_counterfactuals else None,
             logits=logits,
+            counterfactual_logits=other_logits,
             earlier_logits=tuple(earlier),
         )
 
@@ -110,7 +125,9 @@ class Stepper:
         device: torch.device,
         world: World,
         allowed: NDArray[np.bool_] | None,
+        validated: NDArray[np.bool_],
     ) -> None:
+        """Args: allowed, validated: as in `magicseg.data.dataset.Mixture`."""
         self.model = model
         self._settings = settings
         self._seed = seed
@@ -118,7 +135,7 @@ class Stepper:
         self._world = world
         self._classes = len(vocabulary.names)
         self._allowed = None if allowed is None else torch.from_numpy(allowed).to(device)
-        module = ModelWithLosses(model, vocabulary, settings)
+        module = ModelWithLosses(model, vocabulary, settings, validated=torch.from_numpy(validated).to(device))
         self._counts = module.counts
         self.shapes = {name: value.shape for name, value in model.state_dict().items()}
         self.sharded = is_sharded(settings, world)
@@ -150,7 +167,7 @@ class Stepper:
             sampled_classes=settings.sampled_classes,
             allowed=None if self._allowed is None else self._allowed[batch.sources],
         )
-        parts = [*self._counts(targets, batch.paired), targets.unknown.sum()[None]]
+        parts = [*self._counts(batch, targets), targets.unknown.sum()[None]]
         *counts, unknown = torch.split(
             all_reduce_sum(world, torch.cat(parts).double()), [len(each) for each in parts]
         )

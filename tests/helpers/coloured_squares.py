@@ -44,6 +44,7 @@ class Squares:
     image_size: int = 16
     calls: list[int] = field(default_factory=list)
     allowed: None = None
+    validated: bool = False
 
     def labels(self):
         return (self.indices[:, None] % 3 + 1).astype(np.uint16)

@@ -13,6 +13,7 @@ from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.losses import loss_terms
 from magicseg.model.losses.masks import dice_loss, focal_loss
 from magicseg.model.losses.pairs import counterfactual_loss, true_pairs
+from magicseg.model.losses.term import PairedImages
 from magicseg.model.targets import sample_targets
 
 
@@ -63,7 +64,9 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole(case):
 
     def counts_of(part):
         terms = loss_terms(TrainSettings())
-        return torch.cat([term.count(targets.part(part), paired[part]) for term in terms])
+        pixels = torch.zeros(len(paired[part]), 3, 5, 7, dtype=torch.uint8)
+        pairs = PairedImages(pixels, pixels, paired[part], torch.zeros_like(paired[part]))
+        return torch.cat([term.count(targets.part(part), pairs) for term in terms])
 
     counts = sum(counts_of(part) for part in parts)
 

@@ -31,6 +31,7 @@ class Painted:
     image_size: None = None
     shard_size: int = 4
     allowed: None = None
+    validated: bool = False
 
     @property
     def indices(self):

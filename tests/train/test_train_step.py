@@ -56,7 +56,7 @@ def batch_of(count=6, first=0, **changes):
     return whole._replace(**changes)
 
 
-def stepper(allowed=None, **changes):
+def stepper(allowed=None, validated=(False,), **changes):
     settings = SETTINGS.model_copy(update=changes)
     return Stepper(
         build_segmenter(settings.model, seed=0).train(),
@@ -66,6 +66,7 @@ def stepper(allowed=None, **changes):
         device=torch.device("cpu"),
         world=ALONE,
         allowed=allowed,
+        validated=np.array(validated),
     )
 
 
@@ -130,7 +131,7 @@ def test_deep_supervision_is_the_mask_losses_of_the_earlier_layers():
     batch = batch_of()
     targets = sample_targets(batch.masks, torch.rand(6, 3), sampled_classes=2)
     module = ModelWithLosses(model, VOCABULARY, settings)
-    found = module(batch, targets, module.counts(targets, batch.paired))
+    found = module(batch, targets, module.counts(batch, targets))
     cls, patches = model.encode_images(batch.images)
     text = model.encode_classes(VOCABULARY.names)[targets.classes]
     layers = model.decode(cls, patches, text, (16, 16), every_layer=True)
@@ -152,12 +153,12 @@ def test_deep_supervision_is_the_mask_losses_of_the_earlier_layers():
 def test_a_term_in_the_list_is_counted_weighted_and_reported(monkeypatch):
     """Its count adds up over the parts of a batch, and it may read the counterfactual images by itself."""
 
-    def count(targets, paired):
-        return torch.stack([paired.sum(), targets.present.sum()])
+    def count(targets, pairs):
+        return torch.stack([pairs.paired.sum(), targets.present.sum()])
 
     def compute(found, count):
         assert count.tolist() == [5, count[1]]
-        return (found.counterfactuals.cls[:, 0] * found.paired).sum().float() / count[0]
+        return (found.counterfactuals.cls[:, 0] * found.pairs.paired).sum().float() / count[0]
 
     ours = LossTerm(name="silence", weight=3.0, count=count, compute=compute, reads_counterfactuals=True)
     monkeypatch.setattr("magicseg.train.step.loss_terms", lambda settings: (*loss_terms(settings), ours))
@@ -287,7 +288,7 @@ def test_the_average_of_the_weights_is_its_formula():
 def test_classes_that_a_source_does_not_label_are_not_queried_in_its_images():
     """A class that nobody labelled in the second source may be in its background."""
     allowed = np.array([[True, True, True], [False, False, True]])
-    one = stepper(**CALM, allowed=allowed, sampled_classes=3)
+    one = stepper(**CALM, allowed=allowed, validated=(False, False), sampled_classes=3)
     seen = []
     forward = ModelWithLosses.forward
 

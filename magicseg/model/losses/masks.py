@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magicseg.config.training import TrainSettings
-from magicseg.model.losses.term import ForwardPass, LossTerm, mean_over, weighted_sum
+from magicseg.model.losses.term import ForwardPass, LossTerm, PairedImages, mean_over, weighted_sum
 from magicseg.model.targets import Targets
 
 
@@ -54,7 +54,7 @@ def dice_loss(
 
 
 def focal_term(settings: TrainSettings) -> LossTerm:
-    def count(targets: Targets, _paired: Tensor) -> Tensor:
+    def count(targets: Targets, _pairs: PairedImages) -> Tensor:
         return _asked_pixels(targets.valid, targets.asked, targets.classes.shape[1])[None]
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def focal_term(settings: TrainSettings) -> LossTerm:
 
 
 def dice_term(settings: TrainSettings) -> LossTerm:
-    def count(targets: Targets, _paired: Tensor) -> Tensor:
+    def count(targets: Targets, _pairs: PairedImages) -> Tensor:
         return targets.present.sum()[None]
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
@@ -85,8 +85,8 @@ def dice_term(settings: TrainSettings) -> LossTerm:
 def deep_supervision_term(settings: TrainSettings, mask_terms: Sequence[LossTerm]) -> LossTerm:
     """Return the term that applies ``mask_terms`` to the decoder's earlier layers. With one layer it is absent."""
 
-    def count(targets: Targets, paired: Tensor) -> Tensor:
-        return torch.cat([term.count(targets, paired) for term in mask_terms])
+    def count(targets: Targets, pairs: PairedImages) -> Tensor:
+        return torch.cat([term.count(targets, pairs) for term in mask_terms])
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
         layers = []

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magicseg.config.training import TrainSettings
-from magicseg.model.losses.term import ForwardPass, LossTerm, mean_over
+from magicseg.model.losses.term import ForwardPass, LossTerm, PairedImages, mean_over
 from magicseg.model.targets import Targets
 
 
@@ -40,12 +40,12 @@ def true_pairs(targets: Targets, paired: Tensor) -> Tensor:
 
 
 def counterfactual_term(settings: TrainSettings) -> LossTerm:
-    def count(targets: Targets, paired: Tensor) -> Tensor:
-        return true_pairs(targets, paired).sum()[None]
+    def count(targets: Targets, pairs: PairedImages) -> Tensor:
+        return true_pairs(targets, pairs.paired).sum()[None]
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
         assert found.counterfactuals is not None
-        pairs = true_pairs(found.targets, found.paired)
+        pairs = true_pairs(found.targets, found.pairs.paired)
         cls, other = found.images.cls.float(), found.counterfactuals.cls.float()
         return counterfactual_loss(cls, other, pairs, count=count[0])
 

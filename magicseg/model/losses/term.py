@@ -19,22 +19,38 @@ class ImageTokens(NamedTuple):
     patches: Tensor
 
 
+class PairedImages(NamedTuple):
+    """The images of a batch and their counterfactuals, as the losses count them.
+
+    ``images``, ``counterfactuals``: uint8 (B, 3, H, W), augmented alike. ``paired``: bool (B,), whether an image has
+    a counterfactual; otherwise the image takes its place. ``validated``: bool (B,), whether a detector checked that
+    the counterfactual lacks the image's classes.
+    """
+
+    images: Tensor
+    counterfactuals: Tensor
+    paired: Tensor
+    validated: Tensor
+
+
 class ForwardPass(NamedTuple):
     """Everything that a loss may read: a part of a batch and the model's outputs for it.
 
-    ``masks``: `Targets.masks`, made once. ``paired``: bool (B,), whether an image has a counterfactual. ``text``:
-    float (B, K, D), the queried classes' embeddings. ``images``, ``counterfactuals``: their tokens; the latter None
-    unless a term has ``reads_counterfactuals``. ``logits``: float32 (B, K, H, W). ``earlier_logits``: those of the
-    decoder's earlier layers in their order; empty unless a term has ``reads_earlier_layers``.
+    ``masks``: `Targets.masks`, made once. ``text``: float (B, K, D), the queried classes' embeddings. ``images``,
+    ``counterfactuals``: their tokens; the latter None unless a term has ``reads_counterfactuals``. ``logits``:
+    float32 (B, K, H, W). ``counterfactual_logits``: the same classes' on the counterfactuals; None unless a term has
+    ``reads_counterfactual_logits``. ``earlier_logits``: those of the decoder's earlier layers in their order; empty
+    unless a term has ``reads_earlier_layers``.
     """
 
     targets: Targets
     masks: Tensor
-    paired: Tensor
+    pairs: PairedImages
     text: Tensor
     images: ImageTokens
     counterfactuals: ImageTokens | None
     logits: Tensor
+    counterfactual_logits: Tensor | None
     earlier_logits: tuple[Tensor, ...]
 
 
@@ -43,18 +59,20 @@ class LossTerm:
     """One term of the loss.
 
     ``name``: its key in the log. ``weight``: its factor in the sum.
-    ``count``: from the targets of some images and ``paired`` (bool (B,)), the number of values in the term's mean,
-    int64 (n,). The counts of a batch's parts add up. A term with several means has n of them.
+    ``count``: from some images and their targets, the number of values in the term's mean, int64 (n,). The counts of
+    a batch's parts add up. A term with several means has n of them.
     ``compute``: from a part's forward pass and the count of the whole batch, the part's share of the term: a scalar,
     before its weight.
-    ``reads_counterfactuals``: encode the counterfactual images too. ``reads_earlier_layers``: decode every layer.
+    ``reads_counterfactuals``: encode the counterfactual images too. ``reads_counterfactual_logits``: encode and
+    decode them. ``reads_earlier_layers``: decode every layer.
     """
 
     name: str
     weight: float
-    count: Callable[[Targets, Tensor], Tensor]
+    count: Callable[[Targets, PairedImages], Tensor]
     compute: Callable[[ForwardPass, Tensor], Tensor]
     reads_counterfactuals: bool = False
+    reads_counterfactual_logits: bool = False
     reads_earlier_layers: bool = False
 
 
