@@ -167,9 +167,11 @@ class _Bars:
 
 
 def _print_scores(results: Mapping[str, Any], path: Path) -> None:
-    from magicseg.evaluate.compare import cell_text, threshold_warning
+    from magicseg.evaluate.compare import cell_text, false_positives_text, threshold_warning
 
-    def warn(scores: Mapping[str, Any]) -> None:
+    def tell_more(scores: Mapping[str, Any]) -> None:
+        for line in false_positives_text(scores):
+            note(f"    {line}")
         warning = threshold_warning(scores)
         if warning:
             note(f"    warning: {warning}")
@@ -183,10 +185,10 @@ def _print_scores(results: Mapping[str, Any], path: Path) -> None:
     for name, value in results["iou"].items():
         note(f"  {name:<20} {'-' if value is None else f'{value:.3f}'}")
     note(f"  mIoU {cell_text(results, 'miou')}, pixel accuracy {cell_text(results, 'pixel_accuracy')}")
-    warn(results)
+    tell_more(results)
     for name, scores in results["baselines"].items():
         note(f"  {name} baseline: mIoU {cell_text(scores, 'miou')}")
-        warn(scores)
+        tell_more(scores)
     note(f"  all results: {path}")
 
 

@@ -39,6 +39,7 @@ class DataSet:
     upright: bool = False
 
     batch: ClassVar[None] = None
+    has_counterfactuals: ClassVar[bool] = False
 
     @cached_property
     def place(self) -> dict[str, int]:
@@ -77,6 +78,10 @@ class DataSet:
                 hint="labels belong to the pixels as stored: images and labels must be of one release, unchanged",
             )
         return image, truth
+
+    def with_counterfactual(self, name: str) -> tuple[NDArray[np.uint8], NDArray[np.uint16], None]:
+        """Return the image, its ground truth, and no counterfactual. Raises as `pair` does."""
+        return (*self.pair(name), None)
 
     def where(self, name: str) -> str:
         """Return the image's path."""

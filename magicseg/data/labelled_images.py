@@ -33,6 +33,17 @@ class LabelledImages(Interface):
         """Return the image, uint8 (H, W, 3), RGB, and its ground truth, uint16 (H, W). Raises DataError."""
         ...
 
+    @property
+    def has_counterfactuals(self) -> bool:
+        """Whether every image has a counterfactual: the same scene without the classes in its ground truth."""
+        ...
+
+    def with_counterfactual(
+        self, name: str
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8] | None]:
+        """Return what `pair` does, and the counterfactual, of the image's shape; None if there is none."""
+        ...
+
     def where(self, name: str) -> str:
         """Return what messages call the image, such as its path."""
         ...

@@ -302,6 +302,7 @@ def benchmark_identity(head: "Head", data: LabelledImages, threshold: Threshold 
         "head": {"name": head.name, **head.identity},
         "threshold": None if threshold is None else threshold.key,
         "data": data.digest(),
+        **({"counterfactuals": True} if data.has_counterfactuals else {}),
     }
     return json_sha256(content)
 

@@ -5,8 +5,9 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,11 @@ from magicseg.core.files import write_atomic
 from magicseg.core.text import command
 from magicseg.evaluate.metrics.confusion import Confusion
 from magicseg.evaluate.metrics.counts import ImageResult, tabulate
-from magicseg.evaluate.metrics.intervals import ImageCounts
+from magicseg.evaluate.metrics.intervals import TABLES, ImageCounts
 
 PART = 16
 """Images in a part, or a few more if images go through the model in batches. A process that stops loses one part at
 most."""
-
-_COUNTS = tuple(item.name for item in fields(ImageCounts))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,8 +84,10 @@ def part_path(folder: Path, number: int) -> Path:
 
 def write_part(path: Path, part: Part) -> None:
     """Write a part atomically. Only counts above 0 are stored."""
-    tables = np.stack([getattr(part.counts, name) for name in _COUNTS])
+    tables = np.stack([getattr(part.counts, name) for name in TABLES])
     image, number = np.nonzero(tables.any(axis=0))
+    counterfactual = part.counts.counterfactual
+    more: dict[str, Any] = {} if counterfactual is None else {"counterfactual": counterfactual}
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -98,6 +99,7 @@ def write_part(path: Path, part: Part) -> None:
         number=number.astype(np.int32),
         values=tables[:, image, number],
         seconds=np.array(part.seconds),
+        **more,
     )
     write_atomic(path, buffer.getvalue())
 
@@ -123,11 +125,14 @@ def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes
             return None
         if names is not None and stored_names != tuple(names):
             return None
-        tables = np.zeros((len(_COUNTS), len(stored_names), classes), np.int64)
+        tables = np.zeros((len(TABLES), len(stored_names), classes), np.int64)
         tables[:, values["image"], values["number"]] = values["values"]
         confusion = np.asarray(values["confusion"], np.int64).reshape(classes, classes)
         content = tuple(str(item) for item in values["content"].tolist())
         seconds = float(values["seconds"].item())
+        counterfactual = values.get("counterfactual")
+        if counterfactual is not None:
+            counterfactual = np.asarray(counterfactual, np.int64).reshape(len(stored_names), classes)
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, struct.error, zlib.error):
@@ -141,7 +146,7 @@ def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes
         names=stored_names,
         content=content,
         confusion=confusion,
-        counts=ImageCounts(*tables),
+        counts=ImageCounts(*tables, counterfactual=counterfactual),
         seconds=seconds,
     )
 
@@ -149,4 +154,7 @@ def read_part(path: Path, *, identity: str, names: Sequence[str] | None, classes
 def join(parts: Sequence[Part]) -> tuple[Confusion, ImageCounts]:
     """Join parts, in their order, into the summed confusion matrix and the counts by image."""
     confusion = np.sum([part.confusion for part in parts], axis=0)
-    return confusion, ImageCounts(*(np.concatenate([getattr(p.counts, name) for p in parts]) for name in _COUNTS))
+    tables = [np.concatenate([getattr(part.counts, name) for part in parts]) for name in TABLES]
+    found = [part.counts.counterfactual for part in parts if part.counts.counterfactual is not None]
+    together = np.concatenate(found) if len(found) == len(parts) else None
+    return confusion, ImageCounts(*tables, counterfactual=together)

@@ -191,6 +191,19 @@ def cell_text(cell: Mapping[str, Any] | None, measure: str) -> str:
     return f"{value:.4f} {_interval_text(cell[key], '.3f')}"
 
 
+def false_positives_text(scores: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return lines about a head's false positives on counterfactual images; none if it was not scored on any."""
+    found = scores.get("false_positives")
+    if not found:
+        return ()
+    shares = {name: cell_text(found, name) for name in ("pixels", "own_pixels", "own_images", "found")}
+    return (
+        f"false positives on {found['images']} counterfactual images: {shares['pixels']} of the pixels",
+        f"removed classes: {shares['own_pixels']} of the pixels, in {shares['own_images']} of the images; "
+        f"with the objects, found in {shares['found']}",
+    )
+
+
 def difference_text(difference: Mapping[str, Any] | None) -> str:
     """Format a difference, such as ``+0.012 [+0.003, +0.020]``; empty without one."""
     if difference is None:

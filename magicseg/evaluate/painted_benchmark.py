@@ -23,6 +23,7 @@ from magicseg.evaluate.heads.base import Head, ScoreKind
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.evaluate.metrics.confusion import Confusion
 from magicseg.evaluate.metrics.counts import CONVENTIONS, scored
+from magicseg.evaluate.metrics.false_positives import FALSE_POSITIVE_CONVENTIONS
 from magicseg.evaluate.metrics.intervals import ImageCounts
 from magicseg.evaluate.runner import count_images
 from magicseg.evaluate.sweep import sweep_threshold
@@ -94,6 +95,7 @@ def painted_file(scenes: PaintedScenes, results: Mapping[str, Any], provenance: 
         "classes": list(scenes.protocol.classes),
         **results,
         "conventions": CONVENTIONS,
+        "false_positive_conventions": FALSE_POSITIVE_CONVENTIONS,
         "provenance": dict(provenance),
     }
 
@@ -117,7 +119,7 @@ def evaluate_heldout(
         baselines: heads to score besides the untrained model and background everywhere.
 
     Returns: the scores of `magicseg.evaluate.metrics.counts.scored` (``miou``, ``miou_interval``, ``iou`` by class
-        name, ``pixel_accuracy``, ``confusion``, ...), and ``baselines``: the same by name. Plain JSON values.
+        name, ``confusion``, ``false_positives``, ...), and ``baselines``: the same by name. Plain JSON values.
     """
     was_training = model.training
     scenes = PaintedScenes.of(vocabulary, settings, seed=seed, size=image_size)

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 READERS = 2
 
 Progress = Callable[[int, int], None]
-Pair = tuple[NDArray[np.uint8], NDArray[np.uint16]]
+Loaded = tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8] | None]
+"""An image, its ground truth, and its counterfactual if it has one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,7 @@ class Runner:
         attempt: entered with the first name of a batch while the batch is processed.
         progress: called with the number of finished images and of all images.
         stop: asked before every batch; True ends the run.
+        counterfactuals: label the images' counterfactuals too, where the data set has them.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Runner:
         attempt: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext(),
         progress: Progress | None = None,
         stop: Callable[[], bool] | None = None,
+        counterfactuals: bool = True,
     ) -> None:
         self.failed: list[ImageFailed] = []
         self.head, self.data, self.threshold = head, data, threshold
         self.readers = max(1, readers)
         self.attempt, self.progress, self.stop = attempt, progress, stop
+        self.counterfactuals = counterfactuals and data.has_counterfactuals
 
     def run(self, parts: Mapping[int, Sequence[str]]) -> Iterator[tuple[int, CountedImages]]:
         """Yield the parts as they are finished; fewer if a stop was requested, or images failed."""
@@ -88,11 +92,12 @@ class Runner:
                     return
                 try:
                     with self.attempt(batch[0]):
-                        pairs = [next(loaded) for _ in batch]
-                        images = [image for image, _ in pairs]
-                        found = label_batch(self.head, images, self.data, self.threshold, self.data.where(batch[0]))
-                    for (image, truth), ids in zip(pairs, found, strict=True):
-                        counting.append(pool.submit(self._count, image, truth, ids))
+                        examples = [next(loaded) for _ in batch]
+                        found = self._labelled([image for image, _, _ in examples], batch[0])
+                        others = [other for _, _, other in examples if other is not None]
+                        on_others = self._labelled(others, batch[0]) if others else [None] * len(examples)
+                    for (image, truth, _), ids, without in zip(examples, found, on_others, strict=True):
+                        counting.append(pool.submit(self._count, image, truth, ids, without))
                     if len(counting) > self.readers:
                         counting[-1 - self.readers].exception()  # wait: images that queue up need memory
                 except ImageFailed as failure:
@@ -105,12 +110,18 @@ class Runner:
                 results, content = [result for result, _ in counted], [digest for _, digest in counted]
                 yield number, CountedImages(results, content, time.perf_counter() - began)
 
-    def _loaded(self, names: Sequence[str], pool: ThreadPoolExecutor) -> Generator[Pair, None, None]:
+    def _labelled(self, images: Sequence[NDArray[np.uint8]], name: str) -> list[NDArray[np.uint16]]:
+        return label_batch(self.head, images, self.data, self.threshold, self.data.where(name))
+
+    def _load(self, name: str) -> Loaded:
+        return self.data.with_counterfactual(name) if self.counterfactuals else (*self.data.pair(name), None)
+
+    def _loaded(self, names: Sequence[str], pool: ThreadPoolExecutor) -> Generator[Loaded, None, None]:
         """Yield images and ground truths in order, read by the pool a few ahead."""
-        waiting: deque[Future[Pair]] = deque()
+        waiting: deque[Future[Loaded]] = deque()
         try:
             for name in names:
-                waiting.append(pool.submit(self.data.pair, name))
+                waiting.append(pool.submit(self._load, name))
                 if len(waiting) > self.readers:
                     yield waiting.popleft().result()
             while waiting:
@@ -120,10 +131,21 @@ class Runner:
                 future.cancel()
 
     def _count(
-        self, image: NDArray[np.uint8], truth: NDArray[np.uint16], ids: NDArray[np.uint16]
+        self,
+        image: NDArray[np.uint8],
+        truth: NDArray[np.uint16],
+        ids: NDArray[np.uint16],
+        counterfactual: NDArray[np.uint16] | None,
     ) -> tuple[ImageResult, str]:
         protocol = self.data.protocol
-        result = count_image(truth, ids, len(protocol.classes), protocol.ignore_value, first=protocol.first_value)
+        result = count_image(
+            truth,
+            ids,
+            len(protocol.classes),
+            protocol.ignore_value,
+            first=protocol.first_value,
+            counterfactual=counterfactual,
+        )
         return result, content_digest(image, truth)
 
 
@@ -136,13 +158,18 @@ def content_digest(image: NDArray[np.uint8], truth: NDArray[np.uint16]) -> str:
 
 
 def count_images(
-    head: "Head", data: LabelledImages, *, threshold: Threshold | None = None, limit: int | None = None
+    head: "Head",
+    data: LabelledImages,
+    *,
+    threshold: Threshold | None = None,
+    limit: int | None = None,
+    counterfactuals: bool = True,
 ) -> tuple[Confusion, ImageCounts]:
     """Score a head in memory, without files: the summed confusion matrix, and the counts by image.
 
-    Args: threshold, limit: as for `Scoring`. Raises: ImageFailed, DataError.
+    Args: threshold, limit: as for `Scoring`. counterfactuals: as for `Runner`. Raises: ImageFailed, DataError.
     """
-    runner = Runner(head, data, threshold_of(data.protocol, threshold))
+    runner = Runner(head, data, threshold_of(data.protocol, threshold), counterfactuals=counterfactuals)
     found = list(runner.run({0: evenly(data.names, limit)}))
     if runner.failed:
         raise runner.failed[0]

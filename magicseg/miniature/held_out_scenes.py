@@ -3,6 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy.random import Generator, Philox
@@ -14,7 +15,7 @@ from magicseg.core.files import to_json
 from magicseg.data.protocol import Background, Labels, Protocol
 from magicseg.labels import Vocabulary
 from magicseg.miniature.caption import NOUNS
-from magicseg.miniature.painter import RECIPE, paint
+from magicseg.miniature.painter import RECIPE, Painted, paint
 from magicseg.stages.describe.grammar import GrammarCaptioner
 
 _STREAM = int.from_bytes(hashlib.sha256(b"magicseg/miniature/heldout").digest()[:8], "little")
@@ -24,14 +25,13 @@ OTHER_SCENES = 1 << 62
 """Added to a seed, it gives the seed of scenes that the held-out test never shows."""
 
 
-def heldout_scene(
-    index: int, *, vocabulary: Vocabulary, seed: int, max_objects: int, size: int
-) -> tuple[Image, ClassMap]:
+def heldout_scene(index: int, *, vocabulary: Vocabulary, seed: int, max_objects: int, size: int) -> Painted:
     """Paint scene number ``index`` of the endless held-out set of ``seed``.
 
     Args: vocabulary: labels that the painter can draw. max_objects: a scene shows 1 to this many objects, of
     different labels. size: side in pixels.
-    Returns: the image, uint8 (size, size, 3), and the exact class ids, uint16 (size, size).
+    Returns: the image and the image without its objects, uint8 (size, size, 3); the exact class ids, uint16 (size,
+        size).
     Raises: ConfigError if the painter cannot draw a label, or ``max_objects`` is out of range.
     """
     unknown = undrawn(vocabulary)
@@ -49,8 +49,7 @@ def heldout_scene(
     (description,) = captioner.describe([DescribeRequest(index=index, labels=labels, seed=caption_seed)])
     if not isinstance(description, Description):
         raise ConfigError(f"no caption for {[label.name for label in labels]}: {description.reason}")
-    painted = paint(description.caption, seed=paint_seed, size=size, labels=labels)
-    return painted.image, painted.mask
+    return paint(description.caption, seed=paint_seed, size=size, labels=labels)
 
 
 def undrawn(vocabulary: Vocabulary) -> list[str]:
@@ -74,6 +73,8 @@ class PaintedScenes:
     batch: int
     threshold: float
     split: str = "scenes"
+
+    has_counterfactuals: ClassVar[bool] = True
 
     @classmethod
     def of(cls, vocabulary: Vocabulary, settings: EvaluateSettings, *, seed: int, size: int) -> "PaintedScenes":
@@ -118,11 +119,16 @@ class PaintedScenes:
         return replace(self, seed=self.seed + OTHER_SCENES, split="scenes of another seed")
 
     def pair(self, name: str) -> tuple[Image, ClassMap]:
-        """Paint a scene. Returns: as `heldout_scene` does."""
+        """Paint a scene. Returns: the image and its class ids."""
+        return self.with_counterfactual(name)[:2]
+
+    def with_counterfactual(self, name: str) -> tuple[Image, ClassMap, Image]:
+        """Paint a scene. Returns: the image, its class ids, and the image without its objects."""
         number = int(name.rpartition("-")[2])
-        return heldout_scene(
+        painted = heldout_scene(
             number, vocabulary=self.vocabulary, seed=self.seed, max_objects=self.max_objects, size=self.size
         )
+        return painted.image, painted.mask, painted.empty
 
     def where(self, name: str) -> str:
         """Return the scene's seed and number in words."""

@@ -16,7 +16,15 @@ from magicseg.core.errors import DamageError, DataError
 from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command, printable, size_text
 from magicseg.report.charts import line_chart, short_number
-from magicseg.report.results import MANY_CLASSES, MEASURES, ComparedRun, ShownScores, flat, read_results
+from magicseg.report.results import (
+    FALSE_POSITIVES,
+    MANY_CLASSES,
+    MEASURES,
+    ComparedRun,
+    ShownScores,
+    flat,
+    read_results,
+)
 from magicseg.report.sample_gallery import (
     Commits,
     ShownSample,
@@ -86,6 +94,7 @@ def render_report(run: Run, *, written: datetime.datetime, beside: Sequence[Run]
         curves=_curves(run),
         scores=scores,
         measures=MEASURES,
+        false_positives=FALSE_POSITIVES,
         many_classes=MANY_CLASSES,
         provenance=_provenance(run, commits, card),
         warnings=list(dict.fromkeys(warnings)),

@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ MEASURES = {
     "mean_boundary_iou": "mean boundary IoU",
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean accuracy",
+}
+FALSE_POSITIVES = {
+    "pixels": "predicted pixels",
+    "own_pixels": "pixels of removed classes",
+    "own_images": "images with a removed class",
+    "found": "with the objects: found",
 }
 _BASELINES = {
     "vanilla": "dense zero-shot CLIP, unmodified",
@@ -59,12 +65,14 @@ class Estimate:
 class HeadScores:
     """One row of the table of scores.
 
-    ``measures``: the available `MEASURES`. ``threshold``: as text. ``iou``: by class.
+    ``measures``, ``false_positives``: those of `MEASURES` and `FALSE_POSITIVES` that are available. ``threshold``: as
+    text. ``iou``: by class.
     """
 
     title: str
     note: str
     measures: Mapping[str, Estimate]
+    false_positives: Mapping[str, Estimate]
     threshold: str | None
     iou: Mapping[str, float | None]
 
@@ -104,7 +112,8 @@ class ShownScores:
     ``coverage``: which part of the benchmark was scored, as text; None if the file does not say. ``whole``: False if
     only a part of the benchmark was scored. ``matrix``: None if there are too many classes to show it.
     ``confusions``: then the largest errors instead: true class, predicted class, share of the true class's pixels.
-    ``left_out``: figures that are too large for the page.
+    ``counterfactuals``: number of counterfactual images that the model was scored on. ``left_out``: figures that are
+    too large for the page.
     """
 
     benchmark: str
@@ -114,6 +123,8 @@ class ShownScores:
     model: HeadScores
     baselines: Sequence[HeadScores]
     conventions: Mapping[str, str]
+    counterfactuals: int | None
+    false_positive_conventions: Mapping[str, str]
     classes: Sequence[ClassScores]
     names: Sequence[str]
     matrix: Sequence[Sequence[Cell]] | None
@@ -222,7 +233,9 @@ def _scores(
         coverage=_coverage(data),
         model=model,
         baselines=baselines,
-        conventions={str(name): str(text) for name, text in (data.get("conventions") or {}).items()},
+        conventions=_texts(data.get("conventions")),
+        counterfactuals=_count((data.get("false_positives") or {}).get("images")),
+        false_positive_conventions=_texts(data.get("false_positive_conventions")),
         classes=[
             ClassScores(
                 name=name,
@@ -247,14 +260,24 @@ def _head(title: str, note: str, data: Mapping[str, Any]) -> HeadScores:
     return HeadScores(
         title=title,
         note=note,
-        measures={
-            name: Estimate(value=_number(data[name]), interval=_interval(data.get(f"{name}_interval")))
-            for name in MEASURES
-            if name in data
-        },
+        measures=_estimates(MEASURES, data),
+        false_positives=_estimates(FALSE_POSITIVES, data.get("false_positives") or {}),
         threshold=_threshold(data.get("threshold")),
         iou={str(name): _number(value) for name, value in (data.get("iou") or {}).items()},
     )
+
+
+def _estimates(names: Iterable[str], data: Mapping[str, Any]) -> dict[str, Estimate]:
+    """Return the named scores that are in ``data``."""
+    return {
+        name: Estimate(value=_number(data[name]), interval=_interval(data.get(f"{name}_interval")))
+        for name in names
+        if name in data
+    }
+
+
+def _texts(data: Mapping[str, Any] | None) -> dict[str, str]:
+    return {str(name): str(text) for name, text in (data or {}).items()}
 
 
 def _threshold(data: Mapping[str, Any] | None) -> str | None:

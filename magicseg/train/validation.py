@@ -34,7 +34,7 @@ def watch(run: Run) -> Watch | None:
     limit = None if isinstance(data, PaintedScenes) else _IMAGES
 
     def validate(model: Segmenter, step: int) -> dict[str, float]:
-        confusion, _ = count_images(SegmenterHead(model, f"step {step}"), data, limit=limit)
+        confusion, _ = count_images(SegmenterHead(model, f"step {step}"), data, limit=limit, counterfactuals=False)
         miou = Scores(confusion).miou
         return {} if miou is None else {"miou": miou}
 

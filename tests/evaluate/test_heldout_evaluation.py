@@ -56,15 +56,18 @@ def test_the_background_baseline_finds_all_background_and_nothing_else(model):
     results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
     baseline = results["baselines"]["background"]
     scenes = [heldout_scene(i, vocabulary=VOCABULARY, seed=0, max_objects=2, size=32) for i in range(5)]
-    share = float(np.mean([mask == 0 for _, mask in scenes]))
+    share = float(np.mean([scene.mask == 0 for scene in scenes]))
     assert baseline["pixel_accuracy"] == pytest.approx(share)
     assert baseline["iou"]["background"] == pytest.approx(share)
     assert all(value in (0, None) for name, value in baseline["iou"].items() if name != "background")
+    found = baseline["false_positives"]
+    assert [found[name] for name in ("pixels", "own_pixels", "own_images", "found")] == [0, 0, 0, 0]
 
 
 def test_a_perfect_model_scores_one(model, monkeypatch):
     scenes = [heldout_scene(i, vocabulary=VOCABULARY, seed=0, max_objects=2, size=32) for i in range(5)]
-    known = {image.tobytes(): mask for image, mask in scenes}
+    known = {scene.image.tobytes(): scene.mask for scene in scenes}
+    known |= {scene.empty.tobytes(): np.zeros_like(scene.mask) for scene in scenes}
 
     def oracle(images, text):
         masks = [known[image.permute(1, 2, 0).contiguous().numpy().tobytes()] for image in images]
@@ -75,6 +78,8 @@ def test_a_perfect_model_scores_one(model, monkeypatch):
     monkeypatch.setattr(model, "patch_logits", oracle)
     results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
     assert results["miou"] == results["pixel_accuracy"] == 1
+    found = results["false_positives"]
+    assert [found[name] for name in ("pixels", "own_pixels", "own_images", "found")] == [0, 0, 0, 1]
     assert results["baselines"]["untrained"]["miou"] < 0.5
 
 
@@ -150,6 +155,43 @@ def test_shares_of_the_scenes_in_any_order_give_the_scores_of_one_process(model,
     found = painted_results(scenes, {"model": join(parts)}, {})
     assert found.pop("baselines") == {}
     assert found == score_heldout([head], VOCABULARY, settings, image_size=32, seed=0)["model"]
+
+
+def test_false_positives_of_a_stopped_evaluation_are_those_of_one_that_was_not_stopped(tmp_path, monkeypatch):
+    settings = EvaluateSettings(scenes=35, batch_size=4)
+    scenes = PaintedScenes.of(VOCABULARY, settings, seed=0, size=32)
+    threshold = Threshold(value=0.5, origin="given", score="log-odds")
+
+    def scoring():
+        return Scoring(Reddish(), scenes, tmp_path, threshold=threshold)
+
+    with monkeypatch.context() as earlier:  # a version without false positives left its parts behind
+        earlier.setattr(PaintedScenes, "has_counterfactuals", False)
+        scoring().score()
+    assert scoring().committed() == []
+    batches = []
+    scoring().score(stop=lambda: batches.append(1) or len(batches) > 6)
+    assert len(scoring().committed()) == 1
+    scoring().score()
+    found = painted_results(scenes, {"reddish": join(scoring().committed())}, {})["false_positives"]
+    whole = score_heldout(
+        [Reddish()], VOCABULARY, settings, image_size=32, seed=0, thresholds={"reddish": threshold}
+    )["reddish"]["false_positives"]
+    assert found == whole
+    assert found["images"] == 35
+    reds = [scene.empty[..., 0] for scene in map(heldout, range(35))]
+    assert found["pixels"] == pytest.approx(np.mean([red_above(red) for red in reds]))
+    low, high = found["pixels_interval"]
+    assert 0 < low < found["pixels"] < high < 1
+
+
+def heldout(index):
+    return heldout_scene(index, vocabulary=VOCABULARY, seed=0, max_objects=2, size=32)
+
+
+def red_above(red):
+    """The share of pixels that `Reddish` does not call background at a threshold of 0.5."""
+    return float((red.astype(np.float32) / 255 >= 0.5).mean())
 
 
 def test_parts_of_other_scenes_are_not_used(model, tmp_path):

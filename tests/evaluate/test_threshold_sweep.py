@@ -21,6 +21,7 @@ from magicseg.evaluate.sweep import Counts, Sweep, sweep_threshold, tuning_set, 
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.held_out_scenes import PaintedScenes
+from magicseg.miniature.painter import Painted
 
 SHAPE = (6, 7)
 
@@ -97,7 +98,8 @@ def test_a_threshold_among_scores_that_saturate_in_float32_is_found_on_scenes_an
     assert (logits.amax(1).sigmoid() == 1).all()
 
     monkeypatch.setattr(
-        "magicseg.miniature.held_out_scenes.heldout_scene", lambda *_, **__: (image[:16, :16], truth[:16, :16])
+        "magicseg.miniature.held_out_scenes.heldout_scene",
+        lambda *_, **__: Painted(image=image[:16, :16], empty=image[:16, :16], mask=truth[:16, :16]),
     )
     settings = EvaluateSettings(scenes=2, batch_size=2)
     vocabulary = load_vocabulary("miniature")

@@ -12,6 +12,7 @@ from helpers.markup_checks import parsed
 from magicseg.config.loading import load_config
 from magicseg.evaluate.figures import write_charts
 from magicseg.evaluate.metrics.counts import CONVENTIONS, count_image, scored, tabulate
+from magicseg.evaluate.metrics.false_positives import FALSE_POSITIVE_CONVENTIONS
 from magicseg.report import results as results_module
 from magicseg.report.page import write_report
 from magicseg.run import Run
@@ -112,6 +113,30 @@ def test_the_model_and_every_baseline_have_all_scores_with_intervals(run):
     assert all(f"{name} (baseline)" in text for name in HEADS)
     for convention in CONVENTIONS.values():
         assert convention in text
+
+
+def test_false_positives_of_every_head_have_a_table_with_definitions(run):
+    found = {"images": 256}
+    for place, name in enumerate(FALSE_POSITIVE_CONVENTIONS, start=1):
+        found |= {name: place / 10, f"{name}_interval": [place / 10 - 0.05, place / 10 + 0.05]}
+    untrained = scores_of(["background", "cat"]) | {"false_positives": {**found, "own_pixels_interval": None}}
+    results = results_of(
+        ["background", "cat"],
+        false_positives=found,
+        false_positive_conventions=FALSE_POSITIVE_CONVENTIONS,
+        baselines={"untrained": untrained},
+    )
+    add(run, results)
+    text = text_of(page_of(run))
+    assert "False positives on 256 counterfactual images" in text
+    assert "this model 10.0 % 5.0 to 15.0 20.0 % 15.0 to 25.0 30.0 % 25.0 to 35.0 40.0 % 35.0 to 45.0" in text
+    assert "untrained (baseline) 10.0 % 5.0 to 15.0 20.0 % 30.0 %" in text
+    assert all(convention in text for convention in FALSE_POSITIVE_CONVENTIONS.values())
+
+
+def test_results_without_counterfactual_images_have_no_such_table(run):
+    add(run, results_of(["background", "cat"]))
+    assert "False positives" not in text_of(page_of(run))
 
 
 def test_every_class_has_its_iou_and_boundary_iou_with_intervals(run):

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from magicseg.evaluate.metrics.boundary import DILATION_RATIO, band_width, boundary_counts
 from magicseg.evaluate.metrics.confusion import Confusion, Scores, confusion_matrix
+from magicseg.evaluate.metrics.false_positives import false_positives
 from magicseg.evaluate.metrics.intervals import (
     LEAST_IMAGES,
     LEVEL,
@@ -48,20 +49,35 @@ _SINGLE = (
 
 @dataclass(frozen=True, eq=False)
 class ImageResult:
-    """One image: its confusion matrix, and pixels in bands along outlines, int64 (3, classes)."""
+    """One image: its confusion matrix, and pixels in bands along outlines, int64 (3, classes).
+
+    ``counterfactual``: pixels of its counterfactual by predicted class, int64 (classes,), if it has one.
+    """
 
     confusion: Confusion
     boundary: NDArray[np.int64]
+    counterfactual: NDArray[np.int64] | None = None
 
 
 def count_image(
-    truth: NDArray[np.integer], prediction: NDArray[np.integer], classes: int, ignore: int, *, first: int = 0
+    truth: NDArray[np.integer],
+    prediction: NDArray[np.integer],
+    classes: int,
+    ignore: int,
+    *,
+    first: int = 0,
+    counterfactual: NDArray[np.integer] | None = None,
 ) -> ImageResult:
-    """Count one image; see `confusion_matrix` and `boundary_counts`."""
+    """Count one image; see `confusion_matrix` and `boundary_counts`.
+
+    Args: counterfactual: the prediction on the image's counterfactual, (H, W), if it has one.
+    """
     height, width = truth.shape
+    predicted = None if counterfactual is None else np.bincount(counterfactual.ravel() - first, minlength=classes)
     return ImageResult(
         confusion_matrix(truth, prediction, classes, ignore, first=first),
         boundary_counts(truth, prediction, classes, ignore, first=first, width=band_width((height, width))),
+        predicted,
     )
 
 
@@ -75,7 +91,8 @@ def tabulate(images: Sequence[ImageResult], classes: int) -> tuple[Confusion, Im
         rows[1, number] = image.confusion.sum(axis=1)
         rows[2, number] = image.confusion.sum(axis=0)
         rows[3:, number] = image.boundary
-    return total, ImageCounts(*rows)
+    found = [image.counterfactual for image in images if image.counterfactual is not None]
+    return total, ImageCounts(*rows, counterfactual=np.stack(found) if found and len(found) == len(images) else None)
 
 
 def scored(confusion: Confusion, counts: ImageCounts, names: Sequence[str]) -> dict[str, Any]:
@@ -84,12 +101,13 @@ def scored(confusion: Confusion, counts: ImageCounts, names: Sequence[str]) -> d
     Args: names: the classes' names in the matrix's order.
     Returns: what `Scores.to_dict` gives; ``frequency_weighted_iou``, ``boundary_iou`` by class and
         ``mean_boundary_iou``; for each single score NAME an interval ``NAME_interval``, [low, high] or None;
-        ``iou_interval`` and ``boundary_iou_interval`` by class.
+        ``iou_interval`` and ``boundary_iou_interval`` by class; ``false_positives`` if images have counterfactuals.
     """
     scores = Scores(confusion)
     found, spread = measures({name: table.sum(axis=0) for name, table in counts.tables.items()}), intervals(counts)
     boundary = [None if np.isnan(value) else float(value) for value in found["boundary_iou"]]
     mean_boundary = float(found["mean_boundary_iou"])
+    false = false_positives(counts)
     return {
         **scores.to_dict(names),
         "frequency_weighted_iou": scores.frequency_weighted_iou,
@@ -100,6 +118,7 @@ def scored(confusion: Confusion, counts: ImageCounts, names: Sequence[str]) -> d
             f"{name}_interval": dict(zip(names, map(_listed, spread[name]), strict=True))
             for name in ("iou", "boundary_iou")
         },
+        **({} if false is None else {"false_positives": false}),
     }
 
 

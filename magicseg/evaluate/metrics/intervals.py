@@ -1,7 +1,7 @@
 """Confidence intervals of scores and of differences of scores, by resampling images."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.random import Generator, Philox
@@ -26,7 +26,8 @@ class ImageCounts:
     """Pixels by image and class, int64 (images, classes).
 
     ``hits`` n_ii, ``truth`` t_i and ``predicted`` p_i are those of `magicseg.evaluate.metrics.confusion.Scores`;
-    likewise for the boundary bands.
+    likewise for the boundary bands. ``counterfactual``: pixels of the image's counterfactual by predicted class; None
+    if images have no counterfactuals.
     """
 
     hits: NDArray[np.int64]
@@ -35,11 +36,16 @@ class ImageCounts:
     boundary_hits: NDArray[np.int64]
     boundary_truth: NDArray[np.int64]
     boundary_predicted: NDArray[np.int64]
+    counterfactual: NDArray[np.int64] | None = field(default=None, kw_only=True)
 
     @property
     def tables(self) -> Sums:
-        """The counts by name, as float64."""
-        return {item.name: getattr(self, item.name).astype(np.float64) for item in fields(self)}
+        """The counts of images with a ground truth, by name, as float64."""
+        return {name: getattr(self, name).astype(np.float64) for name in TABLES}
+
+
+TABLES = tuple(item.name for item in fields(ImageCounts) if item.name != "counterfactual")
+"""Names of the counts that all scores but those on counterfactuals are computed from."""
 
 
 def measures(sums: Sums, whole: Sums | None = None) -> Measures:
@@ -149,6 +155,31 @@ def difference_interval(
         measure
     ]
     return found
+
+
+def ratio_intervals(
+    parts: NDArray[np.float64],
+    wholes: NDArray[np.float64],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+) -> list[Interval]:
+    """BCa intervals of ratios of sums over images, sum_i parts_ik / sum_i wholes_ik, drawn as `intervals` does.
+
+    Args: parts, wholes: (images, ratios). Returns: one per ratio; None as for `intervals`.
+    """
+    if len(parts) < LEAST_IMAGES:
+        return [None] * parts.shape[1]
+    tables = {"parts": parts, "wholes": wholes}
+    sums = _sums(tables)
+
+    def ratios(of: Sums) -> Measures:
+        return {"ratio": np.atleast_2d(ratio(of["parts"], of["wholes"]))}
+
+    drawn = _join([ratios(resampled) for resampled in _resampled(tables, seed, resamples)])
+    left_out = ratios({name: sums[name] - table for name, table in tables.items()})
+    return _bca(ratios(sums), drawn, left_out, level)["ratio"]
 
 
 def _resampled(tables: Sums, seed: int, resamples: int) -> Iterator[Sums]:
