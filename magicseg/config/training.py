@@ -49,6 +49,9 @@ class TrainSettings(ModelSettings, DataSettings):
     focal_gamma: float = Field(default=2.0, ge=0)
     dice_weight: float = Field(default=1.0, ge=0)
     counterfactual_weight: float = Field(default=1.0, ge=0)
+    silence_weight: float = Field(
+        default=0.0, ge=0, description="weight of the focal loss on counterfactual images, all pixels negative"
+    )
     deep_supervision_weight: float = Field(
         default=0.0,
         ge=0,

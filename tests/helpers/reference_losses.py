@@ -60,3 +60,33 @@ def slow_targets(class_map, draws, sampled, allowed=None):
         )
         for c in ranked[:sampled]
     }
+
+
+def _true_pair(class_map, paired):
+    return bool(paired) and any(id_ not in (BACKGROUND, IGNORE) for row in class_map.tolist() for id_ in row)
+
+
+def _each(class_map, classes, asked, paired):
+    """Yield (image, place, y, x, id at the pixel, whether it is of the class) of what is asked at labelled pixels."""
+    for b in range(len(class_map)):
+        if not _true_pair(class_map[b], paired[b]):
+            continue
+        for k, position in enumerate(classes[b].tolist()):
+            for y, row in enumerate(class_map[b].tolist()):
+                for x, id_ in enumerate(row):
+                    if asked[b, k] and id_ != IGNORE:
+                        yield b, k, y, x, id_, id_ == position + 1
+
+
+def _mean(values, like):
+    return torch.stack(values).mean() if values else like.sum() * 0
+
+
+def slow_silence(other, class_map, classes, asked, paired, validated, alpha, gamma):
+    """Return a tensor with gradients, as all below. Args: other: the counterfactuals' logits. asked: bool (B, K)."""
+    values = []
+    for b, k, y, x, _, _ in _each(class_map, classes, asked, paired):
+        if validated[b] or bool((class_map[b] == classes[b, k] + 1).any()):
+            p = torch.sigmoid(other[b, k, y, x])
+            values.append(-(1 - alpha) * p**gamma * torch.log(1 - p))
+    return _mean(values, other)

@@ -1,13 +1,16 @@
 """The losses: their formulas as plain functions, and the list of terms that training adds up (`loss_terms`).
 
 With z the logit of a class at a pixel, t in {0, 1} the truth, p = sigmoid(z), and V the pixels that are not IGNORE
-(background pixels are in V, as negatives of every class):
+(background pixels are in V, as negatives of every class). z' and p' are those of the counterfactual image. Pairs are
+those of `pairs.true_pairs`.
 
     focal             mean over images, queried classes and V of  -a_t (1 - p_t)^gamma log p_t
                       p_t = p where t = 1, else 1 - p;  a_t = alpha where t = 1, else 1 - alpha
     dice              mean over the classes present in an image of
                       1 - (2 sum_V p t + 1) / (sum_V p + sum_V t + 1)
     counterfactual    mean over pairs of max(0, cos(cls, cls of the counterfactual image))
+    silence           mean over pairs, classes and V of  -(1 - alpha) p'^gamma log(1 - p')
+                      classes: the queried ones where the pair was validated, else those present in the image
     deep_supervision  the weighted sum of focal and dice, summed over the decoder's earlier layers
 
 A batch may be sharded across ranks and micro-batches. A mean over the whole batch is the sum of the parts' losses if
@@ -24,12 +27,13 @@ count of the given tensors. A mean over nothing is 0.
 
 from magicseg.config.training import TrainSettings
 from magicseg.model.losses.masks import deep_supervision_term, dice_term, focal_term
-from magicseg.model.losses.pairs import counterfactual_term
+from magicseg.model.losses.pairs import counterfactual_term, silence_term
 from magicseg.model.losses.term import LossTerm
 
 
 def loss_terms(settings: TrainSettings) -> tuple[LossTerm, ...]:
     """Return the terms of the loss in the log's order: the mask losses, and the others whose weight is above 0."""
     masks = (focal_term(settings), dice_term(settings))
-    others = (counterfactual_term(settings), deep_supervision_term(settings, masks))
+    pairs = (counterfactual_term(settings), silence_term(settings))
+    others = (*pairs, deep_supervision_term(settings, masks))
     return *masks, *(term for term in others if term.weight > 0)

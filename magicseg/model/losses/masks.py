@@ -35,7 +35,7 @@ def focal_loss(
     if asked is not None:
         weight = weight * asked[:, :, None, None]
     losses = weight * torch.sigmoid(wrong) ** gamma * F.softplus(wrong)
-    return mean_over(losses.sum(), _asked_pixels(valid, asked, logits.shape[1]) if count is None else count)
+    return mean_over(losses.sum(), asked_pixels(valid, asked, logits.shape[1]) if count is None else count)
 
 
 def dice_loss(
@@ -55,7 +55,7 @@ def dice_loss(
 
 def focal_term(settings: TrainSettings) -> LossTerm:
     def count(targets: Targets, _pairs: PairedImages) -> Tensor:
-        return _asked_pixels(targets.valid, targets.asked, targets.classes.shape[1])[None]
+        return asked_pixels(targets.valid, targets.asked, targets.classes.shape[1])[None]
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
         return focal_loss(
@@ -105,7 +105,8 @@ def deep_supervision_term(settings: TrainSettings, mask_terms: Sequence[LossTerm
     )
 
 
-def _asked_pixels(valid: Tensor, asked: Tensor | None, classes: int) -> Tensor:
+def asked_pixels(valid: Tensor, asked: Tensor | None, classes: int) -> Tensor:
+    """Return the number of pairs of a valid pixel and an asked class, int64 (). Args: classes: K."""
     if asked is None:
         return valid.sum() * classes
     return (valid.sum((1, 2, 3)) * asked.sum(1)).sum()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magicseg.config.training import TrainSettings
+from magicseg.model.losses.masks import asked_pixels, focal_loss
 from magicseg.model.losses.term import ForwardPass, LossTerm, PairedImages, mean_over
 from magicseg.model.targets import Targets
 
@@ -26,6 +27,34 @@ def counterfactual_loss(
     if pairs is None:
         pairs = torch.ones_like(losses, dtype=torch.bool)
     return mean_over((losses * pairs).sum(), pairs.sum() if count is None else count)
+
+
+def silence_loss(
+    counterfactual_logits: Tensor,
+    valid: Tensor,
+    asked: Tensor,
+    *,
+    alpha: float,
+    gamma: float,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Return the focal loss of the counterfactuals' logits (B, K, H, W), every valid pixel a negative; a scalar.
+
+    Args: asked: the classes that count in each counterfactual, see `silent_classes`.
+    """
+    nothing = valid.new_zeros(())
+    return focal_loss(counterfactual_logits, nothing, valid, alpha=alpha, gamma=gamma, asked=asked, count=count)
+
+
+def silent_classes(targets: Targets, paired: Tensor, validated: Tensor) -> Tensor:
+    """Return the classes whose absence from each counterfactual is taught, bool (B, K).
+
+    All asked classes where the pair was validated, else the image's own; none where the image is not in `true_pairs`.
+
+    Args: paired, validated: as in `PairedImages`.
+    """
+    asked = torch.where(validated[:, None], targets.asked, targets.present)
+    return asked & true_pairs(targets, paired)[:, None]
 
 
 def true_pairs(targets: Targets, paired: Tensor) -> Tensor:
@@ -55,4 +84,31 @@ def counterfactual_term(settings: TrainSettings) -> LossTerm:
         count=count,
         compute=compute,
         reads_counterfactuals=True,
+    )
+
+
+def silence_term(settings: TrainSettings) -> LossTerm:
+    def asked(targets: Targets, pairs: PairedImages) -> Tensor:
+        return silent_classes(targets, pairs.paired, pairs.validated)
+
+    def count(targets: Targets, pairs: PairedImages) -> Tensor:
+        return asked_pixels(targets.valid, asked(targets, pairs), targets.classes.shape[1])[None]
+
+    def compute(found: ForwardPass, count: Tensor) -> Tensor:
+        assert found.counterfactual_logits is not None
+        return silence_loss(
+            found.counterfactual_logits,
+            found.targets.valid,
+            asked(found.targets, found.pairs),
+            alpha=settings.focal_alpha,
+            gamma=settings.focal_gamma,
+            count=count[0],
+        )
+
+    return LossTerm(
+        name="silence",
+        weight=settings.silence_weight,
+        count=count,
+        compute=compute,
+        reads_counterfactual_logits=True,
     )
