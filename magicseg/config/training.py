@@ -52,6 +52,26 @@ class TrainSettings(ModelSettings, DataSettings):
     silence_weight: float = Field(
         default=0.0, ge=0, description="weight of the focal loss on counterfactual images, all pixels negative"
     )
+    aligned_pair_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the loss that lets a pair's masks differ by the objects only",
+    )
+    aligned_pair_margin: float = Field(
+        default=2.0, gt=0, description="in logits, between an object's pixels and the same pixels without it"
+    )
+    aligned_pair_tolerance: int = Field(
+        default=12,
+        ge=0,
+        le=255,
+        description="largest difference of a background pixel's channels between the images of a pair to compare it",
+    )
+    text_direction_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the loss that turns a counterfactual's class token away from its image's classes",
+    )
+    text_direction_margin: float = Field(default=0.2, gt=0, le=2, description="between the two images' cosines")
     deep_supervision_weight: float = Field(
         default=0.0,
         ge=0,

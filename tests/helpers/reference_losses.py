@@ -90,3 +90,29 @@ def slow_silence(other, class_map, classes, asked, paired, validated, alpha, gam
             p = torch.sigmoid(other[b, k, y, x])
             values.append(-(1 - alpha) * p**gamma * torch.log(1 - p))
     return _mean(values, other)
+
+
+def slow_aligned_pair(logits, other, images, counterfactuals, class_map, classes, asked, paired, margin, tolerance):
+    """Args: images, counterfactuals: nested lists (B, 3, H, W)."""
+    outside, inside = [], []
+    for b, k, y, x, id_, own in _each(class_map, classes, asked, paired):
+        z, z_other = logits[b, k, y, x], other[b, k, y, x]
+        alike = all(abs(images[b][c][y][x] - counterfactuals[b][c][y][x]) <= tolerance for c in range(3))
+        if id_ == BACKGROUND and alike:
+            outside.append((1 / (1 + torch.exp(-z)) - 1 / (1 + torch.exp(-z_other))) ** 2)
+        if own:
+            inside.append(torch.relu(margin - (z - z_other)))
+    return _mean(outside, logits) + _mean(inside, logits)
+
+
+def slow_text_direction(cls, other, text, class_map, classes, paired, margin):
+    def cosine(x, y):
+        return (x * y).sum() / (x * x).sum().sqrt() / (y * y).sum().sqrt()
+
+    values = []
+    for b, row in enumerate(classes.tolist()):
+        for k, position in enumerate(row):
+            if paired[b] and bool((class_map[b] == position + 1).any()):
+                step = cosine(cls[b], text[b, k]) - cosine(other[b], text[b, k])
+                values.append(torch.relu(margin - step))
+    return _mean(values, cls)

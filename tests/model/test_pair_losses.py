@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers.reference_losses import slow_silence
+from helpers.reference_losses import slow_aligned_pair, slow_silence, slow_text_direction
 from magicseg.config.training import TrainSettings
 from magicseg.labels import BACKGROUND, IGNORE
 from magicseg.model.losses import loss_terms
@@ -15,6 +15,8 @@ from magicseg.model.targets import Targets, sample_targets
 
 OFF = {"counterfactual_weight": 0.0}
 SILENCE = {**OFF, "silence_weight": 1.0}
+ALIGNED = {**OFF, "aligned_pair_weight": 1.0}
+DIRECTION = {**OFF, "text_direction_weight": 1.0, "text_direction_margin": 0.8}
 CLASSES, QUERIED, HEIGHT, WIDTH, DIM = 7, 4, 4, 5, 6
 
 
@@ -106,6 +108,24 @@ def value(case, changes, counts=None):
 def reference(case, changes):
     settings = TrainSettings(**changes)
     targets, pairs = case.targets, case.pairs
+    if settings.text_direction_weight:
+        tokens = case.cls.double(), case.other_cls.double(), case.text.double()
+        return slow_text_direction(
+            *tokens, case.class_map, targets.classes, pairs.paired, settings.text_direction_margin
+        )
+    if settings.aligned_pair_weight:
+        return slow_aligned_pair(
+            case.logits.double(),
+            case.other.double(),
+            pairs.images.tolist(),
+            pairs.counterfactuals.tolist(),
+            case.class_map,
+            targets.classes,
+            targets.asked,
+            pairs.paired,
+            settings.aligned_pair_margin,
+            settings.aligned_pair_tolerance,
+        )
     return slow_silence(
         case.other.double(),
         case.class_map,
@@ -123,7 +143,14 @@ def gradients(loss, case):
     return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(case.leaves(), found, strict=True)]
 
 
-TERMS = [SILENCE, {**SILENCE, "focal_alpha": 0.6, "focal_gamma": 0.0}]
+TERMS = [
+    SILENCE,
+    {**SILENCE, "focal_alpha": 0.6, "focal_gamma": 0.0},
+    ALIGNED,
+    {**ALIGNED, "aligned_pair_tolerance": 0, "aligned_pair_margin": 0.5},
+    {**ALIGNED, "aligned_pair_tolerance": 255},
+    DIRECTION,
+]
 terms = pytest.mark.parametrize("changes", TERMS, ids=lambda changes: " ".join(changes.keys() - OFF.keys()))
 
 
@@ -180,3 +207,25 @@ def test_silence_asks_only_for_own_classes_where_the_pair_was_not_validated(case
     for image in (5, 6):
         assert torch.equal(reached[image], case.targets.present[image])
         assert case.targets.asked[image].sum() > case.targets.present[image].sum()
+
+
+def test_aligned_pairs_agree_outside_only_where_the_pixels_do(case):
+    """A pair whose images differ everywhere has the margin inside alone."""
+    pairs = case.pairs._replace(counterfactuals=(case.pairs.images.int() + 128).to(torch.uint8))
+    apart = case._replace(pairs=pairs)
+    outside, inside = term(ALIGNED).count(apart.targets, apart.pairs).tolist()
+    assert outside == 0 < inside
+    grad = gradients(value(apart, ALIGNED), apart)
+    assert not any(each.masked_select(~case.targets.masks).any() for each in grad[:2])
+    torch.testing.assert_close(grad[0], -grad[1])
+    assert (grad[0] <= 0).all(), "higher in the image, lower in the counterfactual"
+
+
+def test_text_direction_moves_the_tokens_along_the_text_of_present_classes_only(case):
+    (whole,) = term(DIRECTION).count(case.targets, case.pairs).tolist()
+    assert whole == sum(case.targets.present[image].sum() for image in range(8) if image != 2)
+    absent = ~case.targets.present[:, :, None]
+    changed = case._replace(text=torch.where(absent, -case.text, case.text))
+    torch.testing.assert_close(value(changed, DIRECTION), value(case, DIRECTION))
+    settled = case._replace(other_cls=-case.cls, text=case.cls.detach()[:, None].expand_as(case.text))
+    assert value(settled, DIRECTION).item() == 0

@@ -11,6 +11,11 @@ those of `pairs.true_pairs`.
     counterfactual    mean over pairs of max(0, cos(cls, cls of the counterfactual image))
     silence           mean over pairs, classes and V of  -(1 - alpha) p'^gamma log(1 - p')
                       classes: the queried ones where the pair was validated, else those present in the image
+    aligned_pair      mean over pairs, queried classes and A of (p - p')^2
+                      + mean over pairs, classes present and their pixels of max(0, margin - (z - z'))
+                      A: the background pixels of V that differ by at most a tolerance in every channel
+    text_direction    mean over pairs and classes present of max(0, margin - (cos(c, t) - cos(c', t)))
+                      c, c': the class tokens; t: the class's text embedding
     deep_supervision  the weighted sum of focal and dice, summed over the decoder's earlier layers
 
 A batch may be sharded across ranks and micro-batches. A mean over the whole batch is the sum of the parts' losses if
@@ -27,13 +32,18 @@ count of the given tensors. A mean over nothing is 0.
 
 from magicseg.config.training import TrainSettings
 from magicseg.model.losses.masks import deep_supervision_term, dice_term, focal_term
-from magicseg.model.losses.pairs import counterfactual_term, silence_term
+from magicseg.model.losses.pairs import aligned_pair_term, counterfactual_term, silence_term, text_direction_term
 from magicseg.model.losses.term import LossTerm
 
 
 def loss_terms(settings: TrainSettings) -> tuple[LossTerm, ...]:
     """Return the terms of the loss in the log's order: the mask losses, and the others whose weight is above 0."""
     masks = (focal_term(settings), dice_term(settings))
-    pairs = (counterfactual_term(settings), silence_term(settings))
-    others = (*pairs, deep_supervision_term(settings, masks))
+    others = (
+        counterfactual_term(settings),
+        silence_term(settings),
+        aligned_pair_term(settings),
+        text_direction_term(settings),
+        deep_supervision_term(settings, masks),
+    )
     return *masks, *(term for term in others if term.weight > 0)
