@@ -1,7 +1,7 @@
 """Settings of training. A preset that differs from the defaults says so.
 
-The defaults are the numbers of the paper (arXiv 2603.19575) and the authors' release. The losses are averaged
-differently from the release, so the same weights balance them differently (docs/miniature.md).
+The defaults are the numbers of the paper (arXiv 2603.19575) and the authors' release. With ``losses: mean`` the same
+weights balance the losses differently from the release (docs/method.md).
 """
 
 from typing import ClassVar, Literal
@@ -36,13 +36,24 @@ class TrainSettings(ModelSettings, DataSettings):
     batch_size: int = Field(default=16, ge=1, description="images per step, over all ranks")
     learning_rate: float = Field(default=2e-5, gt=0)
     new_layer_lr_multiplier: float = Field(10.0, gt=0, description="for prompts and decoder")
-    weight_decay: float = Field(default=0.01, ge=0, description="not on norms, biases, prompts and positions")
+    weight_decay: float = Field(default=0.01, ge=0)
+    weight_decay_on: Literal["weights", "all"] = Field(
+        default="weights", description="weights: not on norms, biases, prompts and positions; all: on these too"
+    )
+    schedule: Literal["poly", "release"] = Field(
+        default="poly",
+        description="poly: polynomial decay after the warm-up; release: from step 0, with one floor for all groups",
+    )
     warmup_steps: int = Field(default=1500, ge=0)
     poly_power: float = Field(default=0.9, gt=0)
     min_learning_rate: float = Field(default=1e-6, ge=0)
     gradient_clip: float = Field(default=0.0, ge=0, description="largest norm of the gradient; 0: no limit")
     sampled_classes: int = Field(
         default=100, ge=1, description="queried classes per image: its own and random others"
+    )
+    losses: Literal["mean", "release"] = Field(
+        default="mean",
+        description="focal loss; mean: over all masks; release: the sum over all masks by the number of present ones",
     )
     focal_weight: float = Field(default=100.0, ge=0)
     focal_alpha: float = Field(default=0.25, ge=0, le=1)

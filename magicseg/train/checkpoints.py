@@ -37,6 +37,7 @@ _FORMAT = 2
 _READ = (1, 2)  # format 1 also held the frozen weights, and no averages
 # What training did before these settings existed. Their defaults differ.
 _BEFORE = {"crop": None, "photometric": False}
+_BEFORE_OF_ENCODER = {"position_resize": "bicubic"}  # of open-clip; the encoder by default has no such setting
 _MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # of AdamW
 _NONE = -1  # in place of a step
 _NAME = re.compile(r"step-(\d{8})\.safetensors")
@@ -219,6 +220,7 @@ def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     A setting that the checkpoint does not name is newer than it. It counts as its default, or as `_BEFORE` says.
     """
     defaults = TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)) | _BEFORE
+    defaults["encoder"] |= _BEFORE_OF_ENCODER
     new = flattened(identity)
     known = {key: value for key, value in flattened({"train": defaults}).items() if key in new}
     old = known | flattened(checkpoint.identity)

@@ -245,7 +245,7 @@ class _Training:
         settings, stop = self.settings, self._stop
         for batch in self._batches:
             rate = learning_rate(self.done, settings)
-            set_learning_rate(self.stepper.optimizer, rate)
+            set_learning_rate(self.stepper.optimizer, self.done, settings)
             report = self.stepper(batch, step=self.done, stop=stop is not None and stop())
             self.done += 1
             before = late.push(report, step=self.done, rate=rate)

@@ -49,5 +49,7 @@ def test_the_learning_rate_warms_up_and_decays_to_its_minimum(settings):
 
 def test_new_layers_learn_faster(settings):
     optimizer = build_optimizer(build_segmenter(settings.model, seed=0), settings)
-    set_learning_rate(optimizer, 0.5)
-    assert {group["lr"] / group["scale"] for group in optimizer.param_groups} == {0.5}
+    set_learning_rate(optimizer, 3, settings)
+    assert {group["lr"] for group in optimizer.param_groups} == {
+        learning_rate(3, settings) * factor for factor in (1, settings.new_layer_lr_multiplier)
+    }

@@ -6,6 +6,8 @@ those of `pairs.true_pairs`.
 
     focal             mean over images, queried classes and V of  -a_t (1 - p_t)^gamma log p_t
                       p_t = p where t = 1, else 1 - p;  a_t = alpha where t = 1, else 1 - alpha
+                      with ``losses: release`` instead: the sum over images and queried classes of the mean over V,
+                      divided by the number of classes present in an image, summed over images
     dice              mean over the classes present in an image of
                       1 - (2 sum_V p t + 1) / (sum_V p + sum_V t + 1)
     counterfactual    mean over pairs of max(0, cos(cls, cls of the counterfactual image))
@@ -33,12 +35,14 @@ count of the given tensors. A mean over nothing is 0.
 from magicseg.config.training import TrainSettings
 from magicseg.model.losses.masks import deep_supervision_term, dice_term, focal_term
 from magicseg.model.losses.pairs import aligned_pair_term, counterfactual_term, silence_term, text_direction_term
+from magicseg.model.losses.release import release_focal_term
 from magicseg.model.losses.term import LossTerm
 
 
 def loss_terms(settings: TrainSettings) -> tuple[LossTerm, ...]:
     """Return the terms of the loss in the log's order: the mask losses, and the others whose weight is above 0."""
-    masks = (focal_term(settings), dice_term(settings))
+    focal = release_focal_term(settings) if settings.losses == "release" else focal_term(settings)
+    masks = (focal, dice_term(settings))
     others = (
         counterfactual_term(settings),
         silence_term(settings),

@@ -30,12 +30,19 @@ def focal_loss(
 
     Args: asked: the classes that count in each image; None: all K.
     """
+    losses = focal_values(logits, masks, valid, alpha=alpha, gamma=gamma, asked=asked)
+    return mean_over(losses.sum(), asked_pixels(valid, asked, logits.shape[1]) if count is None else count)
+
+
+def focal_values(
+    logits: Tensor, masks: Tensor, valid: Tensor, *, alpha: float, gamma: float, asked: Tensor | None
+) -> Tensor:
+    """Return the focal loss of every pixel, float (B, K, H, W); 0 where it does not count. Args: as `focal_loss`."""
     wrong = torch.where(masks, -logits, logits)
     weight = torch.where(masks, alpha, 1 - alpha) * valid
     if asked is not None:
         weight = weight * asked[:, :, None, None]
-    losses = weight * torch.sigmoid(wrong) ** gamma * F.softplus(wrong)
-    return mean_over(losses.sum(), asked_pixels(valid, asked, logits.shape[1]) if count is None else count)
+    return weight * torch.sigmoid(wrong) ** gamma * F.softplus(wrong)
 
 
 def dice_loss(
