@@ -1,6 +1,6 @@
 """Settings of the model's architecture. Importing this loads no torch.
 
-Sizes are those of the paper (arXiv 2603.19575). The decoder's layers differ from it (docs/miniature.md).
+Sizes are those of the paper (arXiv 2603.19575). Its layers are those of ``decoder: zegclip`` (docs/method.md).
 """
 
 from collections.abc import Mapping
@@ -57,6 +57,11 @@ class OpenClipSettings(Settings):
     image_size: int | None = Field(
         None, ge=8, description="image side that the positional embedding is resized to, pixels; null: as pretrained"
     )
+    position_resize: Literal["bicubic", "bilinear"] = Field(
+        default="bicubic",
+        description="how the positional embedding is resized: bicubic with antialiasing, as open_clip does it, "
+        "or bilinear, as the paper's release does it",
+    )
     freeze: bool | Literal["text"] = Field(default=True, description='"text": only the text tower')
 
     @model_validator(mode="after")
@@ -91,8 +96,12 @@ class ModelSettings(Settings):
     drop_path: float = Field(
         default=0.1, ge=0, lt=1, description="rate of the deepest layer; grows linearly with depth"
     )
+    decoder: Literal["pre-norm", "zegclip"] = Field(
+        default="pre-norm",
+        description="zegclip: the paper's release, also in its prompts' norm, and windows average probabilities",
+    )
     decoder_layers: int = Field(default=3, ge=1)
-    decoder_width: int = Field(default=512, ge=8)
+    decoder_width: int = Field(default=512, ge=8, description="zegclip: as wide as the joint image-text space")
     decoder_heads: int = Field(default=8, ge=1)
     class_prompt: str = Field(
         default="a photo of a {}",

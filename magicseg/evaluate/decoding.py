@@ -83,6 +83,7 @@ def image_logits(
             stride_px=protocol.stride,
             batch_size=WINDOWS_AT_ONCE,
             multiple=head.stride,
+            average=head.window_average,
         )
     except NotFiniteError as error:
         raise DataError(f"{name}: the scores of {head.name} are not finite", hint=error.hint) from error

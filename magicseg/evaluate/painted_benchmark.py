@@ -32,6 +32,7 @@ from magicseg.labels import BACKGROUND, Vocabulary
 from magicseg.miniature.held_out_scenes import PaintedScenes
 from magicseg.model.decoder import upsample_logits
 from magicseg.model.segmenter import Segmenter, untrained_like
+from magicseg.model.sliding_window import WindowAverage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ class BackgroundHead:
 
     name = "background"
     stride = 1
+    window_average: WindowAverage = "logits"
     identity: ClassVar[Mapping[str, Any]] = {}
     score_kinds: tuple[ScoreKind, ...] = ("log-odds",)
 

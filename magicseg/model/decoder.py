@@ -1,4 +1,6 @@
-"""The mask decoder: class queries attend to patch tokens, and the attention is the mask.
+"""The mask decoder ``pre-norm``: class queries attend to patch tokens, and the attention is the mask.
+
+`magicseg.model.zegclip_decoder` has the one of the paper's release.
 
 Source: the attention-to-mask decoder of SegViT (Zhang et al. 2022, arXiv 2210.05844) with the relationship
 descriptor of ZegCLIP (Zhou et al. 2023, arXiv 2212.03588) as its query. Shapes: B images, K classes,
@@ -11,15 +13,25 @@ from torch import Tensor, nn
 
 from magicseg.config.model import ModelSettings
 from magicseg.core.errors import ConfigError
+from magicseg.model.zegclip_decoder import ZegclipDecoder
 
 
-def build_decoder(settings: ModelSettings, *, embed_dim: int) -> "MaskDecoder":
+def build_decoder(settings: ModelSettings, *, embed_dim: int) -> "MaskDecoder | ZegclipDecoder":
     """Return the decoder that the settings name, with fresh weights from torch's generator.
 
     Another decoder needs the methods `MaskDecoder.forward` and `MaskDecoder.every_layer`, and a branch here.
 
     Args: embed_dim: of the joint image-text space.
+    Raises: ConfigError if the widths or the number of heads do not fit.
     """
+    if settings.decoder == "zegclip":
+        if settings.decoder_width != embed_dim:
+            raise ConfigError(
+                f"decoder_width is {settings.decoder_width}, and the encoder's embed_dim is {embed_dim}: the decoder "
+                "zegclip has no projection between them",
+                hint=f"set train.decoder_width={embed_dim}, or train.decoder=pre-norm",
+            )
+        return ZegclipDecoder(width=embed_dim, layers=settings.decoder_layers, heads=settings.decoder_heads)
     return MaskDecoder(
         embed_dim=embed_dim,
         width=settings.decoder_width,

@@ -2,14 +2,14 @@
 
 Without prompts it is open_clip's own forward pass: the class token's embedding is ``encode_image``, and the patches
 get the same last norm and projection (as in MaskCLIP, Zhou et al. 2022, arXiv 2112.01071, but with the last attention
-unchanged). Images' sides are multiples of the patch; the positional embedding is resized as open_clip does it.
+unchanged). Images' sides are multiples of the patch; the positional embedding is resized to the image's grid.
 """
 
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,27 @@ from magicseg.core.text import printable
 from magicseg.labels.distinct import known_tokens
 from magicseg.model.clip_checkpoint import CONFIG, ClipBlueprint, build_clip, pretrained_clip
 
+PositionResize = Literal["bicubic", "bilinear"]
+
 _TEXTS = 256  # per call of the text tower
 
 
 class OpenClipEncoder(nn.Module):
-    """Both towers of an open_clip model. ``clip``: the model. ``blueprint``: builds it without its weights."""
+    """Both towers of an open_clip model.
+
+    Args: clip: the model. blueprint: builds it without its weights. position_resize: see `resize_positions`.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, clip: nn.Module, blueprint: ClipBlueprint) -> None:
+    def __init__(
+        self, clip: nn.Module, blueprint: ClipBlueprint, *, position_resize: PositionResize = "bicubic"
+    ) -> None:
         super().__init__()
         self.clip = clip
         self.blueprint = blueprint
+        self.position_resize: PositionResize = position_resize
         visual: Any = clip.visual
         self.stride: int = visual.patch_size[0]
         if visual.patch_size[0] != visual.patch_size[1]:
@@ -75,7 +83,10 @@ class OpenClipEncoder(nn.Module):
         patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
         classes = visual.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         positions = resize_positions(
-            visual.positional_embedding, visual.grid_size, (height // self.stride, width // self.stride)
+            visual.positional_embedding,
+            visual.grid_size,
+            (height // self.stride, width // self.stride),
+            mode=self.position_resize,
         )
         tokens = torch.cat([classes, patches], dim=1) + positions.to(patches.dtype)
         return cast("Tensor", visual.ln_pre(tokens))
@@ -157,7 +168,9 @@ def open_clip_encoder(settings: OpenClipSettings) -> OpenClipEncoder:
         if size % patch:
             raise ConfigError(f"encoder.image_size is {size}, not a multiple of the patch of {patch} pixels")
         grid = (size // patch, size // patch)
-        resized = resize_positions(visual.positional_embedding.detach(), visual.grid_size, grid)
+        resized = resize_positions(
+            visual.positional_embedding.detach(), visual.grid_size, grid, mode=settings.position_resize
+        )
         visual.positional_embedding = nn.Parameter(
             resized.clone(), requires_grad=visual.positional_embedding.requires_grad
         )
@@ -167,27 +180,32 @@ def open_clip_encoder(settings: OpenClipSettings) -> OpenClipEncoder:
         blueprint = ClipBlueprint(
             config=config, mean=blueprint.mean, std=blueprint.std, tokenizer=blueprint.tokenizer
         )
-    encoder = OpenClipEncoder(clip, blueprint)
+    encoder = OpenClipEncoder(clip, blueprint, position_resize=settings.position_resize)
     _ = encoder.tokenize
     return encoder
 
 
-def empty_encoder(blueprint: Mapping[str, Any], tokenizer: Path | None) -> OpenClipEncoder:
+def empty_encoder(
+    settings: OpenClipSettings, blueprint: Mapping[str, Any], tokenizer: Path | None
+) -> OpenClipEncoder:
     """Return a saved model's encoder before its weights are loaded. Raises: ConfigError, KeyError, TypeError."""
     made = ClipBlueprint.from_dict(blueprint, tokenizer=tokenizer)
-    return OpenClipEncoder(build_clip(made), made)
+    return OpenClipEncoder(build_clip(made), made, position_resize=settings.position_resize)
 
 
-def resize_positions(positions: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """Resize a positional embedding to another grid: bicubic with antialiasing, as open_clip's ``resize_pos_embed``.
+def resize_positions(
+    positions: Tensor, old: tuple[int, int], new: tuple[int, int], *, mode: PositionResize = "bicubic"
+) -> Tensor:
+    """Resize a positional embedding to another grid. The class token's entry stays.
 
-    Args: positions: float (1 + h * w, C), the class token's first. old, new: (h, w) in patches.
+    Args: positions: float (1 + h * w, C), the class token's first. old, new: (h, w) in patches. mode: "bicubic" with
+    antialiasing, as open_clip's ``resize_pos_embed``, or "bilinear" without, as the paper's release.
     Returns: float (1 + new h * new w, C).
     """
     if tuple(old) == tuple(new):
         return positions
     grid = positions[1:].reshape(1, *old, -1).permute(0, 3, 1, 2)
-    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True, align_corners=False)
+    grid = F.interpolate(grid, size=new, mode=mode, antialias=mode == "bicubic", align_corners=False)
     return torch.cat([positions[:1], grid.flatten(2)[0].T])
 
 

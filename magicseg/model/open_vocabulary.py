@@ -151,6 +151,7 @@ class OpenVocabularyModel:
                 stride_px=stride or max(1, (window or 0) * 5 // 6),
                 batch_size=_WINDOWS,
                 multiple=self.segmenter.stride,
+                average=self.segmenter.window_average,
             ):
                 probabilities = found.sigmoid()
                 highest, places = probabilities.max(dim=0)

@@ -5,7 +5,7 @@ layers from outside. Shapes as in `magicseg.model.encoder`, P prompts per layer.
 """
 
 import math
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,44 @@ from magicseg.model.encoder import Encoder
 
 
 class DeepPrompts(nn.Module):
-    """P prompt tokens for each layer: parameters -> projection -> LayerNorm (eps 1e-6) -> dropout."""
+    """P prompt tokens for each layer: parameters -> projection -> LayerNorm (eps 1e-6) -> dropout.
 
-    def __init__(self, *, tokens: int, layers: int, width: int, stride: int, dropout: float) -> None:
+    Args: norm_of: "output": as in the paper's release. There the LayerNorm that is named for the prompts is applied
+    to all tokens after the last layer, before the encoder's own norm. The prompts have none, and the projection's
+    weights are normal with a variance of 2 / width (He et al. 2015, arXiv 1502.01852).
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens: int,
+        layers: int,
+        width: int,
+        stride: int,
+        dropout: float,
+        norm_of: Literal["prompts", "output"] = "prompts",
+    ) -> None:
         super().__init__()
         self.count = tokens
+        self.norm_of = norm_of
         bound = math.sqrt(6 / (3 * stride**2 + width))  # as for a patch embedding
         self.tokens = nn.Parameter(torch.empty(layers, tokens, width).uniform_(-bound, bound))
         self.projection = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.dropout = nn.Dropout(dropout)
+        if norm_of == "output":
+            nn.init.kaiming_normal_(self.projection.weight, mode="fan_out")
 
     def forward(self, layer: int, batch: int) -> Tensor:
         """Return the prompts of one layer for each image, float (batch, P, C)."""
-        prompts = self.norm(self.projection(self.tokens[layer]))
+        prompts = self.projection(self.tokens[layer])
+        if self.norm_of == "prompts":
+            prompts = self.norm(prompts)
         return cast("Tensor", self.dropout(prompts.expand(batch, -1, -1)))
+
+    def finish(self, tokens: Tensor) -> Tensor:
+        """Return the tokens for the encoder's head, float (B, N, C): through the LayerNorm with "output"."""
+        return cast("Tensor", self.norm(tokens)) if self.norm_of == "output" else tokens
 
 
 def encode_with_prompts(
@@ -66,7 +89,7 @@ def encode_with_prompts(
         tokens = _skip_for_some(tokens, after, rate)
         if prompts is not None:
             tokens = torch.cat([tokens[:, :1], tokens[:, 1 + prompts.count :]], 1)
-    return encoder.head(tokens)
+    return encoder.head(tokens if prompts is None else prompts.finish(tokens))
 
 
 def _skip_for_some(before: Tensor, after: Tensor, rate: float) -> Tensor:

@@ -128,7 +128,7 @@ def _saved_encoder(settings: ModelSettings, card: Mapping[str, Any], folder: Pat
     tokenizer = folder / str(card["tokenizer"]) if folder is not None and card.get("tokenizer") else None
     if tokenizer is not None:
         refuse_foreign_code(tokenizer, "the saved model's tokenizer")
-    encoder = open_clip_encoders().empty_encoder(card["encoder"], tokenizer)
+    encoder = open_clip_encoders().empty_encoder(settings.encoder, card["encoder"], tokenizer)
     if folder is not None:
         _ = encoder.tokenize
     return cast("nn.Module", encoder)

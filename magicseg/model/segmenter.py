@@ -23,6 +23,7 @@ from magicseg.labels.distinct import refuse_alike
 from magicseg.model.decoder import build_decoder, upsample_logits
 from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
+from magicseg.model.sliding_window import WindowAverage
 from magicseg.model.text_cache import cached_texts, text_key
 
 ClassNames = Sequence[str] | Sequence[Sequence[str]]
@@ -67,6 +68,7 @@ class Segmenter(nn.Module):
                 width=self.encoder.width,
                 stride=self.encoder.stride,
                 dropout=settings.prompt_dropout,
+                norm_of="output" if settings.decoder == "zegclip" else "prompts",
             )
             if settings.prompt_tokens
             else None
@@ -83,6 +85,11 @@ class Segmenter(nn.Module):
     def stride(self) -> int:
         """Side of a patch, pixels; images' sides are multiples of it."""
         return self.encoder.stride
+
+    @property
+    def window_average(self) -> WindowAverage:
+        """What sliding windows average: see `magicseg.model.sliding_window.WindowAverage`."""
+        return "probabilities" if self.settings.decoder == "zegclip" else "logits"
 
     @property
     def text_is_frozen(self) -> bool:

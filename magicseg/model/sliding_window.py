@@ -1,4 +1,4 @@
-"""Sliding-window inference: resize, overlapping windows, averaged logits, the image's own size.
+"""Sliding-window inference: resize, overlapping windows, their average, the image's own size.
 
     for rows, logits in logit_stripes(head.logits, image, short_side=512, window=512, stride_px=426, batch_size=4,
                                       multiple=head.stride):
@@ -14,6 +14,7 @@ on the size of the image.
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,6 +31,14 @@ WHOLE_VALUES = 1 << 26
 
 STRIPE_VALUES = 1 << 24
 """Logits in a stripe of a larger image, float32: 64 MiB."""
+
+WindowAverage = Literal["logits", "probabilities"]
+"""What the windows of an image average, and what is resized to its own size.
+
+"probabilities": the sigmoids of the logits, as in the paper's release. They are returned as log-odds.
+"""
+
+_LEAST, _MOST = 1e-30, 1 - 2.0**-24  # of a probability, so that its log-odds are finite in float32
 
 _SMALL_WINDOW = 1 << 20  # a window with fewer logits is interpolated whole again for the next stripe
 
@@ -49,12 +58,13 @@ def logit_stripes(
     batch_size: int,
     multiple: int,
     long_side: int = LONG_SIDE,
+    average: WindowAverage = "logits",
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the logits of an image, some rows at a time, from the top to the bottom.
 
     The image is resized (`resized_size`), padded (`padded_size`) and cut into windows (`window_places`). A pixel's
-    logit is the mean over the windows that hold it. Batches hold windows of this one image, in a fixed order, so the
-    bits do not depend on other images, their order or the process.
+    logit is the mean over the windows that hold it (`WindowAverage`). Batches hold windows of this one image, in a
+    fixed order, so the bits do not depend on other images, their order or the process.
 
     An image with at most `WHOLE_VALUES` logits is one stripe. Stripes of a larger one have about `STRIPE_VALUES`
     logits, and differ from the whole by rounding at most: see `bilinear_rows`.
@@ -67,6 +77,8 @@ def logit_stripes(
         batch_size: windows per batch. It affects the last bits of float arithmetic.
         multiple: sides of what ``head_logits`` gets are multiples of this.
         long_side: the longer side's limit after resizing, pixels.
+        average: what the windows average. A mean of probabilities has no log-odds above 16.6, because float32 has no
+            number between 1 - 2^-24 and 1.
 
     Yields: the rows, and their logits, float32 (K, rows, W), on the device of what ``head_logits`` returns.
     Raises: ValueError if the window is not a multiple, or the stride is below 1 or above the window.
@@ -86,7 +98,8 @@ def logit_stripes(
     if padded != size:
         pixels = pixels[:, rows][:, :, columns]
     shape = (min(padded[0], window or padded[0]), min(padded[1], window or padded[1]))
-    windows = _Windows(head_logits, pixels, list(window_places(padded, shape, stride_px)), shape, batch_size)
+    places = list(window_places(padded, shape, stride_px))
+    windows = _Windows(head_logits, pixels, places, shape, batch_size, average)
 
     widest = max(own_size[1], padded[1])
     whole = windows.classes * max(own_size[0], padded[0]) * widest <= WHOLE_VALUES
@@ -94,14 +107,12 @@ def logit_stripes(
     for top in range(0, own_size[0], step):
         bottom = min(top + step, own_size[0])
         if size == own_size:
-            yield slice(top, bottom), windows.mean(top, bottom, whole=whole)[:, :, : size[1]]
+            yield slice(top, bottom), _as_logits(windows.mean(top, bottom, whole=whole)[:, :, : size[1]], average)
             continue
         first, last = (0, size[0]) if whole else _rows_needed(size[0], own_size[0], top, bottom)
         mean = windows.mean(first, last, whole=whole)[:, :, : size[1]]
-        if whole:
-            yield slice(top, bottom), _bilinear(mean, own_size)
-        else:
-            yield slice(top, bottom), _between_rows(mean, size[0], own_size, top, bottom)
+        own = _bilinear(mean, own_size) if whole else _between_rows(mean, size[0], own_size, top, bottom)
+        yield slice(top, bottom), _as_logits(own, average)
 
 
 class _Windows:
@@ -114,16 +125,20 @@ class _Windows:
         places: Sequence[tuple[int, int]],
         shape: tuple[int, int],
         batch_size: int,
+        average: WindowAverage,
     ) -> None:
         self._head_logits, self._pixels, self._places = head_logits, pixels, places
-        self._shape, self._batch_size = shape, batch_size
+        self._shape, self._batch_size, self._average = shape, batch_size, average
         self._started = 0
         self._made: deque[tuple[int, int, Tensor]] = deque()
         self._next_batch()
         self.classes = len(self._made[0][2])
 
     def mean(self, top: int, bottom: int, *, whole: bool) -> Tensor:
-        """Return the mean over the windows, float32 (K, bottom - top, W). ``top`` must not go back."""
+        """Return the mean over the windows, of logits or probabilities, float32 (K, bottom - top, W).
+
+        ``top`` must not go back.
+        """
         height, width = self._shape
         while self._started < len(self._places) and self._places[self._started][0] < bottom:
             self._next_batch()
@@ -138,6 +153,8 @@ class _Windows:
                 break
             low, high = max(top, y), min(bottom, y + height)
             part = bilinear_rows(logits, self._shape, low - y, high - y, whole=whole)
+            if self._average == "probabilities":
+                part = part.sigmoid()
             total[:, low - top : high - top, x : x + width] += part
             counts[low - top : high - top, x : x + width] += 1
         return total.div_(counts.to(total.device))
@@ -194,6 +211,10 @@ def _row_weights(height: int, new_height: int, top: int, bottom: int) -> tuple[T
     lower = np.minimum(upper + 1, height - 1)
     weight = np.clip(centre - upper.astype(np.float32), 0, 1)
     return torch.from_numpy(upper), torch.from_numpy(lower), torch.from_numpy(weight)
+
+
+def _as_logits(mean: Tensor, average: WindowAverage) -> Tensor:
+    return mean if average == "logits" else torch.logit(mean.clamp(_LEAST, _MOST))
 
 
 def _bilinear(values: Tensor, size: tuple[int, int]) -> Tensor:

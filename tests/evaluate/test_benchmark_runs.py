@@ -133,7 +133,7 @@ def test_a_small_vision_transformer_gives_the_same_on_real_photographs_whoever_d
     settings = tiny_settings()
 
     class Random:
-        name, identity, score_kinds = "random", {"seed": 2}, ("log-odds",)
+        name, identity, score_kinds, window_average = "random", {"seed": 2}, ("log-odds",), "logits"
         model = build_segmenter(settings, seed=2).eval().requires_grad_(False)
         for parameter in model.parameters():
             parameter.mul_(3)  # fresh weights are small, and then one class wins everywhere

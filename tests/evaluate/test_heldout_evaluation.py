@@ -106,6 +106,7 @@ class Reddish:
 
     name = "reddish"
     stride = 8
+    window_average = "logits"
     identity: ClassVar[dict] = {}
     score_kinds = ("log-odds",)
 

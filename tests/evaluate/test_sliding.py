@@ -112,6 +112,41 @@ def test_a_small_vision_transformer_slides_as_it_would_window_by_window():
     np.testing.assert_allclose(ours.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [(40, 40), (41, 67), (9, 33), (5, 7)])
+def test_windows_can_average_probabilities(size):
+    """What comes back are the log-odds of the mean of the sigmoids."""
+
+    def logits_of(crops):
+        return by_neighbourhood(crops) / 60 - 2
+
+    image = picture(size)
+    options = {"short_side": None, "window": 16, "stride_px": 11, "batch_size": 3, "multiple": 4}
+    ours = slide(logits_of, image, average="probabilities", **options)
+    expected = naive(lambda crops: logits_of(crops).sigmoid(), image, 16, 11, 4)
+    np.testing.assert_allclose(ours.sigmoid().numpy(), expected, rtol=1e-5, atol=1e-6)
+    if min(size) > 16:
+        assert (slide(logits_of, image, **options) - ours).abs().max() > 0.1
+
+
+def test_log_odds_of_averaged_probabilities_are_finite_and_keep_their_order():
+    def far(crops):
+        return torch.tensor([-200.0, -20.0, 0.0, 10.0, 200.0])[None, :, None, None].expand(len(crops), 5, 4, 4)
+
+    ours = slide(
+        far,
+        picture((30, 20)),
+        short_side=None,
+        window=16,
+        stride_px=9,
+        batch_size=2,
+        multiple=4,
+        average="probabilities",
+    )
+    assert ours.isfinite().all()
+    assert (ours.diff(dim=0) > 0).all()
+    torch.testing.assert_close(ours[1:4, 0, 0], torch.tensor([-20.0, 0.0, 10.0]), rtol=1e-3, atol=1e-3)
+
+
 def test_logits_of_a_resized_image_come_back_at_its_own_size():
     image = np.full((30, 45, 3), 7, np.uint8)
     shapes = []
@@ -251,6 +286,19 @@ def test_stripes_differ_from_the_whole_by_rounding_at_most(size, window, stride,
     if step == 1 and short_side is None:  # nothing is interpolated
         assert torch.equal(ours, whole)
     assert torch.equal(ours.argmax(0), whole.argmax(0))
+
+
+@pytest.mark.parametrize(("window", "stride", "short_side", "step", "batch"), WAYS)
+@pytest.mark.parametrize("size", IMAGES)
+def test_stripes_of_averaged_probabilities_differ_by_rounding_at_most(size, window, stride, short_side, step, batch):
+    options = {"short_side": short_side, "window": window, "stride_px": stride, "batch_size": batch, "multiple": 8}
+
+    def head(crops):
+        return grid_of(step)(crops) - 5
+
+    whole = slide(head, picture(size), average="probabilities", **options)
+    ours = in_stripes(head, picture(size), values=700, average="probabilities", **options)
+    torch.testing.assert_close(ours.sigmoid(), whole.sigmoid(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"window": None}, {"window": 32}, {"window": 32, "short_side": 40}])

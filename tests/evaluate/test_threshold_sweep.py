@@ -62,6 +62,7 @@ class FarAhead:
     """Blue is the first class and green the second; both are far ahead of the others, the more the brighter."""
 
     name, stride, identity, score_kinds = "far-ahead", 8, {}, ("log-odds", "cosine")
+    window_average = "logits"
 
     def prepare(self, classes):
         self.classes = len(classes)

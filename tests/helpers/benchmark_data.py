@@ -18,6 +18,7 @@ class ColourHead:
     """A head that scores queries by the distance of a pixel's colour to the query's colour, times ``sharp``."""
 
     stride = 4
+    window_average = "logits"
 
     def __init__(self, name="colour", sharp=8.0, soft=False):
         self.name, self.sharp, self.soft = name, sharp, soft

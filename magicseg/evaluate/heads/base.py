@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from magicseg.model.sliding_window import WindowAverage
+
 ScoreKind = Literal["log-odds", "cosine"]
 """The kind of score that a background threshold applies to. Neither kind saturates; a sigmoid or softmax in float32
 rounds every log-odds above 17 to 1.
@@ -33,6 +35,11 @@ class Head(Protocol):
         ...
 
     @property
+    def window_average(self) -> "WindowAverage":
+        """What sliding windows average: logits, or, for a sigmoid per class, probabilities."""
+        ...
+
+    @property
     def identity(self) -> Mapping[str, Any]:
         """Everything that decides the scores, as JSON values: digests of weights, settings.
 
@@ -45,7 +52,7 @@ class Head(Protocol):
         ...
 
     def logits(self, crops: "Tensor") -> "Tensor":
-        """Raw scores, which the sliding window averages.
+        """Raw scores, which the sliding window averages as ``window_average`` says.
 
         Args: crops: uint8 (B, 3, h, w), RGB, on the CPU; h and w are multiples of ``stride``.
         Returns: float32 (B, K, rows, columns), on any device. A grid coarser than (h, w), such as the patches', is

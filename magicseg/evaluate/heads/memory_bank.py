@@ -27,6 +27,7 @@ from magicseg.evaluate.heads.segmenter_head import at_class
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.labels.distinct import refuse_alike
 from magicseg.labels.vocabulary import name_key
+from magicseg.model.sliding_window import WindowAverage
 
 RECIPE = 1  # raise it when the same samples give another bank
 _SCALE = 100.0  # CLIP's logit scale, the inverse of its temperature
@@ -120,6 +121,7 @@ class MemoryBankHead:
     """
 
     name = "memory-bank"
+    window_average: WindowAverage = "logits"
     score_kinds: tuple[ScoreKind, ...] = ("log-odds",)
 
     def __init__(self, bank: MemoryBank, features: Features, *, stride: int, identity: Mapping[str, Any]) -> None:

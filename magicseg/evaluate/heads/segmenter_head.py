@@ -8,6 +8,7 @@ from torch import Tensor
 
 from magicseg.evaluate.heads.base import ScoreKind
 from magicseg.model.segmenter import Segmenter
+from magicseg.model.sliding_window import WindowAverage
 
 
 def at_class(values: Tensor, chosen: Tensor) -> Tensor:
@@ -17,6 +18,8 @@ def at_class(values: Tensor, chosen: Tensor) -> Tensor:
 
 class TextHead:
     """What heads that are asked by class texts share. ``text``: (K, D), once it is prepared."""
+
+    window_average: WindowAverage = "logits"
 
     def __init__(self, model: Segmenter) -> None:
         self.stride = model.stride
@@ -54,7 +57,11 @@ class SegmenterHead(TextHead):
     ) -> None:
         super().__init__(model)
         self.name = name
-        self.identity: Mapping[str, Any] = {"weights": weights_digest} if identity is None else identity
+        self.window_average = model.window_average
+        own = {"weights": weights_digest} if identity is None else identity
+        # Results from before there was a choice name none; their windows averaged logits.
+        choice = {} if self.window_average == "logits" else {"window_average": self.window_average}
+        self.identity: Mapping[str, Any] = {**own, **choice}
 
     @torch.inference_mode()
     def logits(self, crops: Tensor) -> Tensor:
