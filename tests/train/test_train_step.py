@@ -99,6 +99,7 @@ class NoWaiting(TorchDispatchMode):
         {"gradient_clip": 1.0, "ema_decay": 0.9, "deep_supervision_weight": 0.5},
         {"precision": "bf16"},
         {"accumulate": 5},
+        {"decoder": "zegclip", "losses": "release", "weight_decay_on": "all"},
     ],
     ids=lambda changes: " ".join(changes) or "plain",
 )
@@ -114,9 +115,9 @@ def test_the_check_for_waiting_detects_a_wait():
         torch.ones(()).item()
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 6])
-def test_accumulated_parts_have_the_losses_and_gradients_of_the_batch(accumulate):
-    whole, parts = stepper(**CALM), stepper(**CALM, accumulate=accumulate)
+@pytest.mark.parametrize(("accumulate", "kind"), [(2, "mean"), (3, "mean"), (6, "mean"), (3, "release")])
+def test_accumulated_parts_have_the_losses_and_gradients_of_the_batch(accumulate, kind):
+    whole, parts = stepper(**CALM, losses=kind), stepper(**CALM, losses=kind, accumulate=accumulate)
     for step in range(3):
         expected = losses(whole(batch_of(first=step), step=step, stop=False))
         assert losses(parts(batch_of(first=step), step=step, stop=False)) == pytest.approx(expected, rel=1e-5)
