@@ -51,6 +51,11 @@ class TrainSettings(ModelSettings, DataSettings):
     sampled_classes: int = Field(
         default=100, ge=1, description="queried classes per image: its own and random others"
     )
+    hard_negatives: int = Field(
+        default=0,
+        ge=0,
+        description="of the random others, as many are the classes that the counterfactual image resembles most",
+    )
     losses: Literal["mean", "release"] = Field(
         default="mean",
         description="focal loss; mean: over all masks; release: the sum over all masks by the number of present ones",

@@ -19,7 +19,9 @@ from magicseg.core.distributed import World, all_reduce_sum
 from magicseg.core.errors import BackendError
 from magicseg.data.dataset import Batch
 from magicseg.labels import Vocabulary
+from magicseg.model.hard_negatives import class_responses, with_hard_negatives
 from magicseg.model.losses import loss_terms
+from magicseg.model.losses.pairs import true_pairs
 from magicseg.model.losses.term import ForwardPass, ImageTokens, PairedImages, weighted_sum
 from magicseg.model.segmenter import Segmenter
 from magicseg.model.targets import Targets, sample_targets
@@ -35,18 +37,29 @@ _LEAST_SCALE = 2.0**-24  # for fp16: gradients that overflow even at this scale 
 class ModelWithLosses(nn.Module):
     """The model and its losses as one module: one forward call computes all, and DDP or FSDP can wrap it.
 
-    ``validated``: bool (sources,), as in `magicseg.data.dataset.Mixture`; None: no source's pairs are.
+    ``allowed``: bool (sources, C), ``validated``: bool (sources,), as in `magicseg.data.dataset.Mixture`. None: all
+    classes are allowed, and no source's pairs are validated.
     """
 
     def __init__(
-        self, model: Segmenter, vocabulary: Vocabulary, settings: TrainSettings, *, validated: Tensor | None = None
+        self,
+        model: Segmenter,
+        vocabulary: Vocabulary,
+        settings: TrainSettings,
+        *,
+        allowed: Tensor | None = None,
+        validated: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.names = vocabulary.names
         self.settings = settings
         self.terms = loss_terms(settings)
-        self._validated = validated
+        self._allowed, self._validated = allowed, validated
+
+    def allowed(self, batch: Batch) -> Tensor | None:
+        """Return the classes that each image may be queried for, bool (B, C); None: all."""
+        return None if self._allowed is None else self._allowed[batch.sources]
 
     def counts(self, batch: Batch, targets: Targets) -> list[Tensor]:
         """Return every term's `LossTerm.count`."""
@@ -72,13 +85,19 @@ class ModelWithLosses(nn.Module):
     def _forward_pass(self, batch: Batch, targets: Targets) -> ForwardPass:
         precision, count = self.settings.precision, len(batch.images)
         with_other_logits = any(term.reads_counterfactual_logits for term in self.terms)
-        with_counterfactuals = with_other_logits or any(term.reads_counterfactuals for term in self.terms)
+        hard = self.settings.hard_negatives
+        with_counterfactuals = with_other_logits or hard > 0 or any(t.reads_counterfactuals for t in self.terms)
         images = torch.cat([batch.images, batch.counterfactuals]) if with_counterfactuals else batch.images
         height, width = batch.images.shape[-2:]
         with torch.autocast(images.device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"):
             cls, patches = self.model.encode_images(images)
-            text = _class_texts(self.model, self.names)[targets.classes]
+            texts = _class_texts(self.model, self.names)
             tokens, others = ImageTokens(cls[:count], patches[:count]), ImageTokens(cls[count:], patches[count:])
+            if hard:
+                responses = class_responses(others.patches, texts, targets.valid)
+                pairs, allowed = true_pairs(targets, batch.paired), self.allowed(batch)
+                targets = with_hard_negatives(targets, responses, count=hard, images=pairs, allowed=allowed)
+            text = texts[targets.classes]
             if any(term.reads_earlier_layers for term in self.terms):
                 *earlier, logits = self.model.decode(*tokens, text, (height, width), every_layer=True)
             else:
@@ -134,9 +153,14 @@ class Stepper:
         self._device = device
         self._world = world
         self._classes = len(vocabulary.names)
-        self._allowed = None if allowed is None else torch.from_numpy(allowed).to(device)
-        module = ModelWithLosses(model, vocabulary, settings, validated=torch.from_numpy(validated).to(device))
-        self._counts = module.counts
+        module = ModelWithLosses(
+            model,
+            vocabulary,
+            settings,
+            allowed=None if allowed is None else torch.from_numpy(allowed).to(device),
+            validated=torch.from_numpy(validated).to(device),
+        )
+        self._allowed, self._counts = module.allowed, module.counts
         self.shapes = {name: value.shape for name, value in model.state_dict().items()}
         self.sharded = is_sharded(settings, world)
         if self.sharded:
@@ -165,7 +189,7 @@ class Stepper:
             batch.masks,
             self._sent(draws[world.rank :: world.size]),
             sampled_classes=settings.sampled_classes,
-            allowed=None if self._allowed is None else self._allowed[batch.sources],
+            allowed=self._allowed(batch),
         )
         parts = [*self._counts(batch, targets), targets.unknown.sum()[None]]
         *counts, unknown = torch.split(

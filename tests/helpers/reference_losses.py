@@ -116,3 +116,36 @@ def slow_text_direction(cls, other, text, class_map, classes, paired, margin):
                 step = cosine(cls[b], text[b, k]) - cosine(other[b], text[b, k])
                 values.append(torch.relu(margin - step))
     return _mean(values, cls)
+
+
+def slow_responses(patches, texts, valid, stride):
+    """Return each class's largest cosine with a patch that has a valid pixel; rows of floats."""
+    height, width = valid.shape[-2:]
+    rows = []
+    for b in range(len(patches)):
+        seen = [
+            bool(valid[b, 0, y : y + stride, x : x + stride].any())
+            for y in range(0, height, stride)
+            for x in range(0, width, stride)
+        ]
+        row = []
+        for text in texts:
+            cosines = [
+                float(patch @ text / patch.norm() / text.norm())
+                for patch, counts in zip(patches[b], seen, strict=True)
+                if counts
+            ]
+            row.append(max(cosines, default=-math.inf))
+        rows.append(row)
+    return rows
+
+
+def slow_hard_negatives(classes, present, asked, responses, count, allowed):
+    """Return one image's queried classes, from lists: the strongest absent classes, then the earlier others."""
+    others = [c for c, own, counts in zip(classes, present, asked, strict=True) if counts and not own]
+    own = {c for c, is_own in zip(classes, present, strict=True) if is_own}
+    free = [c for c in range(len(responses)) if c not in own and allowed[c]]
+    hard = sorted(free, key=lambda c: -responses[c])[: min(count, len(others))]
+    keep = [c for c in others if c not in hard][: len(others) - len(hard)]
+    unasked = [c for c, counts in zip(classes, asked, strict=True) if not counts]
+    return own, set(hard) | set(keep), set(unasked)

@@ -8,8 +8,11 @@ from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
 from magicseg import load_model
 from magicseg.config.model import OpenClipSettings
 from magicseg.core.errors import ConfigError
+from magicseg.data.dataset import Pick, SampleDataset
 from magicseg.model.segmenter import build_segmenter
+from magicseg.model.targets import sample_targets
 from magicseg.train.loop import train
+from magicseg.train.step import ModelWithLosses
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +42,32 @@ def test_two_steps_of_training_give_a_model_that_segments(checkpoint, tmp_path, 
     found = model.segment(image, VOCABULARY.names)
     assert found.labels.shape == (16, 16)
     assert "3 classes: red, green, blue" in (tmp_path / "run" / "model" / "README.md").read_text()
+
+
+def test_with_a_frozen_clip_the_losses_on_tokens_reach_the_prompts_only(checkpoint):
+    """Those that compare masks reach the decoder too."""
+    settings = clip_training(
+        checkpoint("open_clip_quickgelu"),
+        silence_weight=1.0,
+        aligned_pair_weight=1.0,
+        text_direction_weight=1.0,
+        text_direction_margin=2.0,
+    )
+    model = build_segmenter(settings.model, seed=0).train()
+    module = ModelWithLosses(model, VOCABULARY, settings)
+    batch = SampleDataset(Squares(np.arange(6)), settings, seed=0).__getitems__([Pick(0, i, i, 0) for i in range(6)])
+    targets = sample_targets(batch.masks, torch.rand(6, 3), sampled_classes=2)
+    found = module(batch, targets, module.counts(batch, targets))
+
+    def size(loss, parameters):
+        grads = torch.autograd.grad(loss, list(parameters), retain_graph=True, allow_unused=True)
+        return sum(float(grad.abs().sum()) for grad in grads if grad is not None)
+
+    for name in ("counterfactual", "text_direction", "silence", "aligned_pair"):
+        assert size(found[name], model.prompts.parameters()) > 0, name
+        decoder = size(found[name], model.decoder.parameters())
+        assert (decoder == 0) == (name in ("counterfactual", "text_direction")), name
+    assert not any(parameter.requires_grad for parameter in model.encoder.parameters())
 
 
 def test_images_that_do_not_fit_the_patch_are_refused_before_training(checkpoint, tmp_path):

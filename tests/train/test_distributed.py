@@ -146,6 +146,10 @@ def test_a_process_alone_is_a_world_of_one_whatever_slurm_says(monkeypatch):
     assert World.from_environment() == World(rank=3, size=8, local_rank=1, launched=True)
 
 
+PAIR_LOSSES = {
+    "silence_weight": 10.0, "aligned_pair_weight": 1.0, "text_direction_weight": 1.0, "hard_negatives": 1,
+}  # fmt: skip
+
 # A low learning rate: AdamW's first steps have its size whatever the gradient, so where that is about zero
 # they would turn rounding into other weights.
 UNSHARED = {
@@ -156,8 +160,9 @@ UNSHARED = {
     "steps": 12,
     "log_every": 1,
     "learning_rate": 1e-4,
+    **PAIR_LOSSES,
 }
-STRATEGIES = {"prompt_dropout": 0.0, "drop_path": 0.0, "batch_size": 4, "log_every": 1}
+STRATEGIES = {"prompt_dropout": 0.0, "drop_path": 0.0, "batch_size": 4, "log_every": 1, **PAIR_LOSSES}
 
 
 @pytest.fixture(scope="module")

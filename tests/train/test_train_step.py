@@ -1,5 +1,6 @@
 """One step: it never waits for the device, parts add up to the batch, failed steps change no weights."""
 
+import dataclasses
 import itertools
 import math
 import shutil
@@ -10,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.coloured_squares import SETTINGS, VOCABULARY, Squares
-from helpers.reference_losses import slow_dice, slow_focal
+from helpers.reference_losses import slow_dice, slow_focal, slow_responses
 from magicseg.core.distributed import ALONE
 from magicseg.core.errors import BackendError, DataError, IncompleteError
 from magicseg.data.dataset import Batch
@@ -29,6 +30,15 @@ CALM = {
     "drop_path": 0.0,
     "batch_size": 6,
     "paste": 0.0,
+}
+
+# Every optional loss on pairs, and hard negatives: of the two absent classes of a square, the nearer one.
+PAIR_LOSSES = {
+    "silence_weight": 20.0,
+    "aligned_pair_weight": 1.0,
+    "text_direction_weight": 1.0,
+    "text_direction_margin": 0.8,
+    "hard_negatives": 1,
 }
 
 
@@ -100,6 +110,7 @@ class NoWaiting(TorchDispatchMode):
         {"precision": "bf16"},
         {"accumulate": 5},
         {"decoder": "zegclip", "losses": "release", "weight_decay_on": "all"},
+        PAIR_LOSSES,
     ],
     ids=lambda changes: " ".join(changes) or "plain",
 )
@@ -115,12 +126,16 @@ def test_the_check_for_waiting_detects_a_wait():
         torch.ones(()).item()
 
 
-@pytest.mark.parametrize(("accumulate", "kind"), [(2, "mean"), (3, "mean"), (6, "mean"), (3, "release")])
-def test_accumulated_parts_have_the_losses_and_gradients_of_the_batch(accumulate, kind):
-    whole, parts = stepper(**CALM, losses=kind), stepper(**CALM, losses=kind, accumulate=accumulate)
+@pytest.mark.parametrize("changes", [{}, PAIR_LOSSES, {"losses": "release"}], ids=["plain", "pair losses", "release"])
+@pytest.mark.parametrize("accumulate", [2, 3, 6])
+def test_accumulated_parts_have_the_losses_and_gradients_of_the_batch(accumulate, changes):
+    whole, parts = (
+        stepper(**CALM, **changes, accumulate=number, validated=(True, False)) for number in (1, accumulate)
+    )
     for step in range(3):
-        expected = losses(whole(batch_of(first=step), step=step, stop=False))
-        assert losses(parts(batch_of(first=step), step=step, stop=False)) == pytest.approx(expected, rel=1e-5)
+        batch = batch_of(first=step, sources=torch.arange(6) % 2)
+        expected = losses(whole(batch, step=step, stop=False))
+        assert losses(parts(batch, step=step, stop=False)) == pytest.approx(expected, rel=1e-5)
         for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
             if one.grad is not None:
                 torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=name)
@@ -172,6 +187,50 @@ def test_a_term_in_the_list_is_counted_weighted_and_reported(monkeypatch):
     assert parts == pytest.approx(whole, rel=1e-5)
     expected = SETTINGS.focal_weight * whole["focal"] + SETTINGS.dice_weight * whole["dice"] + 3 * whole["silence"]
     assert whole["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_on_pairs_change_no_bit_of_the_others():
+    plain, more = stepper(**CALM), stepper(**CALM, **PAIR_LOSSES | {"hard_negatives": 0})
+    expected, found = (losses(one(batch_of(), step=0, stop=False)) for one in (plain, more))
+    assert found.keys() - expected.keys() == {"silence", "aligned_pair", "text_direction"}
+    assert all(found[name] == expected[name] for name in ("focal", "dice", "counterfactual"))
+
+
+def test_hard_negatives_are_the_absent_classes_nearest_to_the_counterfactual(monkeypatch):
+    """They alone have the counterfactuals encoded. An image without a pair or an object keeps its random classes."""
+    seen = []
+
+    def recorded(term):
+        def compute(found, count):
+            seen.append(found)
+            return term.compute(found, count)
+
+        return dataclasses.replace(term, compute=compute)
+
+    monkeypatch.setattr(
+        "magicseg.train.step.loss_terms", lambda settings: tuple(map(recorded, loss_terms(settings)[:1]))
+    )
+    batch = batch_of(6, sources=torch.arange(6) % 2)
+    allowed = np.array([[True, True, True], [True, False, True]])
+    for changes in ({}, {"hard_negatives": 1}):
+        one = stepper(**CALM, **changes, counterfactual_weight=0, allowed=allowed, validated=(False, False))
+        before = weights(one)
+        one(batch, step=0, stop=False)
+    plain, hard = seen
+    assert plain.counterfactuals is None
+    assert hard.counterfactual_logits is None
+    one.model.load_state_dict(before)
+    texts = one.model.encode_classes(VOCABULARY.names)
+    responses = slow_responses(hard.counterfactuals.patches.detach(), texts.detach(), hard.targets.valid, 4)
+    for image in range(6):
+        queried = hard.targets.classes[image].tolist()
+        if image in (1, 2):
+            assert torch.equal(hard.targets.classes[image], plain.targets.classes[image])
+            continue
+        own = int(batch.masks[image][batch.masks[image] != IGNORE].max()) - 1
+        absent = [place for place in range(3) if place != own and allowed[image % 2, place]]
+        assert queried == [own, max(absent, key=lambda place: responses[image][place])]
+        torch.testing.assert_close(hard.text[image], texts[queried])
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "mask"])
@@ -251,8 +310,9 @@ def test_activations_computed_twice_change_no_bit():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-def test_a_compiled_step_has_the_losses_of_a_plain_one(quick_linker):
-    small = {**CALM, "encoder": CALM["encoder"].model_copy(update={"layers": 1}), "decoder_layers": 1}
+@pytest.mark.parametrize("changes", [{}, PAIR_LOSSES], ids=["plain", "pair losses"])
+def test_a_compiled_step_has_the_losses_of_a_plain_one(quick_linker, changes):
+    small = {**CALM, **changes, "encoder": CALM["encoder"].model_copy(update={"layers": 1}), "decoder_layers": 1}
     plain, compiled = stepper(**small), stepper(**small, compile=True)
     for step in range(2):
         expected = losses(plain(batch_of(first=step), step=step, stop=False))
