@@ -1,11 +1,11 @@
 """``magicseg fetch``: get the weights of a run, verify them, write down what they are."""
 
-import hashlib
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from magicseg.core.digests import file_sha256_and_git_sha1
 from magicseg.core.errors import BackendError, DamageError, IncompleteError, StoreError
 from magicseg.core.text import command, size_text
 from magicseg.run.directory import Run
@@ -15,8 +15,6 @@ from magicseg.weights.hashing import path_identity
 from magicseg.weights.hub import HubFile, cached_listing, download, hub_errors, is_offline, listing
 from magicseg.weights.manifest import MANIFEST, Fetched, FetchedFile, Manifest, not_in_cache, some
 from magicseg.weights.pinned import Weights
-
-_BLOCK = 1 << 22
 
 
 def fetch(run: Run, *, verify: bool = False, report: Callable[[str], None] = lambda line: None) -> Manifest:
@@ -136,7 +134,7 @@ def _verified(weights: Weights, where: str, run: Path, files: Mapping[str, HubFi
     try:
         for name, file in files.items():
             path = folder / name
-            sha256, git_sha1 = _hashed(path)
+            sha256, git_sha1 = file_sha256_and_git_sha1(path)
             if file.digest not in {None, sha256, git_sha1}:
                 damaged.append(path.resolve())
             found[name] = FetchedFile(sha256, path.stat().st_size)
@@ -163,17 +161,6 @@ def _refuse_other_content(
             f"before, says {run / MANIFEST}",
             hint=f"if that file is wrong: {command('rm', run / MANIFEST)} && {command('magicseg', 'fetch', run)}",
         )
-
-
-def _hashed(path: Path) -> tuple[str, str]:
-    """A file's SHA-256, and the SHA-1 that git would know it by."""
-    with path.open("rb") as file:
-        sha256 = hashlib.sha256()
-        sha1 = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-        while block := file.read(_BLOCK):
-            sha256.update(block)
-            sha1.update(block)
-    return sha256.hexdigest(), sha1.hexdigest()
 
 
 def _amount(files: Collection[FetchedFile]) -> str:

@@ -1,7 +1,6 @@
 """Check a run's files against its ledger, and invalidate commits of damaged files."""
 
 import contextlib
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from magicseg.config.stage_declarations import DECLARATIONS, STAGES
+from magicseg.core.digests import stream_sha256
 from magicseg.core.documents import open_regular, read_json
 from magicseg.core.errors import DamageError, RunError
 from magicseg.core.files import TEMPORARY, storage_errors, write_atomic
@@ -170,7 +170,7 @@ def _file_fault(path: Path, digest: str, size: int) -> str | None:
             actual = os.fstat(file.fileno()).st_size
             if actual != size:
                 return f"has {actual} bytes, not {size}"
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+            if stream_sha256(file) != digest:
                 return "checksum differs"
     except FileNotFoundError:
         return "is missing"
