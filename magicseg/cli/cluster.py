@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from magicseg.run.directory import Run
 
 
+# The names are not taken from `magicseg.config.stage_declarations.JOBS`: that module loads numpy, and help texts must
+# appear without it. A test holds them equal.
+
+
 class SubmitStage(enum.StrEnum):
     """Stages that can be submitted."""
 

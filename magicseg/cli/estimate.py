@@ -73,13 +73,14 @@ def estimate(
 
 
 def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | None) -> None:
+    from magicseg.config.stage_declarations import COSTLIEST
     from magicseg.core.signals import StopFlag, on_signals
     from magicseg.estimate.measurements import pilot
     from magicseg.estimate.warnings import pilot_command
     from magicseg.run.claims import job_label
 
-    if site and site.resources("generate").asks_gpu and not job_label():
-        there = pilot_command(run, site, "generate", reference)
+    if site and site.resources(COSTLIEST).asks_gpu and not job_label():
+        there = pilot_command(run, site, COSTLIEST, reference)
         note(f"pilot: on this machine; to run it on a node of the profile: {there}")
 
     def report(stage: str, event: "ShardEvent") -> None:

@@ -42,6 +42,7 @@ class StageDeclaration:
         recipe: a part of the fingerprint. Raise it when the stage's code changes the bytes that it writes.
         arrays: the arrays that it writes besides ``quality``, by their names inside the stage's folder.
         code: the subclass of `magicseg.stages.base.Stage`, as ``module:class``.
+        costliest: whether a run spends most of its time in this stage. One stage is that.
         checks: optional groups of its settings that choose further back ends, and the recipe number of each.
         further_inputs: further inputs of the fingerprint, by dotted key.
     """
@@ -51,6 +52,7 @@ class StageDeclaration:
     recipe: int
     arrays: Mapping[str, ArrayKind]
     code: str
+    costliest: bool = False
     checks: Mapping[str, int] = field(default_factory=dict)
     further_inputs: Callable[["Config"], Mapping[str, Any]] = _no_inputs
 
@@ -96,6 +98,7 @@ DECLARATIONS: Mapping[str, StageDeclaration] = {
             recipe=2,
             arrays={"image": ArrayKind.IMAGE, "counterfactual": ArrayKind.IMAGE},
             code="magicseg.stages.generate.stage:GenerateStage",
+            costliest=True,
             checks={"validity": finding.RECIPE},
             further_inputs=_image_codec,
         ),
@@ -109,6 +112,7 @@ DECLARATIONS: Mapping[str, StageDeclaration] = {
     )
 }
 STAGES = tuple(DECLARATIONS)
+(COSTLIEST,) = (stage.name for stage in DECLARATIONS.values() if stage.costliest)
 JOBS = (*STAGES, "train", "evaluate")  # everything that a run does, in order
 ARRAY_KINDS: Mapping[str, ArrayKind] = {
     path: kind for stage in DECLARATIONS.values() for path, kind in stage.store_arrays.items()

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from magicseg.config.stage_declarations import COSTLIEST
 from magicseg.core.text import size_text
 from magicseg.launch.job_script import interpreter, resource_options
 from magicseg.launch.profile import Profile
@@ -27,7 +28,7 @@ def estimate_warnings(
     if elsewhere:
         stages = [entry["stage"] for entry in elsewhere]
         devices = ", ".join(sorted({entry["measured"]["device"] for entry in elsewhere}))
-        costly = "generate" if "generate" in stages else stages[0]
+        costly = COSTLIEST if COSTLIEST in stages else stages[0]
         wanted = "a GPU" if profile.resources(costly).asks_gpu else "no GPU"
         found.insert(
             0,

@@ -12,12 +12,13 @@ import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NotRequired
+from typing import TYPE_CHECKING, Any, Literal, NotRequired
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import TypedDict
 
 from magicseg.config.loading import validate_config
@@ -42,7 +43,7 @@ FORMAT = 1
 _STREAM_BYTES = 1 << 16  # allowance for the headers of a JPEG stream
 # Exceptions of h5py and of decoders for damaged content.
 _UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError)
-_NAMES = {
+_NAMES = {  # the datasets, in the order of their creation; ``quality`` has one column per stage
     "generate/image": "images",
     "generate/counterfactual": "counterfactuals",
     "mask/mask": "masks",
@@ -50,10 +51,10 @@ _NAMES = {
 }
 
 
-class _Fingerprints(TypedDict):
-    describe: str
-    generate: str
-    mask: str
+if TYPE_CHECKING:
+    _Fingerprints = dict[str, str]
+else:
+    _Fingerprints = TypedDict("_Fingerprints", dict.fromkeys(STAGES, str))
 
 
 class _Note(TypedDict):
@@ -94,11 +95,12 @@ def _fill(file: h5py.File, run: Run, digest: str, sink: "_Sink", progress: Calla
         cut = slice(samples.start, samples.stop)
         for source, target in _NAMES.items():
             values = store.read(source, cut.start, cut.stop)
-            if values.dtype == object and ARRAY_KINDS[source] is ArrayKind.IMAGE:
+            kind = ARRAY_KINDS[source]
+            if values.dtype == object and kind is ArrayKind.IMAGE:
                 for index, stream in zip(samples, values, strict=True):
                     file[target][index] = np.frombuffer(stream, np.uint8)
                 continue
-            if source == "describe/captions":
+            if kind is ArrayKind.CAPTIONS:
                 _refuse_nul(run, samples, values)
                 values = values.astype(object)
             file[target][cut] = values
@@ -239,7 +241,7 @@ def _import(exported: ExportedFile, source: Path, path: Path, progress: Callable
                 raise DataError(f"{source}: samples of shard {shard} cannot be read: {error}") from error
             with storage_errors(path, again):
                 for stage in STAGES:
-                    _import_shard(run, shard, stage, content[stage], fingerprints[stage])  # type: ignore[literal-required]
+                    _import_shard(run, shard, stage, content[stage], fingerprints[stage])
             progress(shard)
         actual = logical_digest(run)
         if actual != expected:
@@ -264,9 +266,9 @@ def _create(file: h5py.File, run: Run) -> None:
     samples = plan.samples
     text = h5py.string_dtype()
     for source, target in _NAMES.items():
-        if source == "describe/captions":
+        if ARRAY_KINDS[source] is ArrayKind.CAPTIONS:
             file.create_dataset(target, (samples, 2), text)
-        elif source == "mask/mask":
+        elif ARRAY_KINDS[source] is ArrayKind.CLASS_MAP:
             file.create_dataset(
                 target, (samples, size, size), np.uint16, chunks=(1, size, size), compression="gzip",
                 compression_opts=1, shuffle=True, fletcher32=True,
@@ -286,10 +288,9 @@ def _read_stage(exported: ExportedFile, run: Run, shard: int, stage: str) -> dic
     """Return one shard's content of a stage, by array name; None if the shard is already committed."""
     if run.ledger(stage).committed(shard) is not None:
         return None
-    file, samples, size = exported.file, run.plan.shard_range(shard), run.config.generate.size
-    cut = slice(samples.start, samples.stop)
-    exported.check_samples("quality", cut.start, cut.stop, most=TEXT_BYTES)
-    texts = file["quality"].asstr()[cut, STAGES.index(stage)]
+    samples = run.plan.shard_range(shard)
+    exported.check_samples("quality", samples.start, samples.stop, most=TEXT_BYTES)
+    texts = exported.file["quality"].asstr()[samples.start : samples.stop, STAGES.index(stage)]
     is_kept = []
     for index, text in zip(samples, texts, strict=True):
         note = parse_json(text, _Note, source=f"quality of sample {index} in {stage}", nan=True)
@@ -298,30 +299,40 @@ def _read_stage(exported: ExportedFile, run: Run, shard: int, stage: str) -> dic
             raise ValueError(f"sample {index} does not say why it was dropped")
         is_kept.append(note["status"] == "kept")
     values: dict[str, Any] = {f"{stage}/quality": texts.astype(object)}
-    for name in DECLARATIONS[stage].store_arrays:
-        if name == "describe/captions":
-            exported.check_samples("captions", cut.start, cut.stop, most=TEXT_BYTES)
-            values[name] = file["captions"].asstr()[cut].astype(object)
-        elif name == "mask/mask":
-            exported.check_samples("masks", cut.start, cut.stop, most=2 * size * size)
-            masks = file["masks"][cut]
-            if ((masks > len(run.vocabulary)) & (masks != IGNORE)).any():
-                raise ValueError("a mask holds an unknown label id")
-            values[name] = masks
-        elif name in _NAMES and run.store.is_jpeg(name):
-            exported.check_samples(_NAMES[name], cut.start, cut.stop, most=_STREAM_BYTES + 6 * size * size)
-            streams = np.empty(len(samples), dtype=object)
-            streams[:] = [array.tobytes() for array in file[_NAMES[name]][cut]]
-            for index, stream, kept in zip(samples, streams, is_kept, strict=True):
-                if stream:
-                    check_jpeg(stream, size)
-                elif kept:
-                    raise ValueError(f"sample {index} of {name} is empty, but kept")
-            values[name] = streams
-        elif name in _NAMES:
-            exported.check_samples(_NAMES[name], cut.start, cut.stop, most=3 * size * size)
-            values[name] = file[_NAMES[name]][cut]
+    for name, kind in DECLARATIONS[stage].store_arrays.items():
+        if kind is not ArrayKind.QUALITY:
+            values[name] = _read_array(exported, run, name, kind, samples, is_kept)
     return values
+
+
+def _read_array(
+    exported: ExportedFile, run: Run, name: str, kind: ArrayKind, samples: range, is_kept: Sequence[bool]
+) -> NDArray[Any]:
+    """Return one shard's content of an array, checked. ``name``: the array's path in the store."""
+    target, size = _NAMES[name], run.config.generate.size
+    start, stop = samples.start, samples.stop
+    dataset = exported.file[target]
+    if kind is ArrayKind.CAPTIONS:
+        exported.check_samples(target, start, stop, most=TEXT_BYTES)
+        return np.asarray(dataset.asstr()[start:stop].astype(object))
+    if kind is ArrayKind.CLASS_MAP:
+        exported.check_samples(target, start, stop, most=2 * size * size)
+        masks = np.asarray(dataset[start:stop])
+        if ((masks > len(run.vocabulary)) & (masks != IGNORE)).any():
+            raise ValueError("a mask holds an unknown label id")
+        return masks
+    if not run.store.is_jpeg(name):
+        exported.check_samples(target, start, stop, most=3 * size * size)
+        return np.asarray(dataset[start:stop])
+    exported.check_samples(target, start, stop, most=_STREAM_BYTES + 6 * size * size)
+    streams = np.empty(len(samples), dtype=object)
+    streams[:] = [array.tobytes() for array in dataset[start:stop]]
+    for index, stream, kept in zip(samples, streams, is_kept, strict=True):
+        if stream:
+            check_jpeg(stream, size)
+        elif kept:
+            raise ValueError(f"sample {index} of {name} is empty, but kept")
+    return streams
 
 
 def _import_shard(run: Run, shard: int, stage: str, values: dict[str, Any] | None, origin: str) -> None:

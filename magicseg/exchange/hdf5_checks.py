@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from magicseg.config.run import Config
+from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import open_regular
 from magicseg.core.errors import DataError
 
@@ -21,7 +22,6 @@ _REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
 _GZIP, _SHUFFLE, _FLETCHER32, _LZF = 1, 2, 3, 32000
 _FILTERS = {"masks": {_GZIP, _SHUFFLE, _FLETCHER32}, "images": {_LZF, _FLETCHER32}}
 _CHECKSUM = 4
-_STAGES = 3
 
 
 class ExportedFile:
@@ -70,7 +70,7 @@ class ExportedFile:
         samples, size = config.plan.samples, config.generate.size
         self._check("labels", (samples, config.plan.max_labels), np.dtype("<u2"))
         self._check("captions", (samples, 2), None)
-        self._check("quality", (samples, _STAGES), None)
+        self._check("quality", (samples, len(STAGES)), None)
         self._check("masks", (samples, size, size), np.dtype("<u2"))
         for name in ("images", "counterfactuals"):
             is_jpeg = config.store.image_codec == "jpeg"
