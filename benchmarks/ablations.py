@@ -39,11 +39,12 @@ from scipy.stats import ttest_rel
 from magicseg.config.loading import load_config
 from magicseg.config.stage_declarations import STAGES
 from magicseg.data.kept_samples import KeptSamples
+from magicseg.evaluate.decoding import label_batch, threshold_of
 from magicseg.evaluate.heads.memory_bank import MemoryBankHead, build_bank
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
-from magicseg.evaluate.painted_benchmark import evaluate_heldout, predict, score_heldout
-from magicseg.evaluate.threshold import Threshold
+from magicseg.evaluate.painted_benchmark import evaluate_heldout, score_heldout
 from magicseg.labels import BACKGROUND, IGNORE
+from magicseg.miniature.held_out_scenes import PaintedScenes
 from magicseg.model.saved_model import load_segmenter
 from magicseg.model.segmenter import Segmenter
 from magicseg.run.directory import Run
@@ -107,12 +108,17 @@ def judged(samples: WronglyLabelled, judge: Segmenter, run: Run) -> WronglyLabel
     """Return the samples whose label the judge finds in the image and not in the counterfactual."""
     kept = []
     head = SegmenterHead(judge, "")
-    head.prepare([(name,) for name in run.vocabulary.names])
-    threshold = Threshold(value=run.config.evaluate.threshold, origin="default")
+    scenes = PaintedScenes.of(run.vocabulary, run.config.evaluate, seed=0, size=run.config.generate.size)
+    head.prepare(scenes.protocol.queries)
+    threshold = threshold_of(scenes.protocol, None)
     for start in range(0, len(samples.indices), _BATCH):
         indices = samples.indices[start : start + _BATCH]
         images, counterfactuals, masks = map(np.array, KeptSamples.read(samples, indices))
-        found = [predict(head, pixels, run.vocabulary, threshold=threshold) for pixels in (images, counterfactuals)]
+        with torch.inference_mode():
+            found = [
+                label_batch(head, list(pixels), scenes, threshold, f"samples from {indices[0]}")
+                for pixels in (images, counterfactuals)
+            ]
         for position, index in enumerate(indices):
             asked = samples.asked(int(index), masks[position])
             with_it, without = (float((maps[position] == asked).mean()) >= _FOUND for maps in found)

@@ -13,12 +13,9 @@ many scenes of another seed.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from magicseg.config.evaluation import MINIATURE, EvaluateSettings
-from magicseg.evaluate.decoding import above
 from magicseg.evaluate.heads.base import Head, ScoreKind
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.evaluate.metrics.confusion import Confusion
@@ -28,9 +25,8 @@ from magicseg.evaluate.metrics.intervals import ImageCounts
 from magicseg.evaluate.runner import count_images
 from magicseg.evaluate.sweep import sweep_threshold
 from magicseg.evaluate.threshold import Threshold
-from magicseg.labels import BACKGROUND, Vocabulary
+from magicseg.labels import Vocabulary
 from magicseg.miniature.held_out_scenes import PaintedScenes
-from magicseg.model.decoder import upsample_logits
 from magicseg.model.segmenter import Segmenter, untrained_like
 from magicseg.model.sliding_window import WindowAverage
 
@@ -149,23 +145,6 @@ def score_heldout(
     chosen = thresholds or {}
     counted = {head.name: count_images(head, scenes, threshold=chosen.get(head.name)) for head in heads}
     return _scored(scenes, counted, chosen)
-
-
-def predict(
-    head: Head, images: NDArray[np.uint8], vocabulary: Vocabulary, *, threshold: Threshold
-) -> NDArray[np.uint16]:
-    """Return label ids by pixel: the best class, or BACKGROUND if it scores below ``threshold``.
-
-    Args: head: prepared for the vocabulary's names. images: uint8 (B, H, W, 3), RGB, sides multiples of its stride.
-    Returns: uint16 (B, H, W).
-    """
-    with torch.inference_mode():
-        logits = head.logits(torch.from_numpy(images).permute(0, 3, 1, 2))
-        logits = upsample_logits(logits, (images.shape[1], images.shape[2]))
-        chosen = logits.argmax(dim=1)
-        objects = above(head, logits, chosen, threshold).cpu().numpy()
-    ids = np.array([label.id for label in vocabulary.labels], np.uint16)
-    return np.where(objects, ids[chosen.cpu().numpy()], np.uint16(BACKGROUND))
 
 
 def _scored(

@@ -12,8 +12,9 @@ from helpers.tiny_models import tiny_settings
 from magicseg.config.evaluation import EvaluateSettings
 from magicseg.evaluate.benchmark import Scoring
 from magicseg.evaluate.committed_parts import join
+from magicseg.evaluate.decoding import label_batch
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
-from magicseg.evaluate.painted_benchmark import evaluate_heldout, painted_results, predict, score_heldout
+from magicseg.evaluate.painted_benchmark import evaluate_heldout, painted_results, score_heldout
 from magicseg.evaluate.threshold import Threshold
 from magicseg.labels import load_vocabulary
 from magicseg.miniature.held_out_scenes import OTHER_SCENES, PaintedScenes, heldout_scene
@@ -84,12 +85,15 @@ def test_a_perfect_model_scores_one(model, monkeypatch):
 
 
 def test_a_pixel_below_the_threshold_is_background(model):
-    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    images = list(np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
+    scenes = PaintedScenes.of(VOCABULARY, SETTINGS, seed=0, size=32)
     head = SegmenterHead(model, "")
-    head.prepare([(name,) for name in VOCABULARY.names])
+    head.prepare(scenes.protocol.queries)
     everything, nothing = (Threshold(value=value, origin="given") for value in (0.0, 1.0))
-    assert (predict(head, images, VOCABULARY, threshold=nothing) == 0).all()
-    everywhere = predict(head, images, VOCABULARY, threshold=everything)
+    with torch.inference_mode():
+        nowhere = np.stack(label_batch(head, images, scenes, nothing, "two images"))
+        everywhere = np.stack(label_batch(head, images, scenes, everything, "two images"))
+    assert (nowhere == 0).all()
     assert everywhere.dtype == np.uint16
     assert set(np.unique(everywhere)) <= set(range(1, len(VOCABULARY) + 1))
 
