@@ -40,7 +40,7 @@ def predict(
     """
     from magicseg.core.errors import IncompleteError
     from magicseg.core.signals import StopFlag, on_signals
-    from magicseg.evaluate.predict import RECORD, find_images, predict_images
+    from magicseg.evaluate.predict_images import RECORD, find_images, predict_images
     from magicseg.images.reading import MAX_PIXELS
     from magicseg.labels import parse_labels
     from magicseg.run.attempts import forget_attempts

@@ -9,7 +9,7 @@ from magicseg.cli.options import JsonOption
 from magicseg.cli.output import plain_console
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.score import ScoreResult
+    from magicseg.evaluate.score_predictions import ScoreResult
 
 
 def score(
@@ -23,7 +23,7 @@ def score(
 
     from magicseg.core.documents import without_nan
     from magicseg.data.protocol import load_protocol
-    from magicseg.evaluate.score import score as score_predictions
+    from magicseg.evaluate.score_predictions import score as score_predictions
 
     result = score_predictions(load_protocol(benchmark), data, predictions)
     if as_json:

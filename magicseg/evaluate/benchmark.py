@@ -36,7 +36,7 @@ from magicseg.run.attempts import Attempts, told
 from magicseg.run.versions import library_versions
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.heads.base import Head
+    from magicseg.evaluate.heads.head import Head
 
 RECIPE = 1
 """Version: increased when this code's results change."""

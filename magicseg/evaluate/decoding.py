@@ -17,7 +17,7 @@ from magicseg.model.sliding_window import logit_stripes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from magicseg.evaluate.heads.base import Head
+    from magicseg.evaluate.heads.head import Head
 
 WINDOWS_AT_ONCE = 4
 """Windows of one image in one forward pass. It decides the last bits of float arithmetic, so it is no option."""

@@ -20,7 +20,7 @@ from magicseg.labels import BACKGROUND, IGNORE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from magicseg.evaluate.heads.base import Head
+    from magicseg.evaluate.heads.head import Head
 
 EXAMPLES = 4
 _BARS = 60  # classes in a column

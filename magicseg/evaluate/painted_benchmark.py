@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from magicseg.config.evaluation import MINIATURE, EvaluateSettings
-from magicseg.evaluate.heads.base import Head, ScoreKind
+from magicseg.evaluate.heads.head import Head, ScoreKind
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.evaluate.metrics.confusion import Confusion
 from magicseg.evaluate.metrics.counts import CONVENTIONS, scored
@@ -38,7 +38,7 @@ UNTUNED = frozenset({"model", "untrained", "background"})
 
 
 class BackgroundHead:
-    """Predicts background everywhere. A `magicseg.evaluate.heads.base.Head`."""
+    """Predicts background everywhere. A `magicseg.evaluate.heads.head.Head`."""
 
     name = "background"
     stride = 1

@@ -21,7 +21,7 @@ from magicseg.evaluate.metrics.intervals import ImageCounts
 from magicseg.evaluate.threshold import Threshold
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.heads.base import Head
+    from magicseg.evaluate.heads.head import Head
 
 READERS = 2
 

@@ -36,7 +36,7 @@ from magicseg.model.card import model_card, read_card
 from magicseg.run.attempts import Attempts, told
 
 if TYPE_CHECKING:
-    from magicseg.evaluate.heads.base import Head
+    from magicseg.evaluate.heads.head import Head
     from magicseg.model.segmenter import Segmenter
 
 Report = Callable[[str], None]

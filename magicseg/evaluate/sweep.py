@@ -26,7 +26,7 @@ from magicseg.labels import BACKGROUND
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from magicseg.evaluate.heads.base import Head, ScoreKind
+    from magicseg.evaluate.heads.head import Head, ScoreKind
 
 STEPS = 1000
 """Number of quantile steps of the scores."""

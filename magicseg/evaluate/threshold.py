@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from magicseg.evaluate.heads.base import ScoreKind
+from magicseg.evaluate.heads.head import ScoreKind
 
 _AT_END = {"lowest": "no pixel is background", "highest": "nearly every pixel is background"}
 

@@ -13,7 +13,7 @@ from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import open_data_set
 from magicseg.data.label_files import read_labels, spans
 from magicseg.data.protocol import load_protocol, protocol_names
-from magicseg.evaluate.score import score
+from magicseg.evaluate.score_predictions import score
 
 EIGHT = ("voc21", "voc20", "context60", "context59", "coco-object", "coco-stuff", "ade20k", "cityscapes")
 LAYOUTS = [

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from magicseg.core.errors import DataError
-from magicseg.evaluate.predict import find_images
+from magicseg.evaluate.predict_images import find_images
 from magicseg.images.listing import files_below, images_in
 
 SYSTEM = [

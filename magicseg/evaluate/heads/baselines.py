@@ -15,7 +15,7 @@ from magicseg.core.documents import open_regular
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.core.files import write_atomic
 from magicseg.data.kept_samples import KeptSamples
-from magicseg.evaluate.heads.base import Head
+from magicseg.evaluate.heads.head import Head
 from magicseg.evaluate.heads.memory_bank import RECIPE, MemoryBank, MemoryBankHead, build_bank
 from magicseg.evaluate.heads.segmenter_head import SegmenterHead
 from magicseg.evaluate.model_under_test import Target

@@ -13,7 +13,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 
 from magicseg.core.errors import ConfigError
-from magicseg.evaluate.heads.base import ScoreKind
+from magicseg.evaluate.heads.head import ScoreKind
 from magicseg.evaluate.heads.segmenter_head import TextHead, at_class
 from magicseg.model.dense_features import DenseVariant, dense_last_block
 from magicseg.model.open_clip_encoder import OpenClipEncoder

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from magicseg.core.errors import DataError
 from magicseg.data.dataset import Samples
-from magicseg.evaluate.heads.base import ScoreKind
+from magicseg.evaluate.heads.head import ScoreKind
 from magicseg.evaluate.heads.segmenter_head import at_class
 from magicseg.labels import BACKGROUND, IGNORE, Vocabulary
 from magicseg.labels.distinct import refuse_alike
@@ -115,7 +115,7 @@ def _clustered(vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 class MemoryBankHead:
-    """Score a class by its nearest prototype minus the background's; a `magicseg.evaluate.heads.base.Head`.
+    """Score a class by its nearest prototype minus the background's; a `magicseg.evaluate.heads.head.Head`.
 
     ``lacking``: the queried classes that the bank lacks; no pixel gets them.
     """

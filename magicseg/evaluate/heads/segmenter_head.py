@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from magicseg.evaluate.heads.base import ScoreKind
+from magicseg.evaluate.heads.head import ScoreKind
 from magicseg.model.segmenter import Segmenter
 from magicseg.model.sliding_window import WindowAverage
 
@@ -40,7 +40,7 @@ class TextHead:
 
 
 class SegmenterHead(TextHead):
-    """A segmenter as a `magicseg.evaluate.heads.base.Head`. Logits are log-odds: each class has its own sigmoid.
+    """A segmenter as a `magicseg.evaluate.heads.head.Head`. Logits are log-odds: each class has its own sigmoid.
 
     Args: weights_digest: of the model, from its ``model.json``. name: of the results. identity: instead of the
     weights' digest, for a model without one.

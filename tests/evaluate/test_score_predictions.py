@@ -12,7 +12,7 @@ from helpers.odd_pngs import GREY, PALETTE, png
 from magicseg.cli.score import score as score_command
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.protocol import load_protocol, protocol_names
-from magicseg.evaluate.score import score
+from magicseg.evaluate.score_predictions import score
 
 VOC21, VOC20 = load_protocol("voc21"), load_protocol("voc20")
 NAMES = ("2007_000001", "2007_000002")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from helpers.tiny_models import tiny_settings
 from magicseg.cli import app
 from magicseg.core.errors import DataError, MagicsegError
-from magicseg.evaluate.predict import find_images
+from magicseg.evaluate.predict_images import find_images
 from magicseg.model.open_vocabulary import load_model
 from magicseg.model.saved_model import save_segmenter
 from magicseg.model.segmenter import build_segmenter
