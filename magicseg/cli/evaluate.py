@@ -22,7 +22,7 @@ def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="a trained run, or a model's folder")],
     benchmark: Annotated[
         list[str] | None,
-        typer.Option("--benchmark", metavar="NAME|PATH.yaml", help="voc21, coco-object, ... (repeatable)  [RUN's]"),
+        typer.Option("--benchmark", metavar="NAME|PATH.yaml", help="voc21, own-masks, ... (repeatable)  [RUN's]"),
     ] = None,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="DIR", help="the data set, or a folder of data sets  [RUN's]")

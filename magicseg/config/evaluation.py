@@ -14,6 +14,13 @@ MINIATURE = "miniature"
 """The benchmark of painted scenes; it needs no data."""
 
 
+OWN_MASKS = "own-masks"
+"""The benchmark of a run's pairs that were held out of training, against the run's own masks, not a ground truth."""
+
+WITHOUT_DATA = frozenset({MINIATURE, OWN_MASKS})
+"""The benchmarks that need no data set."""
+
+
 def is_protocol_file(name: str) -> bool:
     """Whether a benchmark is named by the path of a protocol file, and not by a shipped protocol's name."""
     return name.lower().endswith((".yaml", ".yml"))
@@ -23,7 +30,9 @@ class EvaluateSettings(Settings):
     """What a model is scored on, beside what, and how."""
 
     benchmarks: tuple[str, ...] = Field(
-        (MINIATURE,), min_length=1, description="names of shipped protocols, or paths of protocol files"
+        (MINIATURE,),
+        min_length=1,
+        description=f"names of shipped protocols, {OWN_MASKS} (needs train.held_out), or paths of protocol files",
     )
     data: Annotated[str, AfterValidator(absolute)] | None = Field(
         None, description="folder of the benchmarks' data sets, or of the one there is"
@@ -48,4 +57,4 @@ class EvaluateSettings(Settings):
     @property
     def has_data(self) -> bool:
         """Whether all benchmarks have the data that they need, as far as the settings say."""
-        return self.data is not None or set(self.benchmarks) == {MINIATURE}
+        return self.data is not None or set(self.benchmarks) <= WITHOUT_DATA

@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from magicseg.config.evaluation import EvaluateSettings
+from magicseg.config.evaluation import OWN_MASKS, EvaluateSettings
 from magicseg.config.stage_settings import DescribeSettings, GenerateSettings, MaskSettings
 from magicseg.config.training import TrainSettings
 from magicseg.core.documents import to_yaml
@@ -59,6 +59,15 @@ class Config(Settings):
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
     slurm: SlurmSettings = SlurmSettings()
+
+    @model_validator(mode="after")
+    def _holds_out_what_it_scores(self) -> Self:
+        held_out = self.train.held_out
+        if OWN_MASKS in self.evaluate.benchmarks and not held_out:
+            raise ValueError(f"evaluate.benchmarks names {OWN_MASKS}, which needs train.held_out, and that is 0")
+        if held_out >= self.plan.samples:
+            raise ValueError(f"train.held_out is {held_out}: none of the {self.plan.samples} plan.samples is left")
+        return self
 
     def to_yaml(self) -> str:
         """The configuration with every default written out."""

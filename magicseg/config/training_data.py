@@ -97,6 +97,11 @@ class DataSettings(Settings):
         description="samples whose image's hash differs in so few of 64 bits from an earlier one's "
         "are left out; null: none are",
     )
+    held_out: int = Field(
+        default=0,
+        ge=0,
+        description="kept samples of the run itself that are not trained on, for the benchmark own-masks",
+    )
     shuffle_window: int = Field(default=4, ge=1, description="shards whose samples are mixed")
     loader_workers: int = Field(default=2, ge=0, description="reader processes; 0: the trainer itself")
     loader_cache_mib: int = Field(default=512, ge=0, description="memory per reader for whole shards")
@@ -114,6 +119,15 @@ class DataSettings(Settings):
     def needs_own_samples(self) -> bool:
         """Whether the run that trains is one of its own sources."""
         return not self.sources or any(source.run == SELF for source in self.sources)
+
+    @model_validator(mode="after")
+    def _has_samples_to_hold_out(self) -> Self:
+        if self.held_out and not self.needs_own_samples:
+            raise ValueError(
+                f"held_out is {self.held_out}, but sources does not name the run's own samples (run: {SELF}), which "
+                "alone are held out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -51,6 +51,16 @@ class DataSet:
         """The meaning of the numbers in the label files."""
         return Meaning(self.layout, self.protocol)
 
+    @property
+    def ground_truth(self) -> str:
+        """What the ground truth is made of."""
+        return self.layout.text.replace("{split}", self.protocol.split)
+
+    @property
+    def layout_path(self) -> str:
+        """The pattern of the label files, for provenance."""
+        return self.layout.path
+
     def image(self, name: str) -> NDArray[np.uint8]:
         """Return the image, uint8 (H, W, 3), RGB. Raises: DataError."""
         return read_image(self.image_paths[self.place[name]], upright=self.upright)

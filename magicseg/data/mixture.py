@@ -17,6 +17,7 @@ from magicseg.config.training_data import SELF, SourceSettings
 from magicseg.core.digests import json_sha256
 from magicseg.core.errors import ConfigError, DataError
 from magicseg.data.ground_truth import data_folder
+from magicseg.data.held_out_pairs import hold_out
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.data.labelled_folders import LabelledSamples, coco_samples, is_vocs, protocol_samples, voc_samples
 from magicseg.data.protocol import load_protocol
@@ -107,6 +108,8 @@ def open_sources(run: Run, *, stage: bool = True, tell: Callable[[str], None] = 
     if not settings.sources:
         kept = _kept(run, run, stage=stage)
         counts = {"samples": len(kept.indices), "near_duplicates": kept.near_duplicates}
+        if settings.held_out:
+            counts["held_out"] = settings.held_out
         return Sources(Mixture.of(kept), run.vocabulary, run.fingerprints["mask"].digest, counts)
     opened = [_open(source, run, stage=stage, tell=tell) for source in settings.sources]
     vocabulary, tables = union([run.vocabulary, *(names for _, names, _ in opened)])
@@ -129,7 +132,10 @@ def open_sources(run: Run, *, stage: bool = True, tell: Callable[[str], None] = 
 
 
 def _kept(run: Run, trained: Run, *, stage: bool) -> KeptSamples:
+    """Return the samples of ``run`` to train on; of those of ``trained`` itself, some may be held out."""
     kept = KeptSamples.of(run, settings=trained.config.train)
+    if trained.config.train.held_out and run.path.resolve() == trained.path.resolve():
+        kept, _ = hold_out(kept, trained)
     folder = trained.config.train.stage_to
     return kept if folder is None or not stage else staged(kept, folder, key=run.fingerprints["mask"].digest)
 

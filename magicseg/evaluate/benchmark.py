@@ -24,12 +24,14 @@ from magicseg.core.errors import ConfigError, DataError
 from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command
 from magicseg.data.ground_truth import DataSet
+from magicseg.data.held_out_pairs import HeldOutPairs
 from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import Protocol
 from magicseg.evaluate.committed_parts import Part, cut, evenly, join, part_path, part_size, read_part, write_part
 from magicseg.evaluate.decoding import WINDOWS_AT_ONCE, ImageFailed, threshold_of
 from magicseg.evaluate.metrics.counts import CONVENTIONS, COUNTS_RECIPE, image_scores, scored
 from magicseg.evaluate.metrics.counts import RECIPE as SCORES_RECIPE
+from magicseg.evaluate.metrics.false_positives import FALSE_POSITIVE_CONVENTIONS
 from magicseg.evaluate.runner import READERS, CountedImages, Progress, Runner
 from magicseg.evaluate.threshold import Threshold
 from magicseg.run.attempts import Attempts, told
@@ -201,7 +203,7 @@ class Scoring:
 
     def merge(self) -> dict[str, Any] | None:
         """Write ``results.json`` from the parts and return its content; None if parts are missing."""
-        assert isinstance(self.data, DataSet)
+        assert isinstance(self.data, DataSet | HeldOutPairs)
         with storage_errors(self.folder, "evaluate again"):
             parts = self.committed()
             if len(parts) < len(self.parts):
@@ -226,7 +228,7 @@ class Scoring:
             seconds=images.seconds,
         )
 
-    def _results(self, data: DataSet, parts: Sequence[Part]) -> dict[str, Any]:
+    def _results(self, data: DataSet | HeldOutPairs, parts: Sequence[Part]) -> dict[str, Any]:
         """Return the content of ``results.json``."""
         protocol = data.protocol
         confusion, counts = join(parts)
@@ -245,9 +247,10 @@ class Scoring:
             "official_images": official,
             "complete": None if official is None else len(self.names) >= official,
             "classes": list(protocol.classes),
-            "ground_truth": data.layout.text.replace("{split}", protocol.split),
+            "ground_truth": data.ground_truth,
             **scored(confusion, counts, protocol.classes),
             "conventions": CONVENTIONS,
+            **({"false_positive_conventions": FALSE_POSITIVE_CONVENTIONS} if data.has_counterfactuals else {}),
             "threshold": None if self.threshold is None else self.threshold.to_dict(),
             "worst": order[:_SHOWN],
             "best": order[::-1][:_SHOWN],
@@ -257,7 +260,7 @@ class Scoring:
                 "head": {"name": self.head.name, **self.head.identity},
                 "protocol": protocol.to_dict(),
                 "protocol_digest": protocol.digest(),
-                "data": {"layout": data.layout.path, "files": data.digest(), "content": content.hexdigest()},
+                "data": {"layout": data.layout_path, "files": data.digest(), "content": content.hexdigest()},
                 "recipe": [RECIPE, SCORES_RECIPE],
                 "windows_at_once": WINDOWS_AT_ONCE,
                 "versions": library_versions(),

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from magicseg.config.evaluation import OWN_MASKS
 from magicseg.core.errors import BackendError
 from magicseg.core.files import storage_errors
-from magicseg.data.ground_truth import DataSet
+from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import Protocol
 from magicseg.evaluate.decoding import label_image
 from magicseg.evaluate.threshold import Threshold
@@ -37,7 +38,9 @@ def write_charts(results: Mapping[str, Any], folder: Path) -> list[Path]:
     """
     title = chart_title(results)
     figures = {
-        "confusion.png": _confusion(np.array(results["confusion"]), list(results["iou"]), title),
+        "confusion.png": _confusion(
+            np.array(results["confusion"]), list(results["iou"]), title, truth=_truth(results["benchmark"])
+        ),
         "classes.png": _classes(results, title),
     }
     return [_save(figure, folder / name) for name, figure in figures.items()]
@@ -48,9 +51,14 @@ def chart_title(results: Mapping[str, Any]) -> str:
     return f"{results['head']} on {results['benchmark']}, {results['images']} images"
 
 
+def _truth(benchmark: str) -> str:
+    """Return what a benchmark's scores are against."""
+    return "own masks" if benchmark == OWN_MASKS else "ground truth"
+
+
 def write_examples(
     head: "Head",
-    data: DataSet,
+    data: LabelledImages,
     results: Mapping[str, Any],
     folder: Path,
     *,
@@ -78,7 +86,7 @@ def write_examples(
 
 
 def _example(
-    head: "Head", data: DataSet, name: str, threshold: Threshold | None
+    head: "Head", data: LabelledImages, name: str, threshold: Threshold | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint16]]:
     """Return image, ground truth and prediction. Ignored pixels are IGNORE in both; large images are subsampled."""
     image, truth = data.pair(name)
@@ -93,7 +101,7 @@ def _example(
     return image, np.where(ignored, IGNORE, truth).astype(np.uint16), numbers
 
 
-def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str) -> "Figure":
+def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str, *, truth: str) -> "Figure":
     """Draw the confusion matrix. Rows sum to 1, so that rare classes are as visible as common ones."""
     count = len(names)
     side = max(5.0, 2.5 + 0.13 * count)
@@ -106,7 +114,7 @@ def _confusion(matrix: NDArray[np.int64], names: Sequence[str], title: str) -> "
     font = 9 if count <= 30 else 7
     axes.set_xticks(range(count), names, rotation=90, fontsize=font)
     axes.set_yticks(range(count), names, fontsize=font)
-    _title(figure, f"{title}\nrows: ground truth (grey: none), as shares of it; columns: predicted")
+    _title(figure, f"{title}\nrows: {truth} (grey: none), as shares of it; columns: predicted")
     figure.colorbar(shown, ax=axes, fraction=0.04, pad=0.02)
     return figure
 
@@ -149,7 +157,11 @@ def _pictures(
     grid = figure.subplots(len(rows), 3, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     names = {label.id: protocol.spelling.get(label.name, label.name) for label in protocol.labels.labels}
     for axes, (item, image, truth, predicted) in zip(grid, rows, strict=True):
-        shown = {"image": image, "ground truth": overlay(image, truth), "prediction": overlay(image, predicted)}
+        shown = {
+            "image": image,
+            _truth(protocol.name): overlay(image, truth),
+            "prediction": overlay(image, predicted),
+        }
         for place, (what, picture) in zip(axes, shown.items(), strict=True):
             place.imshow(picture, interpolation="nearest")
             place.set_axis_off()

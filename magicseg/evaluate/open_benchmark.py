@@ -1,12 +1,14 @@
-"""Benchmarks with their data sets opened: files on disk, or the miniature's painted scenes."""
+"""Benchmarks with their data sets opened: files on disk, a run's held-out pairs, or painted scenes."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from magicseg.config.evaluation import MINIATURE, EvaluateSettings
-from magicseg.core.errors import ConfigError
+from magicseg.config.evaluation import MINIATURE, OWN_MASKS, EvaluateSettings
+from magicseg.core.errors import ConfigError, DataError
+from magicseg.core.text import command
 from magicseg.data.ground_truth import DataSet, data_folder, open_data_set
+from magicseg.data.held_out_pairs import HeldOutPairs
 from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import load_protocol
 from magicseg.evaluate.model_under_test import Target
@@ -18,7 +20,7 @@ from magicseg.miniature.held_out_scenes import PaintedScenes, undrawn
 class OpenBenchmark:
     """A benchmark whose data set has been opened."""
 
-    data: DataSet | PaintedScenes
+    data: DataSet | HeldOutPairs | PaintedScenes
     settings: EvaluateSettings
 
     @property
@@ -41,6 +43,8 @@ class OpenBenchmark:
         """Return the images for the threshold sweep, or the reason why the benchmark has no such images."""
         if isinstance(self.data, PaintedScenes):
             return self.data.others()
+        if isinstance(self.data, HeldOutPairs):
+            return "a run's own masks are no ground truth to choose it on"
         if not self.settings.sweep_images:
             return "evaluate.sweep_images is 0"
         return tuning_set_or_reason(self.data.protocol, self.data.folder)
@@ -58,8 +62,33 @@ def open_benchmarks(settings: EvaluateSettings, target: Target) -> tuple[OpenBen
     Raises: ConfigError for an unknown benchmark, or if its data are not named; DataError if files are missing.
     """
     names = sorted(dict.fromkeys(settings.benchmarks), key=lambda name: name != MINIATURE)
-    opened = [_scenes(target, settings) if name == MINIATURE else _data_set(name, settings) for name in names]
-    return tuple(OpenBenchmark(data, settings) for data in opened)
+    return tuple(OpenBenchmark(_opened(name, settings, target), settings) for name in names)
+
+
+def _opened(name: str, settings: EvaluateSettings, target: Target) -> DataSet | HeldOutPairs | PaintedScenes:
+    if name == MINIATURE:
+        return _scenes(target, settings)
+    return _held_out_pairs(target) if name == OWN_MASKS else _data_set(name, settings)
+
+
+def _held_out_pairs(target: Target) -> HeldOutPairs:
+    """Open the pairs that the model was not trained on. Raises: DataError if it was trained with other settings."""
+    run = target.run
+    if run is None:
+        raise ConfigError(
+            f"{target.path}: the benchmark {OWN_MASKS} is of a run's own pairs, and this is a model",
+            hint="magicseg evaluate RUN, or --benchmark NAME --data DIR",
+        )
+    trained, now = target.provenance["train"] or {}, run.config.train
+    for key in ("held_out", "duplicate_bits"):
+        was, value = trained.get(key, type(now).model_fields[key].default), getattr(now, key)
+        if was != value:
+            raise DataError(
+                f"{run.path}: train.{key} is {value}, but the model was trained with {was}: it may have seen the "
+                "pairs that are held out now",
+                hint=f"set it back, or: {command('magicseg', 'reset', 'train', run.path)}",
+            )
+    return HeldOutPairs.of(run)
 
 
 def _scenes(target: Target, settings: EvaluateSettings) -> PaintedScenes:

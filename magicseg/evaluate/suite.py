@@ -15,13 +15,14 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from magicseg.config.evaluation import MINIATURE, EvaluateSettings
+from magicseg.config.evaluation import MINIATURE, OWN_MASKS, EvaluateSettings
 from magicseg.core.digests import json_sha256
 from magicseg.core.documents import parse_json, read_bytes, without_nan
 from magicseg.core.errors import BackendError, DataError, StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.text import command
 from magicseg.data.ground_truth import DataSet
+from magicseg.data.held_out_pairs import HeldOutPairs
 from magicseg.evaluate.benchmark import Scoring, results_folder
 from magicseg.evaluate.committed_parts import join
 from magicseg.evaluate.decoding import ImageFailed
@@ -45,6 +46,7 @@ Progress = Callable[[str, int, int], None]
 
 _OF_BOTH = ("baselines", "bank_samples", "bank_prototypes")
 _OF_MINIATURE = (*_OF_BOTH, "scenes", "max_objects", "batch_size", "threshold")
+_OF_OWN_MASKS = ("limit",)
 _OF_BENCHMARKS = (*_OF_BOTH, "limit", "background", "sweep_images")
 
 
@@ -124,7 +126,7 @@ class Suite:
                 self.target.results,
                 threshold=threshold,
                 limit=benchmark.limit,
-                provenance=self._provenance(_OF_BENCHMARKS),
+                provenance=self._provenance(_OF_OWN_MASKS if benchmark.name == OWN_MASKS else _OF_BENCHMARKS),
             )
             scorings[place] = scoring
             if scoring.known() is None:
@@ -168,7 +170,7 @@ class Suite:
         """The file of a benchmark's results."""
         if benchmark == MINIATURE:
             return self.target.results / f"{benchmark}.json"
-        rule = "" if self.settings.background is None else f"-{self.settings.background}"
+        rule = "" if self.settings.background is None or benchmark == OWN_MASKS else f"-{self.settings.background}"
         limit = "" if self.settings.limit is None else f"-limit-{self.settings.limit}"
         return self.target.results / f"{benchmark}{rule}{limit}.json"
 
@@ -189,7 +191,9 @@ class Suite:
         return self._model_and_heads[1]
 
     def _heads_for(self, benchmark: OpenBenchmark) -> "list[Head]":
-        """Return the heads that a benchmark scores, the model first."""
+        """Return the heads that a benchmark scores, the model first. Held-out pairs are for the model alone."""
+        if isinstance(benchmark.data, HeldOutPairs):
+            return self._heads[:1]
         if not isinstance(benchmark.data, PaintedScenes):
             return self._heads
         assert self.target.run is not None
@@ -270,7 +274,7 @@ class Suite:
         return chosen
 
     def _joined(self, benchmark: OpenBenchmark, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        assert isinstance(benchmark.data, DataSet)
+        assert isinstance(benchmark.data, DataSet | HeldOutPairs)
         model, *baselines = results
         joined = {**model, "baselines": {each["head"]: each for each in baselines}}
         path = self.path_of(benchmark.name)
@@ -280,7 +284,7 @@ class Suite:
             self._update_card()
         return joined
 
-    def _draw(self, data: DataSet, results: Mapping[str, Any]) -> None:
+    def _draw(self, data: DataSet | HeldOutPairs, results: Mapping[str, Any]) -> None:
         """The model's charts, and its best and worst images."""
         from magicseg.evaluate.figures import write_charts, write_examples
 
@@ -300,9 +304,10 @@ class Suite:
             if results.get("provenance", {}).get("weights_digest") == self.target.weights_digest:
                 low, high = results.get("miou_interval") or (None, None)
                 if low is not None:
-                    name = (
-                        f"mIoU on {results['benchmark']}, {results['images']} images (95 %: {low:.4g} to {high:.4g})"
-                    )
+                    what = f"mIoU on {results['benchmark']}, {results['images']} images"
+                    if results["benchmark"] == OWN_MASKS:
+                        what += ", against the run's own masks, which are no ground truth"
+                    name = f"{what} (95 %: {low:.4g} to {high:.4g})"
                     figures[name] = results["miou"]
         text = model_card(read_card(self.target.folder), figures=figures)
         with storage_errors(self.target.folder, "evaluate again"):

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any
 
+from magicseg.config.evaluation import MINIATURE, OWN_MASKS
 from magicseg.config.loading import validate_config
 from magicseg.core.errors import IncompleteError
 from magicseg.core.text import command
@@ -30,10 +31,17 @@ def create_comparison_runs(run: Run) -> list[Run]:
     changes: Mapping[str, Mapping[str, Any]] = {
         "exact-masks": painter,
         "no-counterfactual-loss": {
-            "train": {**settings["train"], "counterfactual_weight": 0.0, "sources": [{"run": str(run.path)}]}
+            "train": {
+                **settings["train"],
+                "counterfactual_weight": 0.0,
+                "held_out": 0,
+                "sources": [{"run": str(run.path)}],
+            }
         },
     }
-    alone = {"evaluate": {**settings["evaluate"], "baselines": []}}
+    # Only a run's own samples can be held out, and the second comparison run has none.
+    benchmarks = [name for name in settings["evaluate"]["benchmarks"] if name != OWN_MASKS] or [MINIATURE]
+    alone = {"evaluate": {**settings["evaluate"], "baselines": [], "benchmarks": benchmarks}}
     return [
         Run.create(
             run.path.with_name(f"{run.path.name}-{name}"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image as PILImage
 
+from magicseg.config.evaluation import OWN_MASKS
 from magicseg.core.documents import read_bytes, read_json
 from magicseg.core.dotted_keys import flattened
 from magicseg.core.errors import DataError
@@ -302,6 +303,8 @@ def _coverage(data: Mapping[str, Any]) -> str | None:
         if data.get("limited")
         else f"all {images} images of the data set"
     )
+    if data.get("benchmark") == OWN_MASKS:
+        return f"Scored on {scored}: pairs held out of training. Their masks are the run's own and no ground truth."
     truth = f" Ground truth: {data['ground_truth']}." if "ground_truth" in data else ""
     if data["complete"]:
         return f"The whole benchmark: {scored}; {official} are published.{truth}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from magicseg.config.evaluation import MINIATURE
+from magicseg.config.evaluation import MINIATURE, WITHOUT_DATA
 from magicseg.data.ground_truth import data_folder
 from magicseg.data.labelled_images import LabelledImages
 from magicseg.data.protocol import load_protocol
@@ -47,7 +47,7 @@ def validation_images(run: Run) -> LabelledImages | None:
     if MINIATURE in settings.benchmarks and not undrawn(run.vocabulary):
         scenes = PaintedScenes.of(run.vocabulary, settings, seed=run.config.seed, size=run.config.generate.size)
         return scenes.others()
-    others = [name for name in settings.benchmarks if name != MINIATURE]
+    others = [name for name in settings.benchmarks if name not in WITHOUT_DATA]
     if settings.data is None or not others:
         return None
     protocol = load_protocol(others[0])
