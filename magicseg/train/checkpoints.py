@@ -215,25 +215,30 @@ def shared_checkpoint(folder: Path, world: World) -> Checkpoint | None:
 
 
 def check_identity(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
-    """Raise PlanMismatch, with the differences, if the checkpoint was made with other settings or data.
-
-    A setting that the checkpoint does not name is newer than it. It counts as its default, or as `_BEFORE` says.
-    """
-    defaults = TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)) | _BEFORE
-    defaults["encoder"] |= _BEFORE_OF_ENCODER
-    new = flattened(identity)
-    known = {key: value for key, value in flattened({"train": defaults}).items() if key in new}
-    old = known | flattened(checkpoint.identity)
-    differing = [
-        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    """Raise PlanMismatch, with the differences, if the checkpoint was made with other settings or data."""
+    differing = differences(checkpoint.identity, identity)
     if differing:
         raise PlanMismatch(
             f"{checkpoint.path} was made with other settings or data: {'; '.join(differing)}",
             hint=f"set them back, or: {command('magicseg', 'reset', 'train', checkpoint.path.parents[1])}",
         )
+
+
+def differences(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> list[str]:
+    """Return in words what differs between a stored identity of a training and the current one.
+
+    A setting that the stored identity does not name is newer than it. It counts as its default, or as `_BEFORE` says.
+    """
+    defaults = TrainSettings().model_dump(mode="json", exclude=set(TrainSettings.NEUTRAL)) | _BEFORE
+    defaults["encoder"] |= _BEFORE_OF_ENCODER
+    new = flattened(identity)
+    known = {key: value for key, value in flattened({"train": defaults}).items() if key in new}
+    old = known | flattened(stored)
+    return [
+        f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _read(path: Path) -> Checkpoint:

@@ -38,7 +38,7 @@ from magicseg.model.card import read_card
 from magicseg.model.saved_model import save_segmenter
 from magicseg.model.segmenter import Segmenter, build_segmenter
 from magicseg.run.claims import STALE_SECONDS, holder, try_claim
-from magicseg.train.checkpoints import check_identity, gather, shared_checkpoint, write_checkpoint
+from magicseg.train.checkpoints import check_identity, differences, gather, shared_checkpoint, write_checkpoint
 from magicseg.train.deferred_metrics import Late, Outcome
 from magicseg.train.log import Log
 from magicseg.train.optimizer import learning_rate, set_learning_rate
@@ -384,6 +384,7 @@ def _save_once(
     """Save the finished model unless an earlier call has; return its weights' digest."""
     if (model_dir / "model.json").exists():
         card = read_card(model_dir)
-        if card["provenance"].get("training") == identity:
+        training = card["provenance"].get("training")
+        if training is not None and not differences(training, identity):
             return str(card["weights_digest"])
     return save_segmenter(model, model_dir, provenance={**(provenance or {}), "training": identity})

@@ -32,6 +32,13 @@ def test_the_data_set_opens_under_the_same_fingerprints_with_the_same_digest(old
     assert (found.damage, found.records, found.leftovers) == ([], [], [])
 
 
+def part_of(old, new):
+    """The values of ``new`` under the keys that ``old`` has, at every depth."""
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        return new
+    return {key: part_of(value, new[key]) for key, value in old.items() if key in new}
+
+
 @pytest.mark.slow
 def test_commands_regenerate_nothing_and_score_the_same(older, magicseg):
     """Evaluation scores again, because the results name the version that computed them."""
@@ -45,7 +52,7 @@ def test_commands_regenerate_nothing_and_score_the_same(older, magicseg):
         assert done.code == 0, done.err
     assert [path.stat().st_mtime_ns for path in files] == times
     again = json.loads(results.read_text())
-    assert {key: again[key] for key in scores} == scores
+    assert part_of(scores, again) == scores
     assert magicseg("report", older).code == 0
 
 
