@@ -24,17 +24,13 @@ Holm's procedure. Finished trainings are not repeated. The exit code is 0 for an
 
 import argparse
 import json
-import math
-import statistics
-from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import t as student
-from scipy.stats import ttest_rel
+from study_rows import interval, print_table
 
 from magicseg.config.loading import load_config
 from magicseg.config.stage_declarations import STAGES
@@ -184,44 +180,6 @@ def one(seed: int, variant: str, work: Path, overrides: list[str], before: int) 
     done.write_text(json.dumps(row), encoding="utf-8")
     print(json.dumps(row), flush=True)
     return row
-
-
-def interval(values: list[float]) -> str:
-    """Return ``mean [low, high]``, with Student's 95 % interval of the mean."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.3f}"
-    half = student.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-    return f"{mean:.3f} [{mean - half:.3f}, {mean + half:.3f}]"
-
-
-def holm(values: Mapping[str, float]) -> dict[str, float]:
-    """Return p values adjusted for their number: Holm's step-down procedure (1979)."""
-    adjusted: dict[str, float] = {}
-    highest = 0.0
-    for rank, name in enumerate(sorted(values, key=lambda each: values[each])):
-        highest = max(highest, min(1.0, values[name] * (len(values) - rank)))
-        adjusted[name] = highest
-    return adjusted
-
-
-def print_table(variants: Sequence[str], seeds: Sequence[int], miou: Mapping[tuple[str, int], float]) -> None:
-    """Print a Markdown table: mIoU of each seed, the mean, the paired difference to the first variant, the p value.
-
-    The p value is from a paired t test, adjusted for the number of variants (`holm`).
-    """
-    titles = " | ".join(f"seed {seed}" for seed in seeds)
-    print(f"\n| variant | {titles} | mean [95 %] | difference to {variants[0]} [95 %] | p, Holm |")
-    print("|---|" + "---|" * (len(seeds) + 3))
-    values = {variant: [miou[variant, seed] for seed in seeds] for variant in variants}
-    base = values[variants[0]]
-    adjusted = {}
-    if len(seeds) > 1:
-        adjusted = holm({name: float(ttest_rel(values[name], base).pvalue) for name in variants[1:]})
-    for name, row in values.items():
-        change = "" if name == variants[0] else interval([a - b for a, b in zip(row, base, strict=True)])
-        p = f"{adjusted[name]:.2g}" if name in adjusted else ""
-        print(f"| {name} |", " | ".join(f"{value:.3f}" for value in row), f"| {interval(row)} | {change} | {p} |")
 
 
 def main() -> None:

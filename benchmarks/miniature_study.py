@@ -31,7 +31,6 @@ for any result.
 
 import argparse
 import hashlib
-import json
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -40,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ablations import BASE, print_table
+from ablations import BASE
+from study_rows import append_row, print_table, read_rows
 
 from magicseg.config.loading import load_config
 from magicseg.config.stage_declarations import STAGES
@@ -179,9 +179,7 @@ def one(seed: int, name: str, task: Task) -> dict[str, Any]:
 
 def known(rows: Path, settings: str) -> dict[tuple[str, int], dict[str, Any]]:
     """Return the rows of these settings, by variant and seed."""
-    lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
-    found = [json.loads(line) for line in lines]
-    return {(row["variant"], row["seed"]): row for row in found if row["settings"] == settings}
+    return {(row["variant"], row["seed"]): row for row in read_rows(rows) if row["settings"] == settings}
 
 
 def main() -> None:
@@ -219,9 +217,7 @@ def main() -> None:
                     continue
                 row = each.result()
                 rows[row["variant"], row["seed"]] = row
-                with arguments.rows.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
-                print(json.dumps(row), flush=True)
+                append_row(arguments.rows, row)
     print_table(tuple(chosen), arguments.seeds, {key: row["miou"] for key, row in rows.items()})
 
 
