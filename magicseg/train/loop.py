@@ -385,6 +385,6 @@ def _save_once(
     if (model_dir / "model.json").exists():
         card = read_card(model_dir)
         training = card["provenance"].get("training")
-        if training is not None and not differences(training, identity):
+        if isinstance(training, Mapping) and not differences(training, identity):
             return str(card["weights_digest"])
     return save_segmenter(model, model_dir, provenance={**(provenance or {}), "training": identity})

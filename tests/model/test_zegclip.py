@@ -168,6 +168,17 @@ def test_dropout_is_in_all_three_places(place):
         assert not torch.equal(decoder(*arguments), decoder(*arguments))
 
 
+def test_both_branches_go_through_dropout_before_they_are_added(model):
+    layer = model.decoder.layers[0]
+    branches, dropped = [], []
+    for module in (layer.out, layer.feed_forward):
+        module.register_forward_hook(lambda _module, _inputs, output: branches.append(output))
+    layer.dropout.register_forward_hook(lambda _module, inputs, _output: dropped.append(inputs[0]))
+    model.decoder(unit(1, 16), unit(1, 9, 16), unit(1, 3, 16))
+    assert len(dropped) == 2
+    assert all(one is other for one, other in zip(dropped, branches, strict=True))
+
+
 def test_the_last_layer_has_no_parameters_without_effect(model):
     model.decoder(unit(1, 16), unit(1, 9, 16), unit(1, 3, 16)).sum().backward()
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
