@@ -31,6 +31,7 @@ for any result.
 
 import argparse
 import hashlib
+import json
 import multiprocessing
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -108,11 +109,16 @@ class Task:
 
     @property
     def settings(self) -> str:
-        """Return the key that every row contains. It changes with the settings and with the weights' contents."""
+        """Return the key that every row contains. It changes with the settings and with the weights' contents.
+
+        Settings that have their default are left out, so that a new setting makes no row stale, and so are the
+        baselines, which no row has.
+        """
         config = load_config(preset="miniature", overrides=self.overrides)
         needed = [each for stage in (*STAGES, "train") for each in stage_weights(config, stage)]
         weights = sorted({path_identity(each, each.setting) for each in needed})
-        return hashlib.sha256(" ".join([self.device, *weights, config.to_yaml()]).encode()).hexdigest()[:12]
+        chosen = config.model_dump(mode="json", exclude_defaults=True, exclude={"evaluate": {"baselines"}})
+        return hashlib.sha256(" ".join([self.device, *weights, json.dumps(chosen)]).encode()).hexdigest()[:12]
 
 
 def make_data(kind: str, seed: int, task: Task) -> Run:
