@@ -47,7 +47,7 @@ def test_a_title_is_not_cut_where_the_figure_is_narrow(name):
     if name == "classes":
         figure = figures._classes(results, title)
     else:
-        figure = figures._confusion(np.array(results["confusion"]), ["a", "b"], title)
+        figure = figures._confusion(np.array(results["confusion"]), ["a", "b"], title, truth="ground truth")
     figure.draw_without_rendering()
     drawn = figure._suptitle.get_window_extent()
     assert 0 <= drawn.x0 < drawn.x1 <= figure.bbox.width
