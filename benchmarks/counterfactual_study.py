@@ -173,11 +173,12 @@ def digest(data: Set, term: Term, overrides: Sequence[str]) -> str:
 
 
 def generated(seed: int, overrides: Sequence[str], work: Path) -> KeptSamples:
-    """Return the samples of the preset ``miniature``, generated once for all processes."""
+    """Return the samples of the preset ``miniature``, generated once by a process of their own."""
     with (work / f"run-{seed}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         task = Task(work, tuple(overrides), 0, "cpu")
-        return KeptSamples.of(make_data(MOST, seed, replace(task, samples=task.base_samples)))
+        task = replace(task, samples=task.base_samples)
+        return KeptSamples.of(in_fresh_process(make_data, MOST, seed, task))
 
 
 def one(key: Key, overrides: Sequence[str], work: Path) -> dict[str, Any]:

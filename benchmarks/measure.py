@@ -1,7 +1,9 @@
 """Helpers for benchmarks: repeated timing, peak memory of a fresh process, a table."""
 
 import multiprocessing
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -37,10 +39,24 @@ def peak_mib() -> float:
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: object) -> Any:
-    """Call a module-level function in a new interpreter, so that its peak memory is measured alone."""
+    """Call a module-level function in a new interpreter, so that its peak memory is measured alone.
+
+    The interpreter ends with its parent, also when that is killed.
+    """
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
