@@ -10,6 +10,9 @@ it. It has
 - ``weights(options)``, optional: the pretrained weights that it needs. Their identity is part of the fingerprint,
   ``magicseg fetch`` downloads those that are named on the hub, and the constructor finds them by
   `magicseg.weights.cache.location`, without a network,
+- ``device(options)``, optional: "cuda" if it computes on a GPU, "auto" if it does where there is one, else "cpu". A
+  class without it says so by its option ``device``, or computes on the CPU. A stage gets one worker per GPU if one of
+  its back ends computes there, and each worker sees its own GPU only,
 - ``LIBRARIES``, optional: names of the modules that it imports when it starts, for ``magicseg doctor``,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - ``check_labels(labels)``, optional: raises BackendError for the first of a run's labels that it cannot handle,

@@ -167,6 +167,11 @@ class NestedBackend:
         found = declared(self.options) if declared else ()
         return tuple(replace(each, setting=self.key(each.setting)) for each in found)
 
+    def device(self) -> str:
+        """Return the device that it computes on: "cuda", "auto" (a GPU if there is one), "cpu" or another name."""
+        declared = getattr(self.backend, "device", None)
+        return str(declared(self.options) if callable(declared) else getattr(self.options, "device", "cpu"))
+
     def libraries(self) -> tuple[str, ...]:
         """Return the modules that it imports when it starts."""
         return tuple(getattr(self.backend, "LIBRARIES", ()))

@@ -14,7 +14,21 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="one setting: plan.samples=256 (repeatable)"),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option("--workers", min=1, help="parallel processes  [default: the available CPUs]")
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        metavar="K",
+        help="processes at a time, spread over the GPUs (default: one per GPU, or per CPU if none is used)",
+    ),
+]
+GpusOption = Annotated[
+    str | None,
+    typer.Option("--gpus", metavar="0,2", help="the GPUs to use, by index or UUID (default: all visible ones)"),
+]
+PerGpuOption = Annotated[
+    int | None,
+    typer.Option("--workers-per-gpu", min=1, metavar="N", help="processes on each GPU (default: 1)"),
 ]
 ProfileOption = Annotated[
     str | None,

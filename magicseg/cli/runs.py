@@ -1,15 +1,26 @@
 """``magicseg demo|init|fetch|run|reset|schema``: commands for a run as a whole."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from magicseg.cli import evaluate, learn, stages
-from magicseg.cli.options import ConfigOption, PresetOption, RunArgument, SetOption, WorkersOption
+from magicseg.cli.options import (
+    ConfigOption,
+    GpusOption,
+    PerGpuOption,
+    PresetOption,
+    RunArgument,
+    SetOption,
+    WorkersOption,
+)
 from magicseg.cli.output import note
 from magicseg.core.errors import ConfigError
 from magicseg.core.text import command
+
+if TYPE_CHECKING:
+    from magicseg.stages.placement import Wish
 
 
 def init(
@@ -50,9 +61,14 @@ def fetch(
     fetch_weights(Run.open(run), verify=verify, report=note)
 
 
-def run_all(run: RunArgument, workers: WorkersOption = None) -> None:
+def run_all(
+    run: RunArgument,
+    workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    workers_per_gpu: PerGpuOption = None,
+) -> None:
     """Do all remaining work in order: describe, generate, mask, train, evaluate, report."""
-    _make_data(run, workers)
+    _make_data(run, stages.wish_of(workers, gpus, workers_per_gpu))
     _train_and_evaluate(run)
     learn.report(run)
 
@@ -80,7 +96,7 @@ def demo(
 
     made = Run.create(run, load_config(preset="miniature", overrides=[*(SHORT if short else ()), *(set_ or ())]))
     beside = [] if short else create_comparison_runs(made)
-    _make_data(run, workers)
+    _make_data(run, stages.wish_of(workers))
     with running(beside):
         _train_and_evaluate(run)
         if beside:
@@ -91,7 +107,7 @@ def demo(
         evaluate.compare([run, *paths])
 
 
-def _make_data(run: Path, workers: int | None) -> None:
+def _make_data(run: Path, wish: "Wish") -> None:
     from magicseg.config.stage_declarations import STAGES
     from magicseg.run.directory import Run
 
@@ -99,7 +115,7 @@ def _make_data(run: Path, workers: int | None) -> None:
         note("describe, generate, mask: skipped, because train.sources does not use this run's samples")
         return
     for stage in STAGES:
-        stages.run_one(run, stage, workers, None, None)
+        stages.run_one(run, stage, wish)
 
 
 def _train_and_evaluate(run: Path) -> None:

@@ -8,7 +8,9 @@ import typer
 
 from magicseg.cli.options import (
     ConfigOption,
+    GpusOption,
     MaxPixelsOption,
+    PerGpuOption,
     PresetOption,
     RunArgument,
     SetOption,
@@ -21,6 +23,7 @@ from magicseg.core.text import command
 if TYPE_CHECKING:
     from magicseg.config.stage_settings import MaskSettings
     from magicseg.labels import Vocabulary
+    from magicseg.stages.placement import Wish
 
 PerJobOption = Annotated[
     int | None,
@@ -32,26 +35,32 @@ ShardsOption = Annotated[str | None, typer.Option("--shards", metavar="0-3,7", h
 def describe(
     run: RunArgument,
     workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    workers_per_gpu: PerGpuOption = None,
     shards_per_job: PerJobOption = None,
     shards: ShardsOption = None,
 ) -> None:
     """Write the missing captions: for every sample one with the objects and one without them."""
-    run_one(run, "describe", workers, shards_per_job, shards)
+    run_one(run, "describe", wish_of(workers, gpus, workers_per_gpu), shards_per_job, shards)
 
 
 def generate(
     run: RunArgument,
     workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    workers_per_gpu: PerGpuOption = None,
     shards_per_job: PerJobOption = None,
     shards: ShardsOption = None,
 ) -> None:
     """Generate the missing images: for every sample one with the objects and a counterfactual without them."""
-    run_one(run, "generate", workers, shards_per_job, shards)
+    run_one(run, "generate", wish_of(workers, gpus, workers_per_gpu), shards_per_job, shards)
 
 
 def mask(
     run: Annotated[Path | None, typer.Argument(metavar="RUN", help="the run's directory", show_default=False)] = None,
     workers: WorkersOption = None,
+    gpus: GpusOption = None,
+    workers_per_gpu: PerGpuOption = None,
     shards_per_job: PerJobOption = None,
     shards: ShardsOption = None,
     images: Annotated[
@@ -90,9 +99,16 @@ def mask(
         alone = next((name for name, value in given.items() if value), None)
         if alone:
             raise ConfigError(f"{alone} needs --images", hint=command("magicseg", "mask", run))
-        run_one(run, "mask", workers, shards_per_job, shards)
+        run_one(run, "mask", wish_of(workers, gpus, workers_per_gpu), shards_per_job, shards)
         return
-    for name, value in {"--workers": workers, "--shards": shards, "--shards-per-job": shards_per_job}.items():
+    of_runs = {
+        "--workers": workers,
+        "--gpus": gpus,
+        "--workers-per-gpu": workers_per_gpu,
+        "--shards": shards,
+        "--shards-per-job": shards_per_job,
+    }
+    for name, value in of_runs.items():
         if value is not None:
             raise ConfigError(
                 f"{name} does not go with --images: these images are masked in one process",
@@ -171,14 +187,22 @@ def _mask_images(
         raise IncompleteError(f"{images}: {what}", hint=next_step(found, out))
 
 
+def wish_of(workers: int | None, gpus: str | None = None, workers_per_gpu: int | None = None) -> "Wish":
+    """Return what the options ask of the placement of workers. Raises ConfigError if they contradict each other."""
+    from magicseg.stages.placement import Wish
+
+    return Wish(workers=workers, gpus=gpus, per_gpu=workers_per_gpu)
+
+
 def run_one(
-    path: RunArgument, stage: str, workers: int | None, shards_per_job: int | None, shards: str | None
+    path: RunArgument, stage: str, wish: "Wish", shards_per_job: int | None = None, shards: str | None = None
 ) -> None:
     """Run one array stage on this machine. Raises IncompleteError if shards are missing at the end."""
     from magicseg.core.shard_ranges import parse_ranges
     from magicseg.core.signals import StopFlag, on_signals
     from magicseg.run.directory import Run
-    from magicseg.stages.pool import default_workers, missing_message, run_stage
+    from magicseg.stages.placement import place_workers
+    from magicseg.stages.pool import missing_message, run_stage
     from magicseg.stages.worker import ShardEvent
 
     opened = Run.open(path)
@@ -188,6 +212,10 @@ def run_one(
     before = sorted(opened.checked_commits(stage).keys() & set(wanted))
     if len(before) == len(wanted):
         note(f"{stage}: nothing to do: all {len(wanted)} shards are committed")
+        run_stage(opened, stage, shards=wanted)  # compacts the ledger
+        return
+    placement = place_workers(opened.config, stage, wish).at_most(len(wanted) - len(before))
+    note(f"{stage}: {placement}")
     sizes = {shard: len(opened.plan.shard_range(shard)) for shard in wanted}
     counted = set(before)
     with (
@@ -199,12 +227,15 @@ def run_one(
             if event.outcome == "committed" and event.shard not in counted:
                 counted.add(event.shard)
                 show(event.samples, "")
+            elif event.outcome == "out-of-memory":
+                note(f"{stage}: {event.detail}")
 
         outcome = run_stage(
             opened,
             stage,
             shards=wanted,
-            workers=workers or default_workers(),
+            workers=placement.workers,
+            gpus=placement.gpus,
             shards_per_job=shards_per_job,
             report=report,
             stop=stop,

@@ -7,6 +7,7 @@ import typer
 
 from magicseg.cli.options import JsonOption, RunArgument
 from magicseg.cli.output import plain_console, print_json
+from magicseg.core.gpus import shown_gpus
 from magicseg.core.text import printable
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _WATCH_SECONDS = 5.0
+_SHOWN_HOSTS = 8
 
 
 def status(
@@ -72,6 +74,7 @@ def _page(state: dict[str, Any]) -> "Group":
             for name, stage in state["stages"].items()
             if stage["eta_seconds"]
         ),
+        *(_line(line) for line in _workers(state["workers"])),
         *(_line(line) for name, stage in state["stages"].items() for line in _fallbacks(name, stage["samples"])),
         _line(f"train: {train['step']} of {train['steps']} steps{_ending(train)}"),
         *(_line(f"{name}: mIoU {miou:.4f}") for name, miou in state["results"].items()),
@@ -91,6 +94,22 @@ def _page(state: dict[str, Any]) -> "Group":
         parts += [_line(f"  shard {shard}: {why}") for shard, why in list(stage["failures"].items())[:5]]
     parts += [_line(f"warning: {warning}") for warning in state["warnings"]]
     return Group(*parts)
+
+
+def _workers(workers: list[dict[str, Any]]) -> list[str]:
+    """Return a line per stage at work: ``generate: 6 workers on n1 (GPUs 0-3), n2 (GPUs 0-1)``."""
+    lines = []
+    for stage in dict.fromkeys(worker["stage"] for worker in workers):
+        by_host: dict[str, list[str]] = {}
+        for worker in workers:
+            if worker["stage"] == stage:
+                by_host.setdefault(worker["host"], []).extend(filter(None, [worker["gpu"]]))
+        hosts = [f"{host} ({shown_gpus(gpus)})" if gpus else host for host, gpus in by_host.items()]
+        more = f" and {len(hosts) - _SHOWN_HOSTS} more hosts" if len(hosts) > _SHOWN_HOSTS else ""
+        count = sum(worker["stage"] == stage for worker in workers)
+        noun = "worker" if count == 1 else "workers"
+        lines.append(f"{stage}: {count} {noun} on {', '.join(hosts[:_SHOWN_HOSTS])}{more}")
+    return lines
 
 
 def _fallbacks(name: str, samples: dict[str, Any]) -> list[str]:

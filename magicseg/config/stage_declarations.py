@@ -13,7 +13,7 @@ from magicseg.backends import Backend
 from magicseg.config import finding
 from magicseg.config.stage_settings import StageSettings
 from magicseg.core.settings import Settings
-from magicseg.installed_backends import choose_backend
+from magicseg.installed_backends import NestedBackend, backends_in, choose_backend, with_nested
 
 if TYPE_CHECKING:
     from magicseg.config.run import Config
@@ -73,6 +73,17 @@ class StageDeclaration:
         """
         settings = self.settings(config)
         return choose_backend(self.backends, settings.backend, settings.options, self.name)
+
+    def all_backends(self, config: "Config") -> tuple[NestedBackend, ...]:
+        """Return the stage's back end, those inside its options, and those of its checks.
+
+        Raises BackendError, ConfigError.
+        """
+        checks = (getattr(self.settings(config), name) for name in self.checks)
+        return (
+            *with_nested(*self.backend(config)),
+            *(nested for settings in checks if settings is not None for nested in backends_in(settings)),
+        )
 
 
 def _image_codec(config: "Config") -> dict[str, Any]:

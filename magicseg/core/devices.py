@@ -14,10 +14,6 @@ _NO_MEMORY = re.compile(r"out of memory|not enough memory|can't allocate memory"
 _DEVICE_FAULT = re.compile(r"CUDA error|CUDA driver|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|cuBLAS|NCCL|HIP error")
 
 
-class OutOfMemory(BackendError):
-    """A batch does not fit into the device's memory."""
-
-
 def use_threads(device: str, cpu_threads: int) -> None:
     """Set the number of CPU threads for the next calls. Models that share a process may need different numbers."""
     if device == "cpu":

@@ -43,6 +43,10 @@ class BackendError(MagicsegError):
     """A back end is not installed, or cannot be used with these settings."""
 
 
+class OutOfMemory(BackendError):
+    """A batch, or a model, does not fit into the device's memory. The message names the setting."""
+
+
 class DataError(MagicsegError):
     """An input file is missing, of the wrong size or out of range; the message names it."""
 

@@ -5,6 +5,7 @@ summary_lines(report)                # lines, printed by ``magicseg submit`` bef
 """
 
 import contextlib
+import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,10 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from magicseg.config.stage_declarations import STAGES
+from magicseg.config.stage_declarations import COSTLIEST, STAGES
 from magicseg.core.documents import parse_json, read_bytes
 from magicseg.core.errors import DataError
+from magicseg.core.gpus import visible_gpus
 from magicseg.core.text import command
 from magicseg.estimate.forecast import Forecast, forecast
 from magicseg.estimate.measurements import Measured, measured
@@ -26,7 +28,8 @@ from magicseg.launch.slurm import SiteLimits
 from magicseg.run.directory import Run
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import trained
-from magicseg.stages.pool import default_shards_per_job, default_workers
+from magicseg.stages.placement import place_workers
+from magicseg.stages.pool import default_shards_per_job
 
 _LOG_BYTES = 1 << 30  # largest accepted train.jsonl
 FILES_PER_TASK = 3  # the log, and submitit's two pickles, which the next submission removes
@@ -48,14 +51,15 @@ def estimate(
     """Estimate the cost of ``stages`` from their committed shards.
 
     Args: profile: the site; None for worker processes on this machine. parallel: concurrent tasks or workers; None
-        for the default of the profile or of this machine. per_task: requested shards per task.
+        for the default of the profile or of this machine (of each stage: one per GPU, or per CPU).
+        per_task: requested shards per task.
         reference: the profile's name or path, for suggested commands.
     Returns: times in seconds, sizes in bytes. ``left`` covers the missing shards, ``whole`` the whole plan. Stages
         without measurements are listed in ``unmeasured`` and are in no sum.
     """
     if profile is not None and parallel is not None:
         profile = profile.model_copy(update={"parallel": parallel})
-    at_a_time = profile.parallel if profile else parallel or default_workers()
+    at_a_time = _parallel(run, profile, parallel)
     found: list[dict[str, Any]] = []
     unmeasured: list[str] = []
     for stage in STAGES:
@@ -66,12 +70,12 @@ def estimate(
         if known is None:
             unmeasured += [stage] if len(commits) < run.plan.shards else []
             continue
-        found.append(_stage(run, stage, commits, known, profile, at_a_time, per_task, len(stages)))
+        found.append(_stage(run, stage, commits, known, profile, at_a_time[stage], per_task, len(stages)))
     training = _training(run)
     return {
         "run": str(run.path),
         "samples": run.plan.samples,
-        "parallel": at_a_time,
+        "parallel": at_a_time[COSTLIEST],
         "stages": found,
         "unmeasured": unmeasured,
         "train": training,
@@ -79,6 +83,14 @@ def estimate(
         "counted": COUNTED,
         "warnings": estimate_warnings(run, found, profile, reference),
     }
+
+
+def _parallel(run: Run, profile: Profile | None, parallel: int | None) -> dict[str, int]:
+    """Return the number of concurrent tasks or workers of each stage."""
+    if profile is not None or parallel is not None:
+        return dict.fromkeys(STAGES, profile.parallel if profile else parallel or 1)
+    find = functools.cache(visible_gpus)
+    return {stage: place_workers(run.config, stage, find=find).workers for stage in STAGES}
 
 
 def _stage(

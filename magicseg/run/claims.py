@@ -89,6 +89,7 @@ class _ClaimFile(TypedDict, total=False):
     host: str
     job: str
     restarts: int
+    gpu: str
 
 
 def _read(path: Path) -> _ClaimFile | None:
@@ -122,10 +123,13 @@ def owner() -> dict[str, Any]:
     }
 
 
-def try_claim(path: Path) -> Claim | None:
-    """Claim a shard. Returns None if a live process holds it. A stale claim is replaced."""
+def try_claim(path: Path, gpu: str | None = None) -> Claim | None:
+    """Claim a shard. Returns None if a live process holds it. A stale claim is replaced.
+
+    Args: gpu: the name of the GPU on which it is processed, for `claimant`.
+    """
     token = os.urandom(8).hex()
-    content = to_json({"token": token, **owner()})
+    content = to_json({"token": token, **owner(), **({"gpu": gpu} if gpu is not None else {})})
     if _create(path, content):
         return Claim(path, token, threading.Event())
     if is_live(path):
@@ -189,6 +193,23 @@ def holder(path: Path) -> str:
         return "nobody"
     job = f", Slurm job {data['job']}" if data.get("job") else ""
     return printable(f"process {data.get('pid')} on {data.get('host')}{job}", 300)
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """The place of a claim's owner. ``gpu``: as in ``CUDA_VISIBLE_DEVICES``; None if it has none of its own."""
+
+    host: str
+    gpu: str | None
+
+
+def claimant(path: Path) -> Claimant | None:
+    """Return the place of a claim's owner; None if no claim can be read."""
+    data = _read(path)
+    if data is None:
+        return None
+    gpu = data.get("gpu")
+    return Claimant(printable(data.get("host", ""), 300), None if gpu is None else printable(gpu, 100))
 
 
 def _is_recent(path: Path, seconds: float) -> bool:

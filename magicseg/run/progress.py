@@ -12,10 +12,10 @@ from magicseg.config.stage_declarations import STAGES
 from magicseg.core.documents import read_json, read_rows
 from magicseg.core.errors import DataError
 from magicseg.core.text import command
-from magicseg.run.claims import is_live
+from magicseg.run.claims import claimant, is_live
 from magicseg.run.directory import Run
 from magicseg.run.drop_rates import WARNING_SHARE, Shares
-from magicseg.run.ledger import CommitRecord
+from magicseg.run.ledger import CommitRecord, Ledger
 
 _RATE_SECONDS = 900.0  # the rate is measured over the last quarter of an hour
 
@@ -58,17 +58,21 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
     models of older versions.
     ``rate`` is in samples per second of working time in the last quarter of an hour. ``eta_seconds`` is the time
     left at that rate. Both are None if nothing was committed recently.
+    ``workers`` has the live claims: the shard that a process works on, its host, and its GPU (None if it has none of
+    its own).
 
     Args: all_stages: the commits, if the caller has listed them.
     """
     all_stages = all_stages or all_commits(run)
     stages: dict[str, Any] = {}
     warnings: list[str] = []
+    workers: list[dict[str, Any]] = []
     for stage in STAGES:
         ledger = run.ledger(stage)
         commits = all_stages[stage]
         open_claims = [shard for shard in ledger.claimed() if shard not in commits]
         running = {shard for shard in open_claims if is_live(ledger.claim_path(shard))}
+        workers += _workers(stage, ledger, running)
         failures = {shard: why for shard, why in ledger.failures().items() if shard not in commits}
         failed = failures.keys() - running
         shares = Shares.of(commits.values())
@@ -117,10 +121,21 @@ def run_status(run: Run, all_stages: Mapping[str, Mapping[int, CommitRecord]] | 
         "run": str(run.path),
         "samples": run.plan.samples,
         "stages": stages,
+        "workers": workers,
         "train": _train_status(run, warnings),
         "results": _results(run, warnings),
         "warnings": warnings,
     }
+
+
+def _workers(stage: str, ledger: Ledger, running: Collection[int]) -> list[dict[str, Any]]:
+    """Return who works on the ``running`` shards. A claim that ended meanwhile is left out."""
+    found = ((shard, claimant(ledger.claim_path(shard))) for shard in sorted(running))
+    return [
+        {"stage": stage, "gpu": owner.gpu, "host": owner.host, "shard": shard}
+        for shard, owner in found
+        if owner is not None
+    ]
 
 
 def _rate(records: Collection[CommitRecord]) -> float | None:

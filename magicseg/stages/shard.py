@@ -26,6 +26,7 @@ from magicseg.run.ledger import CommitRecord
 from magicseg.run.versions import library_versions
 from magicseg.stages.base import Stage, stage_code
 from magicseg.stages.retries import answered_in_batches
+from magicseg.stages.shortage import explained_shortage, is_shortage
 
 
 class Stopped(Exception):  # not an error: somebody asked
@@ -160,7 +161,10 @@ def _kept_upstream(run: Run, stage: str, shard: int, samples: range) -> list[int
 
 
 def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[Any]:
-    """Return a batch's answers. If the batch as a whole fails, its samples are tried alone, to find the bad one."""
+    """Return a batch's answers. If the batch as a whole fails, its samples are tried alone, to find the bad one.
+
+    Raises OutOfMemory if the device has no memory for the batch.
+    """
     try:
         answers = list(code.call(backend, batch))
         if len(answers) != len(batch):
@@ -168,6 +172,9 @@ def _answers(run: Run, code: Stage, backend: Any, batch: Sequence[Any]) -> list[
     except MagicsegError:
         raise
     except Exception as error:  # a back end is foreign code: whatever it raises is recorded, per sample
+        if is_shortage(error):  # no sample is at fault
+            stage = code.declaration
+            raise explained_shortage(stage.name, stage.settings(run.config).batch_size, error) from error
         if len(batch) == 1:
             return [_rejection(error)]
         return [_answers(run, code, backend, [request])[0] for request in batch]

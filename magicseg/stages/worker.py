@@ -25,8 +25,12 @@ from magicseg.stages.shard import Stopped, execute_shard, load_backend
 
 @dataclass(frozen=True)
 class ShardEvent:
-    """An event of a shard. ``outcome`` is ``started``, then ``committed``, ``failed`` or ``abandoned``; or ``busy``
-    if another process holds the shard, or ``blocked`` if the stage above has not done it."""
+    """An event of a shard.
+
+    ``outcome`` is ``started``, then ``committed``, ``failed`` or ``abandoned``; or ``busy`` if another process holds
+    the shard, or ``blocked`` if the stage above has not done it. A pool reports ``out-of-memory`` if the worker ended
+    and others do its shards.
+    """
 
     shard: int
     outcome: str
@@ -60,12 +64,16 @@ def run_shards(
     *,
     report: Callable[[ShardEvent], None],
     should_stop: Callable[[], bool] = _never,
+    gpu: str | None = None,
 ) -> None:
     """Do the uncommitted ``shards`` one after another, and report each.
 
     A failed shard is recorded in the ledger and does not stop the others. The job stops on storage errors, stale
     settings, a broken back end (such as a dead endpoint), and one drop reason for nearly all samples
-    (`magicseg.run.drop_rates`). Raises StoreError, PlanMismatch, BackendError, LimitReached.
+    (`magicseg.run.drop_rates`).
+
+    Args: gpu: the name of the GPU that this process sees, for the claims; None if it has none of its own.
+    Raises StoreError, PlanMismatch, BackendError, LimitReached.
     """
     ledger = run.ledger(stage)
     with storage_errors(run.path, command("magicseg", stage, run.path)):
@@ -78,7 +86,7 @@ def run_shards(
                 return
             if ledger.committed(shard) is not None:
                 continue
-            claim = try_claim(ledger.claim_path(shard))
+            claim = try_claim(ledger.claim_path(shard), gpu=gpu)
             if claim is None:
                 report(ShardEvent(shard, "busy"))
                 continue

@@ -8,14 +8,13 @@ import torch
 import transformers
 
 from magicseg.core.devices import (
-    OutOfMemory,
     first_line,
     is_out_of_memory,
     largest_fitting,
     refuse_device_fault,
     use_threads,
 )
-from magicseg.core.errors import BackendError
+from magicseg.core.errors import BackendError, OutOfMemory
 from magicseg.vision.batches import HasBatch
 from magicseg.vision.model_options import ModelOptions
 from magicseg.weights.pretrained import from_pretrained

@@ -7,7 +7,8 @@ import pytest
 
 from helpers.tiny_runs import change, make_run
 from magicseg.run import STAGES
-from magicseg.stages.pool import default_shards_per_job, default_workers
+from magicseg.stages.placement import default_workers
+from magicseg.stages.pool import default_shards_per_job
 
 
 @pytest.mark.slow

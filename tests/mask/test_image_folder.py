@@ -200,7 +200,7 @@ def test_damaged_exif_costs_one_photograph_not_the_rest(tmp_path):
 def test_a_photograph_that_does_not_fit_in_memory_does_not_end_the_others(tmp_path, monkeypatch):
     import patch_backends
 
-    from magicseg.core.devices import OutOfMemory
+    from magicseg.core.errors import OutOfMemory
 
     honest = patch_backends.PatchSegmenter.segment
 

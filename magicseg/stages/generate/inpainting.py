@@ -13,13 +13,12 @@ from PIL import ImageFilter
 
 from magicseg.backends import DetectRequest, GenerateRequest, Image
 from magicseg.core.devices import (
-    OutOfMemory,
     first_line,
     is_out_of_memory,
     largest_fitting,
     refuse_device_fault,
 )
-from magicseg.core.errors import BackendError
+from magicseg.core.errors import BackendError, OutOfMemory
 from magicseg.labels import Label
 from magicseg.stages.generate.diffusers_options import InpaintOptions
 from magicseg.stages.generate.pipeline import PaintedImages, TextToImage, to_painted

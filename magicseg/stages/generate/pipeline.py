@@ -19,7 +19,6 @@ import transformers
 from numpy.typing import NDArray
 
 from magicseg.core.devices import (
-    OutOfMemory,
     first_line,
     is_out_of_memory,
     largest_fitting,
@@ -27,7 +26,7 @@ from magicseg.core.devices import (
     refuse_device_fault,
     use_threads,
 )
-from magicseg.core.errors import BackendError
+from magicseg.core.errors import BackendError, OutOfMemory
 from magicseg.core.text import printable
 from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.families import FAMILIES, SCHEDULERS, Family

@@ -20,7 +20,7 @@ from typing import Any
 from magicseg.backends import ClassMap, Image, Rejection
 from magicseg.core.documents import read_bytes
 from magicseg.core.dotted_keys import flattened
-from magicseg.core.errors import DataError, MagicsegError
+from magicseg.core.errors import DataError, MagicsegError, OutOfMemory
 from magicseg.core.files import storage_errors, write_atomic
 from magicseg.core.text import command
 from magicseg.images.overlays import class_png, overlay_jpeg
@@ -173,7 +173,7 @@ def _lacks_memory(error: Exception) -> bool:
     """Return whether an error says that memory does not suffice. Does not import torch: models have done that."""
     if isinstance(error, MemoryError) or "torch" not in sys.modules:
         return isinstance(error, MemoryError)
-    from magicseg.core.devices import OutOfMemory, is_out_of_memory
+    from magicseg.core.devices import is_out_of_memory
 
     return isinstance(error, OutOfMemory) if isinstance(error, MagicsegError) else is_out_of_memory(error)
 
