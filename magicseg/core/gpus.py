@@ -44,8 +44,7 @@ class Gpu:
 
     def is_called(self, word: str) -> bool:
         """Return whether ``word`` names it: its index, its UUID, or the beginning of its UUID."""
-        is_uuid = not word.isdecimal()
-        return word == self.name or (is_uuid and any(full.startswith(word) for full in (self.name, self.uuid)))
+        return any(_is_same(word, full) for full in (self.name, self.uuid))
 
 
 @dataclass(frozen=True)
@@ -131,12 +130,15 @@ def shown_gpus(names: Iterable[str]) -> str:
 
 def memory_of(gpus: Sequence[Gpu]) -> dict[str, int]:
     """Return the memory of GPUs in bytes, by name. GPUs of unknown memory are left out."""
-    wanted = {gpu.name for gpu in gpus}
-    if any(CUDA in gpu.environment for gpu in gpus):
-        known = dict(_nvidia_memory())
-        full = {name: next((each for each in known if each.startswith(name)), name) for name in wanted}
-        return {name: known[full[name]] for name in wanted if full[name] in known}
-    return {name: size for name, size in _amd_memory() if name in wanted}
+    nvidia = any(CUDA in gpu.environment for gpu in gpus)
+    known = dict(_nvidia_memory() if nvidia else _amd_memory())
+    full = {gpu.name: next((each for each in known if _is_same(gpu.name, each)), gpu.name) for gpu in gpus}
+    return {name: known[of] for name, of in full.items() if of in known}
+
+
+def _is_same(name: str, full: str) -> bool:
+    """Return whether ``name``, which may be the beginning of a UUID, names the device ``full``."""
+    return name == full or (not name.isdecimal() and full.startswith(name))
 
 
 def _found(environment: Mapping[str, str]) -> Iterator[Gpu]:

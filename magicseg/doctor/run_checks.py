@@ -11,6 +11,7 @@ from magicseg.config.stage_declarations import DECLARATIONS, STAGES
 from magicseg.core.checks import Check, Status, ask, attempt
 from magicseg.core.text import size_text
 from magicseg.data.shared_memory import check_shared_memory, needed_bytes
+from magicseg.doctor.worker_checks import worker_checks
 from magicseg.installed_backends import with_nested
 from magicseg.launch.profile_files import load_profile
 from magicseg.run.directory import Run
@@ -36,6 +37,7 @@ def run_checks(run: Run) -> Iterator[Check]:
     if settings.status is not Status.FAILED:
         yield from weights(run, "train", needed=False)
         yield attempt("train: shared memory", lambda: shared_memory_of(run))
+    yield from worker_checks(run)
     if settings.status is not Status.FAILED:
         yield attempt("room for the rest", lambda: room(run))
 

@@ -299,14 +299,9 @@ class _Pool:
         if others:
             gpu = self._gpus[job.slot]
             where = f" on GPU {gpu.name}" if gpu else ""
-            hint = f" (hint: {error.hint})" if error.hint else ""
-            self._report(
-                ShardEvent(
-                    left[0],
-                    "out-of-memory",
-                    detail=f"a worker{where} stopped, the others do its shards: {error.message}{hint}",
-                )
-            )
+            told = "\n".join([error.message, *([f"hint:  {error.hint}"] if error.hint else [])])
+            detail = f"a worker{where} stopped, the others do its shards: {told}"
+            self._report(ShardEvent(left[0], "out-of-memory", detail=detail))
 
     def _left(self, job: _WorkerJob) -> list[int]:
         committed = self._ledger.commits()

@@ -264,6 +264,41 @@ def test_needed_space_is_extrapolated_from_committed_shards(fresh, monkeypatch):
     assert found(fresh, "room for the rest").status is Status.FAILED
 
 
+# nvidia-smi is a script that prints what the real one prints.
+_SMI = """case "$1" in
+  -L) echo 'GPU 0: Small GPU (UUID: GPU-a)'; echo 'GPU 1: Small GPU (UUID: GPU-b)' ;;
+  *) echo '0, GPU-a, {mebibytes}'; echo '1, GPU-b, {mebibytes}' ;;
+esac"""
+
+
+def test_the_workers_of_each_stage_are_shown_and_weights_larger_than_a_gpu_are_a_warning(
+    tmp_path, tools, monkeypatch
+):
+    for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "model.pt").write_bytes(bytes(2 << 20))
+    run = make_run(
+        tmp_path / "run",
+        "mask.backend=detect-segment",
+        "mask.options={detector: {backend: clip, options: {model: 'shipped:clip', against: [nothing]}},"
+        f" segmenter: {{backend: transformers, options: {{model: {weights}, device: cuda}}}}}}",
+    )
+    assert found(run, "generate: workers").seen.endswith("(CPU)")
+    check = found(run, "mask: workers")
+    assert (check.status, check.seen) == (Status.NOTE, "1 worker, no GPU was found")
+    tools("nvidia-smi", _SMI.format(mebibytes=81920))
+    check = found(run, "mask: workers")
+    assert check.status is Status.OK
+    assert "2 workers on GPUs 0-1; their weights take" in check.seen
+    assert "on each, GPU 0 has 85.9 GB" in check.seen
+    tools("nvidia-smi", _SMI.format(mebibytes=1))
+    check = found(run, "mask: workers")
+    assert check.status is Status.WARNING
+    assert "choose larger GPUs" in check.remedy
+
+
 def test_an_invalid_profile_is_found(tmp_path):
     profile = tmp_path / "site.yaml"
     profile.write_text("partion: gpu\n")

@@ -4,13 +4,14 @@ import contextlib
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
 
-from magicseg.run.claims import STALE_SECONDS, claiming_job, is_live, try_claim
+from magicseg.run.claims import STALE_SECONDS, Claimant, claimant, claiming_job, is_live, try_claim
 
 
 @pytest.fixture
@@ -205,3 +206,13 @@ def test_a_claim_records_its_job(path, in_slurm):
         in_slurm(job, "")
         with try_claim(path):
             assert claiming_job(path) == job
+
+
+def test_a_claim_records_host_and_gpu_and_older_claims_have_no_gpu(path):
+    assert claimant(path) is None
+    with try_claim(path, gpu="MIG-1"):
+        assert claimant(path) == Claimant(socket.gethostname(), "MIG-1")
+    with try_claim(path):
+        assert claimant(path) == Claimant(socket.gethostname(), None)
+    foreign(path, age=0)
+    assert claimant(path) == Claimant("", None)
