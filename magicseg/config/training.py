@@ -17,12 +17,13 @@ __all__ = ["EncoderSettings", "ModelSettings", "TrainSettings"]
 class TrainSettings(ModelSettings, DataSettings):
     """The settings of the model, the data and the training. Those in ``NEUTRAL`` change neither weights nor curve.
 
-    ``strategy`` is one of them, although it changes rounding, as does the number of ranks.
+    ``strategy`` and ``class_chunk`` are among them, although they change rounding, as does the number of ranks.
     """
 
     NEUTRAL: ClassVar[frozenset[str]] = DataSettings.NEUTRAL | {
         "checkpoint_activations",
         "checkpoint_every",
+        "class_chunk",
         "evaluate_every",
         "keep_checkpoints",
         "keep_every",
@@ -101,6 +102,11 @@ class TrainSettings(ModelSettings, DataSettings):
     compile: bool = Field(default=False, description="compile model and losses with torch.compile")
     checkpoint_activations: bool = Field(
         default=False, description="recompute the encoder's activations in the backward pass instead of keeping them"
+    )
+    class_chunk: int = Field(
+        default=0,
+        ge=0,
+        description="queried classes whose masks are computed at a time, in both passes, to save memory; 0: all",
     )
     strategy: Literal["auto", "ddp", "fsdp"] = Field(
         default="auto", description="replicate weights on every rank (ddp) or shard them (fsdp); auto: ddp"

@@ -8,8 +8,9 @@
 """
 
 import copy
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, overload
 
@@ -27,6 +28,8 @@ from magicseg.model.sliding_window import WindowAverage
 from magicseg.model.text_cache import cached_texts, text_key
 
 ClassNames = Sequence[str] | Sequence[Sequence[str]]
+Upsampler = Callable[[Tensor], Tensor]
+"""From float32 (B, K, h, w) on the patch grid to float32 (B, K, H, W), for any K."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,24 +210,32 @@ class Segmenter(nn.Module):
             of every layer of the decoder, the prediction last.
         Returns: float32 (B, K, height, width), or a tuple of them.
         """
+        grids = self.decode_on_grid(cls, patches, text, size, every_layer=every_layer)
+        upsampled = tuple(map(self.upsampler(size), grids))
+        return upsampled if every_layer else upsampled[0]
+
+    def decode_on_grid(
+        self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Return the mask logits before they are upsampled, float32 (B, K, h, w). Args: as `decode`.
+
+        They are those of every layer of the decoder, or a tuple of the prediction alone.
+        """
         if text.dim() == 2:
             text = text.expand(len(cls), -1, -1)
-        if every_layer:
-            return tuple(self._upsampled(each, size) for each in self.decoder.every_layer(cls, patches, text))
-        return self._upsampled(self.decoder(cls, patches, text), size)
+        layers = self.decoder.every_layer(cls, patches, text) if every_layer else (self.decoder(cls, patches, text),)
+        return tuple(self._on_grid(each, size) for each in layers)
+
+    def upsampler(self, size: tuple[int, int]) -> Upsampler:
+        """Return the function that upsamples the results of `decode_on_grid`, or some of their classes."""
+        return functools.partial(upsample_logits, size=size)
 
     def patch_logits(self, images: Tensor, text: Tensor) -> Tensor:
         """Return the mask logits on the patch grid, float32 (B, K, h, w): `forward`'s before they are upsampled.
 
         Args: images: uint8 (B, 3, H, W). text: (K, D).
         """
-        cls, patches = self.encode_images(images)
-        logits = self.decoder(cls, patches, text.expand(len(cls), -1, -1))
-        return self._on_grid(logits, (images.shape[-2], images.shape[-1]))
-
-    def _upsampled(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        """Bring (B, K, h * w) to float32 (B, K, height, width)."""
-        return upsample_logits(self._on_grid(logits, size), size)
+        return self.decode_on_grid(*self.encode_images(images), text, (images.shape[-2], images.shape[-1]))[0]
 
     def _on_grid(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Reshape (B, K, h * w) to float32 (B, K, h, w). Args: size: of the images, pixels."""

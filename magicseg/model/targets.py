@@ -40,6 +40,12 @@ class Targets(NamedTuple):
         """Return the targets of some of the images."""
         return Targets(*(values[images] for values in self))
 
+    def of_classes(self, classes: slice) -> "Targets":
+        """Return the targets of some of the queried classes, for all images. Args: classes: from 0 to K."""
+        return self._replace(
+            classes=self.classes[:, classes], present=self.present[:, classes], asked=self.asked[:, classes]
+        )
+
 
 def sample_targets(
     class_map: Tensor, draws: Tensor, *, sampled_classes: int, allowed: Tensor | None = None

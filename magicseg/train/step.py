@@ -21,6 +21,7 @@ from magicseg.data.dataset import Batch
 from magicseg.labels import Vocabulary
 from magicseg.model.hard_negatives import class_responses, with_hard_negatives
 from magicseg.model.losses import loss_terms
+from magicseg.model.losses.class_chunks import GridLogits, term_counts, term_values
 from magicseg.model.losses.pairs import true_pairs
 from magicseg.model.losses.term import ForwardPass, ImageTokens, PairedImages, weighted_sum
 from magicseg.model.segmenter import Segmenter
@@ -64,7 +65,7 @@ class ModelWithLosses(nn.Module):
     def counts(self, batch: Batch, targets: Targets) -> list[Tensor]:
         """Return every term's `LossTerm.count`."""
         pairs = self._pairs(batch)
-        return [term.count(targets, pairs) for term in self.terms]
+        return term_counts(self.terms, targets, pairs, chunk=self.settings.class_chunk)
 
     def forward(self, batch: Batch, targets: Targets, counts: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return scalars: ``loss``, the weighted sum, and the terms by name, before their weights.
@@ -73,8 +74,7 @@ class ModelWithLosses(nn.Module):
 
         Args: counts: `counts` of the whole batch, each summed over its parts.
         """
-        found = self._forward_pass(batch, targets)
-        values = [term.compute(found, count) for term, count in zip(self.terms, counts, strict=True)]
+        values = term_values(self.terms, counts, *self._forward_pass(batch, targets), chunk=self.settings.class_chunk)
         names = [term.name for term in self.terms]
         return {"loss": weighted_sum(self.terms, values), **dict(zip(names, values, strict=True))}
 
@@ -82,13 +82,15 @@ class ModelWithLosses(nn.Module):
         validated = torch.zeros_like(batch.paired) if self._validated is None else self._validated[batch.sources]
         return PairedImages(batch.images, batch.counterfactuals, batch.paired, validated)
 
-    def _forward_pass(self, batch: Batch, targets: Targets) -> ForwardPass:
+    def _forward_pass(self, batch: Batch, targets: Targets) -> tuple[ForwardPass, GridLogits, GridLogits | None]:
+        """Return the pass without masks and logits, the logits, and the counterfactuals' if a term reads them."""
         precision, count = self.settings.precision, len(batch.images)
         with_other_logits = any(term.reads_counterfactual_logits for term in self.terms)
         hard = self.settings.hard_negatives
         with_counterfactuals = with_other_logits or hard > 0 or any(t.reads_counterfactuals for t in self.terms)
         images = torch.cat([batch.images, batch.counterfactuals]) if with_counterfactuals else batch.images
-        height, width = batch.images.shape[-2:]
+        size = batch.images.shape[-2], batch.images.shape[-1]
+        every_layer = any(term.reads_earlier_layers for term in self.terms)
         with torch.autocast(images.device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"):
             cls, patches = self.model.encode_images(images)
             texts = _class_texts(self.model, self.names)
@@ -98,23 +100,23 @@ class ModelWithLosses(nn.Module):
                 pairs, allowed = true_pairs(targets, batch.paired), self.allowed(batch)
                 targets = with_hard_negatives(targets, responses, count=hard, images=pairs, allowed=allowed)
             text = texts[targets.classes]
-            if any(term.reads_earlier_layers for term in self.terms):
-                *earlier, logits = self.model.decode(*tokens, text, (height, width), every_layer=True)
-            else:
-                earlier, logits = [], self.model.decode(*tokens, text, (height, width))
+            logits = self._decode(tokens, text, size, every_layer=every_layer)
             # In a call of its own, so that the images' logits are the same bits with and without it.
-            other_logits = self.model.decode(*others, text, (height, width)) if with_other_logits else None
-        return ForwardPass(
+            other_logits = self._decode(others, text, size) if with_other_logits else None
+        found = ForwardPass(
             targets=targets,
-            masks=targets.masks,
             pairs=self._pairs(batch),
             text=text,
             images=tokens,
             counterfactuals=others if with_counterfactuals else None,
-            logits=logits,
-            counterfactual_logits=other_logits,
-            earlier_logits=tuple(earlier),
         )
+        return found, logits, other_logits
+
+    def _decode(
+        self, tokens: ImageTokens, text: Tensor, size: tuple[int, int], *, every_layer: bool = False
+    ) -> GridLogits:
+        layers = self.model.decode_on_grid(*tokens, text, size, every_layer=every_layer)
+        return GridLogits(layers, self.model.upsampler(size))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

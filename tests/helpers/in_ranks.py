@@ -170,6 +170,7 @@ if __name__ == "__main__":
             compare_batch_norms(here)
             (out / f"batch-norms-agree-{here.rank}").touch()
             train_squares(out / "train", json.loads(sys.argv[3]), here)
+            train_squares(out / "class-chunks", {**json.loads(sys.argv[3]), "class_chunk": 1}, here)
             compare_strategies(out / "strategies", json.loads(sys.argv[4]), here)
             train_twice(out / "twice", here)
             lose_a_loss(out / "not-finite", here)

@@ -95,7 +95,11 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole(case):
 
 def test_an_image_without_objects_does_not_count_as_a_pair(case):
     _, targets = case
-    assert true_pairs(targets, torch.tensor([True, True, False])).tolist() == [True, False, False]
+    paired = torch.tensor([True, True, False])
+    assert true_pairs(targets, paired).tolist() == [True, False, False]
+    place = (~targets.present[0]).nonzero()[0].item()
+    some = targets.of_classes(slice(place, place + 1))
+    assert true_pairs(some, paired).tolist() == [True, False, False], "whichever classes are looked at"
 
 
 def test_counterfactual_is_its_formula():

@@ -182,16 +182,18 @@ def test_batch_norm_over_ranks_is_batch_norm_of_the_whole_batch(two_ranks):
 
 def test_two_ranks_have_the_curve_of_one_process(two_ranks, tmp_path):
     """But for rounding, though the ranks have other numbers of labelled pixels, present classes and pairs: losses are
-    means over the whole batch.
+    means over the whole batch, also by chunks of classes.
     """
     from helpers.in_ranks import train_squares
     from magicseg.core.distributed import ALONE
 
     train_squares(tmp_path / "one", UNSHARED, ALONE)
-    one, two = rows(tmp_path / "one"), rows(two_ranks / "train")
-    assert [row["step"] for row in two] == list(range(1, 13)), "one process writes the log"
-    for expected, row in zip(one, two, strict=True):
-        assert row == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    one = rows(tmp_path / "one")
+    for name in ("train", "class-chunks"):
+        two = rows(two_ranks / name)
+        assert [row["step"] for row in two] == list(range(1, 13)), "one process writes the log"
+        for expected, row in zip(one, two, strict=True):
+            assert row == pytest.approx(expected, rel=1e-4, abs=1e-5), name
 
 
 def test_a_loss_that_is_not_a_number_stops_all_ranks_at_the_same_step(two_ranks):

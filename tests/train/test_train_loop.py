@@ -176,6 +176,18 @@ def test_neutral_settings_may_change_before_a_resume(go, tmp_path):
     assert without_speed(tmp_path / "run") == without_speed(tmp_path / "whole")
 
 
+def test_a_resume_may_change_the_chunk_of_classes(go, tmp_path):
+    """With the same chunk it is exact; with another one it differs by rounding."""
+    go(tmp_path / "whole", class_chunk=1, log_every=1)
+    for name, chunk in {"same": 1, "other": 0}.items():
+        go(tmp_path / name, class_chunk=1, log_every=1, stop_at=4)
+        go(tmp_path / name, class_chunk=chunk, log_every=1)
+    whole = without_speed(tmp_path / "whole")
+    assert without_speed(tmp_path / "same") == whole
+    for one, other in zip(whole, without_speed(tmp_path / "other"), strict=True):
+        assert other == pytest.approx(one, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_loader_processes_do_not_change_the_curve(go, tmp_path):
     alone, helped = [], []

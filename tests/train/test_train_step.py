@@ -17,6 +17,7 @@ from magicseg.core.errors import BackendError, DataError, IncompleteError
 from magicseg.data.dataset import Batch
 from magicseg.labels import IGNORE
 from magicseg.model.losses import loss_terms
+from magicseg.model.losses.class_chunks import term_counts, term_values
 from magicseg.model.losses.term import LossTerm
 from magicseg.model.segmenter import build_segmenter
 from magicseg.model.targets import sample_targets
@@ -109,6 +110,7 @@ class NoWaiting(TorchDispatchMode):
         {"gradient_clip": 1.0, "ema_decay": 0.9, "deep_supervision_weight": 0.5},
         {"precision": "bf16"},
         {"accumulate": 5},
+        {"class_chunk": 1, **PAIR_LOSSES},
         {"decoder": "zegclip", "losses": "release", "weight_decay_on": "all"},
         PAIR_LOSSES,
     ],
@@ -139,6 +141,64 @@ def test_accumulated_parts_have_the_losses_and_gradients_of_the_batch(accumulate
         for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
             if one.grad is not None:
                 torch.testing.assert_close(other.grad, one.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+MASK_LOSSES = {
+    "pairs and layers": {**PAIR_LOSSES, "deep_supervision_weight": 0.5, "decoder_layers": 3},
+    "release": {"losses": "release", "silence_weight": 20.0},
+    "in parts": {**PAIR_LOSSES, "accumulate": 3},
+}
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+@pytest.mark.parametrize("changes", MASK_LOSSES.values(), ids=MASK_LOSSES)
+def test_losses_by_chunks_of_classes_have_the_values_and_gradients_of_all(chunk, changes):
+    """Three classes are queried. Image 1 has no object, image 2 no pair; source 1 has no green and is not checked."""
+    settings = {**CALM, **changes, "sampled_classes": 3}
+    allowed = np.array([[True, True, True], [True, False, True]])
+    whole, parts = (
+        stepper(**settings, class_chunk=number, allowed=allowed, validated=(True, False)) for number in (0, chunk)
+    )
+    batch = batch_of(sources=torch.arange(6) % 2)
+    expected = losses(whole(batch, step=0, stop=False))
+    assert losses(parts(batch, step=0, stop=False)) == pytest.approx(expected, rel=1e-6)
+    for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
+        if one.grad is not None:
+            allowance = 1e-5 * one.grad.abs().max().item() + 1e-9
+            torch.testing.assert_close(other.grad, one.grad, rtol=1e-5, atol=allowance, msg=name)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the size of the largest result of an operation: the number of its values."""
+
+    values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.values = max(self.values, result.numel())
+        return result
+
+
+@pytest.mark.parametrize(("chunk", "upsampled"), [(0, [3]), (1, [1] * 6), (2, [2, 1, 1, 2])])
+def test_no_tensor_has_the_pixels_of_more_than_a_chunk_of_classes(chunk, upsampled):
+    """Every chunk is upsampled twice: its pixels are freed after its losses, and computed again in reverse order."""
+    one = stepper(**CALM, sampled_classes=3, counterfactual_weight=0.0)
+    module, batch = one._module, batch_of()
+    targets = sample_targets(batch.masks, torch.rand(6, 3), sampled_classes=3)
+    found, logits, _ = module._forward_pass(batch, targets)
+    seen = []
+
+    def upsample(grid):
+        seen.append(grid.shape[1])
+        return logits.upsample(grid)
+
+    with LargestTensor() as largest:
+        counts = term_counts(module.terms, targets, found.pairs, chunk=chunk)
+        values = term_values(module.terms, counts, found, logits._replace(upsample=upsample), None, chunk=chunk)
+        sum(values).backward(inputs=list(logits.layers))
+    assert seen == upsampled
+    assert largest.values == max(upsampled) * 6 * 16 * 16
 
 
 def test_deep_supervision_is_the_mask_losses_of_the_earlier_layers():
@@ -310,7 +370,9 @@ def test_activations_computed_twice_change_no_bit():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.parametrize("changes", [{}, PAIR_LOSSES], ids=["plain", "pair losses"])
+@pytest.mark.parametrize(
+    "changes", [{}, PAIR_LOSSES, {"class_chunk": 1}], ids=["plain", "pair losses", "chunks of classes"]
+)
 def test_a_compiled_step_has_the_losses_of_a_plain_one(quick_linker, changes):
     small = {**CALM, **changes, "encoder": CALM["encoder"].model_copy(update={"layers": 1}), "decoder_layers": 1}
     plain, compiled = stepper(**small), stepper(**small, compile=True)

@@ -24,6 +24,9 @@ A batch may be sharded across ranks and micro-batches. A mean over the whole bat
 each part divides by the count of the whole batch. So every loss takes a ``count``, and `LossTerm.count` gives the
 count of a part.
 
+The losses on masks are sums over classes as well, by the same counts. So they can be computed for some of the classes
+at a time (`magicseg.model.losses.class_chunks`).
+
 To add a loss, write its function and its `LossTerm` in `masks` or `pairs`, add the term to `loss_terms`, and give its
 weight a setting in `magicseg.config.training.TrainSettings`. The log and the checkpoints use the term's name.
 

@@ -66,8 +66,7 @@ def focal_term(settings: TrainSettings) -> LossTerm:
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
         return focal_loss(
-            found.logits,
-            found.masks,
+            *found.on_pixels(),
             found.targets.valid,
             alpha=settings.focal_alpha,
             gamma=settings.focal_gamma,
@@ -75,7 +74,7 @@ def focal_term(settings: TrainSettings) -> LossTerm:
             count=count[0],
         )
 
-    return LossTerm(name="focal", weight=settings.focal_weight, count=count, compute=compute)
+    return LossTerm(name="focal", weight=settings.focal_weight, count=count, compute=compute, sums_over_classes=True)
 
 
 def dice_term(settings: TrainSettings) -> LossTerm:
@@ -84,9 +83,9 @@ def dice_term(settings: TrainSettings) -> LossTerm:
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
         targets = found.targets
-        return dice_loss(found.logits, found.masks, targets.valid, targets.present, count=count[0])
+        return dice_loss(*found.on_pixels(), targets.valid, targets.present, count=count[0])
 
-    return LossTerm(name="dice", weight=settings.dice_weight, count=count, compute=compute)
+    return LossTerm(name="dice", weight=settings.dice_weight, count=count, compute=compute, sums_over_classes=True)
 
 
 def deep_supervision_term(settings: TrainSettings, mask_terms: Sequence[LossTerm]) -> LossTerm:
@@ -108,6 +107,7 @@ def deep_supervision_term(settings: TrainSettings, mask_terms: Sequence[LossTerm
         weight=settings.deep_supervision_weight if settings.decoder_layers > 1 else 0.0,
         count=count,
         compute=compute,
+        sums_over_classes=True,
         reads_earlier_layers=True,
     )
 

@@ -126,9 +126,10 @@ def true_pairs(targets: Targets, paired: Tensor) -> Tensor:
     An image without a labelled pixel has no object to remove, so its counterfactual is the same image. The loss would
     push the token away from itself. The method's description takes the mean over all pairs and does not mention this.
 
-    Args: paired: bool (B,), whether an image has a counterfactual at all.
+    Args: targets: of all queried classes or some of them. paired: bool (B,), whether an image has a counterfactual at
+    all.
     """
-    return paired & targets.present.any(1)
+    return paired & (targets.positions >= 0).flatten(1).any(1)
 
 
 def counterfactual_term(settings: TrainSettings) -> LossTerm:
@@ -173,6 +174,7 @@ def silence_term(settings: TrainSettings) -> LossTerm:
         weight=settings.silence_weight,
         count=count,
         compute=compute,
+        sums_over_classes=True,
         reads_counterfactual_logits=True,
     )
 
@@ -190,16 +192,18 @@ def aligned_pair_term(settings: TrainSettings) -> LossTerm:
 
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
         assert found.counterfactual_logits is not None
-        targets, both = found.targets, (found.logits, found.counterfactual_logits)
+        targets, (logits, masks) = found.targets, found.on_pixels()
+        both = logits, found.counterfactual_logits
         agreement = agreement_loss(*both, outside(targets, found.pairs), targets.asked, count=count[0])
-        masks = inside(targets, found.masks, found.pairs)
-        return agreement + margin_loss(*both, masks, margin=settings.aligned_pair_margin, count=count[1])
+        pixels = inside(targets, masks, found.pairs)
+        return agreement + margin_loss(*both, pixels, margin=settings.aligned_pair_margin, count=count[1])
 
     return LossTerm(
         name="aligned_pair",
         weight=settings.aligned_pair_weight,
         count=count,
         compute=compute,
+        sums_over_classes=True,
         reads_counterfactual_logits=True,
     )
 

@@ -43,8 +43,7 @@ def release_focal_term(settings: TrainSettings) -> LossTerm:
     def compute(found: ForwardPass, count: Tensor) -> Tensor:
         targets = found.targets
         return release_focal_loss(
-            found.logits,
-            found.masks,
+            *found.on_pixels(),
             targets.valid,
             targets.present,
             alpha=settings.focal_alpha,
@@ -53,4 +52,4 @@ def release_focal_term(settings: TrainSettings) -> LossTerm:
             count=count[0],
         )
 
-    return LossTerm(name="focal", weight=settings.focal_weight, count=count, compute=compute)
+    return LossTerm(name="focal", weight=settings.focal_weight, count=count, compute=compute, sums_over_classes=True)

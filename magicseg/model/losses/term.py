@@ -36,22 +36,30 @@ class PairedImages(NamedTuple):
 class ForwardPass(NamedTuple):
     """Everything that a loss may read: a part of a batch and the model's outputs for it.
 
-    ``masks``: `Targets.masks`, made once. ``text``: float (B, K, D), the queried classes' embeddings. ``images``,
-    ``counterfactuals``: their tokens; the latter None unless a term has ``reads_counterfactuals``. ``logits``:
-    float32 (B, K, H, W). ``counterfactual_logits``: the same classes' on the counterfactuals; None unless a term has
-    ``reads_counterfactual_logits``. ``earlier_logits``: those of the decoder's earlier layers in their order; empty
-    unless a term has ``reads_earlier_layers``.
+    ``text``: float (B, K, D), the queried classes' embeddings. ``images``, ``counterfactuals``: their tokens; the
+    latter None unless a term has ``reads_counterfactuals``.
+
+    The rest is for the terms with ``sums_over_classes``; others find it empty. ``masks``: `Targets.masks`, made once.
+    ``logits``: float32 (B, K, H, W). ``counterfactual_logits``: the same classes' on the counterfactuals; None unless
+    a term has ``reads_counterfactual_logits``. ``earlier_logits``: those of the decoder's earlier layers in their
+    order; empty unless a term has ``reads_earlier_layers``.
     """
 
     targets: Targets
-    masks: Tensor
     pairs: PairedImages
     text: Tensor
     images: ImageTokens
     counterfactuals: ImageTokens | None
-    logits: Tensor
-    counterfactual_logits: Tensor | None
-    earlier_logits: tuple[Tensor, ...]
+    masks: Tensor | None = None
+    logits: Tensor | None = None
+    counterfactual_logits: Tensor | None = None
+    earlier_logits: tuple[Tensor, ...] = ()
+
+    def on_pixels(self) -> tuple[Tensor, Tensor]:
+        """Return ``logits`` and ``masks``, for terms with ``sums_over_classes``."""
+        assert self.logits is not None
+        assert self.masks is not None
+        return self.logits, self.masks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +71,8 @@ class LossTerm:
     a batch's parts add up. A term with several means has n of them.
     ``compute``: from a part's forward pass and the count of the whole batch, the part's share of the term: a scalar,
     before its weight.
+    ``sums_over_classes``: the count and the value are sums over the queried classes, so both may be computed for some
+    of the classes at a time. Only such a term may read masks and logits.
     ``reads_counterfactuals``: encode the counterfactual images too. ``reads_counterfactual_logits``: encode and
     decode them. ``reads_earlier_layers``: decode every layer.
     """
@@ -71,6 +81,7 @@ class LossTerm:
     weight: float
     count: Callable[[Targets, PairedImages], Tensor]
     compute: Callable[[ForwardPass, Tensor], Tensor]
+    sums_over_classes: bool = False
     reads_counterfactuals: bool = False
     reads_counterfactual_logits: bool = False
     reads_earlier_layers: bool = False
