@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from helpers.tiny_runs import change, do
+from helpers.tiny_runs import change, do, make_run
 from magicseg.core.errors import PlanMismatch
 from magicseg.core.files import to_json
 from magicseg.core.signals import StopFlag
@@ -92,6 +92,14 @@ def test_tasks_are_laid_out_as_submit_would(one_done):
     assert report["total"]["left"]["gpu_hours"] == 0.0
 
 
+@pytest.mark.usefixtures("faulty")
+def test_without_a_profile_a_stage_on_gpus_has_one_worker_per_visible_gpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4")  # a stand-in: there is no such device
+    run = make_run(tmp_path / "run", "generate.backend=gpu-recorder", f"generate.options.log={tmp_path}")
+    assert estimate(run, None)["parallel"] == 5
+    assert estimate(run, None, parallel=2)["parallel"] == 2
+
+
 def test_the_parallel_option_overrides_the_profile(one_done):
     profile = Profile(parallel=2, shards_per_task=1)
     assert estimate(one_done, profile, parallel=5)["stages"][0]["left"]["wall_seconds"] == 15.0
@@ -146,8 +154,6 @@ def test_a_gpu_of_this_machine_is_not_counted_for_cpu_tasks(fresh):
 
 
 def test_a_short_last_shard_costs_less(tmp_path):
-    from helpers.tiny_runs import make_run
-
     run = make_run(tmp_path / "run", "plan.samples=88")
     do(run, "describe", shards=[0])
     measure_as(run, start=0.0, seconds=16.0)
