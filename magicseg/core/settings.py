@@ -32,9 +32,12 @@ class Settings(BaseModel):
     `model_config`.
 
     ``NEUTRAL`` names the settings that do not affect the results. They are left out of fingerprints.
+    ``LATER`` names settings that affect the results and are newer than the first runs. Their default is what those
+    runs did, so a setting at its default is left out of fingerprints.
     """
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset()
+    LATER: ClassVar[frozenset[str]] = frozenset()
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -45,3 +48,9 @@ class Settings(BaseModel):
         if cls.model_config.get("strict") is not False:
             _make_strict(schema)
         return schema
+
+    @property
+    def not_in_fingerprint(self) -> frozenset[str]:
+        """The names of settings that a fingerprint leaves out: neutral ones, and later ones at their default."""
+        fields = type(self).model_fields
+        return self.NEUTRAL | {name for name in self.LATER if getattr(self, name) == fields[name].default}

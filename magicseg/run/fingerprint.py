@@ -42,14 +42,14 @@ class _Group:
     recipe: int | None = None
 
     def inputs(self) -> dict[str, Any]:
-        """Return the settings that decide bytes, without neutral ones, and the identities of the back ends."""
-        neutral = [f"{name}." for name in self.settings.NEUTRAL]
-        neutral += [f"{each.key(name)}." for each in self.backends for name in each.options.NEUTRAL]
+        """Return the settings that decide bytes, and the identities of the back ends."""
+        left_out = [f"{name}." for name in self.settings.not_in_fingerprint]
+        left_out += [f"{each.key(name)}." for each in self.backends for name in each.options.not_in_fingerprint]
         values = flattened(self.settings.model_dump(mode="json"))
         found = {
             f"{self.key}.{key}": value
             for key, value in values.items()
-            if not f"{key}.".startswith(tuple(neutral))  # a neutral setting may be a whole group
+            if not f"{key}.".startswith(tuple(left_out))  # it may be a whole group
         }
         if self.recipe is not None:
             found[f"{self.key}.recipe"] = self.recipe

@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from magicseg.config.finding import OutlineOptions
+from magicseg.stages.generate.cache_options import StepCache
 from magicseg.weights import PinnedSettings
 
 SchedulerName = Literal[
@@ -23,6 +24,9 @@ SchedulerName = Literal[
     "flow-heun",
 ]
 
+AttentionName = Literal["default", "native", "math", "native-flash", "cudnn", "flash", "flash-3", "sage"]
+_GPU_ATTENTION = ("native-flash", "cudnn", "flash", "flash-3", "sage")
+
 
 class InpaintOptions(OutlineOptions):
     """How the objects to remove are found, and how their pixels are filled."""
@@ -37,6 +41,7 @@ class DiffusersOptions(PinnedSettings):
     """The weights, sampling, counterfactuals, and memory savings."""
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset({"drop_t5"})  # see `identity`
+    LATER: ClassVar[frozenset[str]] = frozenset({"attention", "fuse_qkv", "channels_last", "cache", "quantization"})
 
     model: str = Field(description="a name on the hub, or the path of a folder with model_index.json")
     variant: str | None = Field(None, pattern=r"^\w+$", description="weight files with this infix, such as fp16")
@@ -66,10 +71,32 @@ class DiffusersOptions(PinnedSettings):
     device: Literal["cuda", "cpu"] = "cuda"
     dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     cpu_threads: int = Field(1, ge=1, le=1024, description="on the CPU; results differ with it in the last bits")
-    compile: bool = Field(False, description="torch.compile of the denoiser")
-    offload: Literal["none", "model", "sequential"] = Field("none", description="weights wait in the CPU's memory")
+    attention: AttentionName = Field("default", description="diffusers' attention back end; default: the library's")
+    compile: Literal["off", "denoiser", "regional"] = Field(
+        "off", description="torch.compile of the denoiser, or of its repeated blocks only"
+    )
+    fuse_qkv: bool = Field(False, description="one matrix for the projections to queries, keys and values")
+    channels_last: bool = Field(False, description="memory layout of convolutions in denoiser and VAE")
+    cache: StepCache | None = Field(None, description="reuse what changes little from step to step")
+    quantization: Literal["int8-weights", "int8", "fp8-weights", "fp8"] | None = Field(
+        None, description="8-bit linear layers of the denoiser: weights alone, or activations too; needs torchao"
+    )
+    offload: Literal["none", "model", "group", "sequential"] = Field(
+        "none", description="weights wait in the CPU's memory"
+    )
     attention_slicing: bool = Field(False, description="less memory, slower")
     vae_slicing: bool = Field(False, description="decode image by image: less memory")
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        """Accept true and false, which older runs have."""
+        return {True: "denoiser", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_serializer("compile", when_used="json")
+    def _as_before(self, value: str) -> bool | str:
+        """Write true and false, so that older runs keep their fingerprints."""
+        return {"denoiser": True, "off": False}.get(value, value)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -90,3 +117,27 @@ class DiffusersOptions(PinnedSettings):
         if self.device == "cpu" and self.offload != "none":
             raise ValueError("offload is for cuda")
         return self
+
+    @model_validator(mode="after")
+    def _speed_settings_fit(self) -> Self:
+        if self.attention in _GPU_ATTENTION and self.device == "cpu":
+            raise ValueError(f"attention: {self.attention} is for cuda")
+        if self.attention in _GPU_ATTENTION and self.dtype == "float32":
+            raise ValueError(f"attention: {self.attention} needs dtype float16 or bfloat16")
+        if self.attention_slicing and (self.fuse_qkv or self.attention != "default"):
+            raise ValueError("attention_slicing replaces the attention that fuse_qkv and attention set; use one")
+        if self.cache is not None and self.inpaint:
+            raise ValueError("cache does not work with counterfactual: inpaint")
+        if self.quantization is not None:
+            self._check_quantization()
+        return self
+
+    def _check_quantization(self) -> None:
+        if self.dtype != "bfloat16":
+            raise ValueError("quantization needs dtype bfloat16")
+        if self.quantization == "fp8" and self.device == "cpu":
+            raise ValueError("quantization: fp8 is for cuda; on the cpu use int8, int8-weights or fp8-weights")
+        if self.fuse_qkv:
+            raise ValueError("fuse_qkv cannot join quantized weights; use one of the two")
+        if self.offload in ("group", "sequential"):
+            raise ValueError(f"offload: {self.offload} cannot move quantized weights; use model or none")

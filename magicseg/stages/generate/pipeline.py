@@ -28,9 +28,15 @@ from magicseg.core.devices import (
 )
 from magicseg.core.errors import BackendError, OutOfMemory
 from magicseg.core.text import printable
+from magicseg.stages.generate.acceleration import (
+    place,
+    quantization_arguments,
+    refuse_uncompilable,
+)
 from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.stages.generate.pipeline_folder import T5_PARTS, parts_of, read_index
+from magicseg.stages.generate.text_embeddings import keep_repeated_texts
 from magicseg.weights import only_variant
 
 _LIBRARY_LOGGERS = ("diffusers", "transformers")
@@ -67,7 +73,8 @@ class TextToImage:
         self.family: Family = FAMILIES[type(self.pipe).__name__]
         self._refuse_misfits()
         _set_scheduler(self.pipe, options)
-        _place(self.pipe, options)
+        keep_repeated_texts(self.pipe)
+        place(self.pipe, options, self.family.title)
         self._text_length = options.text_length or self.family.text_length
         self._images_per_pair = 1 if options.inpaint else 2  # in one call
 
@@ -93,7 +100,7 @@ class TextToImage:
         """
         self.use_threads()
         try:
-            result = self.pipe(**self.arguments(texts, seeds, self._options.steps))
+            result = self._call(self.arguments(texts, seeds, self._options.steps))
             return to_painted(result.images, getattr(result, "nsfw_content_detected", None))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -111,6 +118,7 @@ class TextToImage:
             self._try(pairs)
         except Exception as error:  # whatever the parts do to each other
             if not is_out_of_memory(error):
+                refuse_uncompilable(error, self._options)
                 raise BackendError(
                     f"{_where(self._options)}: a first batch fails: {type(error).__name__}: {printable(str(error))}",
                     hint=f"its parts, or the options, do not fit each other; {_remedy(self._options)}",
@@ -198,7 +206,16 @@ class TextToImage:
         """Paint a batch in two or more steps: all take the same memory, but one step is special in some pipelines."""
         steps = min(self._options.steps, max(2, self._options.shared_steps + 1))
         images = pairs * self._images_per_pair
-        self.pipe(**self.arguments(["a photo"] * images, [0] * images, steps))
+        self._call(self.arguments(["a photo"] * images, [0] * images, steps))
+
+    def _call(self, arguments: dict[str, Any]) -> Any:
+        """Call the pipeline. If the call fails, clear the caches across steps, as the library does at its end."""
+        try:
+            return self.pipe(**arguments)
+        except BaseException:
+            if self._options.cache is not None:
+                self.pipe.maybe_free_model_hooks()
+            raise
 
 
 def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
@@ -210,6 +227,7 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
     extra: dict[str, Any] = dict.fromkeys(T5_PARTS) if options.drop_t5 else {}
     if "safety_checker" in index and not options.safety_checker:
         extra |= {"safety_checker": None, "requires_safety_checker": False}
+    extra |= quantization_arguments(options, "transformer" if "transformer" in index else "unet")
     _refuse_unnamed_variant(options, folder, parts_of(index))
     with _library_warnings() as told_by_libraries:
         try:
@@ -319,32 +337,6 @@ def _set_scheduler(pipe: Any, options: DiffusersOptions) -> None:
             hint=f"fitting: {', '.join(fitting)}",
         )
     pipe.scheduler = getattr(diffusers, class_name).from_config(pipe.scheduler.config, **changes)
-
-
-def _place(pipe: Any, options: DiffusersOptions) -> None:
-    """Move the weights to the options' device, with offloading and compilation if set."""
-    if options.attention_slicing:
-        pipe.enable_attention_slicing()
-    if options.vae_slicing:
-        pipe.vae.enable_slicing()
-    try:
-        if options.offload == "model":
-            pipe.enable_model_cpu_offload(device=options.device)
-        elif options.offload == "sequential":
-            pipe.enable_sequential_cpu_offload(device=options.device)
-        else:
-            pipe.to(options.device)
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(
-            f"generate.options.offload is {options.offload}: the weights in {options.dtype} do not fit on "
-            f"{options.device}: {first_line(error)}",
-            hint="set generate.options.offload to model (or sequential), or dtype to bfloat16",
-        ) from error
-    if options.compile:
-        denoiser = getattr(pipe, "unet", None) or pipe.transformer
-        denoiser.compile(dynamic=False)
 
 
 def _share(steps: int, step: int, latents: torch.Tensor) -> torch.Tensor:
