@@ -103,6 +103,10 @@ class ModelSettings(Settings):
     decoder_layers: int = Field(default=3, ge=1)
     decoder_width: int = Field(default=512, ge=8, description="zegclip: as wide as the joint image-text space")
     decoder_heads: int = Field(default=8, ge=1)
+    upsampling: Literal["bilinear", "guided"] = Field(
+        default="bilinear",
+        description="of mask logits, from patches to pixels; guided: by learned weights along the image's edges",
+    )
     class_prompt: str = Field(
         default="a photo of a {}",
         description="text of a class name: a template with {}, or a shipped set: photo, ensemble",

@@ -137,7 +137,7 @@ class OpenVocabularyModel:
         with_scores: bool,
     ) -> Segmentation:
         def logits(crops: Tensor) -> Tensor:
-            return self.segmenter.patch_logits(crops.to(self._device), text)
+            return self.segmenter.native_logits(crops.to(self._device), text)
 
         size = image.shape[:2]
         labels, best = np.empty(size, np.int32), np.empty(size, np.float32)

@@ -23,6 +23,7 @@ from magicseg.core.errors import DataError
 from magicseg.labels.distinct import refuse_alike
 from magicseg.model.decoder import build_decoder, upsample_logits
 from magicseg.model.encoder import Encoder, MiniatureEncoder, build_encoder
+from magicseg.model.guided_upsampling import GuidedUpsampling
 from magicseg.model.prompts import DeepPrompts, encode_with_prompts
 from magicseg.model.sliding_window import WindowAverage
 from magicseg.model.text_cache import cached_texts, text_key
@@ -77,6 +78,11 @@ class Segmenter(nn.Module):
             else None
         )
         self.decoder = build_decoder(settings, embed_dim=self.encoder.embed_dim)
+        self.upsampling = (
+            GuidedUpsampling(embed_dim=self.encoder.embed_dim, stride=self.encoder.stride)
+            if settings.upsampling == "guided"
+            else None
+        )
         self._constant_texts: dict[tuple[tuple[str, ...], ...], Tensor] = {}
         self.register_load_state_dict_post_hook(_forget_texts)  # type: ignore[no-untyped-call]
 
@@ -186,12 +192,20 @@ class Segmenter(nn.Module):
         text: Tensor,
         size: tuple[int, int],
         *,
+        images: Tensor | None = None,
         every_layer: Literal[False] = False,
     ) -> Tensor: ...
 
     @overload
     def decode(
-        self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: Literal[True]
+        self,
+        cls: Tensor,
+        patches: Tensor,
+        text: Tensor,
+        size: tuple[int, int],
+        *,
+        images: Tensor | None = None,
+        every_layer: Literal[True],
     ) -> tuple[Tensor, ...]: ...
 
     def decode(
@@ -201,17 +215,19 @@ class Segmenter(nn.Module):
         text: Tensor,
         size: tuple[int, int],
         *,
+        images: Tensor | None = None,
         every_layer: bool = False,
     ) -> Tensor | tuple[Tensor, ...]:
         """Return mask logits at the image's size.
 
         Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for different classes in each
-            image. size: (height, width) of the images, pixels. every_layer: for deep supervision, return the logits
-            of every layer of the decoder, the prediction last.
+            image. size: (height, width) of the images, pixels. images: uint8 (B, 3, height, width), which guided
+            upsampling needs and bilinear does not. every_layer: for deep supervision, return the logits of every
+            layer of the decoder, the prediction last.
         Returns: float32 (B, K, height, width), or a tuple of them.
         """
         grids = self.decode_on_grid(cls, patches, text, size, every_layer=every_layer)
-        upsampled = tuple(map(self.upsampler(size), grids))
+        upsampled = tuple(map(self.upsampler(patches, size, images), grids))
         return upsampled if every_layer else upsampled[0]
 
     def decode_on_grid(
@@ -226,16 +242,28 @@ class Segmenter(nn.Module):
         layers = self.decoder.every_layer(cls, patches, text) if every_layer else (self.decoder(cls, patches, text),)
         return tuple(self._on_grid(each, size) for each in layers)
 
-    def upsampler(self, size: tuple[int, int]) -> Upsampler:
-        """Return the function that upsamples the results of `decode_on_grid`, or some of their classes."""
-        return functools.partial(upsample_logits, size=size)
+    def upsampler(self, patches: Tensor, size: tuple[int, int], images: Tensor | None = None) -> Upsampler:
+        """Return the function that upsamples the results of `decode_on_grid`, or some of their classes.
 
-    def patch_logits(self, images: Tensor, text: Tensor) -> Tensor:
-        """Return the mask logits on the patch grid, float32 (B, K, h, w): `forward`'s before they are upsampled.
+        Args: as `decode`.
+        """
+        if self.upsampling is None:
+            return functools.partial(upsample_logits, size=size)
+        assert images is not None
+        return functools.partial(self.upsampling.upsample, weights=self.upsampling(images, patches))
+
+    def native_logits(self, images: Tensor, text: Tensor) -> Tensor:
+        """Return the mask logits at the resolution that the model computes them at, float32.
+
+        That is the patch grid, (B, K, h, w), before bilinear upsampling; with guided upsampling the pixels,
+        (B, K, H, W).
 
         Args: images: uint8 (B, 3, H, W). text: (K, D).
         """
-        return self.decode_on_grid(*self.encode_images(images), text, (images.shape[-2], images.shape[-1]))[0]
+        cls, patches = self.encode_images(images)
+        size = (images.shape[-2], images.shape[-1])
+        (grid,) = self.decode_on_grid(cls, patches, text, size)
+        return grid if self.upsampling is None else self.upsampler(patches, size, images)(grid)
 
     def _on_grid(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Reshape (B, K, h * w) to float32 (B, K, h, w). Args: size: of the images, pixels."""
@@ -249,7 +277,7 @@ class Segmenter(nn.Module):
         """
         cls, patches = self.encode_images(images)
         height, width = images.shape[-2:]
-        return SegmenterOutput(logits=self.decode(cls, patches, text, (height, width)), cls=cls)
+        return SegmenterOutput(logits=self.decode(cls, patches, text, (height, width), images=images), cls=cls)
 
 
 def _forget_texts(module: Segmenter, _keys: object) -> None:

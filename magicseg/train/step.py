@@ -89,7 +89,6 @@ class ModelWithLosses(nn.Module):
         hard = self.settings.hard_negatives
         with_counterfactuals = with_other_logits or hard > 0 or any(t.reads_counterfactuals for t in self.terms)
         images = torch.cat([batch.images, batch.counterfactuals]) if with_counterfactuals else batch.images
-        size = batch.images.shape[-2], batch.images.shape[-1]
         every_layer = any(term.reads_earlier_layers for term in self.terms)
         with torch.autocast(images.device.type, dtype=_DTYPES[precision], enabled=precision != "fp32"):
             cls, patches = self.model.encode_images(images)
@@ -100,9 +99,9 @@ class ModelWithLosses(nn.Module):
                 pairs, allowed = true_pairs(targets, batch.paired), self.allowed(batch)
                 targets = with_hard_negatives(targets, responses, count=hard, images=pairs, allowed=allowed)
             text = texts[targets.classes]
-            logits = self._decode(tokens, text, size, every_layer=every_layer)
+            logits = self._decode(tokens, text, batch.images, every_layer=every_layer)
             # In a call of its own, so that the images' logits are the same bits with and without it.
-            other_logits = self._decode(others, text, size) if with_other_logits else None
+            other_logits = self._decode(others, text, batch.counterfactuals) if with_other_logits else None
         found = ForwardPass(
             targets=targets,
             pairs=self._pairs(batch),
@@ -112,11 +111,10 @@ class ModelWithLosses(nn.Module):
         )
         return found, logits, other_logits
 
-    def _decode(
-        self, tokens: ImageTokens, text: Tensor, size: tuple[int, int], *, every_layer: bool = False
-    ) -> GridLogits:
+    def _decode(self, tokens: ImageTokens, text: Tensor, images: Tensor, *, every_layer: bool = False) -> GridLogits:
+        size = images.shape[-2], images.shape[-1]
         layers = self.model.decode_on_grid(*tokens, text, size, every_layer=every_layer)
-        return GridLogits(layers, self.model.upsampler(size))
+        return GridLogits(layers, self.model.upsampler(tokens.patches, size, images))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

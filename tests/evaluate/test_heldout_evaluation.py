@@ -76,7 +76,7 @@ def test_a_perfect_model_scores_one(model, monkeypatch):
         truth = torch.stack([torch.from_numpy(mask.astype(np.int64)) == classes for mask in masks])
         return truth * 20.0 - 10
 
-    monkeypatch.setattr(model, "patch_logits", oracle)
+    monkeypatch.setattr(model, "native_logits", oracle)
     results = evaluate_heldout(model, VOCABULARY, SETTINGS, image_size=32, seed=0, model_seed=3)
     assert results["miou"] == results["pixel_accuracy"] == 1
     found = results["false_positives"]

@@ -312,9 +312,9 @@ def test_a_models_labels_are_the_same_in_stripes(options):
         text = model.encode_classes([f"class {number}" for number in range(40)])
         for seed, size in enumerate([(97, 130), (150, 61), (64, 64)]):
             image = picture(size, seed)
-            whole = slide(lambda crops: model.patch_logits(crops, text), image, **arguments)
+            whole = slide(lambda crops: model.native_logits(crops, text), image, **arguments)
             upsampled = slide(lambda crops: model(crops, text).logits, image, **arguments)
-            ours = in_stripes(lambda crops: model.patch_logits(crops, text), image, values=9000, **arguments)
+            ours = in_stripes(lambda crops: model.native_logits(crops, text), image, values=9000, **arguments)
             assert torch.equal(whole, upsampled)
             assert torch.equal(ours.argmax(0), whole.argmax(0))
             assert torch.equal(ours.amax(0) < -1, whole.amax(0) < -1)

@@ -244,7 +244,7 @@ def test_windows_average_probabilities(model, tmp_path, monkeypatch, short_side)
         pixels = image
         if short_side is not None:
             pixels = torch.nn.functional.interpolate(image[None].float(), (60, 81), mode="bilinear")[0].round().byte()
-        expected = reference_release.window_means(lambda crops: model.patch_logits(crops, text), pixels, 48, 40)
+        expected = reference_release.window_means(lambda crops: model.native_logits(crops, text), pixels, 48, 40)
         if short_side is not None:
             expected = torch.nn.functional.interpolate(expected[None], (52, 70), mode="bilinear")[0]
     found = loaded.segment(

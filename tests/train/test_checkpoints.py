@@ -119,7 +119,12 @@ def test_the_moving_average_is_evaluated_and_saved(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ema_decay": 0.9}, {"precision": "fp16"}, {"precision": "bf16", "accumulate": 5}]
+    "changes",
+    [
+        {"ema_decay": 0.9},
+        {"precision": "fp16"},
+        {"precision": "bf16", "accumulate": 5, "upsampling": "guided"},
+    ],
 )
 def test_all_that_changes_is_resumed_exactly(changes, tmp_path):
     whole = go(tmp_path / "whole", **changes)

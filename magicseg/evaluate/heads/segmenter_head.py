@@ -65,7 +65,7 @@ class SegmenterHead(TextHead):
 
     @torch.inference_mode()
     def logits(self, crops: Tensor) -> Tensor:
-        return self._model.patch_logits(crops.to(self.text.device), self.text)
+        return self._model.native_logits(crops.to(self.text.device), self.text)
 
     def score(self, logits: Tensor, chosen: Tensor, kind: ScoreKind) -> Tensor:
         return at_class(logits, chosen)
