@@ -151,7 +151,7 @@ TERMS = [
     {**ALIGNED, "aligned_pair_tolerance": 255},
     DIRECTION,
 ]
-terms = pytest.mark.parametrize("changes", TERMS, ids=lambda changes: " ".join(changes.keys() - OFF.keys()))
+terms = pytest.mark.parametrize("changes", TERMS, ids=lambda changes: " ".join(sorted(changes.keys() - OFF.keys())))
 
 
 def test_the_optional_terms_are_off_by_default():
