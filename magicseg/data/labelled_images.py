@@ -41,7 +41,7 @@ class LabelledImages(Interface):
     def with_counterfactual(
         self, name: str
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint16], NDArray[np.uint8] | None]:
-        """Return what `pair` does, and the counterfactual, of the image's shape; None if there is none."""
+        """Return an image and its class map, as `pair` does, and its counterfactual, uint8 (H, W, 3) or None."""
         ...
 
     def where(self, name: str) -> str:

@@ -163,7 +163,7 @@ class _Pool:
         self._ledger = run.ledger(stage)
         self._gpus = [gpus[slot % len(gpus)] if gpus else None for slot in range(workers)]
         self._free = list(range(workers))  # a heap of the slots without a worker
-        self._out_of_memory: list[MagicsegError] = []  # one per slot that is no longer used
+        self._out_of_memory: list[MagicsegError] = []  # the error of each slot that was given up
         self._queue: deque[list[int]] = deque()
         self._jobs: dict[int, _WorkerJob] = {}
         self._deaths: dict[int, int] = {}

@@ -214,7 +214,7 @@ def test_a_cache_is_refused_where_the_family_has_none(family, generator):
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "flux", "sd3"])
 def test_group_offload_keeps_the_pixels(family, generator, monkeypatch):
-    """The CPU stands in for the GPU: the hooks of every layer run, the copies are none."""
+    """The CPU stands in for the GPU: the hooks of every layer run, but they copy no weights between devices."""
     plain = pixels(generator(family))
     monkeypatch.setattr(acceleration, "_move", lambda pipe, _options: acceleration.offload_groups(pipe, "cpu"))
     assert np.array_equal(plain, pixels(generator(family)))
