@@ -12,7 +12,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, overload
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -184,72 +184,29 @@ class Segmenter(nn.Module):
         tokens = F.normalize(tokens, dim=-1)
         return tokens[:, 0], tokens[:, 1:]
 
-    @overload
-    def decode(
-        self,
-        cls: Tensor,
-        patches: Tensor,
-        text: Tensor,
-        size: tuple[int, int],
-        *,
-        images: Tensor | None = None,
-        every_layer: Literal[False] = False,
-    ) -> Tensor: ...
-
-    @overload
-    def decode(
-        self,
-        cls: Tensor,
-        patches: Tensor,
-        text: Tensor,
-        size: tuple[int, int],
-        *,
-        images: Tensor | None = None,
-        every_layer: Literal[True],
-    ) -> tuple[Tensor, ...]: ...
-
-    def decode(
-        self,
-        cls: Tensor,
-        patches: Tensor,
-        text: Tensor,
-        size: tuple[int, int],
-        *,
-        images: Tensor | None = None,
-        every_layer: bool = False,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Return mask logits at the image's size.
-
-        Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for different classes in each
-            image. size: (height, width) of the images, pixels. images: uint8 (B, 3, height, width), which guided
-            upsampling needs and bilinear does not. every_layer: for deep supervision, return the logits of every
-            layer of the decoder, the prediction last.
-        Returns: float32 (B, K, height, width), or a tuple of them.
-        """
-        grids = self.decode_on_grid(cls, patches, text, size, every_layer=every_layer)
-        upsampled = tuple(map(self.upsampler(patches, size, images), grids))
-        return upsampled if every_layer else upsampled[0]
-
     def decode_on_grid(
         self, cls: Tensor, patches: Tensor, text: Tensor, size: tuple[int, int], *, every_layer: bool = False
     ) -> tuple[Tensor, ...]:
-        """Return the mask logits before they are upsampled, float32 (B, K, h, w). Args: as `decode`.
+        """Return the mask logits before they are upsampled, float32 (B, K, h, w).
 
-        They are those of every layer of the decoder, or a tuple of the prediction alone.
+        They are a tuple of the prediction alone, or with ``every_layer`` those of every layer of the decoder, the
+        prediction last.
+
+        Args: cls, patches: as `encode_images` returns them. text: (K, D), or (B, K, D) for different classes in each
+        image. size: (height, width) of the images, pixels.
         """
         if text.dim() == 2:
             text = text.expand(len(cls), -1, -1)
         layers = self.decoder.every_layer(cls, patches, text) if every_layer else (self.decoder(cls, patches, text),)
         return tuple(self._on_grid(each, size) for each in layers)
 
-    def upsampler(self, patches: Tensor, size: tuple[int, int], images: Tensor | None = None) -> Upsampler:
-        """Return the function that upsamples the results of `decode_on_grid`, or some of their classes.
+    def upsampler(self, patches: Tensor, images: Tensor) -> Upsampler:
+        """Return the function that brings the results of `decode_on_grid`, or some of their classes, to pixels.
 
-        Args: as `decode`.
+        Args: patches: as `encode_images` returns them. images: uint8 (B, 3, H, W).
         """
         if self.upsampling is None:
-            return functools.partial(upsample_logits, size=size)
-        assert images is not None
+            return functools.partial(upsample_logits, size=(images.shape[-2], images.shape[-1]))
         return functools.partial(self.upsampling.upsample, weights=self.upsampling(images, patches))
 
     def native_logits(self, images: Tensor, text: Tensor) -> Tensor:
@@ -261,9 +218,8 @@ class Segmenter(nn.Module):
         Args: images: uint8 (B, 3, H, W). text: (K, D).
         """
         cls, patches = self.encode_images(images)
-        size = (images.shape[-2], images.shape[-1])
-        (grid,) = self.decode_on_grid(cls, patches, text, size)
-        return grid if self.upsampling is None else self.upsampler(patches, size, images)(grid)
+        (grid,) = self.decode_on_grid(cls, patches, text, (images.shape[-2], images.shape[-1]))
+        return grid if self.upsampling is None else self.upsampler(patches, images)(grid)
 
     def _on_grid(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Reshape (B, K, h * w) to float32 (B, K, h, w). Args: size: of the images, pixels."""
@@ -276,8 +232,8 @@ class Segmenter(nn.Module):
         Args: images: uint8 (B, 3, H, W), RGB, sides multiples of the stride. text: (K, D) or (B, K, D).
         """
         cls, patches = self.encode_images(images)
-        height, width = images.shape[-2:]
-        return SegmenterOutput(logits=self.decode(cls, patches, text, (height, width), images=images), cls=cls)
+        (grid,) = self.decode_on_grid(cls, patches, text, (images.shape[-2], images.shape[-1]))
+        return SegmenterOutput(logits=self.upsampler(patches, images)(grid), cls=cls)
 
 
 def _forget_texts(module: Segmenter, _keys: object) -> None:

@@ -114,7 +114,7 @@ class ModelWithLosses(nn.Module):
     def _decode(self, tokens: ImageTokens, text: Tensor, images: Tensor, *, every_layer: bool = False) -> GridLogits:
         size = images.shape[-2], images.shape[-1]
         layers = self.model.decode_on_grid(*tokens, text, size, every_layer=every_layer)
-        return GridLogits(layers, self.model.upsampler(tokens.patches, size, images))
+        return GridLogits(layers, self.model.upsampler(tokens.patches, images))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -93,7 +93,8 @@ def test_all_layers_are_upsampled_by_the_same_weights():
     model, pixels = guided_model().eval(), torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     cls, patches = model.encode_images(pixels)
     text = model.encode_classes(["car", "house"])
-    layers = model.decode(cls, patches, text, (32, 32), images=pixels, every_layer=True)
+    upsample = model.upsampler(patches, pixels)
+    layers = [upsample(each) for each in model.decode_on_grid(cls, patches, text, (32, 32), every_layer=True)]
     weights = model.upsampling(pixels, patches)
     grids = [each.view(2, 2, 4, 4) for each in model.decoder.every_layer(cls, patches, text.expand(2, -1, -1))]
     for layer, grid in zip(layers, grids, strict=True):

@@ -140,11 +140,12 @@ def test_each_image_may_have_its_own_classes(model):
 
 
 def test_every_layer_of_the_decoder_has_masks_of_its_own(model):
-    cls, patches = model.encode_images(pictures())
-    text = model.encode_classes(["car", "house"])
-    layers = model.decode(cls, patches, text, (32, 32), every_layer=True)
+    images, text = pictures(), model.encode_classes(["car", "house"])
+    cls, patches = model.encode_images(images)
+    upsample = model.upsampler(patches, images)
+    layers = [upsample(each) for each in model.decode_on_grid(cls, patches, text, (32, 32), every_layer=True)]
     assert [each.shape for each in layers] == [(2, 2, 32, 32)] * 2
-    assert torch.equal(layers[1], model.decode(cls, patches, text, (32, 32)))
+    assert torch.equal(layers[1], model(images, text).logits)
     # The first layer's, head by head.
     layer, decoder = model.decoder.layers[0], model.decoder
     queries = decoder.query(torch.cat([cls[:, None] * text * 24**0.5, text.expand(2, -1, -1)], -1) * 24**0.5)

@@ -210,7 +210,8 @@ def test_deep_supervision_is_the_mask_losses_of_the_earlier_layers():
     found = module(batch, targets, module.counts(batch, targets))
     cls, patches = model.encode_images(batch.images)
     text = model.encode_classes(VOCABULARY.names)[targets.classes]
-    layers = model.decode(cls, patches, text, (16, 16), every_layer=True)
+    upsample = model.upsampler(patches, batch.images)
+    layers = [upsample(each) for each in model.decode_on_grid(cls, patches, text, (16, 16), every_layer=True)]
     assert len(layers) == 3
     expected = 0.0
     for logits in layers[:-1]:
