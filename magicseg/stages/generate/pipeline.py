@@ -36,7 +36,6 @@ from magicseg.stages.generate.acceleration import (
 from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.stages.generate.pipeline_folder import T5_PARTS, parts_of, read_index
-from magicseg.stages.generate.text_embeddings import keep_repeated_texts
 from magicseg.weights import only_variant
 
 _LIBRARY_LOGGERS = ("diffusers", "transformers")
@@ -73,7 +72,6 @@ class TextToImage:
         self.family: Family = FAMILIES[type(self.pipe).__name__]
         self._refuse_misfits()
         _set_scheduler(self.pipe, options)
-        keep_repeated_texts(self.pipe)
         place(self.pipe, options, self.family.title)
         self._text_length = options.text_length or self.family.text_length
         self._images_per_pair = 1 if options.inpaint else 2  # in one call
