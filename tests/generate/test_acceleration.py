@@ -174,19 +174,25 @@ def test_a_missing_attention_library_is_named(name, package, generator):
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", CACHES, ids=lambda cache: cache["method"])
 def test_a_cache_changes_pixels_a_little_and_repeats_them(cache, generator):
-    backend = generator("flux", steps=6, cache=cache)
-    cached, plain = pixels(backend), pixels(generator("flux", steps=6))
+    backend = generator("flux", batch_size=1, steps=6, cache=cache)
+    cached, plain = pixels(backend), pixels(generator("flux", batch_size=1, steps=6))
     assert 0 < np.abs(cached - plain).mean() < 3
     assert np.array_equal(cached, pixels(backend)), "nothing is left of the call before"
 
 
 def test_a_first_block_threshold_that_no_step_passes_changes_nothing(generator):
-    exact = generator("flux", steps=4, cache={"method": "first-block", "threshold": 1e-9})
-    assert np.array_equal(pixels(exact), pixels(generator("flux", steps=4)))
+    exact = generator("flux", batch_size=1, steps=4, cache={"method": "first-block", "threshold": 1e-9})
+    assert np.array_equal(pixels(exact), pixels(generator("flux", batch_size=1, steps=4)))
+
+
+def test_first_block_is_refused_for_batches_of_several_pairs(generator):
+    with pytest.raises(BackendError, match=r"first-block decides for a whole batch") as caught:
+        generator("flux", batch_size=2, cache=FIRST_BLOCK)
+    assert "generate.batch_size=1" in caught.value.hint
 
 
 def test_a_failed_call_leaves_nothing_in_the_cache(generator, monkeypatch):
-    backend = generator("flux", steps=6, cache=FIRST_BLOCK)
+    backend = generator("flux", batch_size=1, steps=6, cache=FIRST_BLOCK)
     before = pixels(backend)
     pipe = backend.pipeline.pipe
     step, calls = pipe.scheduler.step, []
@@ -207,7 +213,7 @@ def test_a_failed_call_leaves_nothing_in_the_cache(generator, monkeypatch):
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "pixart_sigma"])
 def test_a_cache_is_refused_where_the_family_has_none(family, generator):
     with pytest.raises(BackendError, match=r"generate\.options\.cache: diffusers has no cache") as caught:
-        generator(family, cache=FIRST_BLOCK)
+        generator(family, batch_size=1, cache=FIRST_BLOCK)
     assert "null" in caught.value.hint
 
 

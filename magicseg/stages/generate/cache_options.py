@@ -15,7 +15,7 @@ Timesteps = tuple[int, int]
 class FirstBlockCache(Settings):
     """Skip the remaining blocks in a step whose first block changes little (First Block Cache).
 
-    The change is a mean over the whole batch, so pixels depend on the other pairs of the batch.
+    The change is a mean over the whole batch, so it is for ``generate.batch_size: 1``: one pair.
     """
 
     method: Literal["first-block"]

@@ -16,6 +16,7 @@ from magicseg.config import finding
 from magicseg.core.errors import BackendError
 from magicseg.core.randomness import sample_seed
 from magicseg.labels import Label
+from magicseg.stages.generate.cache_options import FirstBlockCache
 from magicseg.stages.generate.counterfactual_caption import counterfactual_caption
 from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.pipeline_folder import SD3_PARTS, parts_of, read_files, read_index
@@ -111,6 +112,12 @@ class DiffusersGenerator:
                 f"back end 'diffusers' cannot be imported: {error}",
                 hint="install its libraries: pip install 'magicseg[models]'",
             ) from error
+        if isinstance(options.cache, FirstBlockCache) and settings.batch_size > 1:
+            raise BackendError(
+                f"generate.options.cache: first-block decides for a whole batch, so with generate.batch_size "
+                f"{settings.batch_size} a pair's pixels would depend on its neighbours in the shard",
+                hint="set generate.batch_size=1, or choose another cache.method",
+            )
         self._batch_size = settings.batch_size
         self._options = options
         self.pipeline = TextToImage(options, location(self.weights(options)[0]), settings.size)
