@@ -34,7 +34,7 @@ def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) 
     is_model = "Model" in auto.__name__
     settings: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True} if is_model else {}
     if is_model:
-        settings["dtype"] = getattr(torch, options.dtype)
+        settings["dtype"] = weights_dtype(options)
         settings["ignore_mismatched_sizes"] = True  # refused below, by name
     try:
         loaded = from_pretrained(auto, folder, **settings)
@@ -57,6 +57,19 @@ def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) 
     return to_device(model, options, where)
 
 
+def gpu_dtype() -> torch.dtype:
+    """Return the 16-bit type that suits the GPU: bfloat16 if it has it in hardware, else float16."""
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def weights_dtype(options: ModelOptions) -> torch.dtype:
+    """Return the type of a model's weights and inputs."""
+    if options.dtype == "auto":
+        return torch.float32 if options.AUTOCAST else gpu_dtype()
+    chosen: torch.dtype = getattr(torch, options.dtype)
+    return chosen
+
+
 def to_device(model: torch.nn.Module, options: ModelOptions, where: str) -> torch.nn.Module:
     """Prepare a model for inference on the options' device. Raises OutOfMemory."""
     try:
@@ -65,7 +78,7 @@ def to_device(model: torch.nn.Module, options: ModelOptions, where: str) -> torc
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(
-            f"{where}: the weights in {options.dtype} do not fit on {options.device}: {first_line(error)}",
+            f"{where}: the weights do not fit on {options.device}: {first_line(error)}",
             hint="choose a smaller dtype or model",
         ) from error
 
@@ -105,6 +118,11 @@ def _remedy(options: ModelOptions) -> str:
     return "where there is a network: magicseg fetch RUN --verify"
 
 
+def _autocast(options: ModelOptions) -> torch.autocast:
+    is_wanted = options.dtype == "auto" and options.AUTOCAST
+    return torch.autocast(options.device, gpu_dtype() if is_wanted else torch.bfloat16, enabled=is_wanted)
+
+
 def run_batch(
     call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], options: ModelOptions, batch: HasBatch
 ) -> list[Result]:
@@ -113,7 +131,7 @@ def run_batch(
     Raises OutOfMemory that names the batch size that fits; BackendError if the device fails.
     """
     use_threads(options.device, options.cpu_threads)
-    with torch.inference_mode():
+    with torch.inference_mode(), _autocast(options):
         try:
             return call(rows)
         except (RuntimeError, MemoryError) as error:

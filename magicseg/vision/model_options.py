@@ -13,11 +13,28 @@ _FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)*\.pth", re.ASCII)
 
 
 class ModelOptions(PinnedSettings):
-    """The weights, and the device that computes."""
+    """The weights, and the device that computes.
+
+    ``AUTOCAST``: whether ``dtype: auto`` keeps the weights in float32 on a GPU, and torch's autocast chooses the
+    operations that run in 16 bits.
+    """
+
+    AUTOCAST: ClassVar[bool] = False
 
     device: Literal["cuda", "cpu"] = "cuda"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = Field(
+        "auto",
+        description="auto: float32 on the CPU; on a GPU bfloat16 if it has it in hardware, else float16 (detectors: "
+        "by autocast)",
+    )
     cpu_threads: int = Field(1, ge=1, le=1024, description="on the CPU; results differ with it in the last bits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _float_on_cpu(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("device") == "cpu" and values.get("dtype", "auto") == "auto":
+            return values | {"dtype": "float32"}
+        return values
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -28,6 +45,8 @@ class ModelOptions(PinnedSettings):
 
 class DetectorOptions(ModelOptions):
     """A detector of the transformers library."""
+
+    AUTOCAST: ClassVar[bool] = True  # bfloat16 has 8 bits for a coordinate between 0 and 1
 
     text_length: int = Field(
         64, ge=8, le=256, description="tokens of a caption, padded to it; more labels are split over several captions"
@@ -62,15 +81,6 @@ class ClipOptions(ModelOptions):
 
 class SegmenterOptions(ModelOptions):
     """A promptable segmenter of the transformers library."""
-
-    dtype: Literal["float32", "float16", "bfloat16"] = "bfloat16"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _float_on_cpu(cls, values: object) -> object:
-        if isinstance(values, dict) and values.get("device") == "cpu" and "dtype" not in values:
-            return values | {"dtype": "float32"}
-        return values
 
 
 class OriginalDetectorOptions(DetectorOptions):

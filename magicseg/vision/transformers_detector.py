@@ -17,7 +17,7 @@ from magicseg.labels import Label
 from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
-from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch
+from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch, weights_dtype
 from magicseg.vision.model_options import DetectorOptions
 
 _GROUNDED = ("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")
@@ -77,7 +77,7 @@ class ZeroShotDetector(ABC):
 
     def _pixels(self, rows: Sequence[ImageQuery]) -> Any:
         return self._processor.image_processor(images=[row.image for row in rows], return_tensors="pt").to(
-            self._options.device, getattr(torch, self._options.dtype)
+            self._options.device, weights_dtype(self._options)
         )
 
 

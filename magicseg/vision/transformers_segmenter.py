@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.core.devices import prepare_device
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
-from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch
+from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch, weights_dtype
 from magicseg.vision.model_options import SegmenterOptions
 
 _KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
@@ -77,7 +77,7 @@ class PromptableSegmenter:
 
     def _embed(self, images: Sequence[Image]) -> list[_Embedded]:
         inputs = self._processor.image_processor(images=list(images), return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self._options.device, getattr(torch, self._options.dtype))
+        pixels = inputs["pixel_values"].to(self._options.device, weights_dtype(self._options))
         # SAM 2 stretches every image to its square.
         resized = inputs.get("reshaped_input_sizes", torch.tensor([pixels.shape[-2:]] * len(images))).tolist()
         given = self._model.get_image_embeddings(pixels)

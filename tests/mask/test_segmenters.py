@@ -166,10 +166,3 @@ def test_bfloat16_is_near_float32(family, segmenter):
     np.testing.assert_allclose(near.logits, exact.logits, atol=0.05 * scale)
     np.testing.assert_allclose(near.quality, exact.quality, atol=0.05)
     assert ((near.logits > 0) == (exact.logits > 0)).mean() > 0.95
-
-
-@pytest.mark.parametrize(("device", "dtype"), [("cuda", "bfloat16"), ("cpu", "float32")])
-def test_the_dtype_that_is_not_chosen_fits_the_device(device, dtype, checkpoint):
-    from magicseg.vision.shipped_models import TransformersSegmenter
-
-    assert TransformersSegmenter.Options(model=str(checkpoint("sam")), device=device).dtype == dtype
