@@ -227,7 +227,7 @@ def run_one(
             if event.outcome == "committed" and event.shard not in counted:
                 counted.add(event.shard)
                 show(event.samples, "")
-            elif event.outcome == "out-of-memory":
+            elif event.outcome in {"died", "out-of-memory"}:
                 note(f"{stage}: {event.detail}")
 
         outcome = run_stage(

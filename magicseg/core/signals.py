@@ -101,7 +101,7 @@ def fork_server(preload: Sequence[str] = ()) -> ForkServerContext:
     return context
 
 
-def start_process(process: BaseProcess, stop: StopFlag) -> None:
+def start_process(process: BaseProcess, stop: Callable[[], bool]) -> None:
     """Start a process of the fork server.
 
     Raises: IncompleteError if the process does not start in time, if the fork server is gone, or if a stop signal is

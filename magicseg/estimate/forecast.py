@@ -20,11 +20,19 @@ class Forecast:
 
 
 def forecast(
-    samples: int, *, shard_size: int, shards_per_task: int, parallel: int, sample_seconds: float, start_seconds: float
+    samples: int,
+    *,
+    shard_size: int,
+    shards_per_task: int,
+    parallel: int,
+    sample_seconds: float,
+    start_seconds: float,
+    workers: int = 1,
 ) -> Forecast:
     """Forecast the processing of ``samples`` samples in full shards; the last shard may be short.
 
     Args: parallel: concurrent tasks. sample_seconds: seconds per sample. start_seconds: a task's startup time.
+        workers: of a task, which divide its shards evenly.
     """
     if not samples:
         return Forecast(
@@ -32,12 +40,18 @@ def forecast(
         )
     per_task = shards_per_task * shard_size
     tasks = math.ceil(samples / per_task)
-    full = start_seconds + min(per_task, samples) * sample_seconds
-    last = start_seconds + (samples - (tasks - 1) * per_task) * sample_seconds
+
+    def duration(of_task: int) -> float:
+        """Return the seconds of a task's busiest worker."""
+        shards = math.ceil(math.ceil(of_task / shard_size) / workers)
+        return start_seconds + min(shards * shard_size, of_task) * sample_seconds
+
+    full = duration(min(per_task, samples))
+    last = duration(samples - (tasks - 1) * per_task)
     return Forecast(
         tasks=tasks,
         shards_per_task=shards_per_task,
-        busy_seconds=tasks * start_seconds + samples * sample_seconds,
+        busy_seconds=(tasks - 1) * full + last,
         wall_seconds=wall_seconds(tasks, parallel, full=full, last=last),
         longest_seconds=full,
     )

@@ -25,6 +25,7 @@ from magicseg.launch.efficiency import memory_to_ask
 from magicseg.launch.grouping import median_seconds, most_tasks, shards_per_task
 from magicseg.launch.profile import Profile
 from magicseg.launch.slurm import SiteLimits
+from magicseg.launch.workers import workers_per_task
 from magicseg.run.directory import Run
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import trained
@@ -108,6 +109,7 @@ def _stage(
     resources = profile.resources(stage) if profile else None
     on_gpu = known.device != "CPU"
     devices = 1
+    workers = workers_per_task(run.config, stage, resources) if resources else 1
     if resources:  # an allocation is charged for all devices that a task holds, used or not
         # A site may allocate GPUs that the profile does not request. Shards measured in jobs reveal this.
         on_gpu = resources.asks_gpu or (on_gpu and known.fitting)
@@ -123,6 +125,7 @@ def _stage(
             measured=median_seconds(commits.values()),
             asked=per_task,
             most_tasks=most_tasks(profile, SiteLimits.usual().max_job_count, stages),
+            workers=workers,
         )
 
     def part(shards: Sequence[int]) -> dict[str, Any]:
@@ -135,6 +138,7 @@ def _stage(
                 parallel=parallel,
                 sample_seconds=seconds,
                 start_seconds=known.start_seconds or 0.0,
+                workers=workers,
             )
             for seconds in (known.median, min(known.sample_seconds), max(known.sample_seconds))
         )
@@ -173,8 +177,9 @@ def _stage(
         },
         "memory": {
             "peak": known.peak_memory,
+            "workers": workers,
             "asked": resources.memory_bytes if resources else None,
-            "suggested": memory_to_ask(known.peak_memory),
+            "suggested": memory_to_ask(known.peak_memory * workers),
         },
         "peak_gpu_memory": known.peak_gpu_memory or None,
         "limit_seconds": resources.minutes * 60 if resources else None,

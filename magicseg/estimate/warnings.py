@@ -58,9 +58,11 @@ def _misfits(entry: Mapping[str, Any], profile: Profile) -> list[str]:
             "--shards-per-task"
         )
     memory = entry["memory"]
-    if memory["asked"] is not None and memory["peak"] > memory["asked"]:
+    if memory["asked"] is not None and memory["peak"] * memory["workers"] > memory["asked"]:
+        used = f"shards used {size_text(memory['peak'], binary=True)} of memory"
+        used += f", times {memory['workers']} workers" if memory["workers"] > 1 else ""
         found.append(
-            f"{stage}: shards used {size_text(memory['peak'], binary=True)} of memory, but the profile requests "
+            f"{stage}: {used}, but the profile requests "
             f"{size_text(memory['asked'], binary=True)}: {setting}.memory={memory['suggested']}"
         )
     return found

@@ -19,7 +19,7 @@ from submitit.slurm.slurm import SlurmExecutor
 from magicseg.core.package import package_version
 from magicseg.core.shard_ranges import format_ranges
 from magicseg.launch.job_image import container_lines
-from magicseg.launch.job_script import interpreter, sbatch_options, setup_lines, task_teardown
+from magicseg.launch.job_script import interpreter, sbatch_options, setup_lines, task_teardown, whole_node_lines
 from magicseg.launch.profile import Profile
 from magicseg.launch.slurm import SlurmError, cancel, submit_script
 from magicseg.launch.task import run_task
@@ -60,7 +60,7 @@ def _executor(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder: P
         additional_parameters={name: value for name, value in options.items() if name not in _SUBMITIT_NAMES},
         signal_delay_s=profile.signal_before(stage),
         array_parallelism=spec.parallel,
-        setup=[*setup_lines(profile), *container_lines(profile)],
+        setup=[*setup_lines(profile), *whole_node_lines(profile.resources(stage)), *container_lines(profile)],
         teardown=task_teardown(profile),
         stderr_to_stdout=True,
         wckey=None,

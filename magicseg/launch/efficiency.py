@@ -14,6 +14,7 @@ from magicseg.core.text import command, size_text
 from magicseg.launch.grouping import median_seconds
 from magicseg.launch.jobs import Submission, submissions
 from magicseg.launch.task_usage import TaskUsage, task_usage
+from magicseg.launch.workers import workers_per_task
 from magicseg.run.directory import Run
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.progress import evaluated, trained
@@ -25,7 +26,8 @@ _HEADROOM = 1.25
 def efficiency(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
     """Return one entry per stage that ran under Slurm: requested, used and suggested resources.
 
-    Times are in seconds, memory is in bytes. Unknown values are None.
+    Times are in seconds, memory is in bytes. Unknown values are None. For array stages, memory is the peak of one of
+    a task's ``workers``.
     """
     known = [one for one in submissions(run) if one.stage in JOBS and stage in {None, one.stage}]
     report = []
@@ -46,19 +48,22 @@ def _of_stage(
 ) -> dict[str, Any]:
     seconds = median_seconds(records) or 0.0
     peak = max(record.peak_memory for record in records)
+    workers = workers_per_task(run.config, latest.stage, latest.asked_resources())
     by_task: dict[str, float] = {}
     for record in records:
-        by_task[record.job] = by_task.get(record.job, 0.0) + record.seconds
+        by_task[record.job] = by_task.get(record.job, 0.0) + record.seconds / workers
     known = [used[job] for job in by_task if job in used]
     # A task's time besides its shards: starting Python and loading weights.
     overheads = [used[job].elapsed - work for job, work in by_task.items() if job in used]
     overhead = max(statistics.median(overheads), 0.0) if overheads else None
-    per_task = min(max(1, round(_TARGET_SECONDS / max(seconds, 1e-3))), run.plan.shards)
+    each = max(1, round(_TARGET_SECONDS / max(seconds, 1e-3)))
+    per_task = min(each * workers, run.plan.shards)
     longest = max(used[job].elapsed if job in used else work for job, work in by_task.items())
     return {
         "stage": latest.stage,
         "shards": len(records),
         "tasks": len(by_task),
+        "workers": workers,
         "seconds_per_shard": round(seconds, 3),
         "overhead_seconds_per_task": None if overhead is None else round(overhead, 1),
         "longest_task_seconds": round(longest, 3),
@@ -68,8 +73,8 @@ def _of_stage(
         "peak_gpu_memory": max(record.peak_gpu_memory for record in records) or None,
         "suggested": {
             "shards_per_task": per_task,
-            "memory": memory_to_ask(peak),
-            "time_minutes": _minutes_to_ask(per_task * seconds, overhead or 30.0),
+            "memory": memory_to_ask(peak * workers),
+            "time_minutes": _minutes_to_ask(math.ceil(per_task / workers) * seconds, overhead or 30.0),
         },
     }
 
@@ -133,7 +138,9 @@ def efficiency_lines(report: Sequence[dict[str, Any]], run: Run) -> list[str]:
 
 def _stage_lines(entry: dict[str, Any], run: Run) -> list[str]:
     overhead = entry["overhead_seconds_per_task"]
-    shards = f"{entry['shards']} shards in {entry['tasks']} tasks, {entry['seconds_per_shard']:.2f} s per shard"
+    workers = f" of {entry['workers']} workers" if entry["workers"] > 1 else ""
+    tasks = f"{entry['shards']} shards in {entry['tasks']} tasks{workers}"
+    shards = f"{tasks}, {entry['seconds_per_shard']:.2f} s per shard"
     return [
         f"{entry['stage']}: {shards}" + (f", {overhead:.1f} s overhead per task" if overhead is not None else ""),
         *_used_lines(entry),
@@ -156,6 +163,8 @@ def _used_lines(entry: dict[str, Any]) -> list[str]:
         *([f"GPUs: {entry['gpu_share']:.0%} used"] if entry["gpu_share"] is not None else []),
     ]
     memory = f"{size_text(peak, binary=True)}" if peak else "unknown"
+    if peak and entry.get("workers", 1) > 1:
+        memory = f"{entry['workers']} workers with at most {memory} each,"
     gpu = entry.get("peak_gpu_memory")
     of_asked = f" of {size_text(asked['memory'], binary=True)} requested" if asked["memory"] else ""
     held = [f"memory: {memory}{of_asked}"]

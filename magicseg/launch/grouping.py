@@ -26,23 +26,33 @@ def median_seconds(commits: Collection[CommitRecord]) -> float | None:
 
 
 def shards_per_task(
-    missing: int, profile: Profile, stage: str, *, measured: float | None, asked: int | None, most_tasks: int
+    missing: int,
+    profile: Profile,
+    stage: str,
+    *,
+    measured: float | None,
+    asked: int | None,
+    most_tasks: int,
+    workers: int = 1,
 ) -> int:
     """Return the number of shards per task.
 
     Args:
         missing: number of missing shards. measured: seconds per shard, or None. asked: the user's choice, or None.
         most_tasks: largest number of tasks that the queue accepts; tasks grow to stay below it.
+        workers: of a task. Unless the user chose, each gets the same number of shards.
     """
     least = math.ceil(missing / most_tasks)
     wanted = asked or profile.shards_per_task
-    if wanted is None and measured is not None:
-        minutes = profile.task_minutes or profile.resources(stage).minutes / 2
-        # Use all parallel slots: never fewer tasks than slots.
-        wanted = min(int(minutes * 60 / max(measured, 1e-3)), math.ceil(missing / profile.parallel))
     if wanted is None:
-        wanted = math.ceil(missing / (profile.parallel * TASKS_PER_SLOT))
-    return max(wanted, least, 1)
+        # Use all parallel slots: never fewer tasks than slots.
+        slots = profile.parallel * workers * (1 if measured is not None else TASKS_PER_SLOT)
+        each = math.ceil(missing / slots)
+        if measured is not None:
+            minutes = profile.task_minutes or profile.resources(stage).minutes / 2
+            each = min(int(minutes * 60 / max(measured, 1e-3)), each)
+        wanted = max(each, math.ceil(least / workers), 1) * workers
+    return max(wanted, least)
 
 
 def most_tasks(profile: Profile, max_job_count: int, stages: int) -> int:

@@ -99,6 +99,21 @@ def setup_lines(profile: Profile) -> list[str]:
     ]
 
 
+def whole_node_lines(resources: Resources) -> list[str]:
+    """Return the shell lines that give a task all GPUs of its node, if it has the node for itself.
+
+    Slurm allocates all of them to an exclusive job, but srun passes on only those that were requested (22.05).
+    """
+    if not resources.exclusive:
+        return []
+    return [
+        'if [ -n "${SLURM_GPUS_ON_NODE:-}" ]; then # of an exclusive job: all, requested or not',
+        '  export SLURM_GPUS_PER_NODE="$SLURM_GPUS_ON_NODE"',
+        "  unset SLURM_GPUS SLURM_GPUS_PER_TASK SLURM_GRES",
+        "fi",
+    ]
+
+
 def _requeue_lines(condition: str) -> list[str]:
     """Return shell lines that requeue the task if ``condition`` holds.
 

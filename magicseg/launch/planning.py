@@ -21,6 +21,7 @@ from magicseg.launch.jobs import ArrayJob, Submission, job_name, now
 from magicseg.launch.profile import FOLLOW_UP, Profile
 from magicseg.launch.queue_state import QueueState, Task, read_queue_state
 from magicseg.launch.slurm import SiteLimits
+from magicseg.launch.workers import workers_per_task
 from magicseg.run.directory import Run
 from magicseg.run.fingerprint import WEIGHTED
 from magicseg.run.ledger import CommitRecord
@@ -134,6 +135,7 @@ def find_todo(
         measured=median_seconds(commits.values()),
         asked=request.shards_per_task,
         most_tasks=most_tasks(profile, limits.max_job_count, stages),
+        workers=workers_per_task(run.config, stage, profile.resources(stage)),
     )
     asked = request.shards_per_task or profile.shards_per_task
     return Todo(

@@ -70,7 +70,7 @@ class Resources(Settings):
     memory_per_cpu: Size | None = Field(None, description="instead of `memory`")
     memory_per_gpu: Size | None = Field(None, description="instead of `memory`")
     time: TimeLimit = Field("1:00:00", description="the time limit, as Slurm writes it")
-    exclusive: bool = Field(False, description="whole nodes")
+    exclusive: bool = Field(False, description="whole nodes, with all their GPUs")
     nodes: int = Field(1, ge=1, description="nodes for training")
     processes: int | None = Field(
         None, ge=1, description="training processes per node  [default: the GPUs per node, else 1]"

@@ -39,6 +39,7 @@ from magicseg.launch.profile import FOLLOW_UP, Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training_script import follow_up_script, training_script
+from magicseg.launch.workers import workers_per_task
 from magicseg.run.directory import Run
 
 
@@ -165,7 +166,7 @@ def _plan_and_enqueue(
         if todo.groups:
             record = planned(run, profile, request, todo, limits, number + len(new))
             new[stage] = enqueue(record, dependency_of(state, new, stage))
-            lines += _queued_lines(new[stage])
+            lines += _queued_lines(new[stage], workers_per_task(run.config, stage, profile.resources(stage)))
     made = list(new.values())
     if made and (request.stage == ALL or profile.resubmit):
         record = planned_follow_up(run, profile, request, made, number + len(new))
@@ -244,11 +245,13 @@ def _skipped_lines(run: Run, todo: Todo) -> list[str]:
     return [f"{todo.stage}: not submitted: {', '.join(skipped)} (of {run.plan.shards} shards)"] if skipped else []
 
 
-def _queued_lines(made: Submission) -> list[str]:
+def _queued_lines(made: Submission, workers: int) -> list[str]:
     shards = sum(len(made.shards_of(task)) for task in range(len(made.tasks))) if made.stage in STAGES else 0
     what = "1 task" if len(made.tasks) == 1 else f"{len(made.tasks)} tasks"
     if shards:
         what = f"{shards} shards in {what}, {len(made.shards_of(0))} each"
+        if workers > 1:
+            what += f", {workers} workers per task"
     if made.stage == "train":
         nodes = made.resources["nodes"]
         what = f"{nodes} node{'s' if nodes > 1 else ''}"

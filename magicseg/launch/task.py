@@ -24,6 +24,8 @@ from magicseg.core.text import command, indented
 from magicseg.run.claims import STALE_SECONDS, is_live
 from magicseg.run.container_image import present_image, refuse_other_image
 from magicseg.run.directory import Run
+from magicseg.stages.placement import place_task
+from magicseg.stages.pool import run_stage
 from magicseg.stages.worker import ShardEvent, run_shards
 
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h
@@ -130,10 +132,27 @@ def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> li
         detail = f", {event.samples} samples" if event.outcome == "committed" else ""
         _log(f"{stage} shard {event.shard}: {event.outcome}{detail}{': ' if event.detail else ''}{event.detail}")
 
+    placement = place_task(run.config, stage)
+
+    def work(todo: list[int]) -> None:
+        """Do shards, with one worker in this process, and with more in a pool of processes."""
+        if placement.workers > 1 and todo:
+            at_most = placement.at_most(len(todo))
+            run_stage(run, stage, shards=todo, workers=at_most.workers, gpus=at_most.gpus, report=report, stop=stop)
+        else:
+            gpu = placement.gpus[0].name if placement.gpus else None
+            run_shards(run, stage, todo, report=report, should_stop=stop, gpu=gpu)
+
+    if placement.gpus:
+        _log(f"{stage}: {placement}")
     # Shards that killed or failed an earlier task come last: if it happens again, the others are done.
     suspects = {shard for shard in shards if ledger.claim_path(shard).exists() or ledger.failure_path(shard).exists()}
     order = [*(shard for shard in shards if shard not in suspects), *sorted(suspects)]
-    run_shards(run, stage, order, report=report, should_stop=stop)
+    if placement.workers > 1:  # a pool does ascending shards
+        work(order[: len(order) - len(suspects)])
+        work(sorted(suspects))
+    else:
+        work(order)
     missing = [shard for shard in shards if ledger.committed(shard) is None]
     # If a claim's owner runs on another node, only the claim's age tells that it is dead: wait until it is stale.
     until = time.monotonic() + STALE_SECONDS + 30
@@ -141,7 +160,7 @@ def _do(run: Run, stage: str, shards: list[int], stop: Callable[[], bool]) -> li
         claimed = [shard for shard in missing if ledger.claim_path(shard).exists()]
         free = [shard for shard in claimed if not is_live(ledger.claim_path(shard))]
         if free:
-            run_shards(run, stage, free, report=report, should_stop=stop)
+            work(free)
         elif claimed:
             _wait(_POLL_SECONDS, stop)
         missing = [shard for shard in missing if ledger.committed(shard) is None]

@@ -75,6 +75,24 @@ def place_workers(
     return Placement(wish.workers or default_workers(), (), "CPU")
 
 
+def place_task(config: Config, stage: str, find: Callable[[], VisibleGpus] = visible_gpus) -> Placement:
+    """Return the placement of an array task's workers: one per GPU of the job, and one for a stage on CPUs.
+
+    Without a list of the job's GPUs, others may use the GPUs of this machine: one worker gets what torch chooses.
+    Raises BackendError, ConfigError for an unknown back end.
+    """
+    if not can_use_gpus(config, stage):
+        return Placement(1, (), "CPU")
+    visible = find()
+    gpus = visible.gpus if visible.limit is not None else ()
+    return Placement(max(len(gpus), 1), gpus, "GPU")
+
+
+def can_use_gpus(config: Config, stage: str) -> bool:
+    """Return whether a stage computes on GPUs where there are some. Raises BackendError, ConfigError."""
+    return any(device.startswith("cuda") or device == "auto" for device in stage_devices(config, stage))
+
+
 def stage_devices(config: Config, stage: str) -> frozenset[str]:
     """Return the devices of all back ends of a stage: "cuda", "auto", "cpu". Raises BackendError, ConfigError."""
     return frozenset(nested.device() for nested in DECLARATIONS[stage].all_backends(config))

@@ -40,7 +40,7 @@ from magicseg.run.directory import Run
 from magicseg.run.drop_rates import Shares, refuse_one_reason
 from magicseg.run.ledger import CommitRecord, Ledger
 from magicseg.stages.shortage import is_shortage
-from magicseg.stages.worker import ShardEvent, run_shards
+from magicseg.stages.worker import ShardEvent, never, run_shards
 
 MAX_DEATHS = 3  # workers that may die at one shard before it counts as failed
 _BUSY_POLL_SECONDS = 2.0
@@ -116,12 +116,13 @@ def run_stage(
     gpus: Sequence[Gpu] = (),
     shards_per_job: int | None = None,
     report: Callable[[ShardEvent], None] = lambda event: None,
-    stop: StopFlag | None = None,
+    stop: Callable[[], bool] = never,
 ) -> StageOutcome:
     """Do all uncommitted shards of a stage (or of ``shards``). Return when no more can be done.
 
-    If a worker runs out of memory, the others do its shards, and ``report`` gets an event ``out-of-memory``. The
-    stage stops when the last worker has run out of memory.
+    If a worker dies, a new one does its shards, and ``report`` gets an event ``died``. If a worker runs out of
+    memory, the others do its shards, and ``report`` gets an event ``out-of-memory``; the stage stops when the last
+    worker has run out of memory.
 
     Args: workers: processes at a time. gpus: the GPUs that the workers are spread over, one for each worker; without
     any, workers inherit this process's environment. shards_per_job: shards in one process's life.
@@ -134,7 +135,7 @@ def run_stage(
     if not pending:
         _compact(ledger, committed)
         return StageOutcome((), {}, interrupted=False)
-    pool = _Pool(run, stage, workers, gpus, report, stop or StopFlag())
+    pool = _Pool(run, stage, workers, gpus, report, stop)
     pool.run(_jobs(pending, workers, shards_per_job))
     committed = ledger.commits()
     _compact(ledger, committed)
@@ -155,7 +156,7 @@ class _Pool:
         workers: int,
         gpus: Sequence[Gpu],
         report: Callable[[ShardEvent], None],
-        stop: StopFlag,
+        stop: Callable[[], bool],
     ) -> None:
         self.stop = stop
         self.failures: dict[int, str] = {}
@@ -275,6 +276,7 @@ class _Pool:
 
     def _note(self, job: _WorkerJob, event: ShardEvent) -> None:
         if event.outcome == "started":
+            self._report(event)
             return
         while job.shards and job.shards[0] <= event.shard:
             job.shards.popleft()
@@ -314,8 +316,10 @@ class _Pool:
             return
         suspect = left[0]
         self._deaths[suspect] = self._deaths.get(suspect, 0) + 1
-        if self._deaths[suspect] >= MAX_DEATHS:
-            cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        cause = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if self._deaths[suspect] < MAX_DEATHS:
+            self._report(ShardEvent(suspect, "died", detail=f"a worker ended by {cause}, a new one goes on"))
+        else:
             self.failures[suspect] = f"{self._deaths[suspect]} workers died at it, the last by {cause}"
             with contextlib.suppress(OSError):
                 self._ledger.fail(suspect, "WorkerDied", self.failures[suspect])
@@ -345,7 +349,7 @@ def _compact(ledger: Ledger, committed: Mapping[int, CommitRecord]) -> None:
         ledger.compact(committed)
 
 
-def _wait_for_others(stop: StopFlag) -> None:
+def _wait_for_others(stop: Callable[[], bool]) -> None:
     """Wait a moment, because other processes work on some shards."""
     until = time.monotonic() + _BUSY_POLL_SECONDS
     while time.monotonic() < until and not stop():

@@ -28,8 +28,8 @@ class ShardEvent:
     """An event of a shard.
 
     ``outcome`` is ``started``, then ``committed``, ``failed`` or ``abandoned``; or ``busy`` if another process holds
-    the shard, or ``blocked`` if the stage above has not done it. A pool reports ``out-of-memory`` if the worker ended
-    and others do its shards.
+    the shard, or ``blocked`` if the stage above has not done it. A pool reports ``died`` or ``out-of-memory`` if the
+    worker ended and others do its shards.
     """
 
     shard: int
@@ -53,7 +53,8 @@ class _Tally:
         refuse_one_reason(self._run, self._stage, self._shares, is_all=self._left <= 0)
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Return False: the work is not to stop."""
     return False
 
 
@@ -63,7 +64,7 @@ def run_shards(
     shards: Iterable[int],
     *,
     report: Callable[[ShardEvent], None],
-    should_stop: Callable[[], bool] = _never,
+    should_stop: Callable[[], bool] = never,
     gpu: str | None = None,
 ) -> None:
     """Do the uncommitted ``shards`` one after another, and report each.

@@ -39,6 +39,23 @@ def test_a_forecast_equals_a_simulation_of_the_queue(samples, shard_size, per_ta
     assert found.longest_seconds == pytest.approx(max(durations))
 
 
+@given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 12), st.integers(1, 5), seconds, seconds)
+def test_a_task_takes_as_long_as_its_busiest_worker(shards, shard_size, per_task, workers, sample, start):
+    tasks = [min(per_task, shards - first) for first in range(0, shards, per_task)]
+    durations = [start + -(-task // workers) * shard_size * sample for task in tasks]
+    found = forecast(
+        shards * shard_size,
+        shard_size=shard_size,
+        shards_per_task=per_task,
+        parallel=2,
+        sample_seconds=sample,
+        start_seconds=start,
+        workers=workers,
+    )
+    assert found.busy_seconds == pytest.approx(sum(durations))
+    assert found.wall_seconds == pytest.approx(played(durations, 2))
+
+
 def test_nothing_left_takes_no_time():
     found = forecast(0, shard_size=4, shards_per_task=2, parallel=3, sample_seconds=1.0, start_seconds=9.0)
     assert (found.tasks, found.busy_seconds, found.wall_seconds) == (0, 0.0, 0.0)

@@ -20,8 +20,9 @@ def run_pilot(run, shards):
     done = {stage: [] for stage in STAGES}
 
     def report(stage, event):
-        assert event.outcome in {"committed", "failed"}
-        done[stage].append(event.shard)
+        assert event.outcome in {"started", "committed", "failed"}
+        if event.outcome != "started":
+            done[stage].append(event.shard)
 
     pilot(run, shards, gpu=lambda _: None, report=report, stop=StopFlag())
     return done

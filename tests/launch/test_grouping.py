@@ -71,17 +71,21 @@ def test_arrays_divide_the_limit_of_concurrent_tasks(parallel, arrays):
     asked=st.none() | st.integers(1, 1000),
     of_profile=st.none() | st.integers(1, 1000),
     most_tasks=st.integers(1, 10_000),
+    workers=st.integers(1, 8),
 )
 def test_tasks_never_exceed_the_queue_s_limit_and_are_never_smaller_than_requested(
-    missing, parallel, minutes, measured, asked, of_profile, most_tasks
+    missing, parallel, minutes, measured, asked, of_profile, most_tasks, workers
 ):
     profile = Profile(parallel=parallel, task_minutes=minutes, shards_per_task=of_profile)
-    size = shards_per_task(missing, profile, "generate", measured=measured, asked=asked, most_tasks=most_tasks)
+    limits = {"asked": asked, "most_tasks": most_tasks, "workers": workers}
+    size = shards_per_task(missing, profile, "generate", measured=measured, **limits)
     assert size >= 1
     assert math.ceil(missing / size) <= most_tasks
     wanted = asked or of_profile
     if wanted:
         assert size == max(wanted, math.ceil(missing / most_tasks))
+    else:
+        assert size % workers == 0, "some workers would idle while others do one more shard"
 
 
 @given(missing=counts, seconds=st.floats(0.5, 3000), minutes=st.floats(1, 300))
@@ -100,6 +104,13 @@ def test_by_default_a_task_gets_work_for_half_its_time_limit():
 def test_tasks_never_grow_so_large_that_parallel_slots_stay_empty():
     profile = Profile(parallel=32)
     assert shards_per_task(64, profile, "mask", measured=0.01, asked=None, most_tasks=1000) == 2
+
+
+def test_a_task_of_several_workers_does_more_shards_in_the_same_time():
+    profile = Profile(parallel=1, task_minutes=60)
+    rest = {"asked": None, "most_tasks": 1000}
+    assert shards_per_task(1000, profile, "mask", measured=60, workers=4, **rest) == 4 * 60
+    assert shards_per_task(5, profile, "mask", measured=60, workers=4, **rest) == 8, "two for each"
 
 
 def test_without_measurements_there_are_several_tasks_per_parallel_slot():

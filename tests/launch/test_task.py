@@ -92,6 +92,23 @@ def test_a_task_completes_exactly_its_shards_and_exits_with_0(fresh, task):
     assert "3 of 3 shards" in text
 
 
+@pytest.mark.slow
+def test_a_task_with_two_gpus_does_its_shards_with_a_worker_on_each(tmp_path, faulty, task):
+    (tmp_path / "log").mkdir()
+    options = f"{{log: {tmp_path / 'log'}, kill_on: ['1']}}"
+    run = make_run(tmp_path / "run", "generate.backend=gpu-recorder", f"generate.options={options}")
+    do(run, "describe")
+    job = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
+    code, text = ended(task(run, "generate", "0-3", CUDA_VISIBLE_DEVICES="0,1", **job))
+    assert code == 0, text
+    assert "generate: 2 workers on GPUs 0-1\n" in text
+    assert events(text, "died") == [2], "the worker on GPU 1 has the second half of the shards"
+    assert sorted(events(text, "committed")) == [0, 1, 2, 3]
+    assert {record.job for record in run.ledger("generate").commits().values()} == {"7_2"}
+    lines = [json.loads(path.read_text().splitlines()[0]) for path in (tmp_path / "log").glob("worker-*")]
+    assert {line["CUDA_VISIBLE_DEVICES"] for line in lines} == {"0", "1"}
+
+
 def test_a_task_whose_shards_are_committed_does_nothing(fresh, task):
     do(fresh, "describe", shards=[0, 1])
     code, text = ended(task(fresh, "describe", "0-1"))

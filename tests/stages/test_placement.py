@@ -6,7 +6,7 @@ from helpers.tiny_runs import TINY
 from magicseg.config.loading import load_config
 from magicseg.core.errors import ConfigError
 from magicseg.core.gpus import Gpu, VisibleGpus
-from magicseg.stages.placement import Wish, default_workers, place_workers, stage_devices
+from magicseg.stages.placement import Wish, default_workers, place_task, place_workers, stage_devices
 
 pytestmark = pytest.mark.usefixtures("faulty")
 
@@ -63,6 +63,20 @@ def test_a_stage_on_cpus_gets_one_worker_per_cpu_and_does_not_look_for_gpus(reco
 
 def test_without_a_gpu_a_stage_that_needs_one_gets_one_worker_which_says_what_is_missing(recorder):
     assert placed(recorder, "generate", 0) == (1, [], "1 worker, no GPU was found")
+
+
+@pytest.mark.parametrize(("stage", "listed", "expected"), [
+    ("describe", ["0", "1"], (1, [])),
+    ("generate", ["0", "MIG-1"], (2, ["0", "MIG-1"])),
+    ("mask", ["0", "MIG-1"], (2, ["0", "MIG-1"])),
+    ("generate", [], (1, [])),
+    ("generate", None, (1, [])),
+])  # fmt: skip
+def test_an_array_task_has_one_worker_per_gpu_that_its_job_was_given(recorder, stage, listed, expected):
+    names, limit = (["0", "1", "2"], None) if listed is None else (listed, "CUDA_VISIBLE_DEVICES")
+    visible = VisibleGpus(tuple(Gpu(name, {}) for name in names), limit)
+    placement = place_task(recorder, stage, lambda: visible)
+    assert (placement.workers, [gpu.name for gpu in placement.gpus]) == expected
 
 
 def test_a_stage_whose_device_is_auto_uses_the_cpus_where_there_is_no_gpu(recorder):

@@ -36,7 +36,7 @@ def records(tmp_path):
     """Return a function that reads the records of all batches."""
 
     def read():
-        files = sorted(path for path in (tmp_path / "log").iterdir() if path.name.isdecimal())
+        files = sorted((tmp_path / "log").glob("worker-*"))
         return [json.loads(line) for path in files for line in path.read_text().splitlines()]
 
     return read

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ class RecordingOptions(Settings):
 
 
 class RecordingPainter:
-    """The painter. Every batch adds a line to LOG/PID: the time, the variables, and torch's state before it."""
+    """The painter. Every batch adds a line to LOG/worker-HOST-PID: time, variables, and torch's state before it."""
 
     Options = RecordingOptions
 
@@ -56,8 +57,9 @@ class RecordingPainter:
         self._refuse()
         time.sleep(options.seconds)
         line = {name: os.environ[name] for name in VARIABLES if name in os.environ}
-        line |= {"from": began, "to": time.time(), "pid": os.getpid(), "torch": self._torch_was_there}
-        with Path(options.log, str(os.getpid())).open("a") as file:
+        host, pid = socket.gethostname(), os.getpid()
+        line |= {"from": began, "to": time.time(), "host": host, "pid": pid, "torch": self._torch_was_there}
+        with Path(options.log, f"worker-{host}-{pid}").open("a") as file:
             file.write(json.dumps(line) + "\n")
         return self._honest.generate(requests)
 
