@@ -202,6 +202,9 @@ def logs(
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="keep printing as the log grows")] = False,
     failed: Annotated[bool, typer.Option("--failed", help="last lines of every failed task")] = False,
+    server: Annotated[
+        bool, typer.Option("--server", help="logs of the caption servers that the tasks start")
+    ] = False,
 ) -> None:
     """Show one task's log, or the last line of every task's log."""
     from magicseg.launch.logs import find_tasks, last_lines, whole
@@ -211,7 +214,12 @@ def logs(
 
     opened = Run.open(run)
     found = find_tasks(
-        read_queue_state(opened), stage=stage.value if stage else None, shard=shard, label=task, failed=failed
+        read_queue_state(opened),
+        stage=stage.value if stage else None,
+        shard=shard,
+        label=task,
+        failed=failed,
+        server=server,
     )
     if follow:
         chosen, path = found[-1]

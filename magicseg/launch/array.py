@@ -20,7 +20,7 @@ from magicseg.core.package import package_version
 from magicseg.core.shard_ranges import format_ranges
 from magicseg.launch.job_image import container_lines
 from magicseg.launch.job_script import interpreter, sbatch_options, setup_lines, task_teardown, whole_node_lines
-from magicseg.launch.profile import Profile
+from magicseg.launch.profile import SERVER_STAGE, Profile
 from magicseg.launch.slurm import SlurmError, cancel, submit_script
 from magicseg.launch.task import run_task
 from magicseg.run.directory import Run
@@ -81,6 +81,7 @@ def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
 
     Raises SlurmError if sbatch refuses it. Raises OSError if its files cannot be written; then nothing is queued.
     """
+    server = profile.caption_server
     calls = [
         DelayedSubmission(
             run_task,
@@ -90,6 +91,8 @@ def submit_array(run: Run, stage: str, profile: Profile, spec: ArraySpec, folder
             version=package_version(),
             delay=profile.stagger_seconds * offset if offset < spec.parallel else 0.0,
             shares=spec.shares,
+            server=server.model_dump() if server and stage == SERVER_STAGE else None,
+            folder=str(folder),
         )
         for offset, shards in enumerate(spec.tasks)
     ]

@@ -2,6 +2,7 @@
 
 RUN/jobs/0003-generate/submission.json   one submission: its tasks, its jobs, its request
 RUN/jobs/0003-generate/*_log.out         the tasks' logs, beside submitit's files
+RUN/jobs/0001-describe/*_server.log      the logs of the tasks' caption servers, if they start any
 
 These records locate jobs and logs. Only the ledger records finished work.
 """
@@ -107,6 +108,10 @@ class Submission:
     def log_path(self, label: str) -> Path:
         """Return the log of a task, given Slurm's id of the task."""
         return self.folder / f"{label}_0_log.out"
+
+    def server_log_path(self, label: str) -> Path:
+        """Return the log of a task's caption server, given Slurm's id of the task."""
+        return server_log_path(self.folder, label)
 
     def asked_resources(self) -> Resources:
         """Return the resources that the jobs requested. Raises DamageError if the record's values are invalid."""
@@ -250,6 +255,11 @@ def now() -> str:
 def next_number(run: Run) -> int:
     """Return the number of the next submission."""
     return max(map(_number, _entries(jobs_folder(run))), default=0) + 1
+
+
+def server_log_path(folder: Path, label: str) -> Path:
+    """Return the log of the caption server of task ``label`` in a submission's folder."""
+    return folder / f"{label}_server.log"
 
 
 def make_folder(record: Submission) -> None:

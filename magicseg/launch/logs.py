@@ -7,15 +7,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from magicseg.core.errors import RunError
+from magicseg.launch.jobs import Submission
 from magicseg.launch.queue_state import QueueState, Task
 
 _POLL_SECONDS = 0.5
 
 
 def find_tasks(
-    queue: QueueState, *, stage: str | None, shard: int | None, label: str | None, failed: bool
+    queue: QueueState, *, stage: str | None, shard: int | None, label: str | None, failed: bool, server: bool = False
 ) -> list[tuple[Task, Path]]:
-    """Return the matching tasks that have a log, newest last. Raises RunError, listing all tasks, if none match."""
+    """Return the matching tasks that have a log, newest last, and the logs.
+
+    Args: server: return the logs of the tasks' caption servers.
+    Raises RunError, listing all tasks, if none match.
+    """
     matching = [
         task
         for task in queue.tasks
@@ -24,14 +29,15 @@ def find_tasks(
         and (shard is None or shard in task.submission.shards_of(task.number))
         and (not failed or task.kind in {"failed", "cancelled", "unknown"})
     ]
-    found = [(task, task.submission.log_path(task.label)) for task in matching]
+    path_of = Submission.server_log_path if server else Submission.log_path
+    found = [(task, path_of(task.submission, task.label)) for task in matching]
     there = [(task, path) for task, path in found if _is_file(path)]
     if there:
         return there
     if matching:
         raise RunError(
             f"no log yet: {', '.join(f'{task.label} is {task.kind}' for task in matching[:5])}",
-            hint="a log appears when its task starts; see: magicseg status RUN",
+            hint=f"a log appears when its {'server' if server else 'task'} starts; see: magicseg status RUN",
         )
     labels = sorted({task.label for task in queue.tasks})
     wanted = "no task failed" if failed else "there is no such task"

@@ -4,6 +4,7 @@ profile = load_profile("gpu", overrides=["slurm.partition=low"])    # in magicse
 profile.resources("train").nodes
 """
 
+import contextlib
 import difflib
 import os
 import re
@@ -13,13 +14,14 @@ from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_v
 
 from magicseg.config.stage_declarations import JOBS
 from magicseg.core.paths import absolute
-from magicseg.core.secrets import assigned_secret, secret_name, secret_value
+from magicseg.core.secrets import assigned_secret, secret_argument, secret_name, secret_value
 from magicseg.core.setting_errors import Fault, first_fault
 from magicseg.core.settings import Settings
 from magicseg.core.text import printable
 from magicseg.launch.gpus import OPTIONS as GPU_OPTIONS
 from magicseg.launch.gpus import gpus_per_node
 from magicseg.launch.quoting import (
+    Argument,
     Bind,
     Line,
     Module,
@@ -27,13 +29,14 @@ from magicseg.launch.quoting import (
     ShellLine,
     Size,
     TimeLimit,
+    UrlPath,
     Word,
     bytes_of,
     minutes_of,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 FOLLOW_UP = "follow-up"
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ _RESERVED_NAMES = """
     qos requeue signal tasks-per-node test-only time uid usage version wait wrap"""
 _RESERVED = frozenset(_RESERVED_NAMES.split())
 _MEMORY = ("memory", "memory_per_cpu", "memory_per_gpu")
+SERVER_STAGE = "describe"  # its key `server` in `stages` is a `CaptionServer`, not a resource
+_SERVER = "server"
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -159,6 +164,34 @@ def _spelled(data: "Mapping[Any, Any]") -> dict[Any, Any]:
     return found
 
 
+class CaptionServer(Settings):
+    """The server that a describe task starts for itself: a program that offers the OpenAI API on this machine."""
+
+    model_config = ConfigDict(strict=False)
+
+    command: tuple[Argument, ...] = Field(
+        min_length=1, description="the program and its arguments; {host} and {port} are replaced in them"
+    )
+    port: int = Field(0, ge=0, le=65535, description="0: a free port for each task")
+    health: UrlPath = Field("/health", description="path that the server answers with 200 once it is ready")
+    wait: float = Field(600.0, gt=0, le=86400, description="time limit until the server is ready, in seconds")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.command[0].startswith("-"):
+            raise ValueError("command must begin with a program, not with an option")
+        if not self.port and not any("{port}" in word for word in self.command):
+            raise ValueError("command must contain {port}, because each task chooses a free port")
+        if secret_argument(self.command):
+            raise ValueError("command must not contain a password or a key, which all users of the node can read: "
+                             "pass a variable of the server's to the job (pass_environment)")  # fmt: skip
+        return self
+
+    def words(self, host: str, port: int) -> list[str]:
+        """Return the command's words for an address."""
+        return [word.replace("{host}", host).replace("{port}", str(port)) for word in self.command]
+
+
 class ContainerSettings(Settings):
     """The container image that workers run in. Jobs are submitted from outside the container."""
 
@@ -203,7 +236,8 @@ class Profile(Resources):
     """A site's settings: resources for all stages, overrides by stage, and the layout of arrays."""
 
     stages: dict[JobName, dict[str, Any]] = Field(
-        default_factory=dict, description="resources of single stages, overriding the common ones"
+        default_factory=dict,
+        description="resources of single stages, overriding the common ones; describe.server: see `CaptionServer`",
     )
     mail_user: Word | None = None
     mail_type: Word | None = Field(None, description="events to send mail for, such as END,FAIL")
@@ -258,13 +292,17 @@ class Profile(Resources):
     @model_validator(mode="after")
     def _stage_keys(self) -> Self:
         for stage in (*JOBS, FOLLOW_UP):
-            try:
+            with _named(f"stages.{stage}"):
                 self.resources(stage)
-            except ValidationError as error:
-                first = first_fault(error)
-                key = ".".join(filter(None, ["stages", stage, first.key]))
-                raise ValueError(f"{key}: {first.message}{shown_input(first)}") from None
+        with _named(f"stages.{SERVER_STAGE}.{_SERVER}"):
+            self.caption_server  # noqa: B018 - raises ValidationError
         return self
+
+    @property
+    def caption_server(self) -> CaptionServer | None:
+        """Return the server that describe tasks start, if there is one."""
+        values = self.stages.get(SERVER_STAGE, {}).get(_SERVER)
+        return None if values is None else CaptionServer.model_validate(values)
 
     def resources(self, stage: str) -> Resources:
         """Return the resources of ``stage``'s jobs: the common values, overridden by the stage's values."""
@@ -274,6 +312,8 @@ class Profile(Resources):
             common |= small | {"nodes": 1, "processes": None, "memory_per_cpu": None, "memory_per_gpu": None}
             common["extra"] = {name: value for name, value in self.extra.items() if name not in GPU_OPTIONS}
         specific = _spelled(self.stages.get(stage, {}))
+        if stage == SERVER_STAGE:
+            specific.pop(_SERVER, None)
         # A stage's memory setting replaces the common one.
         if any(specific.get(name) is not None for name in _MEMORY):
             common |= dict.fromkeys(_MEMORY)
@@ -288,6 +328,17 @@ class Profile(Resources):
     def signal_before(self, stage: str) -> int:
         """Return how many seconds before the time limit tasks are warned: at most a quarter of the limit."""
         return min(self.signal_seconds, self.resources(stage).minutes * 15)
+
+
+@contextlib.contextmanager
+def _named(key: str) -> "Iterator[None]":
+    """Raise a ValidationError of the block as a ValueError that names the key below ``key``."""
+    try:
+        yield
+    except ValidationError as error:
+        first = first_fault(error)
+        path = ".".join(filter(None, [key, first.key]))
+        raise ValueError(f"{path}: {first.message}{shown_input(first)}") from None
 
 
 def _variable(name: str) -> str:

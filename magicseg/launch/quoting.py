@@ -96,7 +96,21 @@ def _operand(text: str) -> str:
     return public(text)
 
 
+def _argument(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("must be one line of printable text")
+    return text
+
+
+def _url_path(text: str) -> str:
+    if not re.fullmatch(r"/[\w./?=&%~+-]*", text, re.ASCII):
+        raise ValueError("must be the path of a URL, such as /health")
+    return text
+
+
 Word = Annotated[str, AfterValidator(_word)]
+Argument = Annotated[str, AfterValidator(_argument)]
+UrlPath = Annotated[str, AfterValidator(_url_path)]
 Line = Annotated[str, AfterValidator(_one_line), AfterValidator(public)]
 Module = Annotated[str, AfterValidator(_module)]
 Size = Annotated[str, AfterValidator(_size)]

@@ -17,6 +17,7 @@ from magicseg.config.stage_declarations import JOBS, STAGES
 from magicseg.core.errors import ConfigError, MagicsegError
 from magicseg.core.files import storage_errors
 from magicseg.core.text import command
+from magicseg.launch.caption_server import refuse_misfit
 from magicseg.launch.environment import refuse_named_secrets
 from magicseg.launch.housekeeping import record_endings, release_dead_claims
 from magicseg.launch.job_image import admitted
@@ -35,7 +36,7 @@ from magicseg.launch.planning import (
     refuse_unfetched,
     stages_of,
 )
-from magicseg.launch.profile import FOLLOW_UP, Profile
+from magicseg.launch.profile import FOLLOW_UP, SERVER_STAGE, Profile
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.slurm import SiteLimits, SlurmError, SlurmSilence, installed, submit_script
 from magicseg.launch.training_script import follow_up_script, training_script
@@ -164,6 +165,8 @@ def _plan_and_enqueue(
         todo = find_todo(state, profile, limits, request, stage, new)
         lines += _skipped_lines(run, todo)
         if todo.groups:
+            if stage == SERVER_STAGE:
+                refuse_misfit(run.config, profile)
             record = planned(run, profile, request, todo, limits, number + len(new))
             new[stage] = enqueue(record, dependency_of(state, new, stage))
             lines += _queued_lines(new[stage], workers_per_task(run.config, stage, profile.resources(stage)))

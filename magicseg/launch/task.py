@@ -12,15 +12,17 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from magicseg.core.errors import MagicsegError, RunError
 from magicseg.core.garbage_collection import collect_less_often
 from magicseg.core.package import package_version
 from magicseg.core.shard_ranges import format_ranges, parse_ranges
 from magicseg.core.text import command, indented
+from magicseg.launch.caption_server import task_server
 from magicseg.run.claims import STALE_SECONDS, is_live
 from magicseg.run.container_image import present_image, refuse_other_image
 from magicseg.run.directory import Run
@@ -51,12 +53,23 @@ class _Signals:
         return self.warned or self.ended
 
 
-def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 0.0, shares: int = 1) -> None:
+def run_task(
+    *,
+    run: str,
+    stage: str,
+    shards: str,
+    version: str,
+    delay: float = 0.0,
+    shares: int = 1,
+    server: Mapping[str, Any] | None = None,
+    folder: str = "",
+) -> None:
     """Complete a task's missing shards. Exit the process if the exit code is not 0.
 
     Args: run: the run's directory. shards: ranges. version: magicseg's version on the submitting machine.
         delay: seconds to wait first, so that many tasks do not load weights at the same time. shares: number of tasks
-        that an evaluation is split into; ``shards`` is then the number of this task's part.
+        that an evaluation is split into; ``shards`` is then the number of this task's part. server: the values of a
+        `CaptionServer` that the task starts. folder: of the task's log.
     """
     collect_less_often()
     logging.getLogger("submitit").setLevel(logging.WARNING)  # its last messages would hide this function's
@@ -68,7 +81,9 @@ def run_task(*, run: str, stage: str, shards: str, version: str, delay: float = 
         if stage == "evaluate":
             _evaluate(Path(run), (parse_ranges(shards)[0], shares) if shards else (0, 1), stop)
             return
-        missing = _do(Run.open(Path(run)), stage, parse_ranges(shards), stop)
+        opened, wanted = Run.open(Path(run)), parse_ranges(shards)
+        with task_server(opened, wanted, server, Path(folder), stop=stop, report=_log):
+            missing = _do(opened, stage, wanted, stop)
     except MagicsegError as error:
         for line in error.lines():
             _log(line)

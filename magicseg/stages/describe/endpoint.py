@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 RECIPE = 1  # incremented whenever the requests for the same prompts change
 
+# The address of the server that this process's cluster task has started: it replaces `base_url`.
+SERVER_VARIABLE = "MAGICSEG_CAPTION_SERVER"
+
 _SEED_BITS = 31  # all servers accept seeds of this length
 _REFUSALS = {
     401: "the key is wrong or missing: see describe.options.api_key_env",
@@ -47,7 +50,9 @@ class OpenAIOptions(WritingOptions):
         {"base_url", "api_key_env", "concurrency", "timeout", "retries", "give_up_after"}
     )
 
-    base_url: str = Field(description="as http://127.0.0.1:8000/v1")
+    base_url: str | None = Field(
+        None, description="as http://127.0.0.1:8000/v1; null: the server of the cluster task"
+    )
     model: str = Field(min_length=1, description="as the endpoint calls it; name weights that do not change")
     api_key_env: str | None = Field(None, description="the environment variable that holds the key, if required")
     concurrency: int = Field(8, ge=1, le=256, description="concurrent requests of each worker")
@@ -64,7 +69,9 @@ class OpenAIOptions(WritingOptions):
 
     @field_validator("base_url")
     @classmethod
-    def _is_plain(cls, value: str) -> str:
+    def _is_plain(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not value.startswith(("http://", "https://")):
             raise ValueError("must begin with http:// or https://")
         if "@" in value or "?" in value:
@@ -92,8 +99,9 @@ class OpenAICaptioner:
 
     def __init__(self, settings: object, options: OpenAIOptions) -> None:
         self._options = options
+        self._address = _address(options)
         self._key = _key(options)
-        self._health = _Health(options, secret=self._key)
+        self._health = _Health(options, self._address, secret=self._key)
 
     def describe(self, requests: Sequence[DescribeRequest]) -> list[Description | Rejection]:
         """Return one description per request."""
@@ -112,7 +120,7 @@ class OpenAICaptioner:
         options = self._options
         turns = asyncio.Semaphore(options.concurrency)
         async with openai.AsyncOpenAI(
-            base_url=options.base_url,
+            base_url=self._address,
             api_key=self._key or "none",  # the client requires a key; local servers ignore it
             timeout=options.timeout,
             max_retries=options.retries,
@@ -187,8 +195,8 @@ class OpenAICaptioner:
 class _Health:
     """Track over all requests whether the endpoint is alive."""
 
-    def __init__(self, options: OpenAIOptions, *, secret: str) -> None:
-        self._options = options
+    def __init__(self, options: OpenAIOptions, address: str, *, secret: str) -> None:
+        self._options, self._address = options, address
         self._secret = secret
         self._answered = 0
         self._silent_in_a_row = 0
@@ -224,7 +232,7 @@ class _Health:
         """Record that the endpoint cannot be used."""
         if self._secret:  # a server may quote it
             what = what.replace(self._secret, "***")
-        self._error = self._error or BackendError(f"{self._options.base_url} {printable(what, 500)}", hint=hint)
+        self._error = self._error or BackendError(f"{self._address} {printable(what, 500)}", hint=hint)
 
     def refuse_silence(self) -> None:
         """Raise BackendError if the endpoint is dead or has never answered."""
@@ -247,6 +255,17 @@ class _Health:
             "check the endpoint, then run the same command again: committed shards are kept "
             "(describe.options: timeout, retries, give_up_after)",
         )
+
+
+def _address(options: OpenAIOptions) -> str:
+    """Return the endpoint's base URL. Raises BackendError if there is no endpoint."""
+    address = os.environ.get(SERVER_VARIABLE) or options.base_url
+    if address is None:
+        raise BackendError(
+            "describe.options.base_url is not set, and only tasks on a cluster start a server",
+            hint="start a server, and set describe.options.base_url in the run's magicseg.yaml to its address",
+        )
+    return address
 
 
 def _key(options: OpenAIOptions) -> str:
