@@ -38,6 +38,7 @@ _HOST = "127.0.0.1"
 _PORTS = range(20_000, 32_768)  # below the ports that Linux gives to outgoing connections
 _POLL_SECONDS = 0.25
 _ANSWER_SECONDS = 2.0  # for one request to the health path
+_ANSWER_BYTES = 1 << 16
 _SHOWN_LINES = 20
 _SHORTEST_SECRET = 6  # characters; shorter values occur in any text
 
@@ -157,7 +158,9 @@ def _is_healthy(port: int, path: str) -> bool:
     connection = http.client.HTTPConnection(_HOST, port, timeout=_ANSWER_SECONDS)  # directly, whatever the proxy
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == http.HTTPStatus.OK
+        response = connection.getresponse()
+        response.read(_ANSWER_BYTES)  # a server may log an error if its answer is not read
+        return response.status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
     finally:

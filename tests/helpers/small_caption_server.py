@@ -4,6 +4,7 @@ python small_caption_server.py --port N [--delay S] [--die-after N] [--child FIL
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -47,7 +48,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(data)
 
 
 def main():
