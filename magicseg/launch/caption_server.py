@@ -160,9 +160,10 @@ def _is_healthy(port: int, path: str) -> bool:
         connection.request("GET", path)
         response = connection.getresponse()
         response.read(_ANSWER_BYTES)  # a server may log an error if its answer is not read
-        return response.status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False
+    else:
+        return response.status == http.HTTPStatus.OK
     finally:
         connection.close()
 

@@ -15,6 +15,27 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
+
+
+def servers_of(text):
+    """Return the processes of this machine whose command line contains a text: servers and their guards."""
+    return [
+        one for one in psutil.process_iter(["cmdline"]) if any(text in word for word in one.info["cmdline"] or ())
+    ]
+
+
+def are_gone(ids):
+    """Return whether the processes that a server wrote to its ``--child`` file have ended."""
+    return not any(_is_running(int(pid)) for pid in ids.read_text().split())
+
+
+def _is_running(pid):
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
 
 def caption(prompt, seed):
     """Return an answer that depends on the prompt and the seed alone."""

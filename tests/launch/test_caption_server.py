@@ -10,11 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 import magicseg as package
 from helpers import small_caption_server
+from helpers.small_caption_server import are_gone, servers_of
 from helpers.stand_ins import record
 from helpers.tiny_runs import do, make_run
 from magicseg.core.documents import parse_yaml
@@ -73,25 +73,6 @@ def ended(process):
     return process.returncode, text
 
 
-def are_gone(ids):
-    """Return whether no process with one of these ids, separated by spaces in a file, runs any more."""
-    return not any(is_running(int(pid)) for pid in ids.read_text().split())
-
-
-def is_running(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def guards_of(text):
-    """Return the processes of this machine whose command line contains a text: servers and their guards."""
-    return [
-        one for one in psutil.process_iter(["cmdline"]) if any(text in word for word in one.info["cmdline"] or ())
-    ]
-
-
 def wait_until(condition, seconds=30):
     until = time.monotonic() + seconds
     while not condition():
@@ -124,7 +105,7 @@ def test_a_task_starts_its_server_waits_for_it_and_ends_it(run, task, tmp_path):
     assert f"the server's log: {tmp_path}/7_server.log" in text
     assert "loading the model" in log_of(tmp_path)
     assert are_gone(tmp_path / "ids")
-    assert not guards_of(str(tmp_path / "ids"))
+    assert not servers_of(str(tmp_path / "ids"))
 
 
 def test_captions_and_fingerprints_are_those_of_a_server_that_was_started_otherwise(run, task, tmp_path):
@@ -196,7 +177,7 @@ def test_a_warning_while_the_server_loads_ends_the_task_at_once(run, task, tmp_p
     assert code == 75, text
     assert time.monotonic() - began < 10
     assert run.ledger("describe").claimed() == []
-    assert not guards_of(str(tmp_path / "ids"))
+    assert not servers_of(str(tmp_path / "ids"))
 
 
 def test_a_task_that_is_killed_leaves_no_server(run, task, tmp_path):
@@ -207,7 +188,7 @@ def test_a_task_that_is_killed_leaves_no_server(run, task, tmp_path):
     process.kill()
     process.wait()
     wait_until(lambda: are_gone(ids), 10)
-    wait_until(lambda: not guards_of(str(ids)), 10)
+    wait_until(lambda: not servers_of(str(ids)), 10)
 
 
 @pytest.mark.slow
