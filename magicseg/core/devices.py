@@ -32,6 +32,18 @@ def refuse_device_fault(error: BaseException, device: str) -> None:
         ) from error
 
 
+def refuse_uncompilable(error: BaseException, setting: str, value: str) -> None:
+    """Raise BackendError if ``error`` says that torch cannot compile the model here.
+
+    Args: setting, value: which setting asks for it, and what it is, for the message.
+    """
+    if isinstance(error, torch._dynamo.exc.TorchDynamoException):
+        raise BackendError(
+            f"{setting} is {value}: torch cannot compile the model here: {first_line(error).strip()}",
+            hint=f"it needs a C++ compiler (CPU) or Triton (GPU); or set {setting} to off",
+        ) from error
+
+
 def prepare_device(device: str, cpu_threads: int, setting: str) -> None:
     """Set the process-wide options of torch that affect results: CPU threads, or deterministic cuDNN algorithms.
 

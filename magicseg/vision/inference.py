@@ -12,6 +12,7 @@ from magicseg.core.devices import (
     is_out_of_memory,
     largest_fitting,
     refuse_device_fault,
+    refuse_uncompilable,
     use_threads,
 )
 from magicseg.core.errors import BackendError, OutOfMemory
@@ -83,6 +84,15 @@ def to_device(model: torch.nn.Module, options: ModelOptions, where: str) -> torc
         ) from error
 
 
+def compile_encoder(encoder: torch.nn.Module, options: ModelOptions) -> None:
+    """Have torch compile the part of a model that encodes images, if the options say so. Its first call does it.
+
+    Every size of the input is compiled apart.
+    """
+    if options.compile == "encoder":
+        encoder.compile(dynamic=False)
+
+
 def read_checkpoint(path: Path, where: str) -> dict[str, Any]:
     """Return the tensors of a ``.pth`` file. Raises BackendError if it holds other objects or is damaged."""
     try:
@@ -128,7 +138,8 @@ def run_batch(
 ) -> list[Result]:
     """Return ``call(rows)``, computed without gradients.
 
-    Raises OutOfMemory that names the batch size that fits; BackendError if the device fails.
+    Raises OutOfMemory that names the batch size that fits; BackendError if the device fails, or torch cannot compile
+    the model.
     """
     use_threads(options.device, options.cpu_threads)
     with torch.inference_mode(), _autocast(options):
@@ -137,6 +148,7 @@ def run_batch(
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 refuse_device_fault(error, options.device)
+                refuse_uncompilable(error, f"compile of {options.model}", options.compile)
                 raise
             message = first_line(error)
         fitting = largest_fitting(len(rows), lambda count: call(rows[:count]))

@@ -19,6 +19,7 @@ class ModelOptions(PinnedSettings):
     operations that run in 16 bits.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset({"compile"})
     AUTOCAST: ClassVar[bool] = False
 
     device: Literal["cuda", "cpu"] = "cuda"
@@ -28,6 +29,7 @@ class ModelOptions(PinnedSettings):
         "by autocast)",
     )
     cpu_threads: int = Field(1, ge=1, le=1024, description="on the CPU; results differ with it in the last bits")
+    compile: Literal["off", "encoder"] = Field("off", description="torch.compile of the part that encodes images")
 
     @model_validator(mode="before")
     @classmethod
@@ -65,6 +67,7 @@ class ClipOptions(ModelOptions):
     )
     class_prompt: str = Field(default="a photo of a {}", description="a template, or a shipped set: photo, ensemble")
     dtype: Literal["float32"] = "float32"
+    compile: Literal["off"] = "off"
 
     @model_validator(mode="after")
     def _has_an_architecture_and_templates(self) -> Self:
@@ -94,6 +97,7 @@ class OriginalDetectorOptions(DetectorOptions):
         description="bert-base-uncased: a folder, or its name on the hub; only its tokenizer and config.json are read"
     )
     dtype: Literal["float32"] = "float32"
+    compile: Literal["off"] = "off"
     shortest_edge: int = Field(800, ge=32, le=4096, description="the image's shorter side, in pixels")
     longest_edge: int = Field(1333, ge=32, le=8192, description="its longer side at most, in pixels")
 

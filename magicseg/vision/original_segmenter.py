@@ -13,7 +13,7 @@ from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.core.devices import prepare_device
 from magicseg.core.errors import BackendError
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
-from magicseg.vision.inference import read_checkpoint, run_batch, to_device
+from magicseg.vision.inference import compile_encoder, read_checkpoint, run_batch, to_device
 from magicseg.vision.model_options import OriginalSegmenterOptions
 from magicseg.vision.original_detector import read_into
 
@@ -96,4 +96,5 @@ def load_original_segmenter(
     weights = read_checkpoint(checkpoint, where)
     model = sam_model_registry[options.architecture](checkpoint=None)
     read_into(model, weights, where)
+    compile_encoder(model.image_encoder, options)
     return OriginalSegmentAnything(options, to_device(model, options, where), batch)

@@ -17,11 +17,15 @@ from magicseg.labels import Label
 from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
-from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch, weights_dtype
+from magicseg.vision.inference import compile_encoder, load_pretrained, refuse_unknown_class, run_batch, weights_dtype
 from magicseg.vision.model_options import DetectorOptions
 
-_GROUNDED = ("GroundingDinoForObjectDetection", "MMGroundingDinoForObjectDetection")
-_QUERIED = ("Owlv2ForObjectDetection", "OwlViTForObjectDetection")
+# The names of the modules that encode images.
+_GROUNDED = {
+    "GroundingDinoForObjectDetection": "model.backbone.conv_encoder",
+    "MMGroundingDinoForObjectDetection": "model.backbone.conv_encoder",
+}
+_QUERIED = {"Owlv2ForObjectDetection": "owlv2.vision_model", "OwlViTForObjectDetection": "owlvit.vision_model"}
 _QUERIES = 8  # labels per image in one call of an OWL model
 
 
@@ -232,6 +236,7 @@ def load_detector(options: DetectorOptions, folder: Path, batch: HasBatch) -> Ze
     where = f"detector.options.model: {options.model}"
     kind = refuse_unknown_class(AutoConfig, options, folder, where, (*_GROUNDED, *_QUERIED))
     model = load_pretrained(AutoModelForZeroShotObjectDetection, options, folder, where)
+    compile_encoder(model.get_submodule((_GROUNDED | _QUERIED)[kind]), options)
     processor = load_pretrained(AutoProcessor, options, folder, where)
     if kind in _QUERIED:
         return QueriedDetector(options, model, processor, batch)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskGeneration, AutoProcessor
 from magicseg.backends import Image, SegmentRequest, Segments
 from magicseg.core.devices import prepare_device
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
-from magicseg.vision.inference import load_pretrained, refuse_unknown_class, run_batch, weights_dtype
+from magicseg.vision.inference import compile_encoder, load_pretrained, refuse_unknown_class, run_batch, weights_dtype
 from magicseg.vision.model_options import SegmenterOptions
 
 _KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
@@ -145,4 +145,5 @@ def load_segmenter(options: SegmenterOptions, folder: Path, batch: HasBatch) -> 
     where = f"segmenter.options.model: {options.model}"
     refuse_unknown_class(AutoConfig, options, folder, where, _KNOWN)
     model = load_pretrained(AutoModelForMaskGeneration, options, folder, where)
+    compile_encoder(model.vision_encoder, options)
     return PromptableSegmenter(options, model, load_pretrained(AutoProcessor, options, folder, where), batch)

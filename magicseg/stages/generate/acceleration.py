@@ -193,16 +193,6 @@ def _compile_blocks(denoiser: Any, title: str) -> None:
         ) from error
 
 
-def refuse_uncompilable(error: BaseException, options: DiffusersOptions) -> None:
-    """Raise BackendError if ``error`` says that torch cannot compile the denoiser here."""
-    if options.compile != "off" and isinstance(error, torch._dynamo.exc.TorchDynamoException):
-        raise BackendError(
-            f"generate.options.compile is {options.compile}: torch cannot compile the model here: "
-            f"{first_line(error).strip()}",
-            hint="it needs a C++ compiler (CPU) or Triton (GPU); or set generate.options.compile to off",
-        ) from error
-
-
 def quantization_arguments(options: DiffusersOptions, denoiser: str) -> dict[str, Any]:
     """Return the arguments of ``from_pretrained`` that quantize the denoiser's linear layers.
 

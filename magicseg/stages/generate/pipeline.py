@@ -24,15 +24,12 @@ from magicseg.core.devices import (
     largest_fitting,
     prepare_device,
     refuse_device_fault,
+    refuse_uncompilable,
     use_threads,
 )
 from magicseg.core.errors import BackendError, OutOfMemory
 from magicseg.core.text import printable
-from magicseg.stages.generate.acceleration import (
-    place,
-    quantization_arguments,
-    refuse_uncompilable,
-)
+from magicseg.stages.generate.acceleration import place, quantization_arguments
 from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.stages.generate.pipeline_folder import T5_PARTS, parts_of, read_index
@@ -116,7 +113,7 @@ class TextToImage:
             self._try(pairs)
         except Exception as error:  # whatever the parts do to each other
             if not is_out_of_memory(error):
-                refuse_uncompilable(error, self._options)
+                refuse_uncompilable(error, "generate.options.compile", self._options.compile)
                 raise BackendError(
                     f"{_where(self._options)}: a first batch fails: {type(error).__name__}: {printable(str(error))}",
                     hint=f"its parts, or the options, do not fit each other; {_remedy(self._options)}",

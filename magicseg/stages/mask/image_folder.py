@@ -1,5 +1,7 @@
 """``magicseg mask --images``: mask a folder of images. Output files: see `magicseg.stages.mask.image_labelling`."""
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,14 +77,18 @@ def _deciding(vocabulary: Vocabulary, settings: MaskSettings) -> dict[str, Any]:
     backend, options, effective = _chosen(settings)
     recipes: dict[str, str | int] = {"photographs": RECIPE}
     weights: dict[str, str] = {}
+    mask = effective.model_dump(mode="json", exclude=set(effective.NEUTRAL))
     for nested in with_nested(backend, options):
         recipes |= nested.identity()
+        for name in nested.options.not_in_fingerprint - nested.options.NEUTRAL:  # records of older versions lack it
+            *groups, last = nested.key(name).split(".")
+            del functools.reduce(operator.getitem, groups, mask["options"])[last]
         for each in nested.weights():
             where = f"mask.options.{each.setting}"
             weights[each.setting] = each.name if each.by_name else path_identity(each, where)
     return {
         "labels": {str(label.id): label.name for label in vocabulary.labels},
-        "mask": effective.model_dump(mode="json", exclude=set(effective.NEUTRAL)),
+        "mask": mask,
         "recipes": recipes,
         "weights": weights,
     }
