@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,8 @@ class PromptableSegmenter:
                 prompts += [_Prompt(wanted[number], embedded, part) for part in torch.split(boxes, BOXES_PER_CALL)]
         parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {place: [] for place in wanted}
         for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
-            for number, part in zip(
-                chosen, run_batch(self._decode, together, self._options, self._batch), strict=False
-            ):
+            decoded = run_batch(partial(self._decode, wanted=len(chosen)), together, self._options, self._batch)
+            for number, part in zip(chosen, decoded, strict=True):
                 parts[prompts[number].request].append(part)
         return [_joined(request.image, parts.get(place, [])) for place, request in enumerate(requests)]
 
@@ -72,8 +72,10 @@ class PromptableSegmenter:
             _Prompt(0, embedded, part) for part in torch.split(torch.from_numpy(request.boxes), BOXES_PER_CALL)
         ]
         for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
-            parts = run_batch(self._decode, together, self._options, self._batch)
-            yield _joined(request.image, parts[: len(chosen)])
+            yield _joined(
+                request.image,
+                run_batch(partial(self._decode, wanted=len(chosen)), together, self._options, self._batch),
+            )
 
     def _embed(self, images: Sequence[Image]) -> list[_Embedded]:
         inputs = self._processor.image_processor(images=list(images), return_tensors="pt")
@@ -93,8 +95,11 @@ class PromptableSegmenter:
             for row, image in enumerate(images)
         ]
 
-    def _decode(self, prompts: Sequence[_Prompt]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Return logits (n, height, width) and qualities (n,) of every prompt, float32 on the CPU."""
+    def _decode(self, prompts: Sequence[_Prompt], wanted: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return logits (n, height, width) and qualities (n,) of the first ``wanted`` prompts, float32 on the CPU.
+
+        The logits of the others, which are padding, are neither resized nor copied from the device.
+        """
         maps = [torch.stack(values) for values in zip(*(prompt.embedded.maps for prompt in prompts), strict=True)]
         boxes = torch.stack([_model_boxes(prompt) for prompt in prompts]).to(self._options.device)
         more: dict[str, Any] = {}
@@ -107,15 +112,15 @@ class PromptableSegmenter:
                 more = {"image_embeddings": maps[0]}
         output = self._model(input_boxes=boxes, multimask_output=False, **more)
         logits = self._processor.image_processor.post_process_masks(
-            list(output.pred_masks.float()),
-            original_sizes=[list(prompt.embedded.size) for prompt in prompts],
-            reshaped_input_sizes=[list(prompt.embedded.resized) for prompt in prompts],
+            list(output.pred_masks[:wanted].float()),
+            original_sizes=[list(prompt.embedded.size) for prompt in prompts[:wanted]],
+            reshaped_input_sizes=[list(prompt.embedded.resized) for prompt in prompts[:wanted]],
             binarize=False,
         )
-        qualities = output.iou_scores.float()
+        qualities = output.iou_scores[:wanted].float()
         return [
             (values[: len(prompt.boxes), 0].cpu(), quality[: len(prompt.boxes), 0].cpu())
-            for prompt, values, quality in zip(prompts, logits, qualities, strict=True)
+            for prompt, values, quality in zip(prompts[:wanted], logits, qualities, strict=True)
         ]
 
 

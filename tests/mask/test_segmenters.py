@@ -166,3 +166,27 @@ def test_bfloat16_is_near_float32(family, segmenter):
     np.testing.assert_allclose(near.logits, exact.logits, atol=0.05 * scale)
     np.testing.assert_allclose(near.quality, exact.quality, atol=0.05)
     assert ((near.logits > 0) == (exact.logits > 0)).mean() > 0.95
+
+
+@pytest.mark.parametrize("family", ALL)
+def test_logits_leave_the_device_once_at_the_images_size(family, segmenter, monkeypatch):
+    """They are resized before, and those of padding stay."""
+    backend = segmenter(family)
+    requests = [segment_request(seed, (50, 33), count=count) for seed, count in enumerate([5, 1, 3])]
+    left, copied = torch.Tensor.cpu, []
+
+    def noting(values):
+        copied.append(tuple(values.shape))
+        return left(values)
+
+    def refused(*_arguments):
+        raise AssertionError("another way off the device")
+
+    monkeypatch.setattr(torch.Tensor, "cpu", noting)
+    monkeypatch.setattr(torch.Tensor, "item", refused)
+    backend.segment(requests)
+    for part in backend.segment_parts(requests[0]):
+        assert part.logits.shape[1:] == (50, 33)
+    masks = [shape for shape in copied if len(shape) > 1]
+    assert {shape[1:] for shape in masks} == {(50, 33)}
+    assert sum(shape[0] for shape in masks) == (5 + 1 + 3) + 5
