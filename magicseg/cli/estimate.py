@@ -94,6 +94,7 @@ def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | Non
             gpu=lambda stage: site.resources(stage).asks_gpu if site else None,
             report=report,
             stop=stop,
+            server=site.caption_server if site else None,
         )
 
 

@@ -16,6 +16,9 @@ from magicseg.core.errors import StoreError
 from magicseg.core.files import storage_errors, to_json, write_atomic
 from magicseg.core.signals import StopFlag
 from magicseg.core.text import command
+from magicseg.launch.caption_server import server_for
+from magicseg.launch.jobs import jobs_folder, server_log_path
+from magicseg.launch.profile import SERVER_STAGE, CaptionServer
 from magicseg.run.claims import job_label
 from magicseg.run.directory import ESTIMATE_NAME, Run
 from magicseg.run.ledger import CommitRecord
@@ -114,13 +117,15 @@ def pilot(
     gpu: Callable[[str], bool | None],
     report: Callable[[str, ShardEvent], None],
     stop: StopFlag,
+    server: CaptionServer | None = None,
 ) -> None:
     """Complete at least ``shards`` shards of every stage, with one worker at a time, as regular work of the run.
 
     The startup time of each worker is written to RUN/estimate.json.
 
     Args: gpu: returns whether a stage requests a GPU; inside a job, shards from other hardware do not count.
-        report: is called with the stage and the event of every shard.
+        report: is called with the stage and the event of every shard. server: runs during the describe stage; its log
+        is RUN/jobs/pilot_server.log.
     Raises IncompleteError if a shard fails, and StoreError, PlanMismatch or BackendError as stages do.
     """
     above: Collection[int] = range(run.plan.shards)
@@ -129,15 +134,18 @@ def pilot(
         todo = pilot_shards(shards, above, commits, gpu=gpu(stage) if job_label() else None)
         if todo:
             began = time.monotonic()
-            outcome = run_stage(
-                run,
-                stage,
-                shards=todo,
-                workers=1,
-                shards_per_job=len(todo),
-                report=lambda event, stage=stage: report(stage, event),  # type: ignore[misc]
-                stop=stop,
-            )
+            served = server if stage == SERVER_STAGE else None
+            log = server_log_path(jobs_folder(run), "pilot")
+            with server_for(run, todo, served, log, stop=stop, report=lambda text: None):
+                outcome = run_stage(
+                    run,
+                    stage,
+                    shards=todo,
+                    workers=1,
+                    shards_per_job=len(todo),
+                    report=lambda event, stage=stage: report(stage, event),  # type: ignore[misc]
+                    stop=stop,
+                )
             took = time.monotonic() - began
             if outcome.missing:
                 raise missing_message(run, stage, outcome)

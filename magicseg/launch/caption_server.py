@@ -16,9 +16,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 from magicseg.config.run import Config
 from magicseg.config.stage_declarations import DECLARATIONS
@@ -27,10 +26,8 @@ from magicseg.core.files import storage_errors
 from magicseg.core.secrets import secret_name
 from magicseg.core.text import command
 from magicseg.launch import server_guard
-from magicseg.launch.jobs import server_log_path
 from magicseg.launch.logs import last_lines
 from magicseg.launch.profile import SERVER_STAGE, CaptionServer, Profile
-from magicseg.run.claims import job_label
 from magicseg.run.directory import Run
 from magicseg.stages.describe.endpoint import SERVER_VARIABLE, OpenAIOptions
 
@@ -59,25 +56,20 @@ def refuse_misfit(config: Config, profile: Profile) -> None:
 
 
 @contextlib.contextmanager
-def task_server(
+def server_for(
     run: Run,
     shards: Collection[int],
-    server: Mapping[str, Any] | None,
-    folder: Path,
+    server: CaptionServer | None,
+    log: Path,
     *,
     stop: Callable[[], bool],
     report: Callable[[str], None],
 ) -> Iterator[None]:
-    """Run a task's server, if it has one and if a shard is missing.
-
-    Args: server: the values of a `CaptionServer`. folder: of the task's log; the server's log is written beside it.
-    Raises what `serving` raises.
-    """
+    """Run the server of a describe task, if the profile has one and if a shard is missing. Raises as `serving`."""
     if server is None or run.checked_commits(SERVER_STAGE).keys() >= set(shards):
         yield
         return
-    log = server_log_path(folder, job_label())
-    with serving(CaptionServer.model_validate(server), log, stop=stop, report=report):
+    with serving(server, log, stop=stop, report=report):
         yield
 
 
@@ -115,7 +107,10 @@ def serving(
 
 def _start(words: list[str], log: Path) -> "subprocess.Popen[bytes]":
     guard = [sys.executable, "-m", server_guard.__name__, *words]
-    with storage_errors(log, "submit again"), log.open("ab") as file:
+    with storage_errors(log, "run the same command again"):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("ab")
+    with file:
         file.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {shlex.join(words)}\n".encode())
         file.flush()
         # A new session: signals to the task's process group do not reach the guard.

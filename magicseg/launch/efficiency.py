@@ -12,7 +12,7 @@ from typing import Any
 from magicseg.config.stage_declarations import JOBS, STAGES
 from magicseg.core.text import command, size_text
 from magicseg.launch.grouping import median_seconds
-from magicseg.launch.jobs import Submission, submissions
+from magicseg.launch.jobs import Submission, server_log_path, submissions
 from magicseg.launch.task_usage import TaskUsage, task_usage
 from magicseg.launch.workers import workers_per_task
 from magicseg.run.directory import Run
@@ -27,7 +27,7 @@ def efficiency(run: Run, stage: str | None = None) -> list[dict[str, Any]]:
     """Return one entry per stage that ran under Slurm: requested, used and suggested resources.
 
     Times are in seconds, memory is in bytes. Unknown values are None. For array stages, memory is the peak of one of
-    a task's ``workers``.
+    a task's ``workers``; for tasks with a caption server it is that of the whole task, from Slurm's accounting.
     """
     known = [one for one in submissions(run) if one.stage in JOBS and stage in {None, one.stage}]
     report = []
@@ -47,12 +47,14 @@ def _of_stage(
     run: Run, latest: Submission, records: Sequence[CommitRecord], used: Mapping[str, TaskUsage]
 ) -> dict[str, Any]:
     seconds = median_seconds(records) or 0.0
-    peak = max(record.peak_memory for record in records)
+    peak: int | None = max(record.peak_memory for record in records)
     workers = workers_per_task(run.config, latest.stage, latest.asked_resources())
     by_task: dict[str, float] = {}
     for record in records:
         by_task[record.job] = by_task.get(record.job, 0.0) + record.seconds / workers
     known = [used[job] for job in by_task if job in used]
+    if any(latest.folder.glob(server_log_path(latest.folder, "*").name)):  # the records lack the server's memory
+        peak = max((usage.peak_memory for usage in known if usage.peak_memory), default=None)
     # A task's time besides its shards: starting Python and loading weights.
     overheads = [used[job].elapsed - work for job, work in by_task.items() if job in used]
     overhead = max(statistics.median(overheads), 0.0) if overheads else None
@@ -73,7 +75,7 @@ def _of_stage(
         "peak_gpu_memory": max(record.peak_gpu_memory for record in records) or None,
         "suggested": {
             "shards_per_task": per_task,
-            "memory": memory_to_ask(peak * workers),
+            "memory": memory_to_ask(peak * workers) if peak else None,
             "time_minutes": _minutes_to_ask(math.ceil(per_task / workers) * seconds, overhead or 30.0),
         },
     }

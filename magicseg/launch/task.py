@@ -22,8 +22,10 @@ from magicseg.core.garbage_collection import collect_less_often
 from magicseg.core.package import package_version
 from magicseg.core.shard_ranges import format_ranges, parse_ranges
 from magicseg.core.text import command, indented
-from magicseg.launch.caption_server import task_server
-from magicseg.run.claims import STALE_SECONDS, is_live
+from magicseg.launch.caption_server import server_for
+from magicseg.launch.jobs import server_log_path
+from magicseg.launch.profile import CaptionServer
+from magicseg.run.claims import STALE_SECONDS, is_live, job_label
 from magicseg.run.container_image import present_image, refuse_other_image
 from magicseg.run.directory import Run
 from magicseg.stages.placement import place_task
@@ -82,7 +84,9 @@ def run_task(
             _evaluate(Path(run), (parse_ranges(shards)[0], shares) if shards else (0, 1), stop)
             return
         opened, wanted = Run.open(Path(run)), parse_ranges(shards)
-        with task_server(opened, wanted, server, Path(folder), stop=stop, report=_log):
+        served = CaptionServer.model_validate(server) if server else None
+        log = server_log_path(Path(folder), job_label())
+        with server_for(opened, wanted, served, log, stop=stop, report=_log):
             missing = _do(opened, stage, wanted, stop)
     except MagicsegError as error:
         for line in error.lines():

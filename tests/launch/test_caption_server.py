@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 import magicseg as package
 from helpers import small_caption_server
@@ -24,7 +25,7 @@ from magicseg.launch.array import ArraySpec, array_script
 from magicseg.launch.caption_server import refuse_misfit, serving
 from magicseg.launch.logs import find_tasks
 from magicseg.launch.profile import CaptionServer
-from magicseg.launch.profile_files import load_profile, validate_profile
+from magicseg.launch.profile_files import load_profile, profile_text, validate_profile
 from magicseg.launch.queue_state import read_queue_state
 from magicseg.run import Run
 from magicseg.run.digest import logical_digest
@@ -189,6 +190,18 @@ def test_a_task_that_is_killed_leaves_no_server(run, task, tmp_path):
     process.wait()
     wait_until(lambda: are_gone(ids), 10)
     wait_until(lambda: not servers_of(str(ids)), 10)
+
+
+@pytest.mark.slow
+def test_a_pilot_starts_the_profiles_server_for_its_captions(run, magicseg, tmp_path):
+    values = yaml.safe_load(profile_text("cpu"))
+    values.setdefault("stages", {}).setdefault("describe", {})["server"] = server_of("--child", tmp_path / "ids")
+    (tmp_path / "site.yaml").write_text(yaml.safe_dump(values))
+    done = magicseg("estimate", run.path, "--pilot", 1, "--profile", "./site.yaml")
+    assert done.code == 0, done.err
+    assert set(run.ledger("describe").commits()) == {0}
+    assert "loading the model" in (run.path / "jobs/pilot_server.log").read_text()
+    assert are_gone(tmp_path / "ids")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from helpers.stand_ins import record
 from helpers.tiny_runs import do
 from magicseg.launch.efficiency import efficiency, efficiency_lines
 from magicseg.launch.grouping import contiguous_groups
+from magicseg.launch.jobs import submissions
 from magicseg.launch.profile_files import load_profile
 from magicseg.launch.quoting import bytes_of
 from magicseg.launch.task_usage import TaskUsage, parse_usage
@@ -181,6 +182,19 @@ def test_gpu_utilisation_is_reported_if_the_site_records_it(done_by_slurm, slurm
     (entry,) = efficiency(done_by_slurm)
     assert entry["gpu_share"] == 0.7
     assert "GPUs: 70% used" in efficiency_lines([entry], done_by_slurm)[2]
+
+
+def test_memory_of_tasks_with_a_caption_server_comes_from_accounting_alone(done_by_slurm, slurm):
+    rewritten(done_by_slurm, peak_memory=GIB)
+    (submission,) = submissions(done_by_slurm)
+    submission.server_log_path("101_0").write_text("loading")
+    (entry,) = efficiency(done_by_slurm)
+    assert entry["peak_memory"] is None
+    assert "memory=" not in efficiency_lines([entry], done_by_slurm)[-1]
+    slurm.says("sacct", "101_0|COMPLETED|00:00:50|00:40.000|2||\n101_0.0|COMPLETED|00:00:50|00:40.000|2|20G|\n")
+    (entry,) = efficiency(done_by_slurm)
+    assert entry["peak_memory"] == 20 * GIB
+    assert entry["suggested"]["memory"] == "25G"
 
 
 @pytest.mark.parametrize(
