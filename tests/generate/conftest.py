@@ -23,7 +23,7 @@ def generator(checkpoint: Callable[[str], Path]) -> Callable[..., DiffusersGener
     """A back end with a tiny checkpoint: ``generator("sd15", batch_size=2, steps=3)``."""
 
     def make(
-        family: str | Path = "sd2", *, size: int = 32, batch_size: int = 2, **options: Any
+        family: str | Path = "sd2", /, *, size: int = 32, batch_size: int = 2, **options: Any
     ) -> DiffusersGenerator:
         model = checkpoint(family) if isinstance(family, str) else family
         chosen = {"device": "cpu", "dtype": "float32", "steps": 2} | options

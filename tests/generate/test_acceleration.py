@@ -212,7 +212,7 @@ def test_a_failed_call_leaves_nothing_in_the_cache(generator, monkeypatch):
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "pixart_sigma"])
 def test_a_cache_is_refused_where_the_family_has_none(family, generator):
-    with pytest.raises(BackendError, match=r"generate\.options\.cache: diffusers has no cache") as caught:
+    with pytest.raises(BackendError, match=r"generate\.options\.cache: caches across steps are for Flux") as caught:
         generator(family, batch_size=1, cache=FIRST_BLOCK)
     assert "null" in caught.value.hint
 

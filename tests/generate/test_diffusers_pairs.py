@@ -12,7 +12,9 @@ from diffusers import AutoPipelineForText2Image
 
 from helpers.pair_requests import DOG, request
 from helpers.tiny_pipelines import FAMILIES
+from helpers.tiny_recent_pipelines import RECENT
 from magicseg.backends import ImagePair, Rejection
+from magicseg.core.errors import BackendError
 from magicseg.stages.generate.diffusion import image_fault
 from magicseg.stages.generate.families import SCHEDULERS
 
@@ -82,6 +84,7 @@ def watch_latents(backend):
 
     def note(module, positional, named):
         latents = positional[0] if positional else named["hidden_states"]
+        latents = torch.stack(latents) if isinstance(latents, list) else latents
         seen.append(latents.detach().clone())
 
     denoiser.register_forward_pre_hook(note, with_kwargs=True)
@@ -94,28 +97,95 @@ def halves(latents, pairs=2):
     return rows[:pairs], rows[pairs:]
 
 
+def by_step(seen, backend):
+    """Join the latents of the calls of single pairs, where a family is called so."""
+    if not backend.pipeline.family.one_pair:
+        return seen
+    one, other = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    return [torch.stack([a[0], b[0], a[1], b[1]]) for a, b in zip(one, other, strict=True)]
+
+
+def one_call_per_step(family):
+    """Return the options without which some families call their denoiser twice per step."""
+    return {"guidance": 0.0} if family in RECENT else {}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("noise", ["independent", "shared"])
 def test_shared_noise_is_really_shared_and_independent_noise_is_not(family, noise, generator):
-    backend = generator(family, noise=noise)
+    backend = generator(family, noise=noise, **one_call_per_step(family))
     seen = watch_latents(backend)
     backend.generate([request(0), request(1)])
-    positives, others = halves(seen[0])
+    positives, others = halves(by_step(seen, backend)[0])
     assert torch.equal(positives, others) == (noise == "shared")
     assert not torch.equal(positives[0], positives[1]), "two samples never share noise"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "sana_sprint"])  # it takes two steps
 def test_the_first_steps_are_shared_and_the_later_ones_are_not(family, generator):
-    backend = generator(family, noise="shared", steps=4, shared_steps=2)
+    backend = generator(family, noise="shared", steps=4, shared_steps=2, **one_call_per_step(family))
     seen = watch_latents(backend)
     pair = backend.generate([request(0), request(1)])[0]
+    seen = by_step(seen, backend)
     if family == "sd15":  # its scheduler takes one step twice
         assert len(seen) == 5
     same = [torch.equal(*halves(latents)) for latents in seen]
     assert same[:3] == [True, True, True], "the noise, and what two steps made of it"
     assert not any(same[3:])
     assert not np.array_equal(pair.image, pair.counterfactual)
+
+
+@pytest.mark.parametrize(("family", "option", "message"), [
+    ("sana_sprint", {"steps": 3}, "Sana-Sprint takes 2"),
+    ("flux2", {"negative_prompt": "a dog", "guidance": 4.0}, "FLUX.2 dev takes none"),
+    ("qwen_image", {"inpaint": True}, "inpaint is not possible with Qwen-Image"),
+])  # fmt: skip
+def test_what_a_family_lacks_is_refused_by_its_name(family, option, message, generator, checkpoint):
+    if "inpaint" in option:
+        models = {name: {"backend": "transformers", "options": {"model": str(checkpoint(model)), "device": "cpu"}}
+                  for name, model in (("detector", "owlv2"), ("segmenter", "sam2"))}  # fmt: skip
+        option = {"counterfactual": "inpaint", "inpaint": models}
+    with pytest.raises(BackendError, match=message):
+        generator(family, **option)
+
+
+def test_guidance_of_distilled_weights_is_refused(generator, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("flux2_klein"), tmp_path / "copy")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace('"is_distilled": false', '"is_distilled": true'))
+    with pytest.raises(BackendError, match="are distilled and take none"):
+        generator(folder, guidance=4.0)
+    assert generator(folder, guidance=1.0).generate([request()])
+
+
+@pytest.mark.parametrize("family", ["flux2", "flux2_klein", "qwen_image", "z_image", "lumina2", "sana"])
+def test_words_that_a_language_model_does_not_see_are_counted_with_the_template(family, generator):
+    backend = generator(family, text_length=512, batch_size=1, guidance=0.0)
+    seen = []
+    backend.pipeline.pipe.text_encoder.register_forward_pre_hook(
+        lambda module, positional, named: seen.append(int(named["attention_mask"][0].sum())), with_kwargs=True
+    )
+    text = " ".join(["a red cat on the photo"] * 8)
+    backend.pipeline.paint([text, "a"], [1, 2])
+    dropped = backend.pipeline.pipe.prompt_template_encode_start_idx if family == "qwen_image" else 0
+    assert seen[0] - dropped < 512
+    assert backend.pipeline.lost_tokens(text) == 0
+    assert generator(family, text_length=32, guidance=0.0).pipeline.lost_tokens(text) == seen[0] - dropped - 32
+
+
+def test_a_family_that_is_not_known_is_called_as_the_options_say(generator, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("sd2"), tmp_path / "copy")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"StableDiffusionPAGPipeline"'))
+    with pytest.raises(BackendError, match="StableDiffusionPAGPipeline, which this back end does not drive"):
+        generator(folder)
+    family = {"title": "Stable Diffusion with PAG", "arguments": {"pag_scale": 0.0}}
+    other, plain = generator(folder, family=family), generator("sd2")
+    assert type(other.pipeline.pipe).__name__ == "StableDiffusionPAGPipeline"
+    assert equal(other.generate([request()])[0], plain.generate([request()])[0]), "without PAG it is the same"
+    index.write_text(index.read_text().replace("StableDiffusionPAGPipeline", "NoSuchPipeline"))
+    with pytest.raises(BackendError, match="NoSuchPipeline"):
+        generator(folder, family=family)
 
 
 def test_replace_and_rewrite_paint_different_counterfactuals_of_one_image(generator):
@@ -142,7 +212,7 @@ def test_a_prompt_beyond_the_text_encoder_is_counted(generator):
     assert generator("flux", text_length=32).generate([request(caption=long)])[0].quality["truncated_tokens"] > 0
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"flux", "lcm"}))
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"flux", "lcm", "flux2", "flux2_klein", "sana_sprint"}))
 def test_a_negative_prompt_changes_the_image_with_guidance(family, generator):
     plain, steered = (generator(family, negative_prompt=text).generate([request()])[0] for text in ("", "a dog on"))
     assert not equal(plain, steered)

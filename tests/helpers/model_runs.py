@@ -19,6 +19,14 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "flux": ("template", "grounding_dino", "sam_hq"),
     "pixart_alpha": ("template", "original_grounding_dino", "sam2"),
     "pixart_sigma": ("template", "owlv2", "original_sam"),
+    "flux2": ("template", "grounding_dino", "sam2"),
+    "flux2_klein": ("template", "owlv2", "sam2"),
+    "qwen_image": ("template", "grounding_dino", "sam2"),
+    "z_image": ("template", "grounding_dino", "sam"),
+    "chroma": ("template", "owlv2", "sam"),
+    "lumina2": ("template", "grounding_dino", "sam_hq"),
+    "sana": ("template", "owlv2", "sam_hq"),
+    "sana_sprint": ("template", "grounding_dino", "sam2"),
 }
 CPU = {"device": "cpu", "dtype": "float32"}
 

@@ -2,14 +2,12 @@
 
 import itertools
 import json
-import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -36,12 +34,11 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5Tokenizer,
 )
 
-WORDS = ["a", "the", "photo", "of", "cat", "dog", "with", "in", "on", "red"]
+from helpers.tiny_parts import FLOW_VAE, WORDS, t5_encoder, t5_tokenizer, vae
+from helpers.tiny_recent_pipelines import RECENT
+
 _BETAS: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 _SD_STEPS: Mapping[str, Any] = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
@@ -67,14 +64,6 @@ def clip_tokenizer(folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def t5_tokenizer() -> T5Tokenizer:
-    """Return a tokenizer of letters and a few whole words."""
-    signs = string.ascii_letters + string.digits + string.punctuation
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("▁", -2.0)]
-    pieces += [(sign, -3.0) for sign in signs] + [("▁" + word, -4.0) for word in WORDS if len(word) > 1]
-    return T5Tokenizer(vocab=pieces, extra_ids=0)
-
-
 def _clip(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel, **settings: Any) -> Any:
     size = len(tokenizer)
     return kind(
@@ -89,31 +78,6 @@ def _clip(tokenizer: CLIPTokenizer, kind: type = CLIPTextModel, **settings: Any)
             pad_token_id=size - 1,
             **settings,
         )
-    )
-
-
-def _t5(tokenizer: T5Tokenizer, width: int = 32) -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=width,
-            d_ff=64,
-            d_kv=8,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-        )
-    )
-
-
-def _vae(latent_channels: int = 4, **settings: Any) -> AutoencoderKL:
-    return AutoencoderKL(
-        latent_channels=latent_channels,
-        block_out_channels=(8, 16, 16, 16),
-        norm_num_groups=4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        **settings,
     )
 
 
@@ -145,7 +109,7 @@ def _stable_diffusion(
 ) -> Any:
     tokenizer = clip_tokenizer(folder)
     return StableDiffusionPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=_clip(tokenizer),
         tokenizer=tokenizer,
         unet=_unet(),
@@ -172,7 +136,7 @@ def lcm(folder: Path) -> Any:
     """Return a latent consistency model."""
     tokenizer = clip_tokenizer(folder)
     return LatentConsistencyModelPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=_clip(tokenizer),
         tokenizer=tokenizer,
         unet=_unet(time_cond_proj_dim=32),
@@ -198,7 +162,7 @@ def sdxl(folder: Path) -> Any:
         cross_attention_dim=64,
     )
     return StableDiffusionXLPipeline(
-        vae=_vae(),
+        vae=vae(),
         text_encoder=_clip(tokenizer),
         text_encoder_2=_clip(tokenizer, CLIPTextModelWithProjection, projection_dim=32),
         tokenizer=tokenizer,
@@ -207,9 +171,6 @@ def sdxl(folder: Path) -> Any:
         scheduler=EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **_BETAS),
         add_watermarker=False,
     )
-
-
-_FLOW_VAE: Mapping[str, Any] = {"shift_factor": 0.06, "use_quant_conv": False, "use_post_quant_conv": False}
 
 
 def sd3(folder: Path) -> Any:
@@ -230,10 +191,10 @@ def sd3(folder: Path) -> Any:
     return StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(latent_channels=16, scaling_factor=1.5, **_FLOW_VAE),
+        vae=vae(latent_channels=16, scaling_factor=1.5, **FLOW_VAE),
         text_encoder=_clip(tokenizer, CLIPTextModelWithProjection, projection_dim=32),
         text_encoder_2=_clip(tokenizer, CLIPTextModelWithProjection, projection_dim=32),
-        text_encoder_3=_t5(spelling, 64),
+        text_encoder_3=t5_encoder(spelling, 64),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer,
         tokenizer_3=spelling,
@@ -258,9 +219,9 @@ def flux(folder: Path) -> Any:
     return FluxPipeline(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(),
-        vae=_vae(scaling_factor=1.5, **_FLOW_VAE),
+        vae=vae(scaling_factor=1.5, **FLOW_VAE),
         text_encoder=_clip(tokenizer),
-        text_encoder_2=_t5(spelling),
+        text_encoder_2=t5_encoder(spelling),
         tokenizer=tokenizer,
         tokenizer_2=spelling,
     )
@@ -282,7 +243,7 @@ def _pixart(kind: type) -> Any:
     )
     scheduler = DPMSolverMultistepScheduler()
     return kind(
-        tokenizer=spelling, text_encoder=_t5(spelling), vae=_vae(), transformer=transformer, scheduler=scheduler
+        tokenizer=spelling, text_encoder=t5_encoder(spelling), vae=vae(), transformer=transformer, scheduler=scheduler
     )
 
 
@@ -297,7 +258,8 @@ def pixart_sigma(folder: Path) -> Any:
 
 
 FAMILIES: Mapping[str, Callable[[Path], Any]] = {
-    made.__name__: made for made in (sd15, sd2, sdxl, lcm, sd3, flux, pixart_alpha, pixart_sigma)
+    **{made.__name__: made for made in (sd15, sd2, sdxl, lcm, sd3, flux, pixart_alpha, pixart_sigma)},
+    **RECENT,
 }
 
 

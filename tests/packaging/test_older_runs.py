@@ -56,6 +56,18 @@ def test_commands_regenerate_nothing_and_score_the_same(older, magicseg):
     assert magicseg("report", older).code == 0
 
 
+def decided(name, value):
+    """Return the values that the data decide: not the biases of keys.
+
+    They have no effect on attention, so their gradients are rounding errors, which AdamW scales up to whole steps, and
+    which differ between processors.
+    """
+    if not name.endswith("qkv.bias"):
+        return value
+    queries, _, values = np.split(value, 3)
+    return np.concatenate([queries, values])
+
+
 @pytest.mark.slow
 def test_training_resumes_from_the_checkpoint(older, magicseg):
     before = load_file(older / "model" / "model.safetensors")
@@ -66,7 +78,7 @@ def test_training_resumes_from_the_checkpoint(older, magicseg):
     after = load_file(older / "model" / "model.safetensors")
     assert after.keys() == before.keys()
     for name, value in before.items():
-        np.testing.assert_allclose(after[name], value, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(decided(name, after[name]), decided(name, value), atol=1e-5, err_msg=name)
     row = json.loads((older / "train.jsonl").read_text())
     assert (row["step"], row["loss"]) == (4, pytest.approx(loss, abs=1e-5))
 

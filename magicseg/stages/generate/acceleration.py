@@ -64,8 +64,7 @@ def place(pipe: Any, options: DiffusersOptions, title: str) -> None:
     if options.fuse_qkv:
         _fuse(denoiser, title)
     if options.channels_last:
-        denoiser.to(memory_format=torch.channels_last)
-        pipe.vae.to(memory_format=torch.channels_last)
+        _channels_last(pipe, title)
     if options.attention != "default":
         _set_attention(denoiser, options.attention, title)
     if options.cache is not None:
@@ -75,6 +74,17 @@ def place(pipe: Any, options: DiffusersOptions, title: str) -> None:
         denoiser.compile(dynamic=False)
     elif options.compile == "regional":
         _compile_blocks(denoiser, title)
+
+
+def _channels_last(pipe: Any, title: str) -> None:
+    try:
+        for part in (denoiser_of(pipe), pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    except RuntimeError as error:  # convolutions over time have five dimensions
+        raise BackendError(
+            f"generate.options.channels_last: {title} has other convolutions: {first_line(error)}",
+            hint="set it to false",
+        ) from error
 
 
 def _fuse(denoiser: Any, title: str) -> None:
@@ -91,7 +101,8 @@ def _set_attention(denoiser: Any, name: str, title: str) -> None:
 
     Only some models call diffusers' dispatcher. On the others the library's call has no effect.
     """
-    if not any(hasattr(processor, "_attention_backend") for processor in denoiser.attn_processors.values()):
+    processors = [getattr(module, "processor", None) for module in denoiser.modules()]
+    if not any(hasattr(processor, "_attention_backend") for processor in processors):
         raise BackendError(
             f"generate.options.attention is {name}: diffusers' attention back ends have no effect on {title}",
             hint="set it to default: torch's scaled_dot_product_attention chooses the kernel",
@@ -109,9 +120,10 @@ def _set_attention(denoiser: Any, name: str, title: str) -> None:
 
 
 def _enable_cache(pipe: Any, denoiser: Any, options: DiffusersOptions, title: str) -> None:
-    if not hasattr(denoiser, "enable_cache"):
+    # Others make a second call per step for guidance, which most of the caches would mix up with the first.
+    if not isinstance(pipe, diffusers.FluxPipeline):
         raise BackendError(
-            f"generate.options.cache: diffusers has no cache across steps for {title}",
+            f"generate.options.cache: caches across steps are for Flux, not for {title}",
             hint="set generate.options.cache to null",
         )
     assert options.cache is not None

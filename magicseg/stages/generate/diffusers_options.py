@@ -6,6 +6,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from magicseg.config.finding import OutlineOptions
 from magicseg.stages.generate.cache_options import StepCache
+from magicseg.stages.generate.families import Family
 from magicseg.weights import PinnedSettings
 
 SchedulerName = Literal[
@@ -41,10 +42,15 @@ class DiffusersOptions(PinnedSettings):
     """The weights, sampling, counterfactuals, and memory savings."""
 
     NEUTRAL: ClassVar[frozenset[str]] = frozenset({"drop_t5"})  # see `identity`
-    LATER: ClassVar[frozenset[str]] = frozenset({"attention", "fuse_qkv", "channels_last", "cache", "quantization"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"attention", "fuse_qkv", "channels_last", "cache", "quantization", "family"}
+    )
 
     model: str = Field(description="a name on the hub, or the path of a folder with model_index.json")
     variant: str | None = Field(None, pattern=r"^\w+$", description="weight files with this infix, such as fp16")
+    family: Family | None = Field(
+        None, description="how to call a pipeline of diffusers whose family this back end does not know"
+    )
     drop_t5: bool = Field(False, description="Stable Diffusion 3 without its T5 text encoder, for less memory")
     safety_checker: bool = Field(True, description="use the checkpoint's own, if it has one")
 
@@ -53,7 +59,7 @@ class DiffusersOptions(PinnedSettings):
     guidance: float = Field(7.5, ge=0, le=50, description="1 or less: no guidance (Flux: embedded guidance)")
     negative_prompt: str = Field("", description="the same for both images of all pairs")
     text_length: int | None = Field(
-        None, ge=16, le=512, description="tokens of a T5 text encoder; None: the family's usual number"
+        None, ge=16, le=512, description="tokens of the T5 encoder or language model; None: the family's usual number"
     )
 
     counterfactual: Literal["replace", "rewrite", "inpaint"] = Field(

@@ -90,7 +90,8 @@ class DiffusersGenerator:
         """Return the pipeline. Raises BackendError if a path holds no pipeline of a known family."""
         by_path = options.revision is None
         if by_path:
-            parts = parts_of(read_index(place_of(options.model), drop_t5=options.drop_t5))
+            known = options.family is not None
+            parts = parts_of(read_index(place_of(options.model), drop_t5=options.drop_t5, known=known))
         else:
             parts = list(SD3_PARTS) if options.drop_t5 else ["*"]
         return [

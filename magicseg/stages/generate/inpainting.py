@@ -34,16 +34,15 @@ class ObjectRemover:
     def __init__(self, painter: TextToImage, options: InpaintOptions) -> None:
         """Load detector and segmenter. Raises: BackendError."""
         self._painter, self._options = painter, options
+        if not painter.family.inpaint:
+            raise _no_inpainting(painter.family.title)
         try:
             with warnings.catch_warnings():
                 # diffusers imports all pipelines here, and one of them uses it.
                 warnings.filterwarnings("ignore", r"`torch\.jit\.script` is deprecated", FutureWarning)
                 self._pipe: Any = diffusers.AutoPipelineForInpainting.from_pipe(painter.pipe)
         except ValueError as error:
-            raise BackendError(
-                f"generate.options.counterfactual: diffusers has no inpainting for {painter.family.title}",
-                hint="choose replace or rewrite",
-            ) from error
+            raise _no_inpainting(painter.family.title) from error
         self._pipe.set_progress_bar_config(disable=True)
         self._finder = Finder(options, HasBatch(options.batch_size, "generate.options.inpaint.batch_size"))
 
@@ -127,6 +126,12 @@ class ObjectRemover:
                 f"generate.options.inpaint: a first batch fails: {type(error).__name__}: {error}",
                 hint="choose replace or rewrite, or other weights",
             ) from error
+
+
+def _no_inpainting(title: str) -> BackendError:
+    return BackendError(
+        f"generate.options.counterfactual: inpaint is not possible with {title}", hint="choose replace or rewrite"
+    )
 
 
 def grown(inside: Where, share: float) -> Where:

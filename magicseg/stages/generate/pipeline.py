@@ -33,6 +33,7 @@ from magicseg.stages.generate.acceleration import place, quantization_arguments
 from magicseg.stages.generate.diffusers_options import DiffusersOptions
 from magicseg.stages.generate.families import FAMILIES, SCHEDULERS, Family
 from magicseg.stages.generate.pipeline_folder import T5_PARTS, parts_of, read_index
+from magicseg.stages.generate.prompt_tokens import lost_tokens, tokenizers_of
 from magicseg.weights import only_variant
 
 _LIBRARY_LOGGERS = ("diffusers", "transformers")
@@ -42,7 +43,6 @@ _FLOW = "FlowMatch"
 # Of a sentencepiece model transformers says that it lacks tiktoken.
 _TOKENIZER_LIBRARIES = re.compile(r"sentencepiece|tiktoken|protobuf", re.IGNORECASE)
 _TOKENIZER_HINT = "its tokenizer is a sentencepiece model: pip install sentencepiece protobuf"
-_TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TextToImage:
         self.size = size
         _prepare_device(options)
         self.pipe = load_pipeline(options, folder)
-        self.family: Family = FAMILIES[type(self.pipe).__name__]
+        self.family: Family = options.family or FAMILIES[type(self.pipe).__name__]
         self._refuse_misfits()
         _set_scheduler(self.pipe, options)
         place(self.pipe, options, self.family.title)
@@ -95,14 +95,26 @@ class TextToImage:
         """
         self.use_threads()
         try:
-            result = self._call(self.arguments(texts, seeds, self._options.steps))
-            return to_painted(result.images, getattr(result, "nsfw_content_detected", None))
+            return self._painted(texts, seeds, self._options.steps)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 refuse_device_fault(error, self.device)
                 raise
             message = first_line(error)
         raise self._explained_shortage(len(texts) // self._images_per_pair, message)
+
+    def _painted(self, texts: Sequence[str], seeds: Sequence[int], steps: int) -> PaintedImages:
+        """Paint in one call, or pair by pair where all texts of a call have a part in each other's pixels."""
+        count = len(texts) // self._images_per_pair
+        calls = [range(pair, len(texts), count) for pair in range(count)] if self.family.one_pair else [
+            range(len(texts))
+        ]  # fmt: skip
+        results = [
+            self._call(self.arguments([texts[row] for row in rows], [seeds[row] for row in rows], steps))
+            for rows in calls
+        ]
+        painted = [to_painted(each.images, getattr(each, "nsfw_content_detected", None)) for each in results]
+        return joined(painted, [row for rows in calls for row in rows])
 
     def warm_up(self, pairs: int) -> None:
         """Make one short call with a batch of ``pairs``, so that errors show before the first shard.
@@ -131,13 +143,14 @@ class TextToImage:
             "height": self.size,
             "width": self.size,
             "num_inference_steps": steps,
-            "guidance_scale": options.guidance,
+            family.guidance: options.guidance,
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
             "output_type": "pt",
             **family.arguments,
         }
-        if options.negative_prompt:  # an empty one is not none: some families then encode it
-            arguments["negative_prompt"] = [options.negative_prompt] * len(texts)
+        negative = options.negative_prompt or (family.blank_negative if options.guidance > 1 else None)
+        if negative:  # an empty one is not none: some families then encode it
+            arguments["negative_prompt"] = [negative] * len(texts)
         if family.sequence_argument:
             arguments["max_sequence_length"] = self._text_length
         if options.shared_steps:
@@ -153,14 +166,7 @@ class TextToImage:
 
     def lost_tokens(self, text: str) -> int:
         """Return how many tokens at the end of ``text`` no text encoder sees."""
-        losses = []
-        for name in _TOKENIZERS:
-            tokenizer = getattr(self.pipe, name, None)
-            if tokenizer is not None:
-                is_t5 = "T5" in type(tokenizer).__name__
-                limit = self._text_length if is_t5 and self._text_length else tokenizer.model_max_length
-                losses.append(max(0, len(tokenizer(text, truncation=False)["input_ids"]) - limit))
-        return min(losses, default=0)
+        return lost_tokens(self.pipe, text, self._text_length, language_model=self.family.language_model)
 
     def _refuse_misfits(self) -> None:
         options, pipe = self._options, self.pipe
@@ -172,9 +178,19 @@ class TextToImage:
             raise BackendError(
                 f"generate.options.text_length: {self.family.title} has no T5 text encoder", hint="set it to null"
             )
+        if options.guidance > 1 and pipe.config.get("is_distilled"):
+            raise BackendError(
+                f"generate.options.guidance: these weights of {self.family.title} are distilled and take none",
+                hint="set it to 1",
+            )
+        if self.family.steps not in {None, options.steps}:
+            raise BackendError(
+                f"generate.options.steps is {options.steps}; {self.family.title} takes {self.family.steps}",
+                hint=f"set it to {self.family.steps}",
+            )
         multiple = int(pipe.vae_scale_factor)
-        if isinstance(pipe, diffusers.FluxPipeline):
-            multiple *= 2
+        if self.family.patch is not None:
+            multiple *= self.family.patch
         elif getattr(pipe, "transformer", None) is not None:
             multiple *= int(pipe.transformer.config.patch_size)
         if self.size % multiple:
@@ -201,7 +217,7 @@ class TextToImage:
         """Paint a batch in two or more steps: all take the same memory, but one step is special in some pipelines."""
         steps = min(self._options.steps, max(2, self._options.shared_steps + 1))
         images = pairs * self._images_per_pair
-        self._call(self.arguments(["a photo"] * images, [0] * images, steps))
+        self._painted(["a photo"] * images, [0] * images, steps)
 
     def _call(self, arguments: dict[str, Any]) -> Any:
         """Call the pipeline. If the call fails, clear the caches across steps, as the library does at its end."""
@@ -218,7 +234,7 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
 
     Raises BackendError if files are missing or damaged, or do not fit the architecture.
     """
-    index = read_index(folder, drop_t5=options.drop_t5)
+    index = read_index(folder, drop_t5=options.drop_t5, known=options.family is not None)
     extra: dict[str, Any] = dict.fromkeys(T5_PARTS) if options.drop_t5 else {}
     if "safety_checker" in index and not options.safety_checker:
         extra |= {"safety_checker": None, "requires_safety_checker": False}
@@ -252,9 +268,8 @@ def load_pipeline(options: DiffusersOptions, folder: Path) -> Any:
             f"{_where(options)}: weights do not fit the architecture that its config.json names: {told}",
             hint=_remedy(options),
         )
-    for name in _TOKENIZERS:
-        tokenizer = getattr(pipe, name, None)
-        if tokenizer is not None and not _knows_words(tokenizer):
+    for name, tokenizer in tokenizers_of(pipe).items():
+        if not _knows_words(tokenizer):
             raise BackendError(f"{_where(options)}: its {name} knows no words: files lack", hint=_remedy(options))
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -351,4 +366,14 @@ def to_painted(images_NCHW: torch.Tensor, flags: Sequence[bool] | None) -> Paint
         images=np.ascontiguousarray(pixels.cpu().numpy()),
         undefined=undefined.cpu().numpy(),
         unsafe=np.array(flags if flags is not None else [False] * len(images), dtype=bool),
+    )
+
+
+def joined(parts: Sequence[PaintedImages], rows: Sequence[int]) -> PaintedImages:
+    """Return one batch of several. Args: rows: the row of each image of the parts, in their order."""
+    order = np.argsort(np.asarray(rows))
+    return PaintedImages(
+        images=np.concatenate([part.images for part in parts])[order],
+        undefined=np.concatenate([part.undefined for part in parts])[order],
+        unsafe=np.concatenate([part.unsafe for part in parts])[order],
     )

@@ -18,8 +18,9 @@ SD3_PARTS = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokeni
 _LIBRARIES = frozenset({"diffusers", "transformers", "stable_diffusion"})  # the last has the safety checker
 # Not transformers' Auto classes, which look for code beside the weights, and no pipeline inside a pipeline.
 _CLASS = re.compile(r"(?!Auto[A-Z])(?!.*Pipeline)[A-Z]\w*", re.ASCII)
+_PIPELINE = re.compile(r"[A-Z]\w*Pipeline", re.ASCII)
 _FOREIGN = "convert the checkpoint with diffusers' own classes, or use another one"
-_READ = ("json", "safetensors", "txt", "model")  # what a pipeline reads of its parts
+_READ = ("json", "safetensors", "txt", "model", "jinja")  # what a pipeline reads of its parts
 
 
 def read_files(parts: Sequence[str] = ("*",)) -> tuple[str, ...]:
@@ -27,10 +28,11 @@ def read_files(parts: Sequence[str] = ("*",)) -> tuple[str, ...]:
     return (INDEX, *(f"{part}/*.{suffix}" for part in parts for suffix in _READ))
 
 
-def read_index(folder: Path, *, drop_t5: bool = False) -> Mapping[str, Any]:
+def read_index(folder: Path, *, drop_t5: bool = False, known: bool = False) -> Mapping[str, Any]:
     """Return a checkpoint's model_index.json.
 
-    Args: drop_t5: without the entries of the T5 text encoder, whose folders need not be there.
+    Args: drop_t5: without the entries of the T5 text encoder, whose folders need not be there. known: whether the
+        options say how to call the pipeline, so that its family may be any.
     Raises: BackendError if the folder holds no pipeline of a known family, or one that needs its T5 text encoder.
     """
     where = f"generate.options.model: {folder}"
@@ -50,7 +52,10 @@ def read_index(folder: Path, *, drop_t5: bool = False) -> Mapping[str, Any]:
             f"{where} holds no {INDEX}: it is not a diffusers pipeline",
             hint="give the folder that save_pretrained wrote, or a snapshot of the hub's repository",
         ) from None
-    refuse_unknown_family(str(index.get("_class_name")), where)
+    if known:
+        _refuse_no_pipeline(str(index.get("_class_name")), where)
+    else:
+        refuse_unknown_family(str(index.get("_class_name")), where)
     for name, source in index.items():
         if isinstance(source, list):
             _refuse_foreign_part(folder / INDEX, name, source)
@@ -95,5 +100,12 @@ def refuse_unknown_family(name: str, where: str) -> None:
     if name not in FAMILIES:
         raise BackendError(
             f"{where} is a {name}, which this back end does not drive",
-            hint=f"it drives: {', '.join(family.title for family in FAMILIES.values())}",
+            hint=f"it drives: {', '.join(family.title for family in FAMILIES.values())}; of others, "
+            "generate.options.family says how to call them (docs/generate.md#families)",
         )
+
+
+def _refuse_no_pipeline(name: str, where: str) -> None:
+    """Raise BackendError unless ``name`` can be one of diffusers' pipelines."""
+    if not _PIPELINE.fullmatch(name):
+        raise BackendError(f"{where} is a {printable(name, 100)}, which is no pipeline of diffusers", hint=_FOREIGN)
