@@ -59,8 +59,8 @@ def test_commands_regenerate_nothing_and_score_the_same(older, magicseg):
 def decided(name, value):
     """Return the values that the data decide: not the biases of keys.
 
-    They have no effect on attention, so their gradients are rounding errors, which AdamW scales up to whole steps, and
-    which differ between processors.
+    They have no effect on attention, so their gradients are rounding errors. AdamW scales these up to whole steps,
+    and they differ between processors.
     """
     if not name.endswith("qkv.bias"):
         return value
