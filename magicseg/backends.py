@@ -13,6 +13,8 @@ it. It has
 - ``device(options)``, optional: "cuda" if it computes on a GPU, "auto" if it does where there is one, else "cpu". A
   class without it says so by its option ``device``, or computes on the CPU. A stage gets one worker per GPU if one of
   its back ends computes there, and each worker sees its own GPU only,
+- ``THREAD_SAFE = True``, optional: its batch method may be called from two threads at once. If a stage computes on a
+  GPU and all of its back ends allow it, two batches are in progress: the CPU works on one, the GPU on the other,
 - ``LIBRARIES``, optional: names of the modules that it imports when it starts, for ``magicseg doctor``,
 - a constructor ``(stage settings, options)`` which loads what it needs,
 - ``check_labels(labels)``, optional: raises BackendError for the first of a run's labels that it cannot handle,

@@ -172,6 +172,10 @@ class NestedBackend:
         declared = getattr(self.backend, "device", None)
         return str(declared(self.options) if callable(declared) else getattr(self.options, "device", "cpu"))
 
+    def is_thread_safe(self) -> bool:
+        """Return whether two threads may call its batch method at once."""
+        return bool(getattr(self.backend, "THREAD_SAFE", False))
+
     def libraries(self) -> tuple[str, ...]:
         """Return the modules that it imports when it starts."""
         return tuple(getattr(self.backend, "LIBRARIES", ()))

@@ -55,6 +55,16 @@ class Placement:
         return f"{text} on {shown_gpus(gpu.name for gpu in self.gpus)}" if self.gpus else f"{text}, no GPU was found"
 
 
+def batches_at_once(config: Config, stage: str) -> int:
+    """Return how many batches of a shard are in progress in a worker.
+
+    Two if the stage computes on a GPU and two threads may call its back ends, else one.
+    """
+    backends = DECLARATIONS[stage].all_backends(config)
+    on_gpu = any(each.device() == "cuda" for each in backends)
+    return 2 if on_gpu and all(each.is_thread_safe() for each in backends) else 1
+
+
 def place_workers(
     config: Config, stage: str, wish: Wish | None = None, find: Callable[[], VisibleGpus] = visible_gpus
 ) -> Placement:

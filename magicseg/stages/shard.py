@@ -25,6 +25,7 @@ from magicseg.run.drop_rates import fallback_in
 from magicseg.run.ledger import CommitRecord
 from magicseg.run.versions import library_versions
 from magicseg.stages.base import Stage, stage_code
+from magicseg.stages.placement import batches_at_once
 from magicseg.stages.retries import answered_in_batches
 from magicseg.stages.shortage import explained_shortage, is_shortage
 
@@ -93,7 +94,9 @@ def execute_shard(
         return _answers(run, code, backend, batch)
 
     with ThreadPoolExecutor(1, thread_name_prefix="pack") as packer:  # images are encoded meanwhile
-        for position, answer in answered_in_batches(requests, batch_size, attempt, stop_if_asked):
+        for position, answer in answered_in_batches(
+            requests, batch_size, attempt, stop_if_asked, batches_at_once(run.config, stage)
+        ):
             index = requests[position].index
             if isinstance(answer, Rejection):
                 notes[index] = answer

@@ -1,5 +1,6 @@
 """Loading pretrained detectors and segmenters, and running them. Imports torch."""
 
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,10 @@ from magicseg.weights.pretrained import from_pretrained
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
+
+_model_turn = threading.Lock()  # the device has memory for one batch
+tokenizer_turn = threading.Lock()
+"""Held while a thread uses a tokenizer: a call sets the padding of the next. May be taken while a model computes."""
 
 
 def load_pretrained(auto: Any, options: ModelOptions, folder: Path, where: str) -> Any:
@@ -136,13 +141,15 @@ def _autocast(options: ModelOptions) -> torch.autocast:
 def run_batch(
     call: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], options: ModelOptions, batch: HasBatch
 ) -> list[Result]:
-    """Return ``call(rows)``, computed without gradients.
+    """Return ``call(rows)``, computed without gradients, while no other thread uses a model.
+
+    Preprocess the rows before: another thread's model computes meanwhile.
 
     Raises OutOfMemory that names the batch size that fits; BackendError if the device fails, or torch cannot compile
     the model.
     """
-    use_threads(options.device, options.cpu_threads)
-    with torch.inference_mode(), _autocast(options):
+    with _model_turn, torch.inference_mode(), _autocast(options):
+        use_threads(options.device, options.cpu_threads)
         try:
             return call(rows)
         except (RuntimeError, MemoryError) as error:

@@ -30,11 +30,12 @@ from magicseg.core.errors import BackendError
 from magicseg.labels import Label
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import detection_names
-from magicseg.vision.inference import read_checkpoint, run_batch, to_device
+from magicseg.vision.inference import read_checkpoint, run_batch, to_device, tokenizer_turn
 from magicseg.vision.model_options import OriginalDetectorOptions
 from magicseg.vision.transformers_detector import (
     Candidates,
     ImageQuery,
+    PreparedQuery,
     captions_of,
     grounded,
     merged,
@@ -76,13 +77,14 @@ class _PaddedTokenizer:
         self._tokenizer, self._length = tokenizer, length
 
     def __call__(self, captions: Sequence[str], **_: Any) -> Any:
-        return self._tokenizer(
-            list(captions),
-            padding="max_length",
-            max_length=self._length,
-            return_token_type_ids=True,
-            return_tensors="pt",
-        )
+        with tokenizer_turn:
+            return self._tokenizer(
+                list(captions),
+                padding="max_length",
+                max_length=self._length,
+                return_token_type_ids=True,
+                return_tensors="pt",
+            )
 
 
 class OriginalGroundingDino:
@@ -104,14 +106,15 @@ class OriginalGroundingDino:
 
         Raises BackendError if memory does not suffice, or a label is too long.
         """
-        rows = [
-            ImageQuery(place, request.image, caption.places, caption)
-            for place, request in enumerate(requests)
-            for caption in captions_of(request.labels, self._fits)
-        ]
+        with tokenizer_turn:
+            rows = [
+                ImageQuery(place, request.image, caption.places, caption)
+                for place, request in enumerate(requests)
+                for caption in captions_of(request.labels, self._fits)
+            ]
         found: dict[int, list[tuple[ImageQuery, Candidates]]] = {place: [] for place in range(len(requests))}
         for chosen, batch in fixed_batches(rows, self._batch.batch_size, lambda row: row.image.shape):
-            results = run_batch(self._call, batch, self._options, self._batch)
+            results = run_batch(self._call, self._prepared(batch), self._options, self._batch)
             for place, result in zip(chosen, results, strict=False):  # the rest is padding
                 found[rows[place].request].append((rows[place], result))
         return [merged(request, found[place]) for place, request in enumerate(requests)]
@@ -125,15 +128,22 @@ class OriginalGroundingDino:
     def _fits(self, text: str) -> bool:
         return len(self._tokenizer(text)["input_ids"]) <= self._options.text_length
 
-    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
-        pixels = torch.stack([self._prepare(PIL.Image.fromarray(row.image), None)[0] for row in rows])
-        captions = [row.text.text for row in rows]
-        output = self._model(pixels.to(self._options.device), captions=captions)
-        offsets = self._tokenizer(captions, return_offsets_mapping=True)["offset_mapping"]
+    def _prepared(self, rows: Sequence[ImageQuery]) -> list[PreparedQuery]:
         return [
-            grounded(logits, boxes, row.text, offsets_of_row, row.image)
-            for logits, boxes, row, offsets_of_row in zip(
-                output["pred_logits"].sigmoid(), output["pred_boxes"], rows, offsets, strict=True
+            PreparedQuery(row, {"samples": self._prepare(PIL.Image.fromarray(row.image), None)[0]}) for row in rows
+        ]
+
+    def _call(self, rows: Sequence[PreparedQuery]) -> list[Candidates]:
+        pixels = torch.stack([row.pixels["samples"].to(self._options.device) for row in rows])
+        queries = [row.query for row in rows]
+        captions = [query.text.text for query in queries]
+        output = self._model(pixels, captions=captions)
+        with tokenizer_turn:
+            offsets = self._tokenizer(captions, return_offsets_mapping=True)["offset_mapping"]
+        return [
+            grounded(logits, boxes, query.text, offsets_of_row, query.image)
+            for logits, boxes, query, offsets_of_row in zip(
+                output["pred_logits"].sigmoid(), output["pred_boxes"], queries, offsets, strict=True
             )
         ]
 

@@ -35,7 +35,7 @@ class OriginalSegmentAnything:
         images = [requests[place].image for place in wanted]
         for chosen, batch in fixed_batches(images, self._batch.batch_size, lambda image: image.shape):
             for number, embedding in zip(
-                chosen, run_batch(self._embed, batch, self._options, self._batch), strict=False
+                chosen, run_batch(self._embed, self._prepared(batch), self._options, self._batch), strict=False
             ):
                 request = requests[wanted[number]]
                 parts = [
@@ -53,13 +53,16 @@ class OriginalSegmentAnything:
         if not len(request.boxes):
             return
         ((_, batch),) = fixed_batches([request.image], self._batch.batch_size, lambda image: image.shape)
-        embedding = run_batch(self._embed, batch, self._options, self._batch)[0]
+        embedding = run_batch(self._embed, self._prepared(batch), self._options, self._batch)[0]
         for boxes in torch.split(torch.from_numpy(request.boxes), BOXES_PER_CALL):
             yield from run_batch(self._decode, [(embedding, request.image, boxes)], self._options, self._batch)
 
-    def _embed(self, images: Sequence[Image]) -> list[torch.Tensor]:
-        pixels = np.stack([self._transform.apply_image(image) for image in images])
-        inputs = torch.from_numpy(pixels).to(self._options.device).permute(0, 3, 1, 2).contiguous()
+    def _prepared(self, images: Sequence[Image]) -> list[torch.Tensor]:
+        return [torch.from_numpy(self._transform.apply_image(image)) for image in images]
+
+    def _embed(self, images: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        pixels = torch.stack([image.to(self._options.device) for image in images])
+        inputs = pixels.permute(0, 3, 1, 2).contiguous()
         return list(self._model.image_encoder(self._model.preprocess(inputs)))
 
     def _decode(self, rows: Sequence[tuple[torch.Tensor, Image, torch.Tensor]]) -> list[Segments]:

@@ -31,6 +31,7 @@ class TransformersDetector:
 
     Options = DetectorOptions
     LIBRARIES = ("torch", "transformers")
+    THREAD_SAFE = True
 
     @classmethod
     def identity(cls, options: DetectorOptions) -> Mapping[str, str | int]:
@@ -93,6 +94,7 @@ class TransformersSegmenter:
 
     Options = SegmenterOptions
     LIBRARIES = ("torch", "transformers")
+    THREAD_SAFE = True
 
     @classmethod
     def identity(cls, options: SegmenterOptions) -> Mapping[str, str | int]:
@@ -124,6 +126,7 @@ class OriginalDetector:
 
     Options = OriginalDetectorOptions
     LIBRARIES = ("torch", "transformers", "groundingdino")
+    THREAD_SAFE = True
 
     @classmethod
     def identity(cls, options: OriginalDetectorOptions) -> Mapping[str, str | int]:
@@ -161,6 +164,7 @@ class OriginalSegmenter:
 
     Options = OriginalSegmenterOptions
     LIBRARIES = ("torch", "segment_anything")
+    THREAD_SAFE = True
 
     @classmethod
     def identity(cls, options: OriginalSegmenterOptions) -> Mapping[str, str | int]:

@@ -1,7 +1,7 @@
 """Open-vocabulary detectors of the transformers library. Imports torch."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,14 @@ from magicseg.labels import Label
 from magicseg.labels.distinct import known_tokens, refuse_alike, refuse_unknown
 from magicseg.vision.batches import HasBatch, fixed_batches
 from magicseg.vision.grounding_captions import GroundedCaption, detection_names, grounded_captions, tokens_of_spans
-from magicseg.vision.inference import compile_encoder, load_pretrained, refuse_unknown_class, run_batch, weights_dtype
+from magicseg.vision.inference import (
+    compile_encoder,
+    load_pretrained,
+    refuse_unknown_class,
+    run_batch,
+    tokenizer_turn,
+    weights_dtype,
+)
 from magicseg.vision.model_options import DetectorOptions
 
 # The names of the modules that encode images.
@@ -40,6 +47,14 @@ class ImageQuery:
 
 
 @dataclass(frozen=True)
+class PreparedQuery:
+    """A row and its image as the model takes it, on the CPU: arguments of its ``forward``, without the batch."""
+
+    query: ImageQuery
+    pixels: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Candidates:
     """The model's answer to a row: boxes (B, 4) in pixels, confidence (B,), scores (B, labels of the row)."""
 
@@ -59,10 +74,11 @@ class ZeroShotDetector(ABC):
 
         Raises BackendError if memory does not suffice, or a label is too long.
         """
-        rows = [row for place, request in enumerate(requests) for row in self._rows(place, request)]
+        with tokenizer_turn:
+            rows = [row for place, request in enumerate(requests) for row in self._rows(place, request)]
         found: dict[int, list[tuple[ImageQuery, Candidates]]] = {place: [] for place in range(len(requests))}
         for chosen, batch in fixed_batches(rows, self._batch.batch_size, lambda row: row.image.shape):
-            results = run_batch(self._call, batch, self._options, self._batch)
+            results = run_batch(self._call, self._prepared(batch), self._options, self._batch)
             for place, result in zip(chosen, results, strict=False):  # the rest is padding
                 found[rows[place].request].append((rows[place], result))
         return [merged(request, found[place]) for place, request in enumerate(requests)]
@@ -76,13 +92,21 @@ class ZeroShotDetector(ABC):
         """Return the rows that a request needs: its labels may take several."""
 
     @abstractmethod
-    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
+    def _call(self, rows: Sequence[PreparedQuery]) -> list[Candidates]:
         """Call the model once, with ``batch_size`` rows."""
 
-    def _pixels(self, rows: Sequence[ImageQuery]) -> Any:
-        return self._processor.image_processor(images=[row.image for row in rows], return_tensors="pt").to(
-            self._options.device, weights_dtype(self._options)
-        )
+    def _prepared(self, rows: Sequence[ImageQuery]) -> list[PreparedQuery]:
+        pixels = self._processor.image_processor(images=[row.image for row in rows], return_tensors="pt")
+        pixels = pixels.to("cpu", weights_dtype(self._options))
+        return [
+            PreparedQuery(row, {name: values[place] for name, values in pixels.items()})
+            for place, row in enumerate(rows)
+        ]
+
+    def _on_device(self, rows: Sequence[PreparedQuery]) -> dict[str, torch.Tensor]:
+        return {
+            name: torch.stack([row.pixels[name].to(self._options.device) for row in rows]) for name in rows[0].pixels
+        }
 
 
 def refuse_alike_names(names: Sequence[str], tokenizer: Any) -> None:
@@ -127,21 +151,23 @@ class GroundedDetector(ZeroShotDetector):
         captions = captions_of(request.labels, self._fits)
         return [ImageQuery(place, request.image, caption.places, caption) for caption in captions]
 
-    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
-        tokens = self._processor.tokenizer(
-            [row.text.text for row in rows],
-            padding="max_length",
-            max_length=self._options.text_length,
-            return_offsets_mapping=True,
-            return_token_type_ids=True,
-            return_tensors="pt",
-        )
+    def _call(self, rows: Sequence[PreparedQuery]) -> list[Candidates]:
+        queries = [row.query for row in rows]
+        with tokenizer_turn:
+            tokens = self._processor.tokenizer(
+                [query.text.text for query in queries],
+                padding="max_length",
+                max_length=self._options.text_length,
+                return_offsets_mapping=True,
+                return_token_type_ids=True,
+                return_tensors="pt",
+            )
         offsets = tokens.pop("offset_mapping").tolist()
-        output = self._model(**self._pixels(rows), **tokens.to(self._options.device))
+        output = self._model(**self._on_device(rows), **tokens.to(self._options.device))
         return [
-            grounded(logits, boxes, row.text, tokens_of_row, row.image)
-            for logits, boxes, row, tokens_of_row in zip(
-                output.logits.float().sigmoid(), output.pred_boxes.float(), rows, offsets, strict=True
+            grounded(logits, boxes, query.text, tokens_of_row, query.image)
+            for logits, boxes, query, tokens_of_row in zip(
+                output.logits.float().sigmoid(), output.pred_boxes.float(), queries, offsets, strict=True
             )
         ]
 
@@ -207,16 +233,19 @@ class QueriedDetector(ZeroShotDetector):
             for chunk in chunks
         ]
 
-    def _call(self, rows: Sequence[ImageQuery]) -> list[Candidates]:
+    def _call(self, rows: Sequence[PreparedQuery]) -> list[Candidates]:
         tokenizer = self._processor.tokenizer
         limit = int(self._model.config.text_config.max_position_embeddings)
-        queries = [query for row in rows for query in [*row.text, *[""] * (_QUERIES - len(row.text))]]
-        tokens = tokenizer(queries, padding="max_length", max_length=limit, return_tensors="pt")
-        output = self._model(pixel_values=self._pixels(rows)["pixel_values"], **tokens.to(self._options.device))
+        queries = [row.query for row in rows]
+        texts = [text for query in queries for text in [*query.text, *[""] * (_QUERIES - len(query.text))]]
+        with tokenizer_turn:
+            tokens = tokenizer(texts, padding="max_length", max_length=limit, return_tensors="pt")
+        pixels = self._on_device(rows)["pixel_values"]
+        output = self._model(pixel_values=pixels, **tokens.to(self._options.device))
         found = []
-        for row, logits, boxes in zip(rows, output.logits.float(), output.pred_boxes.float(), strict=True):
-            scores = logits[:, : len(row.text)].sigmoid()
-            height, width = row.image.shape[:2]
+        for query, logits, boxes in zip(queries, output.logits.float(), output.pred_boxes.float(), strict=True):
+            scores = logits[:, : len(query.text)].sigmoid()
+            height, width = query.image.shape[:2]
             if type(self._model).__name__.startswith("Owlv2"):  # its input is a square with the image in a corner
                 height = width = max(height, width)
             found.append(Candidates(corners(boxes, width, height), scores.amax(dim=1), scores))

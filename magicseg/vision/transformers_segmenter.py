@@ -20,6 +20,15 @@ _KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
 
 
 @dataclass(frozen=True)
+class _Prepared:
+    """An image as the model takes it, on the CPU, and its (height, width) in pixels before and after resizing."""
+
+    pixels: torch.Tensor
+    size: tuple[int, int]
+    resized: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class _Embedded:
     """An image's embedding, and its (height, width) in pixels before and after resizing."""
 
@@ -51,7 +60,7 @@ class PromptableSegmenter:
         images = [requests[place].image for place in wanted]
         for chosen, batch in fixed_batches(images, self._batch.batch_size, lambda image: image.shape):
             for number, embedded in zip(
-                chosen, run_batch(self._embed, batch, self._options, self._batch), strict=False
+                chosen, run_batch(self._embed, self._prepared(batch), self._options, self._batch), strict=False
             ):
                 boxes = torch.from_numpy(requests[wanted[number]].boxes)
                 prompts += [_Prompt(wanted[number], embedded, part) for part in torch.split(boxes, BOXES_PER_CALL)]
@@ -67,7 +76,7 @@ class PromptableSegmenter:
         if not len(request.boxes):
             return
         ((_, batch),) = fixed_batches([request.image], self._batch.batch_size, lambda image: image.shape)
-        embedded = run_batch(self._embed, batch, self._options, self._batch)[0]
+        embedded = run_batch(self._embed, self._prepared(batch), self._options, self._batch)[0]
         prompts = [
             _Prompt(0, embedded, part) for part in torch.split(torch.from_numpy(request.boxes), BOXES_PER_CALL)
         ]
@@ -77,12 +86,20 @@ class PromptableSegmenter:
                 run_batch(partial(self._decode, wanted=len(chosen)), together, self._options, self._batch),
             )
 
-    def _embed(self, images: Sequence[Image]) -> list[_Embedded]:
+    def _prepared(self, images: Sequence[Image]) -> list[_Prepared]:
         inputs = self._processor.image_processor(images=list(images), return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self._options.device, weights_dtype(self._options))
+        pixels = inputs["pixel_values"].to(weights_dtype(self._options))
         # SAM 2 stretches every image to its square.
         resized = inputs.get("reshaped_input_sizes", torch.tensor([pixels.shape[-2:]] * len(images))).tolist()
-        given = self._model.get_image_embeddings(pixels)
+        return [
+            _Prepared(values, image.shape[:2], (height, width))
+            for values, image, (height, width) in zip(pixels, images, resized, strict=True)
+        ]
+
+    def _embed(self, images: Sequence[_Prepared]) -> list[_Embedded]:
+        given = self._model.get_image_embeddings(
+            torch.stack([image.pixels.to(self._options.device) for image in images])
+        )
         match self._kind:
             case "SamHQModel":
                 maps = [given[0], given[1][0]]
@@ -91,7 +108,7 @@ class PromptableSegmenter:
             case _:
                 maps = [given]
         return [
-            _Embedded(tuple(values[row] for values in maps), image.shape[:2], (resized[row][0], resized[row][1]))
+            _Embedded(tuple(values[row] for values in maps), image.size, image.resized)
             for row, image in enumerate(images)
         ]
 

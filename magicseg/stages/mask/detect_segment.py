@@ -37,6 +37,7 @@ class DetectSegmentMasker:
 
     Options = DetectSegmentOptions
     LIBRARIES = ("torchvision", "scipy")
+    THREAD_SAFE = True
 
     @classmethod
     def identity(cls, options: DetectSegmentOptions) -> Mapping[str, str | int]:
