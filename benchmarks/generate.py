@@ -11,7 +11,6 @@ of Stable Diffusion 1.5 (860 M, 123 M and 84 M parameters; no safety checker on 
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,8 +22,10 @@ import torch
 from diffusers import AutoencoderKL, AutoPipelineForText2Image, DDIMScheduler, StableDiffusionPipeline
 from diffusers import UNet2DConditionModel as UNet
 from measure import peak_mib, print_table, timed
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from random_models import write_pipeline
+from transformers import CLIPTextConfig, CLIPTextModel
 
+from helpers.tiny_pipelines import clip_tokenizer  # random_models has made the tests' helpers importable
 from magicseg.backends import GenerateRequest, ImagePair
 from magicseg.labels import Label
 from magicseg.stages.generate.counterfactual_caption import counterfactual_caption
@@ -34,60 +35,38 @@ CAT = Label(id=1, name="cat")
 CAPTION = "a photo of a small red cat on a beach at noon, with hills behind it and number {} on a sign"
 
 
-def _tokenizer(folder: Path) -> CLIPTokenizer:
-    """Create a tokenizer in CLIP's format with single letters. Texts are padded to 77 tokens in any case."""
-    letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
-    letters += [chr(256 + number) for number in range(256 - len(letters))]
-    words = [*letters, *(letter + "</w>" for letter in letters), "th", "<|startoftext|>", "<|endoftext|>"]
-    folder.mkdir()
-    folder.joinpath("vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
-    folder.joinpath("merges.txt").write_text("#version: 0.2\nt h\n")
-    end = "<|endoftext|>"
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": "<|startoftext|>"}
-    folder.joinpath("tokenizer_config.json").write_text(
-        json.dumps(settings | {"eos_token": end, "unk_token": end, "pad_token": end})
-    )
-    return CLIPTokenizer.from_pretrained(folder)
-
-
-def _build(kind: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
-    """Write a checkpoint with random weights and return its folder."""
+def _build_tiny(folder: Path, dtype: torch.dtype) -> Path:
+    """Write a checkpoint of a small UNet with random weights and return its folder."""
     torch.manual_seed(0)
-    tokenizer = _tokenizer(folder / "tokenizer")
-    ids = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1, "pad_token_id": len(tokenizer) - 1}
-    text: dict[str, Any]
-    unet: dict[str, Any]
-    vae: dict[str, Any]
-    if kind == "sd15":
-        text = {"vocab_size": 49408, "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12}
-        text |= {"num_attention_heads": 12, "projection_dim": 768}
-        unet = {
-            "sample_size": 64,
-            "cross_attention_dim": 768,
-            "attention_head_dim": 8,
-        }  # other sizes are the class's defaults
-        vae = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
-    else:
-        text = {"vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
-        text |= {"num_attention_heads": 4}
-        unet = {"sample_size": 8, "cross_attention_dim": 32, "attention_head_dim": 8, "layers_per_block": 1}
-        unet |= {"block_out_channels": (32, 64), "norm_num_groups": 8}
-        unet |= {"down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D")}
-        unet |= {"up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
-        vae = {"block_out_channels": (8, 16, 16, 16), "norm_num_groups": 4}
-    with torch.device(device):  # a GPU draws a billion weights quickly
-        parts = {
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**text, **ids)),
-            "unet": UNet(**unet),
-            "vae": AutoencoderKL(
-                **vae,
-                latent_channels=4,
-                down_block_types=("DownEncoderBlock2D",) * 4,
-                up_block_types=("UpDecoderBlock2D",) * 4,
-            ),
-        }
-    for name, part in parts.items():
-        print(f"{name}: {sum(values.numel() for values in part.parameters()) / 1e6:.1f} M parameters")
+    tokenizer = clip_tokenizer(folder / "tokenizer")
+    size = len(tokenizer)
+    text = CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+        pad_token_id=size - 1,
+    )
+    unet = UNet(
+        sample_size=8,
+        cross_attention_dim=32,
+        attention_head_dim=8,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        latent_channels=4,
+        block_out_channels=(8, 16, 16, 16),
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     scheduler = DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -97,7 +76,9 @@ def _build(kind: str, folder: Path, dtype: torch.dtype, device: str) -> Path:
         steps_offset=1,
     )
     pipe = StableDiffusionPipeline(
-        **{name: part.to(dtype) for name, part in parts.items()},
+        text_encoder=CLIPTextModel(text).to(dtype),
+        unet=unet.to(dtype),
+        vae=vae.to(dtype),
         tokenizer=tokenizer,
         scheduler=scheduler,
         safety_checker=None,
@@ -150,7 +131,10 @@ def main() -> None:
     ]
     dtype = getattr(torch, arguments.dtype)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = _build(arguments.model, Path(temporary), dtype, arguments.device)
+        if arguments.model == "tiny":
+            folder = _build_tiny(Path(temporary), dtype)
+        else:
+            folder = write_pipeline(arguments.model, Path(temporary), dtype, arguments.device)
         backend = DiffusersGenerator(
             SimpleNamespace(size=arguments.size, batch_size=arguments.batch_size),
             DiffusersGenerator.Options(

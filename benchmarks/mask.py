@@ -17,7 +17,6 @@ found. With ``--flat`` the script instead prints the memory after few and many p
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import random_models
 import torch
 import transformers
 from measure import print_table, timed
@@ -36,8 +36,6 @@ from magicseg.labels import Label
 from magicseg.stages.mask import detect_segment
 from magicseg.stages.mask.detect_segment import DetectSegmentMasker
 from magicseg.vision.recorded_instances import kept_instances, read_instances
-
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 CAT = Label(id=1, name="cat")
 BOXES = 2
@@ -51,18 +49,7 @@ def _build(kind: str, folder: Path) -> None:
         for name in ("grounding_dino", "sam"):
             tiny_detectors.build(name, folder)
         return
-    torch.manual_seed(0)
-    tokenizer = tiny_detectors.bert_tokenizer()
-    swin = transformers.SwinConfig(
-        embed_dim=96, depths=[2, 2, 6, 2], num_heads=[3, 6, 12, 24], out_features=["stage2", "stage3", "stage4"]
-    )
-    config = transformers.GroundingDinoConfig(backbone_config=swin, text_config=transformers.BertConfig())
-    transformers.GroundingDinoForObjectDetection(config).save_pretrained(folder / "grounding_dino")
-    transformers.GroundingDinoProcessor(transformers.GroundingDinoImageProcessor(), tokenizer).save_pretrained(
-        folder / "grounding_dino"
-    )
-    transformers.SamModel(transformers.SamConfig()).save_pretrained(folder / "sam")
-    transformers.SamProcessor(transformers.SamImageProcessor()).save_pretrained(folder / "sam")
+    random_models.write_detector_and_sam(folder, sam="b", device="cpu")
 
 
 def _images(count: int, size: int) -> list[np.ndarray]:
