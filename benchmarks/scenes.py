@@ -53,7 +53,9 @@ def _scene(rng: np.random.Generator, size: int) -> NDArray[np.uint8]:
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-def make_run(path: Path, scenes: list[Triple], *, codec: str, shard_size: int = 64) -> Run:
+def make_run(
+    path: Path, scenes: list[Triple], *, codec: str, shard_size: int = 64, vocabulary: str = "miniature"
+) -> Run:
     """Create an empty run for the images' number and size."""
     size = scenes[0][0].shape[0]
     overrides = [
@@ -61,6 +63,7 @@ def make_run(path: Path, scenes: list[Triple], *, codec: str, shard_size: int = 
         f"plan.shard_size={shard_size}",
         f"generate.size={size}",
         f"store.image_codec={codec}",
+        f"labels.vocabulary={vocabulary}",
     ]
     return Run.create(path, load_config(preset="painted", overrides=overrides))
 

@@ -24,6 +24,7 @@ from measure import print_table
 from scenes import commit_all, make_run, triples, write_store
 
 from magicseg.config.loading import load_config
+from magicseg.data.dataset import Batch
 from magicseg.data.kept_samples import KeptSamples
 from magicseg.data.loader import training_batches
 from magicseg.model.segmenter import build_segmenter
@@ -46,13 +47,15 @@ def _lasted(before: Clocks, after: Clocks) -> Clocks:
 
 
 class Bare:
-    """The reference, one step at a time."""
+    """The reference, one step at a time, on the device of the module."""
 
     def __init__(self, samples: KeptSamples, module: ModelWithLosses) -> None:
         settings = module.settings
+        device = next(module.parameters()).device
         alone = settings.model_copy(update={"loader_workers": 0})
-        (self._batch,) = training_batches(samples, alone, batch_size=settings.batch_size, start=0, stop=1, seed=0)
-        draws = torch.rand(settings.batch_size, len(module.names))
+        (batch,) = training_batches(samples, alone, batch_size=settings.batch_size, start=0, stop=1, seed=0)
+        self._batch = Batch(*(values.to(device) for values in batch))
+        draws = torch.rand(settings.batch_size, len(module.names), device=device)
         self._targets = sample_targets(self._batch.masks, draws, sampled_classes=settings.sampled_classes)
         self._counts = module.counts(self._batch, self._targets)
         self._module, self._optimizer = module, build_optimizer(module.model, settings)
