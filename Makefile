@@ -1,7 +1,7 @@
 # make install   create a virtual environment in .venv with all dependencies
 # make demo      run the whole pipeline in miniature, offline
 # make test      run all tests in three processes; one waits for Slurm while others compute (TESTERS=4: in four)
-# make test-fast   tests without Slurm, Apptainer, compilation and other slow things, for the edit loop
+# make test-fast   tests without Slurm, Apptainer, a GPU, compilation and other slow things, for the edit loop
 # make lint      check formatting, lint, types, import layers, pinned versions
 
 PYTHON ?= python3
@@ -37,7 +37,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) --durations 25
 
 test-fast: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) -m "not slow and not slurm and not apptainer"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TESTERS) -m "not slow and not slurm and not apptainer and not gpu"
 
 lint: install
 	$(BIN)/ruff format --check .
