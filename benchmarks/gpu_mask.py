@@ -24,13 +24,16 @@ from magicseg.run import Run
 from magicseg.stages.shard import execute_shard, load_backend
 from magicseg.stages.worker import run_shards
 from magicseg.vision.batches import BOXES_PER_CALL, HasBatch
+from magicseg.vision.inference import compile_encoder, gpu_dtype, weights_dtype
+from magicseg.vision.model_options import ModelOptions
 from magicseg.vision.shipped_models import TransformersDetector, TransformersSegmenter
 
 Name = Literal["detect", "segment", "mask"]
 _NAMES: tuple[Name, ...] = typing.get_args(Name)
 _SHARDS = 12  # more than the turns of a row
-_BACK_ENDS = {"detector": TransformersDetector, "segmenter": TransformersSegmenter}
+_BACK_ENDS: Mapping[str, Any] = {"detector": TransformersDetector, "segmenter": TransformersSegmenter}
 _FOLDERS = {"detector": "grounding_dino", "segmenter": "sam"}
+_ENCODERS = {"detector": "model.backbone.conv_encoder", "segmenter": "vision_encoder"}
 _LOSSY = ("dtype", "quantization")
 _NOT_SPEED = ("device",)
 _COMPILE_SECONDS = 40.0
@@ -41,15 +44,18 @@ def declared_variants(role: str, device: str) -> list[Variant]:
 
     Args: role: "detector" or "segmenter". A switch is an option that is true or false, or has named values.
     """
-    options: Any = _BACK_ENDS[role].Options
-    defaults = options.model_validate({"model": "/weights", "device": device})
+    options = _BACK_ENDS[role].Options
+    given = {"model": "/weights", "device": device}
+    defaults = options.model_validate(given)
     found = []
     for name, declared in options.model_fields.items():
         values = _choices(declared.annotation)
         if name in _NOT_SPEED or not values:
             continue
         for value in values:
-            if value != getattr(defaults, name) and not (device == "cpu" and value == "float16"):
+            if device == "cpu" and value == "float16":  # refused
+                continue
+            if options.model_validate(given | {name: value}) != defaults:
                 kind: Literal["exact", "lossy"] = "lossy" if name in _LOSSY else "exact"
                 compile_seconds = _COMPILE_SECONDS if name == "compile" else 0.0
                 found.append(Variant(f"{role}: {name} {value}", kind, {role: {name: value}}, compile_seconds))
@@ -60,6 +66,18 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
     if annotation is bool:
         return (False, True)
     return typing.get_args(annotation) if typing.get_origin(annotation) is Literal else ()
+
+
+def _dtype_name(options: ModelOptions) -> str:
+    """Return the dtype of matrix products. "auto" is 16 bits on a GPU."""
+    dtype = gpu_dtype() if options.dtype == "auto" else weights_dtype(options)
+    return str(dtype).removeprefix("torch.")
+
+
+def _autocast(options: ModelOptions) -> torch.autocast:
+    """Return the context in which the back end computes with these options."""
+    wanted = options.dtype == "auto" and options.AUTOCAST
+    return torch.autocast(options.device, gpu_dtype() if wanted else torch.bfloat16, enabled=wanted)
 
 
 def combined(name: str, variants: Sequence[Variant], *, bf16: bool) -> Variant:
@@ -98,6 +116,7 @@ class MaskWorkload:
     images: int
     gigabytes: float
     unit: str = "images/s"
+    folder: Path = Path("/weights")
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -111,22 +130,15 @@ class MaskWorkload:
 
     @property
     def dtype(self) -> str:
-        """The dtype of the heavier model's weights, with the default settings."""
-        return self.bare_dtype(self.roles[-1], {})
+        """The dtype of the heavier model's matrix products, with the default settings."""
+        return _dtype_name(self.options(self.roles[-1], {}))
 
     @property
     def title(self) -> str:
         """The sizes, for the table's head."""
-        dtypes = ", ".join(f"{role} {self.bare_dtype(role, {})}" for role in self.roles)
+        dtypes = ", ".join(f"{role} {_dtype_name(self.options(role, {}))}" for role in self.roles)
         boxes = "" if self.name == "detect" else f", {BOXES_PER_CALL} boxes an image"
         return f"images of {self.size} px, batches of {self.batch_size}{boxes}, {dtypes}"
-
-    def bare_dtype(self, role: str, settings: Mapping[str, Any]) -> str:
-        """Return the dtype in which a back end computes with these settings. "auto" stands for 16 bits on a GPU."""
-        dtype = str(getattr(self._options(role, settings, "/weights"), "dtype", "float32"))
-        if hasattr(torch, dtype):
-            return dtype
-        return "bfloat16" if self.device == "cuda" else "float32"
 
     def write(self, folder: Path) -> None:
         """Write both checkpoints."""
@@ -149,23 +161,22 @@ class MaskWorkload:
 
     def backend(self, role: str, settings: Mapping[str, Any]) -> Any:
         """Return a loaded detector or segmenter."""
-        options = self._options(role, settings, str(self.folder / _FOLDERS[role]))
-        return _BACK_ENDS[role](HasBatch(self.batch_size), options)  # type: ignore[arg-type]
+        return _BACK_ENDS[role](HasBatch(self.batch_size), self.options(role, settings))
 
-    def _options(self, role: str, settings: Mapping[str, Any], model: str) -> Any:
-        values = {"model": model, "device": self.device, **settings.get(role, {})}
-        return _BACK_ENDS[role].Options.model_validate(values)
+    def options(self, role: str, settings: Mapping[str, Any]) -> ModelOptions:
+        """Return the options of a detector or segmenter."""
+        options: ModelOptions = _BACK_ENDS[role].Options.model_validate(self._values(role, settings))
+        return options
+
+    def _values(self, role: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": str(self.folder / _FOLDERS[role]), "device": self.device, **settings.get(role, {})}
 
     def run(self, settings: Mapping[str, Any]) -> Run:
         """Return a run whose images are painted and whose mask stage finds objects in random scores."""
         choices = {
             role: {
                 "backend": "transformers",
-                "options": {
-                    "model": str(self.folder / _FOLDERS[role]),
-                    "device": self.device,
-                    **settings.get(role, {}),
-                },
+                "options": self._values(role, settings),
             }
             for role in self.roles
         }
@@ -195,12 +206,14 @@ class BareLibrary:
             "detector": transformers.AutoModelForZeroShotObjectDetection,
             "segmenter": transformers.AutoModelForMaskGeneration,
         }
-        self._dtypes = {role: getattr(torch, workload.bare_dtype(role, settings)) for role in workload.roles}
+        self._options = {role: workload.options(role, settings) for role in workload.roles}
+        self._dtypes = {role: weights_dtype(options) for role, options in self._options.items()}
         self._models, self._processors = {}, {}
         for role in workload.roles:
             folder = workload.folder / _FOLDERS[role]
             model = autos[role].from_pretrained(folder, dtype=self._dtypes[role])
             self._models[role] = model.to(workload.device).eval()
+            compile_encoder(self._models[role].get_submodule(_ENCODERS[role]), self._options[role])
             self._processors[role] = transformers.AutoProcessor.from_pretrained(folder)
 
     @torch.inference_mode()
@@ -209,8 +222,10 @@ class BareLibrary:
         processor = self._processors["detector"]
         inputs = processor(images=list(images), text=[f"{name}."] * len(images), return_tensors="pt")
         inputs = inputs.to(self._workload.device, self._dtypes["detector"])
+        with _autocast(self._options["detector"]):
+            output = self._models["detector"](**inputs)
         found = processor.post_process_grounded_object_detection(
-            self._models["detector"](**inputs),
+            output,
             inputs.input_ids,
             threshold=0.0,
             text_threshold=0.0,

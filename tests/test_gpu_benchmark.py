@@ -119,7 +119,8 @@ def test_switches_are_those_that_the_back_ends_declare():
 
     found = {variant.name: variant for variant in declared_variants("segmenter", "cuda")}
     assert found["segmenter: dtype float16"].kind == "lossy"
-    assert not any("device" in name for name in found)
+    assert not any("device" in name or "auto" in name for name in found)
+    assert found["segmenter: compile encoder"].compile_seconds > 0
     switches = [
         Variant("a", "exact", {"segmenter": {"compile": True}}, 40.0),
         Variant("b", "lossy", {"detector": {"dtype": "float16"}}),
