@@ -1,6 +1,6 @@
 """How 16-bit types change boxes and masks, compared with float32.
 
-An OWL-ViT and a SAM of under a million parameters are trained on painted scenes for a minute each, so that their
+An OWL-ViT and a SAM of under a million parameters are trained on painted scenes for a few minutes, so that their
 scores, boxes and masks mean something. A GroundingDINO has random weights: its boxes only show how rounding moves
 them. All are loaded and called like those of a run, on the CPU: ``auto`` stands for what a GPU would compute in,
 with bfloat16 and with float16. Kernels of a GPU round in another order. Nothing is downloaded.
