@@ -1,4 +1,4 @@
-"""Promptable segmenters of the transformers library: SAM, SAM-HQ, SAM 2. Imports torch."""
+"""Promptable segmenters of the transformers library: SAM, SAM-HQ, SAM 2 and 2.1, SAM 3, EdgeTAM. Imports torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,13 @@ from magicseg.vision.batches import BOXES_PER_CALL, HasBatch, fixed_batches
 from magicseg.vision.inference import compile_encoder, load_pretrained, refuse_unknown_class, run_batch, weights_dtype
 from magicseg.vision.model_options import SegmenterOptions
 
-_KNOWN = ("SamModel", "SamHQModel", "Sam2Model")
+# Classes in a checkpoint's config.json. Of a model for videos the library loads the part that segments images.
+_KNOWN = (
+    *("SamModel", "SamHQModel", "Sam2Model", "Sam2VideoModel"),
+    *("EdgeTamModel", "EdgeTamVideoModel", "Sam3TrackerModel", "Sam3TrackerVideoModel"),
+)
+# The last bits of an image's masks or qualities depend on its place in a batch (seen on CPUs).
+_ONE_BY_ONE = frozenset({"EdgeTamModel", "Sam3TrackerModel"})
 
 
 @dataclass(frozen=True)
@@ -52,20 +58,21 @@ class PromptableSegmenter:
     def __init__(self, options: SegmenterOptions, model: Any, processor: Any, batch: HasBatch) -> None:
         self._options, self._model, self._processor, self._batch = options, model, processor, batch
         self._kind = type(model).__name__
+        self._at_once = 1 if self._kind in _ONE_BY_ONE else batch.batch_size
 
     def segment(self, requests: Sequence[SegmentRequest]) -> list[Segments]:
         """Return one outline per box; images without boxes are not embedded. Raises OutOfMemory."""
         wanted = [place for place, request in enumerate(requests) if len(request.boxes)]
         prompts: list[_Prompt] = []
         images = [requests[place].image for place in wanted]
-        for chosen, batch in fixed_batches(images, self._batch.batch_size, lambda image: image.shape):
+        for chosen, batch in fixed_batches(images, self._at_once, lambda image: image.shape):
             for number, embedded in zip(
                 chosen, run_batch(self._embed, self._prepared(batch), self._options, self._batch), strict=False
             ):
                 boxes = torch.from_numpy(requests[wanted[number]].boxes)
                 prompts += [_Prompt(wanted[number], embedded, part) for part in torch.split(boxes, BOXES_PER_CALL)]
         parts: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {place: [] for place in wanted}
-        for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
+        for chosen, together in fixed_batches(prompts, self._at_once, lambda prompt: prompt.embedded.size):
             decoded = run_batch(partial(self._decode, wanted=len(chosen)), together, self._options, self._batch)
             for number, part in zip(chosen, decoded, strict=True):
                 parts[prompts[number].request].append(part)
@@ -75,12 +82,12 @@ class PromptableSegmenter:
         """Yield the outlines of one image, some boxes at a time: the same as `segment`, with less memory."""
         if not len(request.boxes):
             return
-        ((_, batch),) = fixed_batches([request.image], self._batch.batch_size, lambda image: image.shape)
+        ((_, batch),) = fixed_batches([request.image], self._at_once, lambda image: image.shape)
         embedded = run_batch(self._embed, self._prepared(batch), self._options, self._batch)[0]
         prompts = [
             _Prompt(0, embedded, part) for part in torch.split(torch.from_numpy(request.boxes), BOXES_PER_CALL)
         ]
-        for chosen, together in fixed_batches(prompts, self._batch.batch_size, lambda prompt: prompt.embedded.size):
+        for chosen, together in fixed_batches(prompts, self._at_once, lambda prompt: prompt.embedded.size):
             yield _joined(
                 request.image,
                 run_batch(partial(self._decode, wanted=len(chosen)), together, self._options, self._batch),
@@ -103,10 +110,10 @@ class PromptableSegmenter:
         match self._kind:
             case "SamHQModel":
                 maps = [given[0], given[1][0]]
-            case "Sam2Model":
-                maps = given
-            case _:
+            case "SamModel":
                 maps = [given]
+            case _:
+                maps = given
         return [
             _Embedded(tuple(values[row] for values in maps), image.size, image.resized)
             for row, image in enumerate(images)
@@ -123,10 +130,10 @@ class PromptableSegmenter:
         match self._kind:
             case "SamHQModel":
                 more = {"image_embeddings": maps[0], "intermediate_embeddings": [maps[1]]}
-            case "Sam2Model":
-                more = {"image_embeddings": maps}
-            case _:
+            case "SamModel":
                 more = {"image_embeddings": maps[0]}
+            case _:
+                more = {"image_embeddings": maps}
         output = self._model(input_boxes=boxes, multimask_output=False, **more)
         logits = self._processor.image_processor.post_process_masks(
             list(output.pred_masks[:wanted].float()),

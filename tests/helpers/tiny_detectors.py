@@ -213,8 +213,7 @@ def sam_hq(folder: Path) -> None:
     tf.SamHQProcessor(_sam_images()).save_pretrained(folder)
 
 
-def sam2(folder: Path) -> None:
-    """Write a SAM 2 for 128 pixels."""
+def _sam2_parts() -> dict[str, Any]:
     backbone = tf.Sam2HieraDetConfig(
         hidden_size=16,
         num_attention_heads=1,
@@ -232,16 +231,82 @@ def sam2(folder: Path) -> None:
         backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
         fpn_hidden_size=32,
     )
-    config = tf.Sam2Config(
-        vision_config=vision.to_dict(),
-        prompt_encoder_config=tf.Sam2PromptEncoderConfig(
-            hidden_size=32, image_size=128, patch_size=16, mask_input_channels=16
-        ).to_dict(),
-        mask_decoder_config=tf.Sam2MaskDecoderConfig(**_DECODER).to_dict(),
+    return {
+        "vision_config": vision.to_dict(),
+        "prompt_encoder_config": {"hidden_size": 32, "image_size": 128, "patch_size": 16, "mask_input_channels": 16},
+        "mask_decoder_config": dict(_DECODER),
+    }
+
+
+def _sam2_images() -> tf.Sam2ImageProcessor:
+    return tf.Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
+
+
+def sam2(folder: Path) -> None:
+    """Write a SAM 2 for 128 pixels."""
+    widened(tf.Sam2Model(tf.Sam2Config(**_sam2_parts()))).save_pretrained(folder)
+    tf.Sam2Processor(_sam2_images()).save_pretrained(folder)
+
+
+def sam2_video(folder: Path) -> None:
+    """Write a SAM 2.1 as it is released: the model for videos, whose memory a segmenter of images does not have."""
+    config = tf.Sam2VideoConfig(
+        **_sam2_parts(),
+        image_size=128,
+        memory_attention_hidden_size=32,
+        memory_attention_num_layers=1,
+        memory_attention_feed_forward_hidden_size=32,
+        memory_attention_rope_feat_sizes=[8, 8],
+        memory_encoder_hidden_size=32,
+        memory_encoder_output_channels=8,
+        mask_downsampler_embed_dim=32,
+        memory_fuser_embed_dim=32,
+        memory_fuser_intermediate_dim=32,
+        memory_fuser_num_layers=1,
     )
-    widened(tf.Sam2Model(config)).save_pretrained(folder)
-    images = tf.Sam2ImageProcessor(size={"height": 128, "width": 128}, mask_size={"height": 32, "width": 32})
-    tf.Sam2Processor(images).save_pretrained(folder)
+    widened(tf.Sam2VideoModel(config)).save_pretrained(folder)
+    tf.Sam2VideoProcessor(_sam2_images(), tf.Sam2VideoVideoProcessor()).save_pretrained(folder)
+
+
+def edgetam(folder: Path) -> None:
+    """Write an EdgeTAM for 128 pixels. Its backbone is timm's smallest RepViT."""
+    backbone = tf.TimmWrapperConfig(
+        architecture="repvit_m0_9",
+        model_args={"in_chans": 3, "features_only": True, "out_indices": [0, 1, 2, 3]},
+    )
+    vision = tf.EdgeTamVisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[384, 192, 96, 48],
+        backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]],
+        fpn_hidden_size=32,
+    )
+    config = tf.EdgeTamConfig(**_sam2_parts() | {"vision_config": vision.to_dict()})
+    widened(tf.EdgeTamModel(config)).save_pretrained(folder)
+    tf.Sam2Processor(_sam2_images()).save_pretrained(folder)
+
+
+def sam3_tracker(folder: Path) -> None:
+    """Write the part of SAM 3 that takes boxes, for 112 pixels."""
+    backbone = tf.Sam3ViTConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=112,
+        pretrain_image_size=56,
+        window_size=4,
+        global_attn_indexes=[1],
+    )
+    vision = tf.Sam3VisionConfig(
+        backbone_config=backbone, fpn_hidden_size=32, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]]
+    )
+    prompts = {"hidden_size": 32, "image_size": 112, "patch_size": 14, "mask_input_channels": 16}
+    config = tf.Sam3TrackerConfig(
+        vision_config=vision.to_dict(), prompt_encoder_config=prompts, mask_decoder_config=dict(_DECODER)
+    )
+    widened(tf.Sam3TrackerModel(config)).save_pretrained(folder)
+    images = tf.Sam3ImageProcessor(size={"height": 112, "width": 112}, mask_size={"height": 32, "width": 32})
+    tf.Sam3TrackerProcessor(images).save_pretrained(folder)
 
 
 def original_grounding_dino(folder: Path) -> None:
@@ -306,7 +371,7 @@ MODELS: Mapping[str, Callable[[Path], None]] = {
     made.__name__: made
     for made in (
         *(grounding_dino, mm_grounding_dino, owlv2, owlvit, original_grounding_dino),
-        *(sam, sam_hq, sam2, original_sam),
+        *(sam, sam_hq, sam2, sam2_video, edgetam, sam3_tracker, original_sam),
     )
 }
 

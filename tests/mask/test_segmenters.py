@@ -8,8 +8,9 @@ from transformers import AutoModelForMaskGeneration, AutoProcessor
 from helpers.mask_requests import segment_request
 from magicseg.backends import SegmentRequest
 
-FAMILIES = ("sam", "sam_hq", "sam2")
-ALL = (*FAMILIES, "original_sam")
+FAMILIES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker")
+ONE_BY_ONE = ("edgetam", "sam3_tracker")
+ALL = (*FAMILIES, "edgetam", "original_sam")
 SIZES = [(48, 64), (64, 64), (50, 33), (30, 90), (200, 150)]
 
 
@@ -54,6 +55,14 @@ def test_outlines_are_the_librarys(family, size, segmenter, checkpoint):
     close(found, logits, masks, quality)
 
 
+def test_outlines_of_edgetam_are_the_librarys_up_to_what_its_random_backbone_makes_of_rounding(segmenter, checkpoint):
+    one = segment_request(1, (64, 64))
+    (found,) = segmenter("edgetam").segment([one])
+    logits, _, quality = library(checkpoint("edgetam"), one)
+    np.testing.assert_allclose(found.logits, logits, atol=1e-3 * np.abs(logits).max())
+    np.testing.assert_allclose(found.quality, quality, atol=1e-3)
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: "x".join(map(str, size)))
 def test_outlines_of_the_original_are_its_predictors(size, segmenter):
     from segment_anything import SamPredictor
@@ -91,11 +100,11 @@ def test_an_image_is_embedded_once_whatever_its_boxes(family, segmenter, monkeyp
     seen = count_calls(monkeypatch, backend, family)
     (found,) = backend.segment([segment_request(0, count=23)])
     assert found.logits.shape == (23, 48, 64)
-    assert seen == [2], "once, with a row of padding"
+    assert sum(seen) == (1 if family in ONE_BY_ONE else 2), "once, with a row of padding where images are batched"
     seen.clear()
     answers = backend.segment([segment_request(seed, count=count) for seed, count in enumerate([1, 9, 0, 4, 2])])
     assert [len(answer.logits) for answer in answers] == [1, 9, 0, 4, 2]
-    assert seen == [2, 2], "the four with boxes"
+    assert sum(seen) == 4, "the four with boxes"
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
