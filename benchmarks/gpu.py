@@ -229,7 +229,7 @@ def main() -> None:
     began = time.monotonic()
     document = run(arguments, began + 60 * arguments.minutes)
     print(f"\n{time.monotonic() - began:.0f} s in all")
-    for goal in document["goals"]:
+    for goal in (each for each in document["goals"] if each["stage"] in arguments.stages):
         value = "not measured" if goal["value"] is None else f"{goal['value']:.3g}"
         print(f"{goal['stage']}: {goal['what']}: {value} (goal: {goal['goal']:g} or more)")
     if arguments.tiny:

@@ -107,7 +107,7 @@ class GenerateWorkload:
     @property
     def title(self) -> str:
         """The sizes, for the table's head."""
-        return f"{self.size} px, {self.steps} steps, batches of {self.batch_size} pairs, {self.dtype}"
+        return f"{self.size} px, {self.steps} steps, pairs in a batch: {self.batch_size}, {self.dtype}"
 
     def write(self, folder: Path) -> None:
         """Write the checkpoint."""

@@ -1,4 +1,4 @@
-"""Stages of a run on GPUs: the samples that the CPU keeps, and a worker on every GPU."""
+"""Stages of a run on GPUs: the samples that the CPU keeps, and workers on all GPUs."""
 
 import os
 
@@ -41,7 +41,7 @@ def test_a_run_keeps_the_samples_that_it_keeps_on_the_cpu(run, checkpoint, tmp_p
     assert all(record.peak_gpu_memory > 0 for record in run.ledger("mask").commits().values())
 
 
-def test_every_visible_gpu_gets_a_worker(run):
+def test_workers_on_all_visible_gpus_do_all_shards(run):
     gpus = visible_gpus(os.environ).gpus
     run_stage(run, "describe")
     outcome = run_stage(run, "generate", workers=max(len(gpus), 1), gpus=gpus)
