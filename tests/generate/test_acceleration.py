@@ -262,7 +262,7 @@ def test_without_torchao_the_error_names_it(generator, monkeypatch):
     monkeypatch.setattr(acceleration.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(BackendError, match="quantization is int8: torchao is not installed") as caught:
         generator("flux", dtype="bfloat16", quantization="int8")
-    assert "pip install 'torchao>=0.15'" in caught.value.hint
+    assert "pip install 'magicseg[quantization]'" in caught.value.hint
 
 
 @pytest.mark.slow

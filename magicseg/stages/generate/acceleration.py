@@ -225,7 +225,7 @@ def quantization_arguments(options: DiffusersOptions, denoiser: str) -> dict[str
 
 
 def _refuse_without_torchao(name: str) -> None:
-    hint = "pip install 'torchao>=0.15', or set generate.options.quantization to null"
+    hint = "pip install 'magicseg[quantization]', or set generate.options.quantization to null"
     if importlib.util.find_spec("torchao") is None:
         raise BackendError(f"generate.options.quantization is {name}: torchao is not installed", hint=hint)
     version = importlib.metadata.version("torchao")
