@@ -259,7 +259,10 @@ def test_a_model_that_torch_cannot_compile_is_refused(generator, monkeypatch):
 
 
 def test_without_torchao_the_error_names_it(generator, monkeypatch):
-    monkeypatch.setattr(acceleration.importlib.util, "find_spec", lambda _name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        acceleration.importlib.util, "find_spec", lambda name, *rest: None if name == "torchao" else find(name, *rest)
+    )
     with pytest.raises(BackendError, match="quantization is int8: torchao is not installed") as caught:
         generator("flux", dtype="bfloat16", quantization="int8")
     assert "pip install 'magicseg[quantization]'" in caught.value.hint
