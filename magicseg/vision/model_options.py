@@ -55,6 +55,14 @@ class DetectorOptions(ModelOptions):
     )
 
 
+class Sam3Options(ModelOptions):
+    """SAM 3, which finds and outlines all instances of a label."""
+
+    AUTOCAST: ClassVar[bool] = True
+
+    candidates: int = Field(32, ge=1, le=200, description="the most candidates of a label, the best ones")
+
+
 class ClipOptions(ModelOptions):
     """An open_clip model, which scores whole images. See `magicseg.config.model.OpenClipSettings`."""
 

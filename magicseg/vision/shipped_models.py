@@ -16,6 +16,7 @@ from magicseg.vision.model_options import (
     DetectorOptions,
     OriginalDetectorOptions,
     OriginalSegmenterOptions,
+    Sam3Options,
     SegmenterOptions,
 )
 from magicseg.weights import Weights
@@ -55,6 +56,39 @@ class TransformersDetector:
 
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """Return all candidates of every image."""
+        return self._model.detect(requests)
+
+
+class Sam3:
+    """SAM 3, as transformers saves it: boxes and masks of all instances of a label."""
+
+    Options = Sam3Options
+    LIBRARIES = ("torch", "transformers")
+    GIVES_MASKS = True
+    THREAD_SAFE = True
+
+    @classmethod
+    def identity(cls, options: Sam3Options) -> Mapping[str, str | int]:
+        """Return the recipe's number."""
+        return {"sam3": RECIPE}
+
+    @classmethod
+    def weights(cls, options: Sam3Options) -> list[Weights]:
+        """Return all files that transformers reads from a folder."""
+        return [Weights(setting="model", model=options.model, revision=options.revision)]
+
+    def __init__(self, batch: HasBatch, options: Sam3Options) -> None:
+        """Load the model. Raises: BackendError."""
+        from magicseg.vision.sam3_detector import load_sam3
+
+        self._model = load_sam3(options, location(self.weights(options)[0]), batch)
+
+    def check_labels(self, labels: Sequence[Label]) -> None:
+        """Raise BackendError if the model cannot query one of these labels."""
+        self._model.check_labels(labels)
+
+    def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
+        """Return the best candidates of every label, with their masks."""
         return self._model.detect(requests)
 
 

@@ -9,8 +9,8 @@ import yaml
 from helpers.tiny_runs import make_run
 from magicseg.run import Run
 
-# Diffusion pipeline -> captioner, detector, segmenter.
-FAMILIES: Mapping[str, tuple[str, str, str]] = {
+# Diffusion pipeline -> captioner, detector, segmenter. SAM 3 gives masks itself.
+FAMILIES: Mapping[str, tuple[str, str, str | None]] = {
     "sd15": ("template", "original_grounding_dino", "original_sam"),
     "sd2": ("transformers", "grounding_dino", "sam"),
     "sdxl": ("template", "owlv2", "sam_hq"),
@@ -25,7 +25,7 @@ FAMILIES: Mapping[str, tuple[str, str, str]] = {
     "z_image": ("template", "grounding_dino", "sam3_tracker"),
     "chroma": ("template", "owlv2", "sam"),
     "lumina2": ("template", "grounding_dino", "sam_hq"),
-    "sana": ("template", "owlv2", "sam_hq"),
+    "sana": ("template", "sam3", None),
     "sana_sprint": ("template", "grounding_dino", "sam2"),
 }
 CPU = {"device": "cpu", "dtype": "float32"}
@@ -63,13 +63,15 @@ class Checkpoints:
 def _detector(name: str, get: Callable[[str], Path]) -> dict[str, Any]:
     folder = get(name)
     if not name.startswith("original"):
-        return {"backend": "transformers", "options": {"model": str(folder), **CPU}}
+        return {"backend": "sam3" if name == "sam3" else "transformers", "options": {"model": str(folder), **CPU}}
     original = {"config": str(folder / "tiny.py"), "text_encoder": {"model": str(folder / "bert")}}
     sizes = {"shortest_edge": 64, "longest_edge": 96}
     return {"backend": "original", "options": {"model": str(folder), **original, **sizes, **CPU}}
 
 
-def _segmenter(name: str, get: Callable[[str], Path]) -> dict[str, Any]:
+def _segmenter(name: str | None, get: Callable[[str], Path]) -> dict[str, Any] | None:
+    if name is None:
+        return None
     own = {"architecture": "vit_tiny"} if name.startswith("original") else {}
     backend = "tiny-original" if own else "transformers"  # a plug-in of the tests with the tiny architecture
     return {"backend": backend, "options": {"model": str(get(name)), **own, **CPU}}

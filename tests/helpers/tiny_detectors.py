@@ -248,22 +248,23 @@ def sam2(folder: Path) -> None:
     tf.Sam2Processor(_sam2_images()).save_pretrained(folder)
 
 
+_MEMORY = {
+    "memory_attention_hidden_size": 32,
+    "memory_attention_num_layers": 1,
+    "memory_attention_feed_forward_hidden_size": 32,
+    "memory_attention_rope_feat_sizes": [8, 8],
+    "memory_encoder_hidden_size": 32,
+    "memory_encoder_output_channels": 8,
+    "mask_downsampler_embed_dim": 32,
+    "memory_fuser_embed_dim": 32,
+    "memory_fuser_intermediate_dim": 32,
+    "memory_fuser_num_layers": 1,
+}
+
+
 def sam2_video(folder: Path) -> None:
     """Write a SAM 2.1 as it is released: the model for videos, whose memory a segmenter of images does not have."""
-    config = tf.Sam2VideoConfig(
-        **_sam2_parts(),
-        image_size=128,
-        memory_attention_hidden_size=32,
-        memory_attention_num_layers=1,
-        memory_attention_feed_forward_hidden_size=32,
-        memory_attention_rope_feat_sizes=[8, 8],
-        memory_encoder_hidden_size=32,
-        memory_encoder_output_channels=8,
-        mask_downsampler_embed_dim=32,
-        memory_fuser_embed_dim=32,
-        memory_fuser_intermediate_dim=32,
-        memory_fuser_num_layers=1,
-    )
+    config = tf.Sam2VideoConfig(**_sam2_parts(), image_size=128, **_MEMORY)
     widened(tf.Sam2VideoModel(config)).save_pretrained(folder)
     tf.Sam2VideoProcessor(_sam2_images(), tf.Sam2VideoVideoProcessor()).save_pretrained(folder)
 
@@ -285,8 +286,7 @@ def edgetam(folder: Path) -> None:
     tf.Sam2Processor(_sam2_images()).save_pretrained(folder)
 
 
-def sam3_tracker(folder: Path) -> None:
-    """Write the part of SAM 3 that takes boxes, for 112 pixels."""
+def _sam3_vision() -> dict[str, Any]:
     backbone = tf.Sam3ViTConfig(
         hidden_size=32,
         intermediate_size=64,
@@ -297,16 +297,62 @@ def sam3_tracker(folder: Path) -> None:
         window_size=4,
         global_attn_indexes=[1],
     )
-    vision = tf.Sam3VisionConfig(
-        backbone_config=backbone, fpn_hidden_size=32, backbone_feature_sizes=[[32, 32], [16, 16], [8, 8]]
-    )
+    sizes = [[32, 32], [16, 16], [8, 8]]
+    vision = tf.Sam3VisionConfig(backbone_config=backbone, fpn_hidden_size=32, backbone_feature_sizes=sizes)
+    return dict(vision.to_dict())
+
+
+def _sam3_images() -> tf.Sam3ImageProcessor:
+    return tf.Sam3ImageProcessor(size={"height": 112, "width": 112}, mask_size={"height": 32, "width": 32})
+
+
+def _sam3_tracker_parts() -> dict[str, Any]:
     prompts = {"hidden_size": 32, "image_size": 112, "patch_size": 14, "mask_input_channels": 16}
-    config = tf.Sam3TrackerConfig(
-        vision_config=vision.to_dict(), prompt_encoder_config=prompts, mask_decoder_config=dict(_DECODER)
+    return {
+        "vision_config": _sam3_vision(),
+        "prompt_encoder_config": prompts,
+        "mask_decoder_config": dict(_DECODER),
+    }
+
+
+def sam3_tracker(folder: Path) -> None:
+    """Write the part of SAM 3 that takes boxes, for 112 pixels."""
+    widened(tf.Sam3TrackerModel(tf.Sam3TrackerConfig(**_sam3_tracker_parts()))).save_pretrained(folder)
+    tf.Sam3TrackerProcessor(_sam3_images()).save_pretrained(folder)
+
+
+def _sam3_parts(words: int) -> dict[str, Any]:
+    head = {"hidden_size": 32, "num_attention_heads": 4}
+    layers = head | {"num_layers": 2, "intermediate_size": 64}
+    text = head | {"intermediate_size": 64, "num_hidden_layers": 1, "projection_dim": 32}
+    return {
+        "vision_config": _sam3_vision(),
+        "text_config": text | {"vocab_size": words, "max_position_embeddings": 32},
+        "geometry_encoder_config": layers,
+        "detr_encoder_config": layers,
+        "detr_decoder_config": layers | {"num_queries": 12},
+        "mask_decoder_config": head,
+    }
+
+
+def sam3(folder: Path) -> None:
+    """Write a SAM 3 for 112 pixels."""
+    tokenizer = _clip_tokenizer(folder)
+    tokenizer.model_max_length = 32
+    widened(tf.Sam3Model(tf.Sam3Config(**_sam3_parts(len(tokenizer))))).save_pretrained(folder)
+    tf.Sam3Processor(_sam3_images(), tokenizer).save_pretrained(folder)
+
+
+def sam3_video(folder: Path) -> None:
+    """Write a SAM 3 as it is released: the model for videos, with detector and tracker."""
+    tokenizer = _clip_tokenizer(folder)
+    tokenizer.model_max_length = 32
+    config = tf.Sam3VideoConfig(
+        detector_config=tf.Sam3Config(**_sam3_parts(len(tokenizer))).to_dict(),
+        tracker_config=_sam3_tracker_parts() | _MEMORY,
     )
-    widened(tf.Sam3TrackerModel(config)).save_pretrained(folder)
-    images = tf.Sam3ImageProcessor(size={"height": 112, "width": 112}, mask_size={"height": 32, "width": 32})
-    tf.Sam3TrackerProcessor(images).save_pretrained(folder)
+    widened(tf.Sam3VideoModel(config)).save_pretrained(folder)
+    tf.Sam3Processor(_sam3_images(), tokenizer).save_pretrained(folder)
 
 
 def original_grounding_dino(folder: Path) -> None:
@@ -371,7 +417,7 @@ MODELS: Mapping[str, Callable[[Path], None]] = {
     made.__name__: made
     for made in (
         *(grounding_dino, mm_grounding_dino, owlv2, owlvit, original_grounding_dino),
-        *(sam, sam_hq, sam2, sam2_video, edgetam, sam3_tracker, original_sam),
+        *(sam, sam_hq, sam2, sam2_video, edgetam, sam3_tracker, sam3, sam3_video, original_sam),
     )
 }
 
