@@ -33,14 +33,6 @@ _KNOWN = ("Sam3Model", "Sam3VideoModel")
 
 
 @dataclass(frozen=True)
-class _Embedded:
-    """An image's features: maps (C, h, w) of several sizes, and their position encodings."""
-
-    maps: tuple[torch.Tensor, ...]
-    positions: tuple[torch.Tensor, ...]
-
-
-@dataclass(frozen=True)
 class _Text:
     """A label's features (tokens, C), and which tokens count (tokens,)."""
 
@@ -55,7 +47,7 @@ class _Query:
     request: int
     label: int
     size: tuple[int, int]  # height and width of the image in pixels
-    image: _Embedded
+    maps: tuple[torch.Tensor, ...]  # the image's features (C, h, w) in several sizes
     text: _Text
 
 
@@ -76,6 +68,7 @@ class Sam3Detector:
         # On a CPU the last bits of a result depend on its place in a batch.
         self._at_once = batch.batch_size if options.device == "cuda" else 1
         self._texts: dict[str, _Text] = {}
+        self._positions: tuple[torch.Tensor, ...] = ()  # encodings (1, C, h, w) of all images' maps
 
     def check_labels(self, labels: Sequence[Label]) -> None:
         """Raise BackendError if a label is too long, or two labels have the same tokens."""
@@ -96,13 +89,13 @@ class Sam3Detector:
     def detect(self, requests: Sequence[DetectRequest]) -> list[Detections]:
         """Return the best candidates of every label, with their masks. Raises BackendError, OutOfMemory."""
         texts = {name: self._text(name) for request in requests for name in detection_names(request.labels)}
-        images: dict[int, _Embedded] = {}
-        pictures = [request.image for request in requests]
-        for chosen, batch in fixed_batches(pictures, self._at_once, lambda image: image.shape):
-            embedded = run_batch(self._embed, batch, self._options, self._batch)
-            images |= dict(zip(chosen, embedded, strict=False))  # the rest is padding
+        maps: dict[int, tuple[torch.Tensor, ...]] = {}
+        images = [request.image for request in requests]
+        for chosen, batch in fixed_batches(images, self._at_once, lambda image: image.shape):
+            embedded = run_batch(self._embed, self._prepared(batch), self._options, self._batch)
+            maps |= dict(zip(chosen, embedded, strict=False))  # the rest is padding
         queries = [
-            _Query(place, number, request.image.shape[:2], images[place], texts[name])
+            _Query(place, number, request.image.shape[:2], maps[place], texts[name])
             for place, request in enumerate(requests)
             for number, name in enumerate(detection_names(request.labels))
         ]
@@ -126,22 +119,20 @@ class Sam3Detector:
         features = self._model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
         return [_Text(*row) for row in zip(features, tokens["attention_mask"], strict=True)]
 
-    def _embed(self, images: Sequence[Image]) -> list[_Embedded]:
+    def _prepared(self, images: Sequence[Image]) -> list[torch.Tensor]:
+        """Return images as the model takes them, on the CPU."""
         pixels = self._processor.image_processor(images=list(images), return_tensors="pt")["pixel_values"]
-        output = self._model.get_vision_features(pixels.to(self._options.device, weights_dtype(self._options)))
-        return [
-            _Embedded(
-                tuple(values[row] for values in output.fpn_hidden_states),
-                tuple(values[row] for values in output.fpn_position_encoding),
-            )
-            for row in range(len(images))
-        ]
+        return list(pixels.to(weights_dtype(self._options)))
+
+    def _embed(self, images: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, ...]]:
+        output = self._model.get_vision_features(torch.stack(list(images)).to(self._options.device))
+        if not self._positions:
+            self._positions = tuple(values[:1].clone() for values in output.fpn_position_encoding)
+        return [tuple(values[row] for values in output.fpn_hidden_states) for row in range(len(images))]
 
     def _ask(self, queries: Sequence[_Query]) -> list[_Found]:
-        maps, positions = (
-            tuple(torch.stack(level) for level in zip(*rows, strict=True))
-            for rows in ([query.image.maps for query in queries], [query.image.positions for query in queries])
-        )
+        maps = tuple(torch.stack(level) for level in zip(*(query.maps for query in queries), strict=True))
+        positions = tuple(values.expand(len(queries), -1, -1, -1) for values in self._positions)
         output = self._model(
             vision_embeds=Sam3VisionEncoderOutput(fpn_hidden_states=maps, fpn_position_encoding=positions),
             text_embeds=SimpleNamespace(pooler_output=torch.stack([query.text.features for query in queries])),
