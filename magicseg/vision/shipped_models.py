@@ -28,7 +28,7 @@ RECIPE = 1  # raise it when the same images, options and weights give other resu
 
 
 class TransformersDetector:
-    """GroundingDINO, MM-GroundingDINO, OWL-ViT and OWLv2, as transformers saves them."""
+    """GroundingDINO, MM-GroundingDINO, OWL-ViT, OWLv2 and OmDet-Turbo, as transformers saves them."""
 
     Options = DetectorOptions
     LIBRARIES = ("torch", "transformers")
@@ -124,7 +124,7 @@ class ClipDetector:
 
 
 class TransformersSegmenter:
-    """SAM, SAM-HQ and SAM 2, as transformers saves them."""
+    """SAM, SAM-HQ, SAM 2, the tracker of SAM 3 and EdgeTAM, as transformers saves them."""
 
     Options = SegmenterOptions
     LIBRARIES = ("torch", "transformers")

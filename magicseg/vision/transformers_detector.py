@@ -261,12 +261,17 @@ def load_detector(options: DetectorOptions, folder: Path, batch: HasBatch) -> Ze
 
     Args: folder: holds the weights. Raises BackendError that says what does not fit.
     """
+    from magicseg.vision import omdet_detector as omdet
+
     prepare_device(options.device, options.cpu_threads, "detector.options.device")
     where = f"detector.options.model: {options.model}"
-    kind = refuse_unknown_class(AutoConfig, options, folder, where, (*_GROUNDED, *_QUERIED))
+    encoders = _GROUNDED | _QUERIED | {omdet.CLASS: omdet.ENCODER}
+    kind = refuse_unknown_class(AutoConfig, options, folder, where, tuple(encoders))
     model = load_pretrained(AutoModelForZeroShotObjectDetection, options, folder, where)
-    compile_encoder(model.get_submodule((_GROUNDED | _QUERIED)[kind]), options)
+    compile_encoder(model.get_submodule(encoders[kind]), options)
     processor = load_pretrained(AutoProcessor, options, folder, where)
+    if kind == omdet.CLASS:
+        return omdet.OmDetDetector(options, model, processor, batch)
     if kind in _QUERIED:
         return QueriedDetector(options, model, processor, batch)
     limit = int(model.config.max_text_len)

@@ -23,7 +23,7 @@ FAMILIES: Mapping[str, tuple[str, str, str | None]] = {
     "flux2_klein": ("template", "owlv2", "edgetam"),
     "qwen_image": ("template", "grounding_dino", "sam2"),
     "z_image": ("template", "grounding_dino", "sam3_tracker"),
-    "chroma": ("template", "owlv2", "sam"),
+    "chroma": ("template", "omdet_turbo", "sam"),
     "lumina2": ("template", "grounding_dino", "sam_hq"),
     "sana": ("template", "sam3", None),
     "sana_sprint": ("template", "grounding_dino", "sam2"),

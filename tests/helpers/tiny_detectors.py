@@ -155,6 +155,47 @@ def _owl(folder: Path, name: str) -> None:
     _part(name, "Processor")(images, tokenizer).save_pretrained(folder)
 
 
+def omdet_turbo(folder: Path) -> None:
+    """Write an OmDet-Turbo for images of 64 pixels."""
+    tokenizer = _clip_tokenizer(folder)
+    tokenizer.model_max_length = 77
+    backbone = tf.SwinConfig(
+        image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2, out_indices=[2, 3, 4]
+    )
+    text = tf.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    config = tf.OmDetTurboConfig(
+        backbone_config=backbone.to_dict(),
+        text_config=text.to_dict(),
+        image_size=64,
+        apply_layernorm_after_vision_backbone=False,
+        text_projection_in_dim=32,
+        text_projection_out_dim=32,
+        task_encoder_hidden_dim=32,
+        class_embed_dim=32,
+        num_queries=12,
+        encoder_hidden_dim=16,
+        vision_features_channels=[16, 16, 16],
+        encoder_in_channels=[16, 32, 64],
+        encoder_attention_heads=4,
+        encoder_dim_feedforward=32,
+        decoder_hidden_dim=16,
+        decoder_num_heads=4,
+        decoder_num_layers=2,
+        decoder_dim_feedforward=32,
+    )
+    widened(tf.OmDetTurboForObjectDetection(config)).save_pretrained(folder)
+    images = tf.DetrImageProcessor(size={"height": 64, "width": 64})
+    tf.OmDetTurboProcessor(images, tokenizer).save_pretrained(folder)
+
+
 def _part(name: str, suffix: str) -> Any:
     return getattr(tf, name + suffix)
 
@@ -416,7 +457,7 @@ def original_sam(folder: Path) -> None:
 MODELS: Mapping[str, Callable[[Path], None]] = {
     made.__name__: made
     for made in (
-        *(grounding_dino, mm_grounding_dino, owlv2, owlvit, original_grounding_dino),
+        *(grounding_dino, mm_grounding_dino, owlv2, owlvit, omdet_turbo, original_grounding_dino),
         *(sam, sam_hq, sam2, sam2_video, edgetam, sam3_tracker, sam3, sam3_video, original_sam),
     )
 }
