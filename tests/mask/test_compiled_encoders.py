@@ -21,10 +21,11 @@ from magicseg.weights.manifest import Manifest
 DETECTORS = {
     "grounding_dino": "model.backbone.conv_encoder",
     "mm_grounding_dino": "model.backbone.conv_encoder",
+    "omdet_turbo": "vision_backbone",
     "owlv2": "owlv2.vision_model",
     "owlvit": "owlvit.vision_model",
 }
-SEGMENTERS = {"sam": "vision_encoder", "sam_hq": "vision_encoder", "sam2": "vision_encoder"}
+SEGMENTERS = dict.fromkeys(("sam", "sam_hq", "sam2"), "vision_encoder")
 ALL = DETECTORS | SEGMENTERS | {"original_sam": "image_encoder"}
 
 
