@@ -17,8 +17,8 @@ from magicseg.stages.base import stage_code
 GOLDEN = {
     "flux": {
         "describe": "e90261501bad7d064f0d53834778a01747db42e99974d45027e85354792aaf8c",
-        "generate": "ed1f58ebca5332b48f45593cdee36a3ac687b83259391b30b585378fdb8bcd56",
-        "mask": "37eadecf65f9b725d656bf68d2ceb6f73980f768e221d21ce47f1422eea54a72",
+        "generate": "a360f3335eb6700cd5c5573a96905ffe0608fe7d5687d7d58bd6b7b0ef390bc4",
+        "mask": "408fb34b92265b722b1b2a20db1ce0a6999d21a0590d6652ab49e340cb4092e4",
     },
     "miniature": {
         "describe": "617e88b8c5fd1ee90d5fd3a71cf9df7e5b20d43a9885bde722591ce911cf4682",
@@ -42,13 +42,13 @@ GOLDEN = {
     },
     "sdxl": {
         "describe": "e90261501bad7d064f0d53834778a01747db42e99974d45027e85354792aaf8c",
-        "generate": "6106d250c529706cce98e304e2044172009c7c1579f9f1fd7afe79648ca87f3c",
-        "mask": "3ac3539728c4bb557b817c18c7ba7e381ba2cb126c8fb65687a29fc83a5aa516",
+        "generate": "1653f707f29a54e67e1dd855acf171e1dc2639e7a4e4bfbc2acb0da2f62d2e87",
+        "mask": "de56f49ec12fbb60479e41e6dbab46e104b534c4b16e5bc5675516500d0878f2",
     },
     "sdxl-turbo": {
         "describe": "e90261501bad7d064f0d53834778a01747db42e99974d45027e85354792aaf8c",
-        "generate": "8a624d1ee22cf758c1cd70f9f4d954437da9771ab4a522da926f964c5a1ed76c",
-        "mask": "d760817ae968fe2bfc2a82408828f982e25e4f7b6b6f149e502f562d9a652cc2",
+        "generate": "3d621423aab4d000eb0d1dc926a4cb4f1ab853a2789523878cdd57280219a59b",
+        "mask": "f4218e812f2d4a20906be44a5023d4d14d6d9e7e04b7edf332aadd3ff60abbca",
     },
 }
 
