@@ -12,6 +12,8 @@ from magicseg.core.paths import absolute
 from magicseg.core.text import command
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.table import Table
 
     from magicseg.launch.profile import Profile
@@ -77,8 +79,11 @@ def _pilot(run: "Run", shards: int, site: "Profile | None", reference: str | Non
     from magicseg.core.signals import StopFlag, on_signals
     from magicseg.estimate.measurements import pilot
     from magicseg.estimate.warnings import pilot_command
+    from magicseg.launch.caption_server import refuse_misfit
     from magicseg.run.claims import job_label
 
+    if site:
+        refuse_misfit(run.config, site)
     if site and site.resources(COSTLIEST).asks_gpu and not job_label():
         there = pilot_command(run, site, COSTLIEST, reference)
         note(f"pilot: on this machine; to run it on a node of the profile: {there}")
@@ -142,7 +147,7 @@ def _table(report: dict[str, Any]) -> "Table":
     table.add_row("start of a task", *("not known" if start is None else duration(start) for start in starts))
     table.add_row(
         "memory",
-        *(f"{size_text(entry['memory']['peak'])}, ask {entry['memory']['suggested']}" for entry in stages),
+        *(_memory_text(entry["memory"]) for entry in stages),
     )
     if any(entry["peak_gpu_memory"] for entry in stages):
         table.add_row("GPU memory", *(size_text(entry["peak_gpu_memory"] or 0) for entry in stages))
@@ -166,3 +171,10 @@ def _table(report: dict[str, Any]) -> "Table":
         table.add_row("disk", *(size_text(one["bytes"]) for one in parts))
         table.add_row("files", *(str(one["files"]) for one in parts))
     return table
+
+
+def _memory_text(memory: "Mapping[str, Any]") -> str:
+    from magicseg.core.text import size_text
+
+    peak = size_text(memory["peak"])
+    return f"{peak}, ask {memory['suggested']}" if memory["suggested"] else f"{peak}, without the server"

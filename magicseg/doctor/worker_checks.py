@@ -49,12 +49,18 @@ def _with_room(name: str, seen: str, gpus: Sequence[Gpu], needed: int, stage: st
 def device_bytes(run: Run, stage: str) -> int:
     """Return the bytes of a stage's weights on a GPU, as far as they are on this machine.
 
-    Weights of back ends on the CPU, and those that an option ``offload`` keeps in the CPU's memory, do not count.
+    Weights of back ends on the CPU, those that an option ``offload`` keeps in the CPU's memory, and those of a back
+    end with an option ``quantization``, do not count.
     """
     total = 0
     for nested in DECLARATIONS[stage].all_backends(run.config):
-        if nested.device() == "cpu" or getattr(nested.options, "offload", "none") != "none":
+        options = nested.options
+        if nested.device() == "cpu" or getattr(options, "offload", "none") != "none":
             continue
-        dtype = getattr(nested.options, "dtype", None)
+        if getattr(options, "quantization", None) is not None:
+            continue
+        dtype = getattr(options, "dtype", None)
+        if dtype == "auto":
+            dtype = "float32" if getattr(options, "AUTOCAST", False) else "bfloat16"
         total += sum(loaded_bytes(weights, dtype) or 0 for weights in nested.weights())
     return total

@@ -23,7 +23,7 @@ from magicseg.estimate.measurements import Measured, measured
 from magicseg.estimate.warnings import estimate_warnings
 from magicseg.launch.efficiency import memory_to_ask
 from magicseg.launch.grouping import median_seconds, most_tasks, shards_per_task
-from magicseg.launch.profile import Profile
+from magicseg.launch.profile import SERVER_STAGE, Profile
 from magicseg.launch.slurm import SiteLimits
 from magicseg.launch.workers import workers_per_task
 from magicseg.run.directory import Run
@@ -110,6 +110,7 @@ def _stage(
     on_gpu = known.device != "CPU"
     devices = 1
     workers = workers_per_task(run.config, stage, resources) if resources else 1
+    has_server = stage == SERVER_STAGE and profile is not None and profile.caption_server is not None
     if resources:  # an allocation is charged for all devices that a task holds, used or not
         # A site may allocate GPUs that the profile does not request. Shards measured in jobs reveal this.
         on_gpu = resources.asks_gpu or (on_gpu and known.fitting)
@@ -179,7 +180,8 @@ def _stage(
             "peak": known.peak_memory,
             "workers": workers,
             "asked": resources.memory_bytes if resources else None,
-            "suggested": memory_to_ask(known.peak_memory * workers),
+            # The records lack the memory of a caption server.
+            "suggested": None if has_server else memory_to_ask(known.peak_memory * workers),
         },
         "peak_gpu_memory": known.peak_gpu_memory or None,
         "limit_seconds": resources.minutes * 60 if resources else None,

@@ -58,7 +58,7 @@ def _misfits(entry: Mapping[str, Any], profile: Profile) -> list[str]:
             "--shards-per-task"
         )
     memory = entry["memory"]
-    if memory["asked"] is not None and memory["peak"] * memory["workers"] > memory["asked"]:
+    if None not in {memory["asked"], memory["suggested"]} and memory["peak"] * memory["workers"] > memory["asked"]:
         used = f"shards used {size_text(memory['peak'], binary=True)} of memory"
         used += f", times {memory['workers']} workers" if memory["workers"] > 1 else ""
         found.append(

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from magicseg.config.run import Config
@@ -69,19 +70,21 @@ def server_for(
     if server is None or run.checked_commits(SERVER_STAGE).keys() >= set(shards):
         yield
         return
-    with serving(server, log, stop=stop, report=report):
+    _, options = DECLARATIONS[SERVER_STAGE].backend(run.config)
+    key = getattr(options, "api_key_env", None) or ""
+    with serving(server, log, stop=stop, report=report, key=key):
         yield
 
 
 @contextlib.contextmanager
 def serving(
-    server: CaptionServer, log: Path, *, stop: Callable[[], bool], report: Callable[[str], None]
+    server: CaptionServer, log: Path, *, stop: Callable[[], bool], report: Callable[[str], None], key: str = ""
 ) -> Iterator[None]:
     """Start a server, wait until it answers, and let the captioners of this process and its children use it.
 
     If ``stop`` returns True meanwhile, the block runs without the server, because no work will be started.
 
-    Args: log: gets the server's output.
+    Args: log: gets the server's output. key: name of the variable with the key of the server's users.
     Raises BackendError, with the last lines of the log, if the server ends or does not answer in time. A BackendError
     of the block is raised again with these lines. Raises StoreError if the log cannot be written.
     """
@@ -92,13 +95,13 @@ def serving(
         began = time.monotonic()
         process = _start(words, log)
         try:
-            if _becomes_ready(process, server, port, log, stop):
+            if _becomes_ready(process, server, port, _Log(log, key), stop):
                 report(f"{SERVER_STAGE}: the server answers after {time.monotonic() - began:.1f} s")
                 with _address_in_environment(f"http://{_HOST}:{port}/v1"):
                     try:
                         yield
                     except BackendError as error:
-                        raise _with_log(error, process, log) from error
+                        raise _with_log(error, process, _Log(log, key)) from error
             else:
                 yield
         finally:
@@ -128,21 +131,21 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _becomes_ready(
-    process: "subprocess.Popen[bytes]", server: CaptionServer, port: int, log: Path, stop: Callable[[], bool]
+    process: "subprocess.Popen[bytes]", server: CaptionServer, port: int, log: "_Log", stop: Callable[[], bool]
 ) -> bool:
     """Wait until the server answers its health path with 200. Return False if a stop was requested before."""
     until = time.monotonic() + server.wait
     while not stop():
         if process.poll() is not None:
             raise BackendError(
-                f"the server ended with exit code {process.returncode} before it answered{_tail(log)}",
+                f"the server ended with exit code {process.returncode} before it answered{log.tail()}",
                 hint="correct stages.describe.server in the profile, then submit again",
             )
         if _is_healthy(port, server.health):
             return True
         if time.monotonic() > until:
             raise BackendError(
-                f"the server did not answer {server.health} with 200 within {server.wait:g} s{_tail(log)}",
+                f"the server did not answer {server.health} with 200 within {server.wait:g} s{log.tail()}",
                 hint="correct stages.describe.server in the profile (health, wait), then submit again",
             )
         time.sleep(_POLL_SECONDS)
@@ -163,22 +166,29 @@ def _is_healthy(port: int, path: str) -> bool:
         connection.close()
 
 
-def _with_log(error: BackendError, process: "subprocess.Popen[bytes]", log: Path) -> BackendError:
+def _with_log(error: BackendError, process: "subprocess.Popen[bytes]", log: "_Log") -> BackendError:
     """Return the error with the server's state and the end of its log."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(4 * _POLL_SECONDS)  # the guard notices the server's end after a moment
     code = process.poll()
     state = "is still running" if code is None else f"ended with exit code {code}"
-    return BackendError(f"{error.message}; the task's server {state}{_tail(log)}", hint=error.hint)
+    return BackendError(f"{error.message}; the task's server {state}{log.tail()}", hint=error.hint)
 
 
-def _tail(log: Path) -> str:
-    """Return the last lines of the log, for an error, without the secrets in this process's environment."""
-    text = "\n".join(last_lines(log, _SHOWN_LINES))
-    for name, value in os.environ.items():
-        if secret_name(name) and len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, "***")
-    return f"; the end of its log:\n{text}\nthe whole log: {command('less', log)}"
+@dataclass(frozen=True)
+class _Log:
+    """A server's log. ``key``: name of the variable with the key of the server's users."""
+
+    path: Path
+    key: str
+
+    def tail(self) -> str:
+        """Return the last lines, for an error, without the secrets in this process's environment."""
+        text = "\n".join(last_lines(self.path, _SHOWN_LINES))
+        for name, value in os.environ.items():
+            if (secret_name(name) or name == self.key) and len(value) >= _SHORTEST_SECRET:
+                text = text.replace(value, "***")
+        return f"; the end of its log:\n{text}\nthe whole log: {command('less', self.path)}"
 
 
 @contextlib.contextmanager

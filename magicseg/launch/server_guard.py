@@ -3,6 +3,8 @@
     python -m magicseg.launch.server_guard COMMAND...
 
 The task that started the guard holds the other end of standard input. It closes when the task ends, even by SIGKILL.
+Slurm's warning before the time limit goes to every process of a job. It must not end the server, which has to answer
+until the workers have stopped.
 """
 
 import contextlib
@@ -19,6 +21,10 @@ _POLL_SECONDS = 0.2
 
 def run(command: Sequence[str]) -> int:
     """Run a server in a process group of its own. Return its exit code, as a shell does: 128 + N for signal N."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the server inherits this
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # the task decides when the server ends
     try:
         server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     except OSError as error:

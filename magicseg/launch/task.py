@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from magicseg.core.errors import MagicsegError, RunError
 from magicseg.core.garbage_collection import collect_less_often
@@ -91,14 +91,19 @@ def run_task(
     except MagicsegError as error:
         for line in error.lines():
             _log(line)
-        sys.exit(error.exit_code)
+        _exit(stop, error.exit_code)
     if not missing:
         return
     _log(f"{stage}: {len(missing)} shards of this task are not done: {format_ranges(missing)}")
+    _exit(stop, 1)
+
+
+def _exit(stop: "_Signals", code: int) -> NoReturn:
+    """Exit with 75 after Slurm's warning, and otherwise with ``code``."""
     if stop.warned:
         _log("stopped, because the time of this job ends: the task has to run again")
         sys.exit(STOPPED)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def _log(text: str) -> None:

@@ -1,5 +1,6 @@
 """OmDet-Turbo: some labels of an image are queried together, under a task that names them. Imports torch."""
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from magicseg.vision.transformers_detector import (
 CLASS = "OmDetTurboForObjectDetection"
 ENCODER = "vision_backbone"
 _QUERIES = 8  # labels per image in one call
-_CACHED = 1_000_000  # texts
+_KEPT_TEXTS = 4096  # features of texts on the device, from one call to the next
 
 
 class OmDetDetector(ZeroShotDetector):
@@ -33,9 +34,10 @@ class OmDetDetector(ZeroShotDetector):
     def __init__(self, options: DetectorOptions, model: Any, processor: Any, batch: HasBatch) -> None:
         super().__init__(options, model, processor, batch)
         # The model keeps the features of texts. It would encode those that it lacks together, with bits that depend
-        # on how many they are: they are encoded one by one, and none is dropped.
-        for cache in (model.language_cache_class, model.language_cache_prompt):
-            cache.capacity = _CACHED
+        # on how many they are: they are encoded one by one, and none is dropped within a call.
+        self._caches = (model.language_cache_class, model.language_cache_prompt)
+        for cache in self._caches:
+            cache.capacity = sys.maxsize
 
     @property
     def _text_length(self) -> int:
@@ -69,6 +71,10 @@ class OmDetDetector(ZeroShotDetector):
         return len(self._processor.tokenizer(_task(names))["input_ids"]) <= self._text_length
 
     def _call(self, rows: Sequence[PreparedQuery]) -> list[Candidates]:
+        for cache in self._caches:
+            if cache.current_load > _KEPT_TEXTS:
+                cache.cache.clear()
+                cache.current_load = 0
         queries = [row.query for row in rows]
         classes = [name for query in queries for name in [*query.text, *[""] * (_QUERIES - len(query.text))]]
         class_tokens, task_tokens = self._tokens(classes), self._tokens([_task(query.text) for query in queries])

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -181,6 +182,18 @@ def test_a_warning_while_the_server_loads_ends_the_task_at_once(run, task, tmp_p
     assert not servers_of(str(tmp_path / "ids"))
 
 
+def test_a_warning_to_every_process_of_the_job_does_not_end_the_server(run, task, tmp_path):
+    process = task(run, "0-1", server_of("--child", tmp_path / "ids"))
+    wait_until(lambda: run.ledger("describe").claimed())
+    for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # as Slurm does
+        one.send_signal(signal.SIGUSR2)
+    code, text = ended(process)
+    assert code in {0, 75}, text
+    assert "cannot be reached" not in text
+    assert "the task's server" not in text
+    assert not servers_of(str(tmp_path / "ids"))
+
+
 def test_a_task_that_is_killed_leaves_no_server(run, task, tmp_path):
     process = task(run, "0-1", server_of("--delay", 60, "--child", tmp_path / "ids"))
     ids = tmp_path / "ids"
@@ -254,13 +267,14 @@ def test_a_port_that_is_in_use_is_an_error_before_the_server_starts(run, task, t
     assert not (tmp_path / "7_server.log").exists()
 
 
-def test_secrets_of_the_environment_are_not_shown_with_the_log(tmp_path, monkeypatch):
-    monkeypatch.setenv("LAB_API_KEY", "open-sesame")
-    words = [sys.executable, "-c", "import os; print('key', os.environ['LAB_API_KEY']); 1 / 0", "{port}"]
+@pytest.mark.parametrize("name", ["LAB_API_KEY", "DOOR"])
+def test_secrets_of_the_environment_are_not_shown_with_the_log(tmp_path, monkeypatch, name):
+    monkeypatch.setenv(name, "open-sesame")
+    words = [sys.executable, "-c", f"import os; print('key', os.environ['{name}']); 1 / 0", "{port}"]
     server = CaptionServer(command=tuple(words))
     with (
         pytest.raises(BackendError) as caught,
-        serving(server, tmp_path / "log", stop=lambda: False, report=lambda text: None),
+        serving(server, tmp_path / "log", stop=lambda: False, report=lambda text: None, key="DOOR"),
     ):
         pass
     assert "key ***" in caught.value.message

@@ -14,6 +14,7 @@ import pytest
 import magicseg as package
 from helpers.stand_ins import claim
 from helpers.tiny_runs import do, make_run
+from magicseg.launch import task as launch_task
 from magicseg.run import Run
 from magicseg.run.claims import STALE_SECONDS
 from magicseg.run.digest import logical_digest
@@ -189,6 +190,13 @@ def test_a_task_that_runs_again_after_a_warning_gives_the_same_data(tmp_path, fa
     assert events(text, "started") == left
     do(slow, "generate", "mask")
     assert logical_digest(Run.open(slow.path)) == expected_digest
+
+
+@pytest.mark.parametrize(("warned", "code"), [(True, 75), (False, 2)])
+def test_an_error_after_the_warning_puts_the_task_back_into_the_queue(warned, code):
+    with pytest.raises(SystemExit) as ending:
+        launch_task._exit(launch_task._Signals(warned=warned), 2)
+    assert ending.value.code == code
 
 
 def test_a_warning_before_the_first_shard_ends_a_task_at_once(slow, task):
