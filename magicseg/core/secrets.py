@@ -16,7 +16,7 @@ _VALUE = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
     r"|\bBearer\s+[\w.~+/=-]{8,}"
 )
-_NUMBER_OR_FILE = re.compile(r"--[\w-]+(file|path|env)=.*|--[\w-]+=[\d.]*")
+_COUNT_OR_FILE = re.compile(r"--[\w-]+(file|path|env)=.*|--[\w-]*(tokens|token-id)[\w-]*=[\d.]*")
 _ASSIGNMENT = re.compile(r"(?<![\w-])(?:--)?([A-Za-z_][\w-]*)=([\"']?[^\s;&|]*)")
 
 
@@ -47,10 +47,10 @@ def assigned_secret(text: str, names: Collection[str] = ()) -> str | None:
 def secret_argument(words: Sequence[str]) -> bool:
     """Return whether a command's arguments contain a secret, as ``--api-key abc`` or ``--api-key=abc`` do.
 
-    Numbers (``--max-num-batched-tokens 8192``) and names of files (``--api-key-file PATH``) do not count.
+    Numbers of tokens (``--max-num-batched-tokens 8192``) and names of files (``--api-key-file PATH``) do not count.
     """
     pairs = [f"{name}={value}" for name, value in pairwise(words) if name.startswith("--") and value[:1] != "-"]
     return any(
-        secret_value(text) or (assigned_secret(text) is not None and not _NUMBER_OR_FILE.fullmatch(text))
+        secret_value(text) or (assigned_secret(text) is not None and not _COUNT_OR_FILE.fullmatch(text))
         for text in (*words, *pairs)
     )

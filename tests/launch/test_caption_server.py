@@ -333,6 +333,7 @@ def test_a_server_is_set_on_the_command_line_too():
         ({"command": VLLM, "prot": 1}, "stages.describe.server.prot"),
         ({"command": [*VLLM, "--api-key", "hunter2"]}, "must not contain a password or a key"),
         ({"command": [*VLLM, "--api-key=hunter2"]}, "must not contain a password or a key"),
+        ({"command": [*VLLM, "--api-key", "123456"]}, "must not contain a password or a key"),
         ({"command": [*VLLM, "hf_" + "a" * 20]}, "must not contain a password or a key"),
     ],
 )

@@ -105,16 +105,15 @@ class TextToImage:
 
     def _painted(self, texts: Sequence[str], seeds: Sequence[int], steps: int) -> PaintedImages:
         """Paint in one call, or pair by pair where all texts of a call have a part in each other's pixels."""
+        if not self.family.one_pair:
+            return self._paint_once(texts, seeds, steps)
         count = len(texts) // self._images_per_pair
-        calls = [range(pair, len(texts), count) for pair in range(count)] if self.family.one_pair else [
-            range(len(texts))
-        ]  # fmt: skip
-        results = [
-            self._call(self.arguments([texts[row] for row in rows], [seeds[row] for row in rows], steps))
-            for rows in calls
-        ]
-        painted = [to_painted(each.images, getattr(each, "nsfw_content_detected", None)) for each in results]
-        return joined(painted, [row for rows in calls for row in rows])
+        pairs = [slice(pair, None, count) for pair in range(count)]
+        return joined([self._paint_once(texts[pair], seeds[pair], steps) for pair in pairs])
+
+    def _paint_once(self, texts: Sequence[str], seeds: Sequence[int], steps: int) -> PaintedImages:
+        result = self._call(self.arguments(texts, seeds, steps))
+        return to_painted(result.images, getattr(result, "nsfw_content_detected", None))
 
     def warm_up(self, pairs: int) -> None:
         """Make one short call with a batch of ``pairs``, so that errors show before the first shard.
@@ -369,11 +368,14 @@ def to_painted(images_NCHW: torch.Tensor, flags: Sequence[bool] | None) -> Paint
     )
 
 
-def joined(parts: Sequence[PaintedImages], rows: Sequence[int]) -> PaintedImages:
-    """Return one batch of several. Args: rows: the row of each image of the parts, in their order."""
-    order = np.argsort(np.asarray(rows))
+def joined(pairs: Sequence[PaintedImages]) -> PaintedImages:
+    """Return one batch: the first images of all pairs, then the second ones."""
     return PaintedImages(
-        images=np.concatenate([part.images for part in parts])[order],
-        undefined=np.concatenate([part.undefined for part in parts])[order],
-        unsafe=np.concatenate([part.unsafe for part in parts])[order],
+        images=_by_place([pair.images for pair in pairs]),
+        undefined=_by_place([pair.undefined for pair in pairs]),
+        unsafe=_by_place([pair.unsafe for pair in pairs]),
     )
+
+
+def _by_place(rows: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
